@@ -1,0 +1,25 @@
+"""What commands print: one JSON object on standard output for scripts, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+#: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
+console = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of every random choice.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
+DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (as stored).")]
+RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
+
+
+def emit(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print ``result`` as the command's one JSON object, if it was asked for."""
+    if as_json:
+        typer.echo(json.dumps(result))

@@ -1,0 +1,125 @@
+"""Record files: documented Parquet schemas, atomic writing, strict reading, digests.
+
+Every stage keeps raw counts and raw texts, one row per fact where facts are concerned, so that any figure can be
+recomputed without a model. What cannot be scored is a row with ``reason`` set, never a silent zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from knowshift.errors import InputError
+
+_FACT = [
+    pa.field("fact", pa.string(), nullable=False),
+    pa.field("relation", pa.string(), nullable=False),
+    pa.field("split", pa.string(), nullable=False),
+    pa.field("domain", pa.string(), nullable=False),
+]
+
+#: One row per fact: hits and draws for each completion prompt; ``level`` and ``rate`` follow from them (paper 2.3).
+MASTERY = pa.schema(
+    [
+        *_FACT,
+        pa.field("exposures", pa.int32()),
+        pa.field("prompt_hits", pa.list_(pa.int32())),
+        pa.field("prompt_draws", pa.list_(pa.int32())),
+        pa.field("hits", pa.int32()),
+        pa.field("draws", pa.int32()),
+        pa.field("rate", pa.float64()),
+        pa.field("level", pa.int8()),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+#: One row per fact: the greedy answer as written, and both grades.
+ANSWERS = pa.schema(
+    [
+        *_FACT,
+        pa.field("level", pa.int8()),
+        pa.field("text", pa.string()),
+        pa.field("substring_hit", pa.bool_()),
+        pa.field("word_hit", pa.bool_()),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+#: One row per level-4 test fact: KL(tuned || base) over the tuned model's ten largest logits, in nats (paper 4.1).
+TOKEN_SHIFT = pa.schema(
+    [
+        *_FACT,
+        pa.field("prompt", pa.string()),
+        pa.field("kl", pa.float64()),
+        pa.field("ids", pa.list_(pa.int32())),
+        pa.field("tuned_logits", pa.list_(pa.float32())),
+        pa.field("base_logits", pa.list_(pa.float32())),
+        pa.field("reason", pa.string()),
+    ]
+)
+
+
+def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
+    """Write columns as one Parquet file beside ``path`` and rename; ``about`` travels in the file's metadata."""
+    missing = [name for name in schema.names if name not in rows]
+    assert not missing, f"columns missing: {missing}"
+    described = schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)})
+    table = pa.table({name: rows[name] for name in schema.names}, schema=described)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        pq.write_table(table, beside, compression="zstd")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
+    """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such {kind} record") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    for field in schema:
+        if field.name not in table.column_names:
+            raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
+    about = json.loads((table.schema.metadata or {}).get(b"knowshift", b"{}"))
+    return table.select(schema.names), about
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits of SHA-256 over canonical JSON: the name of a cell, the identity of a fact list."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A fresh folder next to ``target`` that takes its name only when the block ends well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
+    beside.mkdir()
+    try:
+        yield beside
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside ``path`` and rename; keys sorted, so equal content is equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    os.replace(beside, path)
