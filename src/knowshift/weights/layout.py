@@ -1,0 +1,182 @@
+"""Where a tensor sits in a transformer: layer, module, kind; and which tensors make up a region.
+
+The names are those of the checkpoint on disk, or those of a loaded model where transformers fuses weights in memory
+(the experts of a mixture). An architecture that is not in :data:`ARCHITECTURES` is never guessed at: only the region
+``all`` is open to it.
+
+The region ``layers`` is the paper's (section 4.2): every weight matrix inside the transformer layers; norms, biases,
+embeddings and the output head stay out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from knowshift.errors import InputError, nearest
+
+REGIONS = ("layers", "attention", "mlp", "embeddings", "norms", "all")
+
+_LLAMA = {
+    "q": r"self_attn\.q_proj",
+    "k": r"self_attn\.k_proj",
+    "v": r"self_attn\.v_proj",
+    "o": r"self_attn\.o_proj",
+    "gate": r"mlp\.gate_proj",
+    "up": r"mlp\.up_proj",
+    "down": r"mlp\.down_proj",
+}
+# Experts: one matrix each on disk; one fused tensor of shape (experts, out, in) in a loaded model.
+_EXPERTS = {
+    **{name: pattern for name, pattern in _LLAMA.items() if name in "qkvo"},
+    "gate": r"mlp\.(?:experts\.\d+\.|shared_experts?\.)?gate_proj",
+    "up": r"mlp\.(?:experts\.\d+\.|shared_experts?\.)?up_proj",
+    "down": r"mlp\.(?:experts\.\d+\.|experts\.|shared_experts?\.)?down_proj",
+    "gate_up": r"mlp\.experts\.gate_up_proj",
+    "router": r"mlp\.(?:gate|router)",
+    "shared_gate": r"mlp\.shared_expert_gate",
+}
+_MIXTRAL = {
+    **_EXPERTS,
+    "gate": r"block_sparse_moe\.experts\.\d+\.w1",
+    "down": r"(?:block_sparse_moe\.experts\.\d+\.w2|mlp\.experts\.down_proj)",
+    "up": r"block_sparse_moe\.experts\.\d+\.w3",
+    "router": r"(?:block_sparse_moe|mlp)\.gate",
+}
+_PHI = {
+    **{name: pattern for name, pattern in _LLAMA.items() if name in "qkv"},
+    "o": r"self_attn\.dense",
+    "up": r"mlp\.fc1",
+    "down": r"mlp\.fc2",
+}
+_PHI3 = {
+    "qkv": r"self_attn\.qkv_proj",
+    "o": r"self_attn\.o_proj",
+    "gate_up": r"mlp\.gate_up_proj",
+    "down": r"mlp\.down_proj",
+}
+_NEOX = {
+    "qkv": r"attention\.query_key_value",
+    "o": r"attention\.dense",
+    "up": r"mlp\.dense_h_to_4h",
+    "down": r"mlp\.dense_4h_to_h",
+}
+_GPT2 = {
+    "qkv": r"attn\.c_attn",
+    "o": r"attn\.c_proj",
+    "up": r"mlp\.c_fc",
+    "down": r"mlp\.c_proj",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How one family names its tensors: the layer list, the modules inside a layer, embeddings and head."""
+
+    layer: str  # a pattern ending before the layer's number
+    modules: Mapping[str, str]
+    embeddings: str
+    head: str = r"lm_head"
+
+
+_MODEL = r"(?:model\.)?"
+_DECODER = Architecture(_MODEL + r"layers\.", _LLAMA, _MODEL + r"embed_tokens")
+_MOE = Architecture(_MODEL + r"layers\.", _EXPERTS, _MODEL + r"embed_tokens")
+
+#: By ``model_type`` of the configuration.
+ARCHITECTURES: Mapping[str, Architecture] = {
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3"),
+        _DECODER,
+    ),
+    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), _MOE),
+    "mixtral": Architecture(_MODEL + r"layers\.", _MIXTRAL, _MODEL + r"embed_tokens"),
+    "phi": Architecture(_MODEL + r"layers\.", _PHI, _MODEL + r"embed_tokens"),
+    "phi3": Architecture(_MODEL + r"layers\.", _PHI3, _MODEL + r"embed_tokens"),
+    "gpt_neox": Architecture(r"(?:gpt_neox\.)?layers\.", _NEOX, r"(?:gpt_neox\.)?embed_in", r"embed_out"),
+    "gpt2": Architecture(r"(?:transformer\.)?h\.", _GPT2, r"(?:transformer\.)?(?:wte|wpe)"),
+}
+
+_ATTENTION = ("q", "k", "v", "o", "qkv")
+
+
+@dataclass(frozen=True)
+class Place:
+    """One tensor's place: ``kind`` is attention, mlp, embeddings, head, norms, biases or other."""
+
+    name: str
+    layer: int | None
+    module: str
+    kind: str
+
+
+def place(name: str, shape: tuple[int, ...], model_type: str) -> Place:
+    """Place one tensor; ``model_type`` must be in :data:`ARCHITECTURES`.
+
+    A matrix inside a layer whose name no pattern knows (a new kind of adapter, say) is a matrix of that layer all
+    the same: its kind is ``other`` and its module is its own name.
+    """
+    family = ARCHITECTURES[model_type]
+    inside = re.match(family.layer + r"(\d+)\.(.+)$", name)
+    stem = name.removesuffix(".weight")
+    if inside is None:
+        if re.fullmatch(family.embeddings, stem):
+            return Place(name, None, "embeddings", "embeddings")
+        if re.fullmatch(family.head, stem):
+            return Place(name, None, "head", "head")
+        return Place(name, None, stem.rpartition(".")[2], "norms" if "norm" in stem or "ln_" in stem else "other")
+    layer, rest = int(inside.group(1)), inside.group(2)
+    if rest.endswith("bias"):
+        return Place(name, layer, rest, "biases")
+    if len(shape) < 2:
+        return Place(name, layer, rest.removesuffix(".weight"), "norms")
+    rest = rest.removesuffix(".weight")
+    for module, pattern in family.modules.items():
+        if re.fullmatch(pattern, rest):
+            return Place(name, layer, module, "attention" if module in _ATTENTION else "mlp")
+    return Place(name, layer, rest, "other")
+
+
+def in_region(
+    shapes: Mapping[str, tuple[int, ...]],
+    model_type: str,
+    region: str = "layers",
+    layers: tuple[int, int] | None = None,
+) -> list[Place]:
+    """The tensors of a region, sorted by name: the order in which equal scores are ranked.
+
+    ``layers=(first, last)``, both included, keeps only what sits in those transformer layers. Raises
+    :class:`InputError` for an unknown region, an architecture whose layout is not known (other than for ``all``),
+    an empty region, and layers that the model does not have.
+    """
+    if region not in REGIONS:
+        raise InputError(f"region {region!r} is not known{nearest(region, REGIONS)}")
+    known = model_type in ARCHITECTURES
+    if not known and (region != "all" or layers is not None):
+        raise InputError(
+            f"architecture {model_type!r} has no known layout, so only the region 'all' is open to it"
+            + nearest(model_type, ARCHITECTURES)
+        )
+    if known:
+        places = [place(name, shapes[name], model_type) for name in sorted(shapes)]
+    else:
+        places = [Place(name, None, name, "other") for name in sorted(shapes)]
+    if layers is not None:
+        present = sorted({p.layer for p in places if p.layer is not None})
+        first, last = layers
+        if not (0 <= first <= last and present and last <= present[-1]):
+            raise InputError(f"layers {first}-{last}: the model has layers 0-{present[-1] if present else 'none'}")
+        places = [p for p in places if p.layer is not None and first <= p.layer <= last]
+    kept = [p for p in places if _belongs(p, region)]
+    if not kept:
+        raise InputError(f"region {region!r} of architecture {model_type!r} holds no tensor of this model")
+    return kept
+
+
+def _belongs(where: Place, region: str) -> bool:
+    if region == "layers":
+        return where.layer is not None and where.kind in ("attention", "mlp", "other")
+    if region == "embeddings":
+        return where.kind in ("embeddings", "head")
+    return region == "all" or where.kind == region

@@ -1,0 +1,131 @@
+"""Where weights are read from: one small interface, so that the same measures serve loaded and stored models.
+
+A reader gives any stretch of a tensor as a flat piece. Work is done piece by piece, in bounded memory, by one or
+several threads (torch and file reads release the interpreter's lock), and results come back in order: they do not
+depend on the size of a piece or the number of threads.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+#: Weights in a piece: its working set stays inside a core's cache, and the interpreter's share of the time small.
+PIECE = 1 << 18
+
+Result = TypeVar("Result")
+
+
+class TensorReader(Protocol):
+    """Tensors by name, a stretch at a time."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name to shape of every tensor."""
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Weights ``start:stop`` of the flattened tensor, in the dtype in which they are held. Not to be changed."""
+
+
+class LoadedTensors:
+    """Tensors that are in memory: a state dict, or :func:`parameters_of` a model."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._tensors[name].detach().reshape(-1)[start:stop]
+
+
+def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """A model's parameters by name, tied ones once; they share memory with the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def copy_of(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Copies of a model's parameters on the CPU: what a base leaves behind before it is fine-tuned."""
+    return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
+
+
+@dataclass(frozen=True)
+class WeightPair:
+    """Two readers and the tensors compared, in ranking order (sorted names)."""
+
+    base: TensorReader
+    tuned: TensorReader
+    names: Sequence[str]
+    device: torch.device | None = None  # where scores are computed; None: where the tuned tensor lies
+
+    @property
+    def sizes(self) -> list[int]:
+        return [_numel(self.tuned.shapes[name]) for name in self.names]
+
+    def read(self, tensor: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """(base, tuned) of one piece, flat, as stored, on one device."""
+        name = self.names[tensor]
+        tuned = self.tuned.read(name, start, stop)
+        if self.device is not None:
+            tuned = tuned.to(self.device)
+        return self.base.read(name, start, stop).to(tuned.device), tuned
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    number = 1
+    for extent in shape:
+        number *= extent
+    return number
+
+
+def stretches(sizes: Sequence[int], piece: int = PIECE) -> Iterator[tuple[int, int, int]]:
+    """(tensor, start, stop) of every piece, in ranking order."""
+    for tensor, size in enumerate(sizes):
+        for start in range(0, size, piece):
+            yield tensor, start, min(start + piece, size)
+
+
+@contextmanager
+def workers(threads: int | None = None) -> Iterator[Callable[..., Iterator[Result]]]:
+    """Give ``run(function, pieces)``, which yields ``function(*piece)`` in order, some pieces ahead.
+
+    torch computes each piece on one core while this is open, and as before afterwards.
+    """
+    number = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
+    assert number is not None
+    before = torch.get_num_threads()
+    if number == 1:
+
+        def alone(function: Callable[..., Result], pieces: Iterator[tuple[int, ...]]) -> Iterator[Result]:
+            for item in pieces:
+                yield function(*item)
+
+        torch.set_num_threads(1)
+        try:
+            yield alone
+        finally:
+            torch.set_num_threads(before)
+        return
+    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
+
+    def together(function: Callable[..., Result], pieces: Iterator[tuple[int, ...]]) -> Iterator[Result]:
+        ahead: deque[Future[Result]] = deque()
+        for item in pieces:
+            ahead.append(pool.submit(function, *item))
+            if len(ahead) > 2 * number:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    try:
+        yield together
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
