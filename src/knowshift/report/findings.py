@@ -1,0 +1,28 @@
+"""The paper's four findings, each looked for in a run: contrasts, intervals, verdicts, sentences from the numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from knowshift.report.accuracy_findings import levels_finding, sizes_finding
+from knowshift.report.claims import Claim, Finding, finding_rows
+from knowshift.report.evidence import Evidence, read_evidence
+from knowshift.report.shift_findings import tokens_finding, weights_finding
+
+__all__ = ["Claim", "Finding", "find", "finding_rows", "findings_of"]
+
+
+def find(evidence: Evidence) -> list[Finding]:
+    """The four findings in the paper's order (METHOD.md section 8)."""
+    return [
+        sizes_finding(evidence),
+        levels_finding(evidence),
+        tokens_finding(evidence),
+        weights_finding(evidence),
+    ]
+
+
+def findings_of(run: Path) -> list[dict[str, Any]]:
+    """The findings of a run folder as plain JSON values."""
+    return [finding.to_json() for finding in find(read_evidence(run))]
