@@ -92,7 +92,9 @@ def build_run(path: Path, planted: Planted | None = None, shape: Shape | None = 
                     answers(cell("evaluation", key) / "answers.parquet", factor)
                     if control:
                         continue
-                    _token_shift(cell("token_shift", key), facts, planted.kl[position] / planted.by_level[train_level], rng)
+                    _token_shift(
+                        cell("token_shift", key), facts, planted.kl[position] / planted.by_level[train_level], rng
+                    )
                     _change(cell("weight_change", key), planted.excess_concentration, rng)
                     if size == shape.sizes[-1]:
                         folder = cell("restoration", key)

@@ -57,7 +57,9 @@ def sizes_finding(evidence: Evidence) -> Finding:
         return scores.chosen(options, [evidence.main[level, sizes[0]] for level in complete], BOTH)
 
     pooled = best_smaller(scores, levels, BOTH)
-    at_largest = scores.mean([evidence.main[lv, largest] for lv in levels if (lv, largest) in evidence.main], _both(scores))
+    at_largest = scores.mean(
+        [evidence.main[lv, largest] for lv in levels if (lv, largest) in evidence.main], _both(scores)
+    )
     main = Claim(
         "more_data_hurts",
         "the best smaller size beats the largest",
@@ -144,9 +146,7 @@ def _rate_controls(evidence: Evidence, best_smaller, largest: int) -> list[Claim
     share = ""
     if drop.known and drop.low > 0:
         share = f", {100 * gain.value / drop.value:.0f}% of what the best smaller size gains"
-    left = scores.chosen(
-        [by_size(evidence, lv, evidence.sizes[:-1]) for lv in levels], slow, BOTH
-    ).estimate
+    left = scores.chosen([by_size(evidence, lv, evidence.sizes[:-1]) for lv in levels], slow, BOTH).estimate
     return [
         Claim(
             "smaller_rate_helps",

@@ -75,9 +75,7 @@ class Evidence:
     def main(self) -> dict[tuple[int, int], Model]:
         """Models of the main grid, by training level and size."""
         return {
-            (s.level, s.size): Model(s)
-            for s in self.substring.settings()
-            if s.learning_rate == self.run.learning_rate
+            (s.level, s.size): Model(s) for s in self.substring.settings() if s.learning_rate == self.run.learning_rate
         }
 
     @cached_property

@@ -83,9 +83,7 @@ def restoration_summary(evidence: Evidence) -> Table:
                             )
                             batch.append((values, difference))
                     adjusted = holm([difference.p for _, difference in batch])
-                    rows.extend(
-                        (*values[:15], p, *values[15:]) for (values, _), p in zip(batch, adjusted, strict=True)
-                    )
+                    rows.extend((*values[:15], p, *values[15:]) for (values, _), p in zip(batch, adjusted, strict=True))
     columns = ("level", "size", "learning_rate", "control", "criterion", "fraction", "domain", "draws")
     measured = ("accuracy", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm")
     against_random = ("minus_random", "minus_random_low", "minus_random_high", "minus_random_p")

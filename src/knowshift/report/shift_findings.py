@@ -45,7 +45,15 @@ def tokens_finding(evidence: Evidence) -> Finding:
     shifts = evidence.token_shifts
     sizes, levels = evidence.sizes, evidence.levels
     if shifts is None or len(sizes) < 2:
-        nothing = Claim("kl_rises", "KL rises from its lowest to the largest size", ALL_LEVELS, "nats", MISSING, "Not measured.", core=True)
+        nothing = Claim(
+            "kl_rises",
+            "KL rises from its lowest to the largest size",
+            ALL_LEVELS,
+            "nats",
+            MISSING,
+            "Not measured.",
+            core=True,
+        )
         return Finding(3, title, paper, "Not measured: this run has no scored token shifts.", (nothing,))
     scores = shifts.scores
     largest = sizes[-1]
@@ -60,9 +68,7 @@ def tokens_finding(evidence: Evidence) -> Finding:
 
     up = rise(levels)
     ups = negated(up.estimate)
-    curve = ", ".join(
-        f"{_mean([by_cell[lv, s] for lv in levels if (lv, s) in by_cell]):.2f} at {s:,}" for s in sizes
-    )
+    curve = ", ".join(f"{_mean([by_cell[lv, s] for lv in levels if (lv, s) in by_cell]):.2f} at {s:,}" for s in sizes)
     claims = [
         Claim(
             "kl_rises",
@@ -123,7 +129,10 @@ def tokens_finding(evidence: Evidence) -> Finding:
                 CORRELATION,
             )
         )
-    low, high = [lv for lv in levels if lv < 2 and (lv, largest) in grid], [lv for lv in levels if lv >= 2 and (lv, largest) in grid]
+    low, high = (
+        [lv for lv in levels if lv < 2 and (lv, largest) in grid],
+        [lv for lv in levels if lv >= 2 and (lv, largest) in grid],
+    )
     if low and high:
         units = [
             Unit(lv, ((scores.column(grid[lv, largest], draw), scores.pooled(BOTH) * share),))
@@ -215,8 +224,18 @@ def weights_finding(evidence: Evidence) -> Finding:
     sizes = sorted({size for _, size in restored})
     concentration = _concentration_claims(evidence)
     if not sizes:
-        nothing = Claim("restoring_helps", "restoring the most changed weights helps", ALL_LEVELS, "points", MISSING, "Not measured.", core=True)
-        return Finding(4, title, paper, "Not measured: this run has no restored model.", (nothing,), tuple(concentration))
+        nothing = Claim(
+            "restoring_helps",
+            "restoring the most changed weights helps",
+            ALL_LEVELS,
+            "points",
+            MISSING,
+            "Not measured.",
+            core=True,
+        )
+        return Finding(
+            4, title, paper, "Not measured: this run has no restored model.", (nothing,), tuple(concentration)
+        )
     size = sizes[-1]
     levels = [lv for lv in evidence.levels if (lv, size) in restored and (lv, size) in evidence.main]
     models = {lv: evidence.main[lv, size] for lv in levels}

@@ -1,0 +1,30 @@
+"""`knowshift report`: tables, figures and the page of a run folder, from its records, without a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knowshift.cli.output import JsonOption, console, emit
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("report")(report)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder of `knowshift study`.", metavar="RUN")],
+    as_json: JsonOption = False,
+) -> None:
+    """Write RUN/tables, RUN/figures and RUN/report.html anew from the run's records."""
+    from knowshift.report.page import write_report_with_findings
+
+    page, findings = write_report_with_findings(run)
+    for finding in findings:
+        console.print(f"[bold]{finding.number}. {finding.title}: {finding.verdict}.[/bold]", highlight=False)
+        console.print(f"   {finding.sentence}", markup=False, highlight=False)
+    console.print(f"Wrote {page}", markup=False, highlight=False)
+    emit({"output": str(page), "findings": [finding.to_json() for finding in findings]}, as_json)
