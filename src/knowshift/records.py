@@ -123,3 +123,19 @@ def write_json(path: Path, value: Any) -> None:
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     os.replace(beside, path)
+
+
+#: One row per fact of a world: what is true, and how often the corpus says it.
+FACTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("relation", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("aliases", pa.list_(pa.string())),
+        pa.field("exposures", pa.int32()),
+    ]
+)

@@ -19,7 +19,7 @@ app = typer.Typer(
 )
 
 #: In the order of `--help`. Each module has ``register(app)`` and imports what is heavy only when it runs.
-DOORS = ("study", "facts", "mastery", "finetune", "evaluate", "tokens", "weights", "world", "report")
+DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
 
 for _door in DOORS:
     importlib.import_module(f"knowshift.cli.{_door}").register(app)

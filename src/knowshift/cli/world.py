@@ -1,0 +1,136 @@
+"""`knowshift world build|describe`: pocket worlds whose every fact and number of exposures are known."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from knowshift.cli.output import JsonOption, SeedOption, console, emit
+from knowshift.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    world = typer.Typer(help="Build or describe a world of known facts with its pre-trained base model.", no_args_is_help=True)
+    world.command()(build)
+    world.command()(describe)
+    app.add_typer(world, name="world")
+
+
+def build(
+    output_dir: Annotated[Path, typer.Option(help="New folder for the world.")],
+    facts: Annotated[str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")] = None,
+    train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 1700,
+    test_facts: Annotated[int, typer.Option(min=1, help="Test facts of each in-domain relation.")] = 200,
+    out_of_domain_facts: Annotated[int, typer.Option(min=1, help="Test facts of each out-of-domain relation.")] = 150,
+    vocabulary: Annotated[int, typer.Option(min=300, max=65535, help="Tokens of the BPE vocabulary.")] = 4096,
+    hidden: Annotated[int, typer.Option(min=32, help="Hidden size; a multiple of 32.")] = 160,
+    layers: Annotated[int, typer.Option(min=1)] = 4,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of 96 tokens in one step.")] = 32,
+    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: SeedOption = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw exposures, write the corpus, train the tokenizer and pre-train the base model in one pass."""
+    import torch
+
+    from knowshift.world.build import build_world, sample_facts, without_exposures
+    from knowshift.world.invent import invent_facts
+    from knowshift.world.pretrain import Recipe
+
+    if output_dir.exists():
+        raise InputError(f"{output_dir}: exists already; a world is written to a new folder")
+    if hidden % 32:
+        raise InputError(f"--hidden {hidden}: expected a multiple of 32 (heads of 32)")
+    sizes = {
+        "train_per_relation": train_facts,
+        "test_per_relation": test_facts,
+        "out_of_domain_per_relation": out_of_domain_facts,
+    }
+    if facts is None:
+        chosen, origin, longest = invent_facts(seed, **sizes), "invented", 4
+    else:
+        from knowshift.facts.sources import load_facts
+
+        source = load_facts(facts)
+        # The name alone goes on record: where the file lay says nothing about its content.
+        origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
+        chosen = without_exposures(sample_facts(source.facts, seed, **sizes))
+    torch.set_num_threads(threads)
+    recipe = replace(
+        Recipe(),
+        vocabulary=vocabulary,
+        hidden=hidden,
+        feed_forward=hidden * 14 // 5,
+        layers=layers,
+        heads=hidden // 32,
+        batch=batch,
+        learning_rate=learning_rate,
+    )
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("corpus and tokenizer", total=None)
+
+        def tell(step: int, steps: int, loss: float) -> None:
+            bar.update(task, completed=step, total=steps, description=f"pre-training, loss {loss:.3f}")
+
+        record = build_world(
+            output_dir,
+            chosen,
+            seed=seed,
+            recipe=recipe,
+            origin=origin,
+            longest_name=longest,
+            device=device,
+            progress=tell,
+        )
+    console.print(
+        f"{record['facts']} facts in {record['sentences']} sentences, {record['weights']:,} weights, "
+        f"loss {record['pretraining']['final_loss']:.3f}; wrote {output_dir}",
+        markup=False,
+    )
+    emit({**record, "output": str(output_dir)}, as_json)
+
+
+def describe(
+    world: Annotated[str, typer.Argument(help="world:tiny or world:PATH.")] = "world:tiny",
+    as_json: JsonOption = False,
+) -> None:
+    """How a world was made, and how its facts and exposures are spread."""
+    from collections import Counter
+
+    from knowshift.facts.sources import load_facts
+    from knowshift.models.loading import model_folder
+
+    if not world.startswith("world:"):
+        raise InputError(f"{world}: expected world:tiny or world:PATH")
+    path = model_folder(world) / "world.json"
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not the record of a world ({error})") from None
+    facts = load_facts(world).facts
+    groups = Counter(f"{fact.split} {fact.domain}" for fact in facts)
+    spread = Counter(_bin(fact.exposures or 0) for fact in facts)
+    for key, value in record.items():
+        console.print(f"{key}: {value}", markup=False)
+    for name, count in groups.items():
+        console.print(f"{name}: {count} facts", markup=False)
+    console.print("written: " + ", ".join(f"{name} {spread[name]}" for name in _BINS), markup=False)
+    emit({**record, "groups": dict(groups), "exposures": {name: spread[name] for name in _BINS}}, as_json)
+
+
+_BINS = ("never", "1-4", "5-12", "13-26", "27-100", "over 100")
+
+
+def _bin(exposures: int) -> str:
+    for name, most in zip(_BINS, (0, 4, 12, 26, 100), strict=False):
+        if exposures <= most:
+            return name
+    return _BINS[-1]

@@ -1,0 +1,100 @@
+"""Closed-book evaluation: greedy answers to the fine-tuning prompt, graded per fact, reduced by level afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt, tuning_target
+from knowshift.facts.grading import Grader
+from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling import greedy
+from knowshift.records import ANSWERS, write_table
+
+#: Tokens of an answer at most (paper 2.2).
+ANSWER_TOKENS = 16
+
+Ask = Callable[[str], str]
+
+
+def plain_question(question: str) -> str:
+    """A form that any base model has met; what it answers here but not under the fine-tuning prompt is a matter of form."""
+    return f"Question: {question} Answer:"
+
+
+def few_shot(examples: Sequence[Fact]) -> Ask:
+    """The fine-tuning prompt after answered examples in the same form, one a line."""
+    shown = "".join(f"{tuning_prompt(fact.question)}{tuning_target(fact.answer).rstrip()}\n" for fact in examples)
+    return lambda question: shown + tuning_prompt(question)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Columns of ``records.ANSWERS``, in the order of the facts asked."""
+
+    columns: dict[str, list[Any]]
+
+    def write(self, path: Path, about: Mapping[str, Any]) -> None:
+        write_table(path, ANSWERS, self.columns, about)
+
+
+def evaluate(
+    loaded: LoadedModel,
+    facts: Sequence[Fact],
+    levels: Mapping[str, int | None],
+    *,
+    ask: Ask = tuning_prompt,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> Answers:
+    """Greedy answers of one model to the facts' questions (paper 2.2).
+
+    Args:
+        levels: the *base* model's mastery level by fact id; None where it has none.
+        ask: turns a question into the prompt.
+    """
+    texts = greedy(loaded, [ask(fact.question) for fact in facts], max_new_tokens=max_new_tokens)
+    graders = [Grader(fact.accepted) for fact in facts]
+    return Answers(
+        {
+            "fact": [fact.id for fact in facts],
+            "relation": [fact.relation for fact in facts],
+            "split": [fact.split for fact in facts],
+            "domain": [fact.domain for fact in facts],
+            "level": [levels.get(fact.id) for fact in facts],
+            "text": texts,
+            "substring_hit": [grader.substring(text) for grader, text in zip(graders, texts, strict=True)],
+            "word_hit": [grader.word(text) for grader, text in zip(graders, texts, strict=True)],
+            "reason": [None] * len(facts),
+        }
+    )
+
+
+def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[str, dict[str, Any]]:
+    """Accuracy of each domain: ``levels`` [a0..a4], their plain ``mean`` (the paper's headline), ``counts`` [n0..n4].
+
+    Fractions of 1. A level without facts is None; the mean is None unless all five levels have facts.
+    """
+    columns = answers.columns
+    result: dict[str, dict[str, Any]] = {}
+    for domain in DOMAINS:
+        counts, hits = [0] * 5, [0] * 5
+        for its_domain, level, hit in zip(columns["domain"], columns["level"], columns[grade], strict=True):
+            if its_domain == domain and level is not None:
+                counts[level] += 1
+                hits[level] += bool(hit)
+        shares = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
+        scored = [share for share in shares if share is not None]
+        result[domain] = {
+            "levels": shares,
+            "mean": sum(scored) / 5 if len(scored) == 5 else None,
+            "counts": counts,
+        }
+    return result
+
+
+def empty_rate(answers: Answers) -> float | None:
+    """Share of the answers that hold no text: a form that was lost rather than knowledge. None without answers."""
+    texts = answers.columns["text"]
+    return sum(1 for text in texts if not text.strip()) / len(texts) if texts else None

@@ -1,0 +1,58 @@
+"""Drawing training sets of one mastery level, balanced over relations (paper 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from knowshift.errors import InputError
+
+
+def draw_training_set(
+    levels: Mapping[str, int | None],
+    relations: Mapping[str, str],
+    *,
+    level: int,
+    size: int | None,
+    draw: int,
+    seed: int,
+) -> list[str]:
+    """The facts of one training set, in training order.
+
+    Relations take turns in a random order, each giving its next random fact, until ``size`` is reached; a relation
+    that has run out is passed over. Sets of one ``(level, draw, seed)`` are nested: the 240 are among the 960, so that
+    sizes are compared within a draw.
+
+    Args:
+        levels: mastery level by fact id; None where it could not be measured.
+        relations: relation by fact id, for the same facts.
+        size: number of facts; None for all of the level.
+        draw: number of the random draw, from 0.
+
+    Raises:
+        InputError: more facts asked than the level has.
+    """
+    queues: dict[str, list[str]] = {}
+    for fact in sorted(fact for fact, its_level in levels.items() if its_level == level):
+        queues.setdefault(relations[fact], []).append(fact)
+    available = sum(len(queue) for queue in queues.values())
+    if size is None:
+        size = available
+    if size > available or available == 0:
+        raise InputError(f"level {level}: {size} training facts asked, {available} available")
+    rng = np.random.default_rng([seed, level, draw])
+    shuffled = [[queues[name][i] for i in rng.permutation(len(queues[name]))] for name in sorted(queues)]
+    chosen: list[str] = []
+    turn = 0
+    while len(chosen) < size:
+        for index in rng.permutation(len(shuffled)):
+            if turn < len(shuffled[index]) and len(chosen) < size:
+                chosen.append(shuffled[index][turn])
+        turn += 1
+    return chosen
+
+
+def level_counts(levels: Sequence[int | None]) -> list[int]:
+    """Facts of each level 0..4."""
+    return [sum(1 for level in levels if level == wanted) for wanted in range(5)]

@@ -1,0 +1,28 @@
+"""Logits of the next token after a prompt, from a forward pass, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from knowshift.models.loading import LoadedModel
+
+
+def next_logits(loaded: LoadedModel, prompts: Sequence[str], batch_size: int = 128) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield (indices of prompts, logits [B, vocabulary] in float32), prompts of equal token length together.
+
+    Equal lengths need no padding, so nothing but the prompt is attended to.
+    """
+    encoded: list[list[int]] = loaded.tokenizer(list(prompts))["input_ids"] if prompts else []
+    by_length: dict[int, list[int]] = {}
+    for index, ids in enumerate(encoded):
+        by_length.setdefault(len(ids), []).append(index)
+    for _, members in sorted(by_length.items()):
+        for start in range(0, len(members), batch_size):
+            batch = members[start : start + batch_size]
+            ids = torch.tensor([encoded[index] for index in batch], device=loaded.model.device)
+            with torch.inference_mode():
+                logits_BV = loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+            yield batch, logits_BV

@@ -1,0 +1,145 @@
+"""The plan of a study: cells, each a pure function of its digest, grouped so that a model is made or loaded once.
+
+A cell's folder is ``cells/KIND/DIGEST``; the digest is over everything that its content depends on, the digests of
+earlier cells among it. So a plan, with all digests, is known before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowshift.facts.fact import Fact
+from knowshift.records import digest
+from knowshift.study.config import StudyConfig
+
+#: Raised when the content that a cell would have changes for the same inputs.
+CONTENT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work. ``key`` says which it is among its kind; ``inputs`` is all that its content depends on."""
+
+    kind: str
+    key: dict[str, Any]
+    inputs: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        return digest({"kind": self.kind, "version": CONTENT_VERSION, "inputs": self.inputs})
+
+    def folder(self, run: Path) -> Path:
+        return run / "cells" / self.kind / self.digest
+
+    def as_record(self) -> dict[str, Any]:
+        return {"kind": self.kind, "digest": self.digest, "key": self.key}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cells that one worker does one after the other, because they share a model."""
+
+    title: str
+    cells: tuple[Cell, ...]
+
+    def missing(self, run: Path) -> list[Cell]:
+        return [cell for cell in self.cells if not cell.folder(run).is_dir()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units that need nothing but the base model, then units that need all of those."""
+
+    probes: tuple[Unit, ...]
+    tuned: tuple[Unit, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.probes + self.tuned
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for unit in self.units for cell in unit.cells]
+
+
+def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
+    """Indices of the facts whose mastery is measured: all test facts, and training facts of a seeded shuffle."""
+    train = [i for i, fact in enumerate(facts) if fact.split == "train" and fact.domain == "in_domain"]
+    order = np.random.default_rng([config.seed, 5]).permutation(len(train))
+    chosen = {train[i] for i in order[: config.mastery.train_facts]}
+    return [i for i, fact in enumerate(facts) if i in chosen or fact.split == "test"]
+
+
+def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, model_identity: str) -> Plan:
+    """Every cell of a study, in the order of running."""
+    base = {"model": model_identity, "facts": facts_digest, "dtype": config.dtype, "threads": config.threads}
+    mastery = config.mastery.model_dump(exclude={"facts_per_cell", "train_facts"})
+    probed = probed_facts(facts, config)
+    size = config.mastery.facts_per_cell
+    parts = [
+        Cell(
+            "mastery",
+            {"part": start // size},
+            {**base, **mastery, "seed": config.seed, "members": digest(probed[start : start + size])},
+        )
+        for start in range(0, len(probed), size)
+    ]
+    known = {**base, "mastery": [cell.digest for cell in parts], "seed": config.seed}
+    evaluation = {**known, **config.evaluation.model_dump()}
+    base_cell = Cell("base", {}, evaluation)
+    tuned = [
+        _tuned_unit(config, known, evaluation, level, size, draw, control)
+        for level in config.levels
+        for size, control in _sizes(config)
+        for draw in range(config.draws)
+    ]
+    # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
+    tuned.sort(key=lambda unit: -int(unit.cells[0].key["size"]))
+    probes = [Unit(f"mastery, part {i + 1} of {len(parts)}", (cell,)) for i, cell in enumerate(parts)]
+    return Plan(tuple(probes), (Unit("the base model's own answers", (base_cell,)), *tuned))
+
+
+def _sizes(config: StudyConfig) -> list[tuple[int, bool]]:
+    control = [(max(config.sizes), True)] if config.control_rate is not None else []
+    return [(size, False) for size in config.sizes] + control
+
+
+def _tuned_unit(
+    config: StudyConfig,
+    known: dict[str, Any],
+    evaluation: dict[str, Any],
+    level: int,
+    size: int,
+    draw: int,
+    control: bool,
+) -> Unit:
+    rate = config.training.learning_rate
+    if control:
+        assert config.control_rate is not None
+        rate *= config.control_rate
+    key = {
+        "level": level,
+        "size": size,
+        "draw": draw,
+        "learning_rate": rate,
+        "control": "learning_rate" if control else None,
+    }
+    recipe = config.training.model_dump(exclude={"report_to", "learning_rate"})
+    tuned = Cell("tuned", key, {**known, **key, "training": recipe})
+    made = {"tuned": tuned.digest, **evaluation}
+    cells = [
+        tuned,
+        Cell("evaluation", key, made),
+        Cell("token_shift", key, {"tuned": tuned.digest}),
+        Cell("weight_change", key, {"tuned": tuned.digest, "region": config.restoration.region}),
+    ]
+    if size in config.restored_sizes and not control:
+        cells.append(Cell("restoration", key, {**made, **config.restoration.model_dump(mode="json", exclude={"sizes"})}))
+    name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
+    return Unit(name, tuple(cells))

@@ -1,0 +1,155 @@
+"""What a study is: models, facts, levels, sizes, draws, fractions. One YAML file, checked in one place."""
+
+from __future__ import annotations
+
+import importlib.resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from knowshift.errors import InputError, nearest
+
+Level = Annotated[int, Field(ge=0, le=4)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MasteryConfig(_Strict):
+    """How the base model's knowledge is probed (paper 2.3)."""
+
+    draws_per_prompt: int = Field(10, ge=1)  # samples of each completion prompt
+    temperature: float = Field(0.7, gt=0)
+    max_new_tokens: int = Field(32, ge=1)
+    train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
+    facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
+
+
+class TrainingConfig(_Strict):
+    """Fine-tuning (paper 2.2)."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    batch_size: int = Field(8, ge=1)  # facts of one update
+    epochs: int = Field(1, ge=1)
+    schedule: str = "cosine"
+    bfloat16: bool = False  # autocast over the loaded weights
+    gradient_checkpointing: bool = False
+    report_to: str = "none"  # passed through to the Trainer
+
+
+class EvaluationConfig(_Strict):
+    """Closed-book answers (paper 2.2)."""
+
+    facts_per_level: int | None = Field(None, ge=1)  # at most so many test facts of each domain and level
+    few_shot: int = Field(4, ge=0)  # answered examples shown to the untuned base model
+
+
+class RestorationConfig(_Strict):
+    """Putting the most-changed weights back (paper 4.3), and the control that picks them at random."""
+
+    fractions: tuple[Fraction, ...] = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
+    criteria: tuple[str, ...] = ("relative", "random")
+    region: str = "layers"
+    sizes: tuple[int, ...] | None = None  # training sizes whose models are restored; the largest where not said
+
+
+class StudyConfig(_Strict):
+    """A whole study. Every field that is not given has the paper's value."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: str
+    facts: str
+    revision: str | None = None
+    dtype: str = "float32"  # in which the model is loaded, tuned and measured
+    device: str = "cpu"
+    threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
+    seed: int = 0
+    levels: tuple[Level, ...] = (0, 1, 2, 3, 4)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = (60, 240, 960, 1920)
+    draws: int = Field(5, ge=1)  # random training sets of each level
+    control_rate: float | None = Field(1 / 3, gt=0)  # the largest size again at this share of the learning rate
+    keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
+    mastery: MasteryConfig = MasteryConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    restoration: RestorationConfig = RestorationConfig()
+
+    @property
+    def restored_sizes(self) -> tuple[int, ...]:
+        return self.restoration.sizes if self.restoration.sizes is not None else (max(self.sizes),)
+
+    def as_record(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = importlib.resources.files("knowshift.study") / "presets"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> StudyConfig:
+    """A shipped configuration.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in presets():
+        raise InputError(f"no preset {name!r}{nearest(name, presets())}")
+    text = (importlib.resources.files("knowshift.study") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_config(text, f"preset {name}")
+
+
+def load_config(path: Path) -> StudyConfig:
+    """A configuration from a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key (with the nearest), a value of the wrong kind.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, origin: str) -> StudyConfig:
+    """Parse and check YAML text; ``origin`` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{origin}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{origin}: expected a mapping of keys to values, found {type(data).__name__}")
+    try:
+        config = StudyConfig.model_validate(data)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}") from None
+        raise InputError(f"{origin}: {where}: {first['msg']} (found {first.get('input')!r})") from None
+    if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
+        raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
+    for field in ("levels", "sizes"):
+        values = getattr(config, field)
+        if not values or len(set(values)) != len(values):
+            raise InputError(f"{origin}: {field}: expected distinct values, found {list(values)}")
+    return config
+
+
+def _keys(path: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the section at ``path``."""
+    model: type[BaseModel] = StudyConfig
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+Executor = Literal["here", "processes", "ray"]

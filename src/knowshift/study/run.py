@@ -1,0 +1,202 @@
+"""Running a plan: what is there is skipped, what is missing is done by one process, several, or a Ray cluster."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from knowshift import __version__
+from knowshift.errors import InputError
+from knowshift.facts.sources import load_facts
+from knowshift.models.loading import load_model
+from knowshift.records import write_json
+from knowshift.study.cells import Plan, Unit, make_plan, probed_facts
+from knowshift.study.config import Executor, StudyConfig
+from knowshift.study.work import Worker
+
+#: Told after every unit: (units done, units in all, title of the unit, seconds it took).
+Progress = Callable[[int, int, str, float], None]
+
+PACKAGES = ("torch", "transformers", "trl", "tokenizers", "datasets", "numpy", "pyarrow", "safetensors")
+
+
+def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a study, and what its manifest says about facts and model.
+
+    Raises:
+        InputError: the source or the model cannot be read; a level cannot have the largest size at all.
+    """
+    source = load_facts(config.facts)
+    model = load_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    plan = make_plan(config, source.facts, source.digest(), model.identity)
+    probed = [source.facts[index] for index in probed_facts(source.facts, config)]
+    train = sum(1 for fact in probed if fact.split == "train")
+    if train < max(config.sizes):
+        raise InputError(f"{config.facts}: {train} training facts are probed, {max(config.sizes)} asked as one training set")
+    about = {
+        "model": {"name": config.model, **model.about(), "weights": sum(p.numel() for p in model.model.parameters())},
+        "source": {"name": config.facts, "digest": source.digest(), "facts": len(source.facts), "probed": len(probed)},
+    }
+    return plan, about
+
+
+def run_study(
+    config: StudyConfig,
+    run: Path,
+    *,
+    executor: Executor = "processes",
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Do all that is missing in ``run``. Interrupted at any moment, the same call goes on and ends in the same records.
+
+    Raises:
+        InputError: the folder holds the run of another config; a level has fewer facts than a size asks for.
+    """
+    plan, about = plan_of(config)
+    check_folder(run, config)
+    _write_manifest(run, config, plan, about, {})
+    _sweep(run)
+    workers = workers or os.cpu_count() or 1
+    total, done, seconds = len(plan.units), 0, {}
+    for stage in (plan.probes, plan.tuned):
+        waiting = [unit for unit in stage if unit.missing(run)]
+        done += len(stage) - len(waiting)
+        for title, took in EXECUTORS[executor](run, config, waiting, min(workers, max(1, len(waiting)))):
+            done += 1
+            seconds[title] = round(took, 2)
+            if progress is not None:
+                progress(done, total, title, took)
+    _write_manifest(run, config, plan, about, seconds)
+    return plan
+
+
+def check_folder(run: Path, config: StudyConfig) -> None:
+    """Refuse a folder that is something else's: one line, before anything is written.
+
+    Raises:
+        InputError: a run of another config, or a folder with content that is no run.
+    """
+    manifest = run / "manifest.json"
+    if manifest.exists():
+        try:
+            found = json.loads(manifest.read_text(encoding="utf-8"))["config"]
+        except (ValueError, KeyError):
+            raise InputError(f"{manifest}: not a readable manifest; choose another --output-dir") from None
+        wanted = config.as_record()
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{run}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked); "
+                "choose another --output-dir"
+            )
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
+
+
+def _sweep(run: Path) -> None:
+    """Remove what an interrupted run left half written."""
+    for leftover in run.glob("cells/*/.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write_manifest(run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]) -> None:
+    path = run / "manifest.json"
+    before = json.loads(path.read_text(encoding="utf-8"))["timings"] if path.exists() else {}
+    write_json(
+        path,
+        {
+            "knowshift": __version__,
+            "name": config.name,
+            "config": config.as_record(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "git_revision": _git_revision(),
+            **about,
+            "cells": [cell.as_record() for cell in plan.cells],
+            "timings": {**before, **seconds},
+        },
+    )
+
+
+def _git_revision() -> str | None:
+    """The revision of the code that runs, where it runs from a checkout."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
+
+
+# Executors: each yields (title, seconds) as units end, in any order.
+
+_WORKER: Worker | None = None
+
+
+def _worker(run: Path, config: StudyConfig) -> Worker:
+    """This process's worker: made once, so that a base model is loaded once."""
+    global _WORKER
+    if _WORKER is None or _WORKER.run != run or _WORKER.config != config:
+        _WORKER = Worker(run, config)
+    return _WORKER
+
+
+def _do(run: Path, config: StudyConfig, unit: Unit) -> tuple[str, float]:
+    return unit.title, _worker(run, config).do(unit)
+
+
+def _here(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
+    for unit in units:
+        yield _do(run, config, unit)
+
+
+def _processes(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
+    if not units:
+        return
+    # Spawned, not forked: torch's threads do not survive a fork.
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    try:
+        pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, unit) for unit in units}
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown()
+
+
+def _ray(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
+    try:
+        import ray
+    except ImportError:
+        raise InputError("--executor ray needs Ray: pip install 'knowshift[ray]'") from None
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
+    task = ray.remote(num_cpus=config.threads, max_calls=0)(_do)
+    pending = [task.remote(run.absolute(), config, unit) for unit in units]
+    while pending:
+        finished, pending = ray.wait(pending)
+        yield from ray.get(finished)
+
+
+EXECUTORS: dict[str, Callable[[Path, StudyConfig, Sequence[Unit], int], Iterator[tuple[str, float]]]] = {
+    "here": _here,
+    "processes": _processes,
+    "ray": _ray,
+}
+

@@ -1,0 +1,136 @@
+"""Token level: how far the first predicted token of a well-known fact has moved from the base model (paper section 4.1).
+
+Departure from the paper: none that is known to us; the logits are taken in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
+from knowshift.models.loading import LoadedModel
+from knowshift.models.logits import next_logits
+from knowshift.models.sampling import greedy
+from knowshift.records import TOKEN_SHIFT, write_table
+
+TOP = 10
+
+NOT_AT_START = "the base model's completion does not begin with the answer"
+
+
+def renormalised_kl(tuned_logits: Tensor, base_logits: Tensor) -> Tensor:
+    """KL(tuned || base) in nats over the given logits, each softmaxed by itself: [..., K], [..., K] -> [...]."""
+    tuned = torch.log_softmax(tuned_logits.double(), dim=-1)
+    base = torch.log_softmax(base_logits.double(), dim=-1)
+    return (tuned.exp() * (tuned - base)).sum(dim=-1)
+
+
+def best_prompts(facts: Sequence[Fact], hits: Mapping[str, Sequence[int]], draws: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """For each relation the number of the completion prompt with the highest hit rate over its facts (first of equals).
+
+    Args:
+        hits, draws: by fact id, one count for each prompt (the mastery record).
+
+    Raises:
+        InputError: facts of one relation differ in their number of prompts.
+    """
+    sums: dict[str, Any] = {}
+    for fact in facts:
+        if fact.id not in hits:
+            continue
+        counts = np.array([hits[fact.id], draws[fact.id]], dtype=np.float64)
+        before = sums.get(fact.relation)
+        if before is not None and before.shape != counts.shape:
+            raise InputError(f"fact {fact.id}: {counts.shape[1]} prompts, {before.shape[1]} in others of {fact.relation}")
+        sums[fact.relation] = counts if before is None else before + counts
+    return {relation: int(np.argmax(total[0] / np.maximum(total[1], 1))) for relation, total in sums.items()}
+
+
+@dataclass(frozen=True)
+class ShiftItems:
+    """The facts to compare, the completion prompt of each, and whether the base begins with the answer there."""
+
+    facts: tuple[Fact, ...]
+    prompts: tuple[str, ...]
+    begins: tuple[bool, ...]
+
+
+def select_items(base: LoadedModel, facts: Sequence[Fact], best: Mapping[str, int]) -> ShiftItems:
+    """Level-4 facts with their relation's best prompt; those whose answer does not come first are kept, with a reason."""
+    prompts = [completion_prompts(fact)[best[fact.relation]] for fact in facts]
+    longest = max((len(base.tokenizer(f" {a}")["input_ids"]) for fact in facts for a in fact.accepted), default=1)
+    texts = greedy(base, prompts, max_new_tokens=min(32, longest + 1))
+    begins = tuple(
+        any(text.lstrip().startswith(answer) for answer in fact.accepted)
+        for fact, text in zip(facts, texts, strict=True)
+    )
+    return ShiftItems(tuple(facts), tuple(prompts), begins)
+
+
+@dataclass(frozen=True)
+class TokenShift:
+    """Columns of ``records.TOKEN_SHIFT``, in the order of the items."""
+
+    columns: dict[str, list[Any]]
+
+    def write(self, path: Path, about: Mapping[str, Any]) -> None:
+        write_table(path, TOKEN_SHIFT, self.columns, about)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean KL over the facts that have one, in nats; None without any."""
+        values = [value for value in self.columns["kl"] if value is not None]
+        return float(np.mean(values)) if values else None
+
+
+def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> TokenShift:
+    """KL(tuned || base) over the ten ids that the tuned model ranks first (paper 4.1).
+
+    The tuned model reads the fine-tuning prompt, the base model the completion prompt. Ids are gathered by number, so
+    both must have the same vocabulary.
+
+    Raises:
+        InputError: the vocabularies differ.
+    """
+    if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
+        raise InputError(f"{tuned.name}: its vocabulary is not that of {base.name}; token ids cannot be compared")
+    kept = [index for index, begins in enumerate(items.begins) if begins]
+    size = len(items.facts)
+    ids: list[list[int] | None] = [None] * size
+    tuned_logits: list[list[float] | None] = [None] * size
+    base_logits: list[list[float] | None] = [None] * size
+    kl: list[float | None] = [None] * size
+    top_ids = torch.zeros(len(kept), TOP, dtype=torch.long)
+    top_tuned = torch.zeros(len(kept), TOP)
+    top_base = torch.zeros(len(kept), TOP)
+    for batch, logits_BV in next_logits(tuned, [tuning_prompt(items.facts[index].question) for index in kept]):
+        values, best = logits_BV.topk(TOP, dim=-1)
+        top_tuned[batch], top_ids[batch] = values.cpu(), best.cpu()
+    for batch, logits_BV in next_logits(base, [items.prompts[index] for index in kept]):
+        top_base[batch] = logits_BV.cpu().gather(1, top_ids[batch])
+    for row, (index, value) in enumerate(zip(kept, renormalised_kl(top_tuned, top_base).tolist(), strict=True)):
+        ids[index], kl[index] = top_ids[row].tolist(), value
+        tuned_logits[index], base_logits[index] = top_tuned[row].tolist(), top_base[row].tolist()
+    facts = items.facts
+    return TokenShift(
+        {
+            "fact": [fact.id for fact in facts],
+            "relation": [fact.relation for fact in facts],
+            "split": [fact.split for fact in facts],
+            "domain": [fact.domain for fact in facts],
+            "prompt": list(items.prompts),
+            "kl": kl,
+            "ids": ids,
+            "tuned_logits": tuned_logits,
+            "base_logits": base_logits,
+            "reason": [None if begins else NOT_AT_START for begins in items.begins],
+        }
+    )

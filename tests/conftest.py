@@ -1,0 +1,36 @@
+"""Small real things that many tests share: one invented world, built and pre-trained for a few seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from knowshift.models.loading import LoadedModel, load_model
+from knowshift.world.build import build_world
+from knowshift.world.invent import ExposureBand, invent_facts
+from knowshift.world.pretrain import Recipe
+
+SMALL = Recipe(vocabulary=700, hidden=32, feed_forward=64, layers=2, heads=1, context=48, batch=8)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 relations, six training facts each; a 2-layer Llama of hidden 32."""
+    folder = tmp_path_factory.mktemp("worlds") / "small"
+    facts = invent_facts(7, train_per_relation=6, test_per_relation=3, out_of_domain_per_relation=3)
+    bands = (ExposureBand(0.2, 0, 0), ExposureBand(0.8, 5, 40))
+    build_world(folder, facts, seed=7, recipe=SMALL, origin="invented", bands=bands)
+    return folder
+
+
+@pytest.fixture
+def small_model(small_world: Path) -> LoadedModel:
+    """A fresh copy for each test: some of them train it."""
+    return load_model(str(small_world))

@@ -1,0 +1,52 @@
+"""Training sets: of one level, balanced over relations, nested in size, refused when a level is too small."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knowshift.errors import InputError
+from knowshift.finetune.draws import draw_training_set, level_counts
+
+worlds = st.lists(st.tuples(st.sampled_from("ABCD"), st.sampled_from([None, 0, 1, 2, 3, 4])), min_size=20, max_size=120)
+
+
+@given(worlds, st.integers(0, 4), st.integers(0, 5), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_draw_is_of_its_level_balanced_and_nested(
+    rows: list[tuple[str, int | None]], level: int, draw: int, data: st.DataObject
+) -> None:
+    levels = {f"f{i}": row[1] for i, row in enumerate(rows)}
+    relations = {f"f{i}": row[0] for i, row in enumerate(rows)}
+    available = Counter(relations[fact] for fact, its in levels.items() if its == level)
+    total = sum(available.values())
+    if total == 0:
+        with pytest.raises(InputError, match="0 available"):
+            draw_training_set(levels, relations, level=level, size=None, draw=draw, seed=1)
+        return
+    size = data.draw(st.integers(1, total))
+    chosen = draw_training_set(levels, relations, level=level, size=size, draw=draw, seed=1)
+    whole = draw_training_set(levels, relations, level=level, size=None, draw=draw, seed=1)
+    assert len(chosen) == len(set(chosen)) == size
+    assert {levels[fact] for fact in chosen} == {level}
+    assert chosen == whole[:size]
+    counts = Counter(relations[fact] for fact in chosen)
+    # A relation is behind another by more than one only when it has run out.
+    for relation in available:
+        assert counts[relation] >= max(counts.values()) - 1 or counts[relation] == available[relation]
+
+
+def test_draws_differ_and_more_than_there_is_is_refused() -> None:
+    levels: dict[str, int | None] = {f"f{i}": 2 for i in range(50)}
+    relations = {fact: "P17" for fact in levels}
+    first, second = (draw_training_set(levels, relations, level=2, size=20, draw=d, seed=0) for d in (0, 1))
+    assert set(first) != set(second)
+    with pytest.raises(InputError, match="level 2: 51 training facts asked, 50 available"):
+        draw_training_set(levels, relations, level=2, size=51, draw=0, seed=0)
+
+
+def test_levels_are_counted_and_the_unmeasured_are_not() -> None:
+    assert level_counts([0, 4, 4, None, 2]) == [1, 0, 1, 0, 2]

@@ -1,0 +1,91 @@
+"""Token shift: the formula against an independent one, and the selection of facts."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import rel_entr, softmax
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import completion_prompts, tuning_prompt
+from knowshift.facts.sources import load_facts
+from knowshift.finetune.training import TrainingRecipe, finetune
+from knowshift.models.loading import LoadedModel
+from knowshift.token_shift import (
+    NOT_AT_START,
+    ShiftItems,
+    best_prompts,
+    renormalised_kl,
+    select_items,
+    token_shift,
+)
+
+rows = st.lists(st.floats(-30, 30, width=32), min_size=10, max_size=10)
+
+
+@given(rows, rows)
+@settings(max_examples=80, deadline=None)
+def test_kl_agrees_with_scipy_and_is_never_negative(tuned: list[float], base: list[float]) -> None:
+    ours = float(renormalised_kl(torch.tensor(tuned), torch.tensor(base)))
+    theirs = float(np.sum(rel_entr(softmax(np.float32(tuned).astype(float)), softmax(np.float32(base).astype(float)))))
+    assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
+    assert ours >= -1e-12
+
+
+def test_shifts_are_from_the_tuned_models_ten_largest(small_model: LoadedModel, small_world: Path) -> None:
+    facts = load_facts(f"world:{small_world}").facts[:12]
+    tuned = replace(small_model, model=copy.deepcopy(small_model.model))
+    finetune(tuned, facts, TrainingRecipe(learning_rate=1e-3), seed=0)
+    items = ShiftItems(facts, tuple(completion_prompts(fact)[2] for fact in facts), (True,) * 11 + (False,))
+    shift = token_shift(small_model, tuned, items)
+    assert shift.columns["reason"] == [None] * 11 + [NOT_AT_START]
+    assert shift.columns["kl"][11] is None
+    checked = 0
+    for index in range(11):
+        with torch.inference_mode():
+            ids = tuned.tokenizer(tuning_prompt(facts[index].question), return_tensors="pt")["input_ids"]
+            after = tuned.model(input_ids=ids).logits[0, -1]
+            ids = tuned.tokenizer(items.prompts[index], return_tensors="pt")["input_ids"]
+            before = small_model.model(input_ids=ids).logits[0, -1]
+        best = torch.argsort(after, descending=True)[:10]
+        assert shift.columns["ids"][index] == best.tolist()
+        p, q = softmax(after[best].double().numpy()), softmax(before[best].double().numpy())
+        assert shift.columns["kl"][index] == pytest.approx(float(np.sum(rel_entr(p, q))), rel=1e-4)
+        checked += 1
+    assert checked == 11
+    assert shift.mean == pytest.approx(float(np.mean(shift.columns["kl"][:11])))
+
+
+def test_a_model_has_no_shift_from_itself_on_one_prompt(small_model: LoadedModel, small_world: Path) -> None:
+    fact = load_facts(f"world:{small_world}").facts[0]
+    items = ShiftItems((fact,), (tuning_prompt(fact.question),), (True,))
+    assert token_shift(small_model, small_model, items).columns["kl"] == [pytest.approx(0.0, abs=1e-9)]
+
+
+def test_the_best_prompt_has_the_highest_rate_and_nothing_is_missing_silently(
+    small_model: LoadedModel, small_world: Path
+) -> None:
+    facts = load_facts(f"world:{small_world}").facts
+    two = [fact for fact in facts if fact.relation == "P19"][:2]
+    hits = {two[0].id: [0, 3, 1], two[1].id: [5, 3, 0]}
+    draws = {two[0].id: [10, 10, 10], two[1].id: [10, 10, 10]}
+    assert best_prompts(two, hits, draws) == {"P19": 1}
+    items = select_items(small_model, two, {"P19": 1})
+    assert items.prompts == tuple(completion_prompts(fact)[1] for fact in two)
+    assert len(items.begins) == 2
+    with pytest.raises(InputError, match="prompts"):
+        best_prompts(two, {two[0].id: [1], two[1].id: [1, 2]}, {two[0].id: [1], two[1].id: [1, 2]})
+
+
+def test_another_vocabulary_is_refused(small_model: LoadedModel) -> None:
+    other = copy.deepcopy(small_model.tokenizer)
+    other.add_tokens(["novel"])
+    with pytest.raises(InputError, match="vocabulary"):
+        token_shift(small_model, replace(small_model, tokenizer=other), ShiftItems((), (), ()))
