@@ -24,8 +24,9 @@ from torch import Tensor
 from knowshift.weights import criteria
 from knowshift.weights.criteria import INFINITE
 from knowshift.weights.layout import Place
-from knowshift.weights.restore import FRACTIONS, as_reader, check_shapes, model_region
-from knowshift.weights.selection import BINS, Refinement, exact_count, find, fraction_name, upper_counts
+from knowshift.weights.pair import check_shapes
+from knowshift.weights.restore import FRACTIONS, as_reader, model_region
+from knowshift.weights.selection import BINS, Refinement, exact_count, find, fraction_name, upper_counts, upper_of
 from knowshift.weights.tensors import (
     LoadedTensors,
     TensorReader,
@@ -95,7 +96,7 @@ def measure_change(
     places = model_region(tuned, region)
     held = parameters_of(tuned)
     reader = as_reader(base)
-    check_shapes(reader, {place.name: tuple(held[place.name].shape) for place in places})
+    check_shapes(reader.shapes, {place.name: tuple(held[place.name].shape) for place in places})
     pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places])
     return measure_pair(pair, places, fractions, seed, region=region, threads=threads)
 
@@ -250,7 +251,7 @@ def _second_pass(
         "absolute": criteria.absolute(base, tuned),
         "null": null_relative(pair, seed, tensor, start, stop),
     }
-    return {name: curves[name].refined.counts(score.view(torch.int32)) for name, score in scores.items()}
+    return {name: curves[name].refined.inside(score.view(torch.int32)) for name, score in scores.items()}
 
 
 def _third_pass(pair: WeightPair, key: int, tensor: int, start: int, stop: int) -> tuple[int, int]:
@@ -277,7 +278,7 @@ class _Curve:
             return (1 << 31) - 1, 0
         bin_, above = self._bins[count]
         low, higher = find(self.refined.of(bin_), count - above)
-        return bin_ << 16 | low, count - above - higher
+        return ((bin_ - BINS // 2) << 16) + low, count - above - higher
 
     def shares(self, counts: Mapping[str, int], power: int = 1) -> Shares:
         """The share of the sum in the first weights, by fraction; None where nothing changed at all."""
@@ -287,10 +288,10 @@ class _Curve:
 
     def _sum(self, count: int, power: int) -> float:
         key, taken = self.threshold(count)
-        bin_, low = key >> 16, key & 0xFFFF
+        bin_, low = upper_of(key), key & 0xFFFF
         inside = self.refined.of(bin_)[low:].clone()  # every value of a refined bin is one float32, known exactly
         inside[0] = taken
-        values = torch.arange(key, (bin_ + 1) << 16, dtype=torch.int64).to(torch.int32).view(torch.float32)
+        values = torch.arange(key, key - low + (1 << 16), dtype=torch.int64).to(torch.int32).view(torch.float32)
         values = values.to(torch.float64)
         held = torch.where(torch.isfinite(values), values, 0.0).pow(power) @ inside.to(torch.float64)
         return float(self._sums[bin_ + 1 :].sum() + held)

@@ -1,15 +1,20 @@
-"""What a weight's claim to be restored is, as a key: a non-negative int32, larger ranks first.
+"""What a weight's claim to be restored is, as a key: an int32, larger ranks first.
 
 Scores are float32 whatever the stored dtype, and the bit pattern of a non-negative float32 is ordered as the number
 is, so the pattern itself is the key. With p the base weight and s the tuned one:
 
-- ``relative`` (paper, section 4.2): r = |s - p| / |p|. s = p has score 0, also where both are 0. p = 0 and s != p
-  ranks before every other weight, as does a pair that is not finite and not equal (read only when allowed).
+- ``relative`` (the paper, section 4.2): r = |s - p| / |p|. s = p has score 0, also where both are 0. p = 0 and s != p
+  ranks before every other weight, and so does a pair that is not finite and not equal (read only when allowed).
 - ``absolute``: |s - p|.
 - ``least``: the smallest r first, the mirror of the paper's choice.
-- ``magnitude``: the smallest |p| first, whatever the change; dividing by |p| already favours these.
+- ``magnitude``: the smallest |p| first, whatever the change: what dividing by |p| favours by itself.
 - ``random``: 31 bits of a hash of seed, tensor name and position, so nothing is stored and order does not matter.
-- ``authors``: the authors' tool: in bfloat16, |s - p| / (|p| + 1e-8).
+- ``authors``: the authors' tool (github.com/UmeanNever/ParamRestore), every step rounded to bfloat16:
+  |s - p| / (|p| + 1e-8).
+- ``ties``: the smallest |s - p| first: the trimming step of TIES-Merging (Yadav et al., arXiv 2306.01708), which keeps
+  the largest changes of the whole task vector. Its sign election needs several models and has no part here.
+
+More that are published, and are not one global order, stand in :mod:`knowshift.weights.published`.
 """
 
 from __future__ import annotations
@@ -20,50 +25,58 @@ import struct
 import torch
 from torch import Tensor
 
-CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors")
+CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors", "ties")
 
 #: The bit pattern of float32 infinity, the largest key of a score.
 INFINITE = 0x7F800000
 _LARGEST = torch.finfo(torch.float32).max
 
 
-def needs_weights(criterion: str) -> bool:
-    """Whether the key depends on the weights at all (``random`` does not)."""
-    return criterion != "random"
+class NotFinite(Exception):
+    """A weight is NaN or infinite; whoever knows the files turns this into a refusal that names it."""
 
 
-def keys(criterion: str, base: Tensor, tuned: Tensor) -> Tensor:
-    """int32 keys of a flat piece, shape as the piece, for every criterion but ``random`` (:func:`random_keys`)."""
+def keys(criterion: str, base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
+    """int32 keys of a flat piece, shape as the piece, for every criterion but ``random`` (:func:`random_keys`).
+
+    With ``strict``, raises :class:`NotFinite` where a weight that the score reads is NaN or infinite.
+    """
     if criterion == "relative":
-        return relative(base, tuned).view(torch.int32)
+        return relative(base, tuned, strict).view(torch.int32)
     if criterion == "absolute":
-        return absolute(base, tuned).view(torch.int32)
+        return absolute(base, tuned, strict).view(torch.int32)
     if criterion == "least":
-        return INFINITE - relative(base, tuned).view(torch.int32)
+        return INFINITE - relative(base, tuned, strict).view(torch.int32)
+    if criterion == "ties":
+        return INFINITE - absolute(base, tuned, strict).view(torch.int32)
+    if strict:
+        check_finite(base, tuned)
     if criterion == "magnitude":
-        return INFINITE - base.to(torch.float32).abs().nan_to_num_(nan=float("inf")).view(torch.int32)
+        return INFINITE - base.to(torch.float32, copy=True).abs_().nan_to_num_(nan=float("inf")).view(torch.int32)
     assert criterion == "authors", criterion
     return authors(base, tuned).view(torch.int32)
 
 
 def score_of(criterion: str, key: int) -> float:
-    """The score behind a key: r, |s - p|, |p|; for ``random`` a number in [0, 1)."""
+    """The score behind a key: r, |s - p| or |p|; for ``random`` a number in [0, 1)."""
     if criterion == "random":
         return float(key / 2**31)
-    bits = INFINITE - key if criterion in ("least", "magnitude") else key
+    bits = INFINITE - key if criterion in ("least", "magnitude", "ties") else key
     return float(struct.unpack("<f", struct.pack("<i", bits))[0])
 
 
-def relative(base: Tensor, tuned: Tensor) -> Tensor:
+def relative(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
     """r = |s - p| / |p| in float32, shape as given; see the module for zeros and what is not finite."""
-    return ratio(absolute(base, tuned), base.to(torch.float32, copy=True).abs_())
+    return ratio(absolute(base, tuned, strict), base.to(torch.float32, copy=True).abs_())
 
 
-def absolute(base: Tensor, tuned: Tensor) -> Tensor:
+def absolute(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
     """|s - p| in float32, shape as given; infinite only for a pair that is not finite and not equal."""
     p, s = base.to(torch.float32), tuned.to(torch.float32)
     change = torch.sub(s, p).abs_()
-    if change.numel() and not bool(torch.isfinite(change.amax())):
+    if change.numel() and not _finite(change):
+        if strict and not (_finite(p.abs()) and _finite(s.abs())):
+            raise NotFinite
         change[torch.isinf(change) & torch.isfinite(p) & torch.isfinite(s)] = _LARGEST
         change[torch.isnan(change)] = float("inf")
         change[(p == s) | (torch.isnan(p) & torch.isnan(s))] = 0.0
@@ -73,28 +86,39 @@ def absolute(base: Tensor, tuned: Tensor) -> Tensor:
 def ratio(change: Tensor, magnitude: Tensor) -> Tensor:
     """change / magnitude in float32; no change is 0, and infinite means a zero base or a change without end."""
     score = torch.div(change, magnitude)
-    if score.numel() and not bool(torch.isfinite(score.amax())):
+    if score.numel() and not _finite(score):
         score[torch.isinf(score) & (magnitude != 0) & torch.isfinite(change)] = _LARGEST
         score[torch.isnan(score)] = float("inf")
         score[change == 0] = 0.0
     return score
 
 
+def check_finite(base: Tensor, tuned: Tensor) -> None:
+    """Raise :class:`NotFinite` where a weight is NaN or infinite."""
+    if base.numel() and not _finite((tuned.to(torch.float32) - base.to(torch.float32)).abs_()):
+        absolute(base, tuned, strict=True)
+
+
+def _finite(magnitudes: Tensor) -> bool:
+    """Whether the largest of some non-negative numbers is finite; NaN comes through as the largest."""
+    return bool(torch.isfinite(magnitudes.amax()))
+
+
 def authors(base: Tensor, tuned: Tensor) -> Tensor:
-    """The authors' score, every step rounded to bfloat16: |s - p| / (|p| + 1e-8), widened to float32."""
+    """The authors' score, widened to float32; see the module."""
     p, s = base.to(torch.bfloat16), tuned.to(torch.bfloat16)
     score = (s - p).abs() / (p.abs() + 1e-8)
     return score.to(torch.float32).nan_to_num_(nan=float("inf"))
 
 
 def random_keys(seed: int, name: str, start: int, stop: int, device: torch.device | None = None) -> Tensor:
-    """int32 keys of positions ``start:stop`` of a tensor: a hash, the same for any piece size, thread or device.
+    """int32 keys, 0 to 2^31 - 1, of positions ``start:stop``: a hash, the same for any stretch, thread or device.
 
     Two words from SHA-256 of seed and name salt a 32-bit mixer (Wellons' lowbias32, a bijection), applied twice.
     """
     first, second = struct.unpack_from("<ii", hashlib.sha256(f"{seed}\0{name}".encode()).digest())
     position = torch.arange(start, stop, dtype=torch.int64, device=device)
-    value = (position + (position >> 32) * 0x9E3779B1).to(torch.int32)
+    value = (position + (position >> 32) * 0x9E3779B1).to(torch.int32) if stop >> 31 else position.to(torch.int32)
     value = _mix(_mix(value.add_(first)).bitwise_xor_(second))
     return value.bitwise_and_(0x7FFFFFFF)
 

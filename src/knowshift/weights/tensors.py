@@ -1,27 +1,30 @@
 """Where weights are read from: one small interface, so that the same measures serve loaded and stored models.
 
 A reader gives any stretch of a tensor as a flat piece. Work is done piece by piece, in bounded memory, by one or
-several threads (torch and file reads release the interpreter's lock), and results come back in order: they do not
-depend on the size of a piece or the number of threads.
+several threads (torch, numpy and file reads release the interpreter's lock), and results come back in order: they do
+not depend on the size of a piece or the number of threads.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-#: Weights in a piece: its working set stays inside a core's cache, and the interpreter's share of the time small.
+#: Weights in a piece: its working set stays near a core's cache, and the interpreter's share of the time small.
 PIECE = 1 << 18
 
-Result = TypeVar("Result")
+#: (tensor, start, stop): a stretch of the ``tensor``-th tensor of a region.
+Stretch = tuple[int, int, int]
+#: Runs a function over stretches and yields its results in order.
+Runner = Callable[[Callable[..., Any], Iterable[tuple[Any, ...]]], Iterator[Any]]
 
 
 class TensorReader(Protocol):
@@ -64,13 +67,14 @@ class WeightPair:
     tuned: TensorReader
     names: Sequence[str]
     device: torch.device | None = None  # where scores are computed; None: where the tuned tensor lies
+    strict: bool = True  # refuse weights that are NaN or infinite
 
     @property
     def sizes(self) -> list[int]:
-        return [_numel(self.tuned.shapes[name]) for name in self.names]
+        return [number_of(self.tuned.shapes[name]) for name in self.names]
 
     def read(self, tensor: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """(base, tuned) of one piece, flat, as stored, on one device."""
+        """(base, tuned) of one stretch, flat, as stored, on one device."""
         name = self.names[tensor]
         tuned = self.tuned.read(name, start, stop)
         if self.device is not None:
@@ -78,54 +82,62 @@ class WeightPair:
         return self.base.read(name, start, stop).to(tuned.device), tuned
 
 
-def _numel(shape: tuple[int, ...]) -> int:
+def number_of(shape: Sequence[int]) -> int:
+    """How many weights a shape holds."""
     number = 1
     for extent in shape:
         number *= extent
     return number
 
 
-def stretches(sizes: Sequence[int], piece: int = PIECE) -> Iterator[tuple[int, int, int]]:
-    """(tensor, start, stop) of every piece, in ranking order."""
+def stretches(sizes: Sequence[int], piece: int = PIECE) -> Iterator[Stretch]:
+    """Every tensor cut into stretches of at most ``piece`` weights, in ranking order."""
     for tensor, size in enumerate(sizes):
         for start in range(0, size, piece):
             yield tensor, start, min(start + piece, size)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
-def workers(threads: int | None = None) -> Iterator[Callable[..., Iterator[Result]]]:
-    """Give ``run(function, pieces)``, which yields ``function(*piece)`` in order, some pieces ahead.
+def workers(threads: int | None = None) -> Iterator[Runner]:
+    """Give ``run(function, items)``, which yields ``function(*item)`` in order, a few items ahead.
 
-    torch computes each piece on one core while this is open, and as before afterwards.
+    ``threads`` is by default one for each core. torch computes each piece on one core while this is open, and as
+    before afterwards.
     """
-    number = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads or os.cpu_count()
-    assert number is not None
+    number = threads or cores()
     before = torch.get_num_threads()
-    if number == 1:
-
-        def alone(function: Callable[..., Result], pieces: Iterator[tuple[int, ...]]) -> Iterator[Result]:
-            for item in pieces:
-                yield function(*item)
-
+    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) if number > 1 else None
+    if pool is None:
         torch.set_num_threads(1)
-        try:
-            yield alone
-        finally:
-            torch.set_num_threads(before)
-        return
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,))
 
-    def together(function: Callable[..., Result], pieces: Iterator[tuple[int, ...]]) -> Iterator[Result]:
-        ahead: deque[Future[Result]] = deque()
-        for item in pieces:
-            ahead.append(pool.submit(function, *item))
-            if len(ahead) > 2 * number:
+    def run(function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        if pool is None:
+            for item in items:
+                yield function(*item)
+            return
+        ahead: deque[Future[Any]] = deque()
+        try:
+            for item in items:
+                ahead.append(pool.submit(function, *item))
+                if len(ahead) > 4 * number:
+                    yield ahead.popleft().result()
+            while ahead:
                 yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        finally:  # left early: what has not begun is dropped, what has is waited for
+            for future in ahead:
+                future.cancel()
+            for future in ahead:
+                if not future.cancelled():
+                    future.exception()
 
     try:
-        yield together
+        yield run
     finally:
-        pool.shutdown(cancel_futures=True)
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)

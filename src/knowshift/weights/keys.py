@@ -1,0 +1,75 @@
+"""The keys of a pair of weight sets under a criterion: what :mod:`knowshift.weights.selection` selects from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from knowshift.weights.criteria import keys, random_keys
+from knowshift.weights.published import fapm_keys
+from knowshift.weights.tensors import PIECE, Runner, Stretch, WeightPair, stretches
+
+#: Criteria whose order is the hash of a position, so that the weights need not be read.
+_BY_HASH = ("random", "same-norm")
+
+
+class PairKeys:
+    """Keys of a pair's region. ``run`` is an open :func:`~knowshift.weights.tensors.workers`.
+
+    ``means`` (mean |p| of each tensor) are needed by ``fapm`` alone. ``progress`` hears of the weights done.
+    """
+
+    def __init__(
+        self,
+        pair: WeightPair,
+        criterion: str,
+        seed: int,
+        run: Runner,
+        piece: int = PIECE,
+        *,
+        means: Sequence[float] = (),
+        progress: Callable[[int], None] = lambda weights: None,
+    ) -> None:
+        self.pair, self.criterion, self.seed = pair, criterion, seed
+        self._run, self._piece, self._means, self._progress = run, piece, means, progress
+        self._only: int | None = None
+
+    def alone(self, tensor: int) -> PairKeys:
+        """The same keys, of one tensor of the region."""
+        keys = PairKeys(
+            self.pair, self.criterion, self.seed, self._run, self._piece, means=self._means, progress=self._progress
+        )
+        keys._only = tensor
+        return keys
+
+    def of(self, tensor: int, start: int, stop: int) -> Tensor:
+        """Keys of one stretch: int32, shape (stop - start,)."""
+        if self.criterion in _BY_HASH:
+            return random_keys(self.seed, self.pair.names[tensor], start, stop, self.pair.device)
+        base, tuned = self.pair.read(tensor, start, stop)
+        return self.given(tensor, start, base, tuned)
+
+    def given(self, tensor: int, start: int, base: Tensor, tuned: Tensor) -> Tensor:
+        """Keys of a stretch that has been read."""
+        if self.criterion in _BY_HASH:
+            return random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned), tuned.device)
+        if self.criterion == "breadcrumbs":
+            return keys("absolute", base, tuned, self.pair.strict)
+        if self.criterion == "fapm":
+            return fapm_keys(base, tuned, self._means[tensor])
+        return keys(self.criterion, base, tuned, self.pair.strict)
+
+    def scan(self, function: Callable[[Tensor], Any]) -> Iterator[tuple[Stretch, Any]]:
+        """((tensor, start, stop), function(keys)) of every stretch, in ranking order."""
+        for stretch, result in zip(
+            self._stretches(), self._run(lambda *s: function(self.of(*s)), self._stretches()), strict=True
+        ):
+            self._progress(stretch[2] - stretch[1])
+            yield stretch, result
+
+    def _stretches(self) -> Iterator[Stretch]:
+        for stretch in stretches(self.pair.sizes, self._piece):
+            if self._only is None or stretch[0] == self._only:
+                yield stretch

@@ -1,0 +1,147 @@
+"""Two checkpoints on disk, checked against one another before anything is computed.
+
+BASE is a checkpoint folder; TUNED is one of the same architecture and shapes, or a LoRA adapter folder, which is read
+as the model it would be merged to. Weights are read tensor by tensor, a stretch at a time, whatever the shards and
+dtypes on either side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from knowshift.errors import InputError, nearest
+from knowshift.weights.adapter import AdaptedTensors, is_adapter
+from knowshift.weights.checkpoint import FLOATS, StoredTensors
+from knowshift.weights.layout import ARCHITECTURES, Place, in_region, place
+from knowshift.weights.tensors import WeightPair, stretches
+
+#: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
+_BUFFERS = re.compile(
+    r"(?:.*\.)?(?:rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)"
+)
+#: Model types whose configuration ties head and embeddings unless it says otherwise.
+_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gpt2")
+
+
+@dataclass(frozen=True)
+class CheckpointPair:
+    """A checked pair and the region that is compared.
+
+    ``layout`` is the checkpoint whose files an output copies: the tuned one, or the base under an adapter. ``copies``
+    names tensors that are stored twice because they are tied: copy -> the one that is counted.
+    """
+
+    base: StoredTensors
+    tuned: StoredTensors | AdaptedTensors
+    layout: StoredTensors
+    places: Sequence[Place]
+    weights: WeightPair
+    region: str
+    layers: tuple[int, int] | None
+    copies: Mapping[str, str] = field(default_factory=dict)
+
+
+def open_pair(
+    base_folder: Path,
+    tuned_folder: Path,
+    region: str = "layers",
+    *,
+    layers: tuple[int, int] | None = None,
+    allow_nonfinite: bool = False,
+) -> CheckpointPair:
+    """Open and check a pair; every :class:`InputError` names the tensor or file."""
+    base = StoredTensors(base_folder)
+    tuned: StoredTensors | AdaptedTensors
+    if is_adapter(base_folder) and not (base_folder / "config.json").is_file():
+        raise InputError(f"{base_folder}: an adapter folder; BASE must be a whole checkpoint")
+    if is_adapter(tuned_folder):
+        tuned = AdaptedTensors(tuned_folder, base)
+        layout = base
+    else:
+        tuned = layout = StoredTensors(tuned_folder)
+        if base.model_type != tuned.model_type:
+            raise InputError(
+                f"{tuned_folder}: architecture {tuned.model_type!r}, but {base_folder} is {base.model_type!r}"
+            )
+    copies = _tied(layout)
+    known_base, known_tuned = _compared(base, copies), _compared(layout, copies)
+    for name in sorted(known_tuned.keys() - known_base.keys()):
+        raise InputError(
+            f"tensor {name!r}: in {tuned_folder}, missing in {base_folder}{nearest(name, known_base)[:200]}"
+        )
+    check_shapes(known_base, known_tuned, str(base_folder), str(tuned_folder))
+    for name in sorted(known_base.keys() - known_tuned.keys()):
+        raise InputError(f"tensor {name!r}: in {base_folder}, missing in {tuned_folder}")
+    places = in_region(known_tuned, layout.model_type, region, layers)
+    for where in places:
+        for side in (base, layout):
+            dtype = side.tensors[where.name].dtype
+            if dtype not in FLOATS:
+                raise InputError(
+                    f"tensor {where.name!r} of {side.folder}: dtype {dtype} cannot be compared; expected one of "
+                    + ", ".join(FLOATS)
+                )
+    weights = WeightPair(base, tuned, [where.name for where in places], strict=not allow_nonfinite)
+    return CheckpointPair(base, tuned, layout, places, weights, region, layers, copies)
+
+
+def check_shapes(
+    base: Mapping[str, tuple[int, ...]],
+    tuned: Mapping[str, tuple[int, ...]],
+    base_name: str = "the base",
+    tuned_name: str = "the tuned model",
+) -> None:
+    """Raise :class:`InputError` naming the first tensor that the base lacks or holds in another shape."""
+    for name in sorted(tuned):
+        if name not in base:
+            raise InputError(f"tensor {name!r}: missing in {base_name}")
+        here, there = tuple(base[name]), tuple(tuned[name])
+        if here != there:
+            resized = len(here) == len(there) == 2 and here[1] == there[1] and re.search(r"embed|wte|lm_head", name)
+            why = ": the vocabulary was resized" if resized else ""
+            raise InputError(f"tensor {name!r}: shape {here} in {base_name}, {there} in {tuned_name}{why}")
+
+
+def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoReturn:
+    """Count what is not finite, tensor by tensor, and raise the :class:`InputError` that says so."""
+    found: dict[tuple[str, str], list[int]] = {}
+    for tensor, start, stop in stretches(pair.sizes):
+        sides = zip((base_name, tuned_name), pair.read(tensor, start, stop), strict=True)
+        for side, values in sides:
+            nans, infinite = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+            if nans or infinite:
+                counts = found.setdefault((pair.names[tensor], side), [0, 0])
+                counts[0] += nans
+                counts[1] += infinite
+    assert found, "nothing is wrong with these weights"
+    (name, side), (nans, infinite) = next(iter(found.items()))
+    more = f" (and {len(found) - 1} more tensors)" if len(found) > 1 else ""
+    raise InputError(
+        f"tensor {name!r} of {side}: {nans} NaN and {infinite} infinite weights{more}; "
+        "expected finite ones, or allow_nonfinite (--allow-nonfinite)"
+    )
+
+
+def _compared(checkpoint: StoredTensors, copies: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    return {
+        name: shape for name, shape in checkpoint.shapes.items() if name not in copies and not _BUFFERS.fullmatch(name)
+    }
+
+
+def _tied(checkpoint: StoredTensors) -> dict[str, str]:
+    """Heads that are the embeddings under another name (stored or not): head -> embeddings."""
+    config = checkpoint.config
+    if checkpoint.model_type not in ARCHITECTURES:
+        return {}
+    if not config.get("tie_word_embeddings", checkpoint.model_type in _TIED_BY_DEFAULT):
+        return {}
+    places = [place(name, shape, checkpoint.model_type) for name, shape in checkpoint.shapes.items()]
+    heads = [where.name for where in places if where.kind == "head"]
+    tables = [where.name for where in places if where.kind == "embeddings"]
+    return {head: table for head in heads for table in tables if checkpoint.shapes[head] == checkpoint.shapes[table]}
