@@ -76,6 +76,7 @@ def build_run(path: Path, planted: Planted | None = None, shape: Shape | None = 
     folder = cell("base", {})
     answers(folder / "answers.parquet", 0.04)
     answers(folder / "answers_few_shot.parquet", 0.9)
+    answers(folder / "answers_plain.parquet", 0.97)
     for train_level in shape.levels:
         for position, size in enumerate(shape.sizes):
             for draw in range(shape.draws):
@@ -116,7 +117,7 @@ def _manifest(name: str, shape: Shape, cells: list[dict[str, Any]]) -> dict[str,
         "sizes": list(shape.sizes),
         "draws": shape.draws,
         "fractions": list(FRACTIONS),
-        "learning_rate": RATE,
+        "training": {"learning_rate": RATE},
     }
     return {
         "knowshift": "0.1.0",

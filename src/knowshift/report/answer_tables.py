@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.report.evidence import Evidence
 from knowshift.report.layout import Row, Table, bounds
-from knowshift.report.run_folder import DOMAINS, LEVELS, Column
+from knowshift.report.run_folder import BASE_PROMPTS, DOMAINS, LEVELS, RATE_CONTROL, Column
 from knowshift.report.scores import Model
 from knowshift.study.statistics import Integers, mean_interval, proportion_interval
 
@@ -88,7 +88,7 @@ def count(evidence: Evidence) -> Counts:
     inside = (group[:, None] == np.arange(len(DOMAINS) * LEVELS)[None, :]).astype(np.float64)
 
     def total(flags: NDArray[np.bool_]) -> NDArray[np.int64]:
-        sums = (inside.T @ flags.astype(np.float64)).round().astype(np.int64)
+        sums: NDArray[np.int64] = (inside.T @ flags.astype(np.float64)).round().astype(np.int64)
         return sums.reshape(len(DOMAINS), LEVELS, -1)
 
     facts = inside.sum(axis=0).astype(np.int64).reshape(len(DOMAINS), LEVELS)
@@ -133,11 +133,11 @@ def count_rows(counts: Counts, column: int) -> list[Row]:
 
 
 def base(evidence: Evidence) -> Table:
-    """The base model on the fine-tuning prompt before any tuning, zero-shot and with solved examples (few-shot)."""
+    """The base model before any tuning: on the fine-tuning prompt, after solved examples, and asked plainly."""
     counts = count(evidence)
     rows: list[Row] = []
-    for prompt, few_shot in (("zero_shot", False), ("few_shot", True)):
-        column = evidence.base_column(few_shot)
+    for prompt in BASE_PROMPTS:
+        column = evidence.base_column(prompt)
         for row in count_rows(counts, column) if column is not None else ():
             n, hits = row[2], row[3]
             assert isinstance(n, int)
@@ -172,8 +172,10 @@ def accuracy_summary(evidence: Evidence) -> Table:
     counts = count(evidence)
     substring, word = evidence.substring, evidence.word
     rows: list[Row] = []
-    for setting in substring.settings() + substring.settings("learning_rate"):
+    settings = substring.settings() + substring.settings(RATE_CONTROL)
+    for setting in settings:
         model = Model(setting)
+        alike = [Model(replace(setting, level=other)) for other in sorted({s.level for s in settings})]
         draws = substring.draws(model)
         columns = [substring.column(model, draw) for draw in draws]
         for d, domain in enumerate(DOMAINS):
@@ -193,9 +195,9 @@ def accuracy_summary(evidence: Evidence) -> Table:
                         level_name(level),
                         len(draws),
                         facts,
-                        *bounds(substring.mean([model], weights), 0.0, 1.0),
+                        *bounds(substring.mean([model], weights, alike), 0.0, 1.0),
                         deviation,
-                        *bounds(word.mean([model], weights), 0.0, 1.0),
+                        *bounds(word.mean([model], weights, alike), 0.0, 1.0),
                         float(empty.sum()) / (facts * len(draws)) if facts else None,
                     )
                 )
@@ -211,11 +213,13 @@ def controls(evidence: Evidence) -> Table:
     sizes = sorted({size for _, size in evidence.controlled})
     for size in sizes:
         levels = sorted(level for level, s in evidence.controlled if s == size and (level, s) in evidence.main)
+        every = [(evidence.controlled[level, size], evidence.main[level, size]) for level in levels]
         for group in [[level] for level in levels] + ([levels] if len(levels) > 1 else []):
             pairs = [(evidence.controlled[level, size], evidence.main[level, size]) for level in group]
             for d, domain in enumerate(DOMAINS):
                 weights = substring.over([d])
-                difference = substring.difference(list(pairs), weights)
+                alike = every if len(group) == 1 else []
+                difference = substring.difference(pairs, weights, alike)
                 rows.append(
                     (
                         str(group[0]) if len(group) == 1 else "mean",

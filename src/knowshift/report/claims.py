@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from knowshift.report.evidence import Evidence
 from knowshift.report.layout import Table, interval_words, signed
@@ -17,6 +17,9 @@ FindingVerdict = Literal["shown", "shown in part", "not shown", "undecided"]
 
 #: An effect smaller than one point of accuracy (or of a share) would not be worth the name.
 POINT = 0.01
+
+#: Both domains, as their indices.
+BOTH = (0, 1)
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Finding:
     claims: tuple[Claim, ...]
     controls: tuple[Claim, ...] = ()
     notes: tuple[str, ...] = ()
+    short: str = ""  # for the page's headline; empty where not measured
 
     @property
     def verdict(self) -> FindingVerdict:
@@ -178,7 +182,15 @@ def negated(estimate: Estimate) -> Estimate:
     return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
 
 
-def three_ways(evidence: Evidence, contrast: Callable[[Scores], Estimate]) -> dict[str, Estimate]:
+class ThreeWays(TypedDict):
+    """Keyword arguments of a :class:`Claim`."""
+
+    estimate: Estimate
+    word: Estimate
+    by_relation: Estimate
+
+
+def three_ways(evidence: Evidence, contrast: Callable[[Scores], Estimate]) -> ThreeWays:
     """A contrast under the substring grader, the word-boundary grader, and with relations as clusters."""
     return {
         "estimate": contrast(evidence.substring),
@@ -193,20 +205,39 @@ def adjusted(claims: Sequence[Claim]) -> tuple[Claim, ...]:
     return tuple(replace(claim, p_holm=p) for claim, p in zip(claims, p_values, strict=True))
 
 
-def points(estimate: Estimate) -> str:
-    """ "3.1 points (95% interval 1.2 to 5.0)", signed."""
+def brackets(estimate: Estimate, scale: float = 100, digits: int = 1) -> str:
+    """The 95% interval as the page writes it: "[+1.2 to +5.0]"."""
+    return f"[{interval_words(estimate, scale, digits)}]"
+
+
+def points(estimate: Estimate, digits: int = 1) -> str:
+    """ "+3.1 points [+1.2 to +5.0]"."""
+    return _written(estimate, 100, digits, " points")
+
+
+def nats(estimate: Estimate) -> str:
+    """ "+0.42 nats [+0.30 to +0.54]"."""
+    return _written(estimate, 1, 2, " nats")
+
+
+def plain(estimate: Estimate) -> str:
+    """ "+0.42 [+0.30 to +0.54]"."""
+    return _written(estimate, 1, 2, "")
+
+
+def _written(estimate: Estimate, scale: float, digits: int, unit: str) -> str:
     if not estimate.known:
         return "not measured"
-    return f"{signed(estimate.value)} points (95% interval {interval_words(estimate)})"
+    return f"{signed(estimate.value, scale, digits)}{unit} {brackets(estimate, scale, digits)}"
 
 
 def more_or_less(value: float) -> str:
     """ "3.1 points more", "0.4 points less"."""
     if math.isnan(value):
-        return "an unknown amount"
+        return "an unknown amount more"
     return f"{abs(100 * value):.1f} points {'more' if value >= 0 else 'less'}"
 
 
-def interval_in_brackets(estimate: Estimate, scale: float = 100, digits: int = 1) -> str:
-    """ "[+1.2 to +5.0]"."""
-    return f"[{interval_words(estimate, scale, digits)}]"
+def mean_of(values: Sequence[float]) -> float:
+    """Plain mean, exactly rounded; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan

@@ -100,8 +100,9 @@ class Evidence:
     def fractions(self, criterion: str) -> list[float]:
         return sorted({c.fraction for c in self.answers.columns if c.criterion == criterion})
 
-    def base_column(self, few_shot: bool = False) -> int | None:
-        return self.substring.lookup.get(Column(None, 0, few_shot=few_shot))
+    def base_column(self, prompt: str = "zero_shot") -> int | None:
+        """The column of the base model's own answers to one of ``BASE_PROMPTS``; None where it was not asked so."""
+        return self.substring.lookup.get(Column(None, 0, prompt=prompt))
 
 
 def read_evidence(path: Path) -> Evidence:

@@ -26,7 +26,7 @@ LEVEL_MARKERS = ("o", "s", "D", "^", "v")
 RUN, CONTROL, BASE, PAPER = "#31688e", "#b5533c", "#555555", "#8c6bb1"
 INK, GRID = "#22252a", "#dfe2e6"
 
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "knowshift",
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -113,19 +113,19 @@ def _legend_above(figure: Figure, axes: Axes, title: str | None = None, columns:
 
 def accuracy_by_size(summary: Table) -> str | None:
     """Mean accuracy of the five test levels against size, a line for each training level, a panel for each domain."""
-    rows = [r for r in summary.where(control="", test_level="mean")]
+    rows = summary.where(control="", test_level="mean")
     if not rows:
         return None
-    sizes = sorted({float(r["size"]) for r in rows})  # type: ignore[arg-type]
+    sizes = sorted({float(r["size"]) for r in rows})
     with _drawing(7.6, 3.9, 2) as (figure, panels):
         for axes, (domain, title) in zip(
             panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
         ):
-            for level in sorted({int(r["level"]) for r in rows}):  # type: ignore[arg-type]
+            for level in sorted({int(r["level"]) for r in rows}):
                 line = sorted(
                     (r for r in rows if r["level"] == level and r["domain"] == domain), key=lambda r: r["size"]
-                )  # type: ignore[arg-type,return-value]
-                x = [float(r["size"]) for r in line]  # type: ignore[arg-type]
+                )
+                x = [float(r["size"]) for r in line]
                 _line(axes, x, line, "accuracy", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
             axes.set_title(title)
             _sizes_axis(axes, sizes)
@@ -138,15 +138,15 @@ def accuracy_by_size(summary: Table) -> str | None:
 
 def kl_by_size(summary: Table) -> str | None:
     """Mean KL(tuned || base) against size, a line for each training level."""
-    rows = [r for r in summary.where(control="", domain="both")]
+    rows = summary.where(control="", domain="both")
     if not rows:
         return None
     with _drawing(7.6, 3.7) as (figure, (axes,)):
-        for level in sorted({int(r["level"]) for r in rows}):  # type: ignore[arg-type]
-            line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])  # type: ignore[arg-type,return-value]
-            x = [float(r["size"]) for r in line]  # type: ignore[arg-type]
+        for level in sorted({int(r["level"]) for r in rows}):
+            line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])
+            x = [float(r["size"]) for r in line]
             _line(axes, x, line, "kl_mean", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
-        _sizes_axis(axes, sorted({float(r["size"]) for r in rows}))  # type: ignore[arg-type]
+        _sizes_axis(axes, sorted({float(r["size"]) for r in rows}))
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean KL to the base, nats")
         _legend_above(figure, axes, "mastery level of the training facts")
@@ -165,12 +165,12 @@ def _fraction_axis(axes: Axes, fractions: Sequence[float]) -> Callable[[float], 
 
 def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str | None:
     """Accuracy against restored fraction for each training level, mean of the domains' panels, beside its control."""
-    sizes = sorted({int(r["size"]) for r in summary.where(control="")})  # type: ignore[arg-type]
+    sizes = sorted({int(r["size"]) for r in summary.where(control="")})
     if not sizes:
         return None
-    rows = [r for r in summary.where(control="", size=sizes[-1], level="mean")]
+    rows = list(summary.where(control="", size=sizes[-1], level="mean"))
     criteria = sorted({str(r["criterion"]) for r in rows}, key=lambda c: (c != "relative", c))
-    fractions = sorted({float(r["fraction"]) for r in rows})  # type: ignore[arg-type]
+    fractions = sorted({float(r["fraction"]) for r in rows})
     tuned = accuracy.where(control="", size=sizes[-1], test_level="mean")
     words = {"relative": "most changed (relative)", "random": "at random"}
     colours = dict(zip(criteria, (RUN, CONTROL, "#7ab51d", "#d9a400", "#8c6bb1"), strict=False))
@@ -180,14 +180,14 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
         ):
             place = _fraction_axis(axes, [0.0, *fractions])
             start = [r["accuracy"] for r in tuned if r["domain"] == domain]
-            before = sum(start) / len(start) if start else math.nan  # type: ignore[arg-type]
+            before = sum(start) / len(start) if start else math.nan
             for criterion in criteria:
                 line = sorted(
                     (r for r in rows if r["criterion"] == criterion and r["domain"] == domain),
                     key=lambda r: float(r["fraction"]),
-                )  # type: ignore[arg-type]
+                )
                 zero: Dict = {"accuracy": before, "low": math.nan, "high": math.nan}
-                x = [0.0, *(place(float(r["fraction"])) for r in line)]  # type: ignore[arg-type]
+                x = [0.0, *(place(float(r["fraction"])) for r in line)]
                 _line(
                     axes,
                     x,
@@ -203,7 +203,7 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
             axes.axhline(before, color=BASE, linewidth=1, linestyle=":", label="as tuned, nothing restored")
             plain = [r["accuracy"] for r in base.where(prompt="zero_shot", domain=domain, test_level="mean")]
             if plain:
-                axes.axhline(plain[0], color=BASE, linewidth=1, linestyle="-.", label="base model, same prompt")  # type: ignore[arg-type]
+                axes.axhline(plain[0], color=BASE, linewidth=1, linestyle="-.", label="base model, same prompt")
             axes.set_title(title)
             axes.set_xlabel("weights restored, %")
         panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -215,24 +215,24 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
 
 def restoration_by_level(summary: Table) -> str | None:
     """Change of accuracy against restored fraction by training level: paired differences to the tuned model."""
-    sizes = sorted({int(r["size"]) for r in summary.where(control="")})  # type: ignore[arg-type]
+    sizes = sorted({int(r["size"]) for r in summary.where(control="")})
     if not sizes:
         return None
     rows = [r for r in summary.where(control="", size=sizes[-1], criterion="relative") if r["level"] != "mean"]
-    fractions = sorted({float(r["fraction"]) for r in rows})  # type: ignore[arg-type]
+    fractions = sorted({float(r["fraction"]) for r in rows})
     with _drawing(7.6, 3.9, 2) as (figure, panels):
         for axes, (domain, title) in zip(
             panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
         ):
             place = _fraction_axis(axes, fractions)
-            levels = sorted({int(r["level"]) for r in rows})  # type: ignore[arg-type]
+            levels = sorted({int(r["level"]) for r in rows})
             for position, level in enumerate(levels):
                 line = sorted(
                     (r for r in rows if r["level"] == str(level) and r["domain"] == domain),
                     key=lambda r: float(r["fraction"]),
-                )  # type: ignore[arg-type]
+                )
                 shift = 0.11 * (position - (len(levels) - 1) / 2)
-                x = [place(float(r["fraction"])) + shift for r in line]  # type: ignore[arg-type]
+                x = [place(float(r["fraction"])) + shift for r in line]
                 value = _numbers(line, "difference")
                 reach = [
                     [v - lo for v, lo in zip(value, _numbers(line, "difference_low"), strict=True)],
@@ -259,8 +259,8 @@ def restoration_by_level(summary: Table) -> str | None:
 
 
 def concentration(table: Table) -> str | None:
-    """Share of summed change held by the top fraction: this run, its no-signal null, LLaMA-3-8B, and by absolute change."""
-    runs = [r for r in table.where(source="run", control="")]
+    """Share of summed change held by the top fraction: this run, its no-signal null, LLaMA-3-8B; by absolute change."""
+    runs = table.where(source="run", control="")
     if not runs:
         return None
     names = sorted({str(r["top_fraction"]) for r in runs}, key=float)
@@ -272,7 +272,7 @@ def concentration(table: Table) -> str | None:
                 float(r["share"])
                 for r in table.where(source=source, control="", measure=measure, top_fraction=name)
                 if r["share"] is not None
-            ]  # type: ignore[arg-type]
+            ]
             out.append(sum(shares) / len(shares) if shares else math.nan)
         return out
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from knowshift.report.accuracy_findings import levels_finding, sizes_finding
 from knowshift.report.claims import Claim, Finding, finding_rows
 from knowshift.report.evidence import Evidence, read_evidence
-from knowshift.report.shift_findings import tokens_finding, weights_finding
+from knowshift.report.finding_level import level_finding
+from knowshift.report.finding_size import size_finding
+from knowshift.report.finding_tokens import token_finding
+from knowshift.report.finding_weights import weight_finding
 
 __all__ = ["Claim", "Finding", "find", "finding_rows", "findings_of"]
 
@@ -16,10 +18,10 @@ __all__ = ["Claim", "Finding", "find", "finding_rows", "findings_of"]
 def find(evidence: Evidence) -> list[Finding]:
     """The four findings in the paper's order (METHOD.md section 8)."""
     return [
-        sizes_finding(evidence),
-        levels_finding(evidence),
-        tokens_finding(evidence),
-        weights_finding(evidence),
+        size_finding(evidence),
+        level_finding(evidence),
+        token_finding(evidence),
+        weight_finding(evidence),
     ]
 
 

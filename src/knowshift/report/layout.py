@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from knowshift.study.statistics import Estimate
 
@@ -25,7 +25,7 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
 
-    def where(self, **values: object) -> list[dict[str, str | int | float | bool | None]]:
+    def where(self, **values: object) -> list[dict[str, Any]]:
         """The rows whose columns have these values, as dicts."""
         named = (dict(zip(self.columns, row, strict=True)) for row in self.rows)
         return [row for row in named if all(row[k] == v for k, v in values.items())]

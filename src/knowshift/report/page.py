@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from knowshift.report.claims import Finding
+from knowshift.report.claims import Claim, Finding
 from knowshift.report.evidence import Evidence
 from knowshift.report.figures import build_figures, write_figures
 from knowshift.report.layout import listed
@@ -40,11 +40,30 @@ FIGURE_TITLES = {
 
 #: What the bands and lines are, under the takeaway.
 FIGURE_NOTES = {
-    "accuracy_by_size": "Closed-book accuracy on test facts, plain mean of the five test levels; bands are 95% intervals over facts and draws.",
-    "kl_by_size": "KL(tuned || base) on the ten largest logits of the first answer token, level-4 test facts; bands are 95% intervals.",
-    "restoration": "Models of the largest size, mean of the training levels. Weights ranked by relative change, beside as many drawn at random.",
-    "restoration_by_level": "Paired differences to the same model as tuned; bars are 95% intervals, not adjusted. The table adds Holm's adjustment.",
-    "concentration": "The no-signal null pairs each tensor's own weights with its own changes at random: dividing by weights near zero makes a heavy tail by itself.",
+    "accuracy_by_size": (
+        "Closed-book accuracy on test facts, plain mean of the five test levels; bands are 95% intervals over facts "
+        "and "
+        "training draws."
+    ),
+    "kl_by_size": (
+        "KL(tuned || base) in nats on the ten largest logits of the first answer token, over test facts of level 4; "
+        "bands "
+        "are 95% intervals."
+    ),
+    "restoration": (
+        "Models of the largest size, mean of the training levels. Weights are ranked by relative change; beside it "
+        "as many "
+        "drawn at random."
+    ),
+    "restoration_by_level": (
+        "Paired differences to the same model as tuned, most changed weights restored; bars are 95% intervals, not "
+        "adjusted for looking at so many."
+    ),
+    "concentration": (
+        "The no-signal null pairs each tensor's own weights with its own changes at random: dividing by weights near "
+        "zero "
+        "makes a heavy tail by itself."
+    ),
     "mastery_by_exposures": "Bars: share of facts at each mastery level. Line: mean rate R with its 95% interval.",
 }
 
@@ -77,96 +96,107 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
     """The whole page as text; the same for the same tables, figures and manifest."""
     evidence, findings = tables.evidence, tables.findings
     name = str(evidence.run.manifest.get("name") or evidence.run.path.name)
+    title = f"{escape(name)}: what fine-tuning did to what the model knows"
     css = resources.files("knowshift.report").joinpath("page.css").read_text(encoding="utf-8")
     parts = [
         _head(evidence, findings, name),
         _findings(findings),
         _figures(figures, takeaways(tables, findings)),
         _tables(tables),
-        _samples(evidence, findings),
+        _samples(evidence),
         _making(evidence),
     ]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(name)}: what fine-tuning did to what the model knows</title>\n<style>\n{css}</style>\n</head>\n"
+        f"<title>{title}</title>\n<style>\n{css}</style>\n</head>\n"
         f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
     )
 
 
 def _head(evidence: Evidence, findings: Sequence[Finding], name: str) -> str:
-    model = evidence.run.manifest.get("model") or {}
-    model_name = str(model.get("name", "a base model")) if isinstance(model, dict) else str(model)
-    draws = sorted({c.draw for c in evidence.answers.columns if c.setting})
-    unfinished = evidence.run.planned - len(evidence.run.cells)
-    note = (
-        f"<p><b>{unfinished} of {evidence.run.planned} planned pieces of work are not finished; this is what there is.</b></p>"
-        if unfinished
-        else ""
-    )
-    dropped = (
-        f" {evidence.answers.dropped:,} facts that some model has no grade for are left out."
-        if evidence.answers.dropped
-        else ""
-    )
+    model = evidence.run.manifest.get("model")
+    model_name = str(model.get("name", "a base model")) if isinstance(model, dict) else "a base model"
+    draws = len({c.draw for c in evidence.answers.columns if c.setting})
+    planned, dropped = evidence.run.planned, evidence.answers.dropped
+    unfinished = planned - len(evidence.run.cells)
+    notes = []
+    if unfinished:
+        notes.append(
+            f"<b>{unfinished:,} of {planned:,} planned pieces of work are not finished; this is what there is.</b>"
+        )
+    if dropped:
+        notes.append(f"{dropped:,} facts that some model has no grade for are left out.")
     return (
-        f'<p class="kicker">knowshift study · run {escape(name)} · base model {escape(model_name)}</p>\n'
-        f"<h1>{escape(headline(findings))}</h1>\n{note}"
-        f"<p>{len(evidence.levels)} mastery levels of training facts × {len(evidence.sizes)} sizes × {len(draws)} training draws, "
-        f"tested on {len(evidence.answers.facts):,} facts the models were not tuned on, with closed books.{dropped}</p>\n"
+        f'<p class="kicker">knowshift study &middot; run {escape(name)} &middot; base model {escape(model_name)}</p>\n'
+        f"<h1>{escape(headline(findings))}</h1>\n"
+        f'<p class="lede">{escape(tally(findings))} Models were tuned on facts of {len(evidence.levels)} mastery '
+        "levels, in "
+        f"{len(evidence.sizes)} sizes, with {draws} training draw{'s' if draws != 1 else ''} each, and asked "
+        f"{len(evidence.answers.facts):,} facts they were not tuned on. Accuracy is the plain mean of the five test "
+        "levels; "
+        f"brackets hold 95% intervals over facts and draws. {' '.join(notes)}</p>\n"
     )
 
 
 def headline(findings: Sequence[Finding]) -> str:
-    """How many of the paper's findings this run shows, in one line."""
+    """What tuning and restoring did, in numbers; where neither is measured, how many findings are shown."""
+    parts = [finding.short for finding in findings if finding.short]
+    if not parts:
+        return tally(findings)
+    text = "; ".join(parts)
+    return text[0].upper() + text[1:]
+
+
+def tally(findings: Sequence[Finding]) -> str:
+    """How many of the paper's findings this run shows, in one sentence."""
     groups: dict[str, list[str]] = {}
     for finding in findings:
         groups.setdefault(finding.verdict, []).append(str(finding.number))
-    parts = []
-    for verdict in ("shown", "shown in part", "not shown", "undecided"):
-        if verdict in groups:
-            parts.append(f"{listed(groups[verdict])} {verdict}")
+    order = ("shown", "shown in part", "not shown", "undecided")
+    parts = [f"{listed(groups[verdict])} {verdict}" for verdict in order if verdict in groups]
     count = len(groups.get("shown", []))
-    words = ("None", "One", "Two", "Three", "Four")[count] if count <= 4 else str(count)
-    verb = "is" if count == 1 else "are"
-    detail = "" if len(parts) == 1 and count == len(findings) else f" ({'; '.join(parts)})"
-    return f"{words} of the paper’s {len(findings)} findings {verb} shown by this run{detail}"
+    start = f"This run shows {count} of the {len(findings)} findings of Ye et al. (2025)"
+    return f"{start}." if count == len(findings) else f"{start}: {'; '.join(parts)}."
 
 
 def _findings(findings: Sequence[Finding]) -> str:
     items = []
     for finding in findings:
         css = {"shown": "shown", "shown in part": "part", "not shown": "not"}.get(finding.verdict, "undecided")
-        others = [c for c in finding.claims if c.core][1:]
-        more = "".join(
-            f'<p>{escape(c.sentence)} <span class="soft">({escape(c.statement)}: {escape(c.verdict)})</span></p>'
-            for c in others
-        )
-        controls = "".join(f"<li>{escape(c.sentence)}</li>" for c in finding.controls)
-        beside = f'<ul class="controls">{controls}</ul>' if controls else ""
+        main, *others = [claim for claim in finding.claims if claim.core]
+        lines = "".join(f"<p>{escape(claim.sentence)} {_said(claim)}</p>" for claim in others)
+        controls = "".join(f"<li>{escape(claim.sentence)}</li>" for claim in finding.controls)
+        beside = f'<p class="label">Beside it</p><ul class="controls">{controls}</ul>' if controls else ""
+        notes = "".join(f'<p class="soft">{escape(note)}</p>' for note in finding.notes)
         items.append(
-            f'<li><h3>{finding.number}. {escape(finding.title)} <span class="verdict {css}">{escape(finding.verdict)}</span></h3>'
-            f"<p>{escape(finding.sentence)}</p>{more}{beside}"
+            f"<li><h3>{finding.number}. {escape(finding.title)} "
+            f'<span class="verdict {css}">{escape(finding.verdict)}</span></h3>'
+            f"<p>{escape(main.sentence)} {_said(main) if others else ''}</p>{lines}{beside}{notes}"
             f'<p class="soft">The paper: {escape(finding.paper)}</p></li>'
         )
     return f'<ol class="lead">{"".join(items)}</ol>\n'
+
+
+def _said(claim: Claim) -> str:
+    return f'<span class="soft">({escape(claim.statement)}: {escape(claim.verdict)})</span>'
 
 
 def _figures(figures: Mapping[str, str], lines: Mapping[str, str]) -> str:
     out = ["<h2>In pictures</h2>\n"]
     for name, svg in figures.items():
         out.append(
-            f'<figure id="{name}"><div class="sheet">{_own_ids(svg, name)}</div><figcaption><b>{escape(FIGURE_TITLES[name])}</b>'
-            f'{escape(lines.get(name, ""))} <span class="soft">{escape(FIGURE_NOTES[name])}</span></figcaption></figure>\n'
+            f'<figure id="{name}"><div class="sheet">{_own_ids(svg, name)}</div>'
+            f"<figcaption><b>{escape(FIGURE_TITLES[name])}</b> {escape(lines.get(name, ''))} "
+            f'<span class="soft">{escape(FIGURE_NOTES[name])}</span></figcaption></figure>\n'
         )
     return "".join(out)
 
 
 def _own_ids(svg: str, name: str) -> str:
     """Prefix a figure's ids, which would otherwise stand several times in one page."""
-    svg = re.sub(r'(\bid=")', rf"\1{name}-", svg)
-    svg = re.sub(r'(href="#)', rf"\1{name}-", svg)
-    svg = svg.replace("url(#", f"url(#{name}-")
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = svg.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
     return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(FIGURE_TITLES[name])}" ', 1)
 
 
@@ -184,9 +214,12 @@ def _tables(tables: Tables) -> str:
             "<details><summary>Restoration by level and fraction</summary>",
             *(restoration_grid(restored, criterion) for criterion in tables.evidence.criteria),
             "</details>\n<details><summary>Every contrast behind the verdicts</summary>",
-            '<p class="soft">A claim is shown when its whole 95% interval lies above zero (and Holm’s p is below 0.05 where '
-            "claims were adjusted together), not shown when the interval lies below the smallest effect worth the name, and "
-            "undecided otherwise. The last columns repeat the contrast with answers graded at word boundaries, and with "
+            '<p class="soft">A claim is shown when its whole 95% interval lies above zero (and Holm’s p is below '
+            "0.05 where "
+            "claims were adjusted together), not shown when the interval lies below the smallest effect worth the "
+            "name, and "
+            "undecided otherwise. The last columns repeat the contrast with answers graded at word boundaries, and "
+            "with "
             "relations instead of facts resampled.</p>",
             claims_table(tables.findings),
             "</details>\n",
@@ -194,7 +227,7 @@ def _tables(tables: Tables) -> str:
     )
 
 
-def _samples(evidence: Evidence, findings: Sequence[Finding]) -> str:
+def _samples(evidence: Evidence) -> str:
     fractions = evidence.fractions("relative")
     if not fractions:
         return ""
@@ -204,9 +237,10 @@ def _samples(evidence: Evidence, findings: Sequence[Finding]) -> str:
     setting = samples.model.setting
     heads = ["as tuned", *(f"{100 * f:g}% restored" for f in samples.fractions)]
     return (
-        "<h2>In the models’ words</h2>\n"
+        "<h2>In the models&rsquo; words</h2>\n"
         f"<p>The model tuned on {setting.size:,} facts of level {setting.level} (draw {samples.draw}). Restoring "
-        f"{100 * samples.fractions[0]:g}% of its weights turned {samples.gained:,} wrong answers right and {samples.lost:,} "
+        f"{100 * samples.fractions[0]:g}% of its weights turned {samples.gained:,} wrong answers right and "
+        f"{samples.lost:,} "
         f"right ones wrong; {samples.kept:,} grades stayed. These are drawn at random from those that changed.</p>\n"
         + sample_table(samples.rows, heads)
     )
@@ -214,31 +248,43 @@ def _samples(evidence: Evidence, findings: Sequence[Finding]) -> str:
 
 def _making(evidence: Evidence) -> str:
     manifest = evidence.run.manifest
-    model = manifest.get("model")
-    facts: list[tuple[str, Any]] = [
+    lines: list[tuple[str, Any]] = [
         ("knowshift", manifest.get("knowshift")),
         ("git revision", manifest.get("git_revision")),
     ]
-    if isinstance(model, dict):
-        facts += [(f"model {key}", value) for key, value in sorted(model.items())]
+    for part in ("model", "source"):
+        about = manifest.get(part)
+        if isinstance(about, dict):
+            lines += [(f"{part}: {key}", value) for key, value in sorted(about.items())]
     packages = manifest.get("packages")
     if isinstance(packages, dict):
-        facts.append(("packages", ", ".join(f"{k} {v}" for k, v in sorted(packages.items()))))
+        lines.append(("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
+    timings = manifest.get("timings")
+    if isinstance(timings, dict):
+        seconds = [float(t) for t in timings.values() if isinstance(t, int | float)]
+        lines.append(
+            ("work in all", f"{sum(seconds):,.0f} seconds over {len(seconds)} pieces, those of the last start")
+        )
     rows = "".join(
-        f'<tr><td>{escape(k)}</td><td class="words">{escape(str(v))}</td></tr>' for k, v in facts if v is not None
+        f'<tr><td>{escape(key)}</td><td class="words">{escape(str(value))}</td></tr>'
+        for key, value in lines
+        if value is not None
     )
-    shown = {key: manifest.get(key) for key in ("config", "timings") if manifest.get(key)}
-    blocks = "".join(
-        f"<details><summary>{escape(key.capitalize())}</summary><pre>{escape(json.dumps(value, indent=1, sort_keys=True))}</pre></details>"
-        for key, value in shown.items()
-    )
+    config = json.dumps(manifest.get("config"), indent=1, sort_keys=True)
     return (
         "<h2>How it was made</h2>\n"
-        "<p>Facts are graded by the paper’s rule (the answer or an alias occurs in the output); the word-boundary grader "
-        "stands beside it. Intervals are 95%, over resampled facts (within test level) crossed with training draws. Choices "
-        "of a size, level or fraction are made on one half of the facts and other draws, and measured on the rest.</p>\n"
-        f'<div class="scroll"><table><tbody>{rows}</tbody></table></div>{blocks}\n'
-        '<p class="soft">After Ye et al., “Analyzing the Effects of Supervised Fine-Tuning on Model Knowledge from Token and '
-        "Parameter Levels”, EMNLP 2025 (arXiv 2509.16596). The data of every table and figure lie beside this page, in tables/ "
-        "and figures/.</p>\n"
+        "<p>Answers are graded by the paper&rsquo;s rule: the answer or an alias occurs in the output; a grader at "
+        "word "
+        "boundaries stands beside it. Facts are resampled within their test level and crossed with training draws. A "
+        "size, "
+        "level or fraction is chosen on one half of the facts and the other draws, and measured on what took no part "
+        "in "
+        "the choice.</p>\n"
+        f'<div class="scroll"><table class="about"><tbody>{rows}</tbody></table></div>\n'
+        f"<details><summary>Config, with its seed</summary><pre>{escape(config)}</pre></details>\n"
+        '<p class="soft">After Ye et al., &ldquo;Analyzing the Effects of Supervised Fine-Tuning on Model Knowledge '
+        "from "
+        "Token and Parameter Levels&rdquo;, EMNLP 2025 (arXiv 2509.16596). The data of every table and figure lie "
+        "beside "
+        "this page, in tables/ and figures/.</p>\n"
     )

@@ -11,6 +11,10 @@ from knowshift.report.claims import Finding
 from knowshift.report.layout import DOMAIN_WORDS, Table, percent, signed
 from knowshift.report.samples import Sample
 
+#: What stands for a missing number, and between the ends of an interval.
+NONE = "\N{EN DASH}"
+TO = "\N{HORIZONTAL ELLIPSIS}"
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -31,16 +35,16 @@ def _missing(value: Any) -> bool:
 
 
 def _rate(value: Any, digits: int = 1) -> str:
-    return "–" if _missing(value) else percent(value, digits)
+    return NONE if _missing(value) else percent(value, digits)
 
 
 def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str, plus: bool = False) -> str:
     if _missing(row[value]):
-        return "–"
+        return NONE
     write = signed if plus else (lambda v: f"{100 * v:.1f}")
     if _missing(row[low]):
         return write(row[value])
-    return f"{write(row[value])} <small>{write(row[low])}…{write(row[high])}</small>"
+    return f"{write(row[value])} <small>{write(row[low])}{TO}{write(row[high])}</small>"
 
 
 def accuracy_grid(summary: Table, domain: str) -> str:
@@ -53,7 +57,7 @@ def accuracy_grid(summary: Table, domain: str) -> str:
         body.append(
             [
                 f"level {level}",
-                *(_with_interval(cells[s], "accuracy", "low", "high") if s in cells else "–" for s in sizes),
+                *(_with_interval(cells[s], "accuracy", "low", "high") if s in cells else NONE for s in sizes),
             ]
         )
     heads = ["training level", *(f"{s:,}" for s in sizes)]
@@ -72,15 +76,17 @@ def word_grid(summary: Table) -> str:
         for size in sizes:
             here = [r for r in rows if r["level"] == level and r["size"] == size and not _missing(r["accuracy"])]
             if not here:
-                line.append("–")
+                line.append(NONE)
                 continue
             means = [100 * sum(r[k] for r in here) / len(here) for k in ("accuracy", "word_accuracy")]
             empty = [r["empty_rate"] for r in here if not _missing(r["empty_rate"])]
-            line.append(f"{means[0]:.1f} / {means[1]:.1f} <small>{percent(sum(empty) / len(empty))} empty</small>")
+            line.append(f"{means[0]:.1f} / {means[1]:.1f} <small>{percent(sum(empty) / len(empty), 0)}</small>")
         body.append(line)
     heads = ["training level", *(f"{s:,}" for s in sizes)]
     return html_table(
-        heads, body, "Graded by substring / at word boundaries, %, mean of both domains; share of empty answers"
+        heads,
+        body,
+        "Accuracy in % graded by substring / at word boundaries, mean of both domains; small: share of empty answers",
     )
 
 
@@ -101,7 +107,7 @@ def restoration_grid(summary: Table, criterion: str) -> str:
                 shown = [
                     _with_interval(cells[f], "difference", "difference_low", "difference_high", True)
                     if f in cells
-                    else "–"
+                    else NONE
                     for f in fractions
                 ]
                 body.append([name, *shown])
@@ -114,9 +120,9 @@ def restoration_grid(summary: Table, criterion: str) -> str:
 
 def base_table(base: Table) -> str:
     """The base model on the fine-tuning prompt, by test level."""
-    names = {"zero_shot": "zero-shot", "few_shot": "few-shot"}
+    names = {"zero_shot": "fine-tuning prompt", "few_shot": "after solved examples", "plain": "asked plainly"}
     body = []
-    for prompt in ("zero_shot", "few_shot"):
+    for prompt in names:
         for domain in ("in_domain", "out_of_domain"):
             rows: Rows = base.where(prompt=prompt, domain=domain)
             if rows:
@@ -127,7 +133,7 @@ def base_table(base: Table) -> str:
     return html_table(
         ["prompt", *(f"level {i}" for i in range(5)), "mean", "empty"],
         body,
-        "The base model before tuning, on the fine-tuning prompt",
+        "The base model before tuning: accuracy by test level",
     )
 
 
@@ -140,7 +146,7 @@ def mastery_table(mastery: Table) -> str:
         body.append(
             [
                 f"{escape(str(split))}, {DOMAIN_WORDS[domain]}",
-                *(f"{cells[str(i)]['facts']:,}" if str(i) in cells else "–" for i in range(5)),
+                *(f"{cells[str(i)]['facts']:,}" if str(i) in cells else NONE for i in range(5)),
             ]
         )
     return html_table(
@@ -175,18 +181,18 @@ def claims_table(findings: Sequence[Finding]) -> str:
             e = claim.estimate
 
             def span(low: float, high: float, scale: int = scale, digits: int = digits) -> str:
-                return "–" if math.isnan(low) else f"{signed(low, scale, digits)}…{signed(high, scale, digits)}"
+                return NONE if math.isnan(low) else f"{signed(low, scale, digits)}{TO}{signed(high, scale, digits)}"
 
             body.append(
                 [
                     str(finding.number),
                     f'<td class="words">{escape(claim.statement)} <small>({escape(claim.scope)})</small></td>',
-                    "–" if math.isnan(e.value) else signed(e.value, scale, digits),
+                    NONE if math.isnan(e.value) else signed(e.value, scale, digits),
                     span(e.low, e.high),
                     escape(claim.unit),
-                    "–" if math.isnan(claim.p_holm) else f"{claim.p_holm:.3f}",
-                    span(claim.word.low, claim.word.high) if claim.word else "–",
-                    span(claim.by_relation.low, claim.by_relation.high) if claim.by_relation else "–",
+                    NONE if math.isnan(claim.p_holm) else f"{claim.p_holm:.3f}",
+                    span(claim.word.low, claim.word.high) if claim.word else NONE,
+                    span(claim.by_relation.low, claim.by_relation.high) if claim.by_relation else NONE,
                     escape(claim.verdict),
                 ]
             )

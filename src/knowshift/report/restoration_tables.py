@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from knowshift.report.answer_tables import COUNT_COLUMNS, SETTING_COLUMNS, count, count_rows, setting_cells
 from knowshift.report.evidence import Evidence
 from knowshift.report.layout import Row, Table, bounds, fraction_name
 from knowshift.report.run_folder import DOMAINS, Setting, read_cell_json
-from knowshift.report.scores import Model
-from knowshift.study.statistics import Estimate, holm
+from knowshift.report.scores import Model, Scores
+from knowshift.study.statistics import Estimate, Floats, holm
 
 
 def restoration(evidence: Evidence) -> Table:
@@ -22,16 +23,12 @@ def restoration(evidence: Evidence) -> Table:
     for index, column in enumerate(evidence.answers.columns):
         if not column.setting or not column.criterion:
             continue
-        record = restored[column.setting, column.draw]
         name = fraction_name(column.fraction)
-        put_back, eligible = _restored_count(record, column.criterion, name)
+        put_back, eligible = _restored_count(restored[column.setting, column.draw], column.criterion, name)
         head = (*setting_cells(column), column.criterion, name, put_back, eligible)
         rows.extend((*head, *row) for row in count_rows(counts, index))
-    return Table(
-        "restoration",
-        (*SETTING_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS),
-        tuple(rows),
-    )
+    columns = (*SETTING_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS)
+    return Table("restoration", columns, tuple(rows))
 
 
 def _restored_count(record: dict[str, object], criterion: str, fraction: str) -> tuple[int | None, int | None]:
@@ -40,6 +37,30 @@ def _restored_count(record: dict[str, object], criterion: str, fraction: str) ->
     counts = criteria.get(criterion) if isinstance(criteria, dict) else None
     put_back = counts.get(fraction) if isinstance(counts, dict) else None
     return (put_back if isinstance(put_back, int) else None), (eligible if isinstance(eligible, int) else None)
+
+
+SUMMARY_COLUMNS = (
+    "level",
+    "size",
+    "learning_rate",
+    "control",
+    "criterion",
+    "fraction",
+    "domain",
+    "draws",
+    "accuracy",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "minus_random",
+    "minus_random_low",
+    "minus_random_high",
+    "minus_random_p",
+)
 
 
 def restoration_summary(evidence: Evidence) -> Table:
@@ -52,39 +73,61 @@ def restoration_summary(evidence: Evidence) -> Table:
     settings = sorted({c.setting for c in evidence.answers.columns if c.setting and c.criterion})
     grids = sorted({(s.size, s.learning_rate, s.control) for s in settings})
     rows: list[Row] = []
-    for size, rate, control in grids:
-        tuned = [Model(s) for s in settings if (s.size, s.learning_rate, s.control) == (size, rate, control)]
+    for grid in grids:
+        tuned = [Model(s) for s in settings if (s.size, s.learning_rate, s.control) == grid]
         for criterion in evidence.criteria:
             for d, domain in enumerate(DOMAINS):
                 weights = scores.over([d])
-                for models in ([[m] for m in tuned], [tuned] if len(tuned) > 1 else []):
-                    batch: list[tuple[Row, Estimate]] = []
-                    for group in models:
-                        for fraction in evidence.fractions(criterion):
-                            put = [m.restored(criterion, fraction) for m in group]
-                            if not any(scores.draws(m) for m in put):
-                                continue
-                            difference = scores.difference(list(zip(put, group, strict=True)), weights)
-                            random = [m.restored("random", fraction) for m in group]
-                            against = scores.difference(list(zip(put, random, strict=True)), weights)
-                            values: Row = (
-                                str(group[0].setting.level) if len(group) == 1 else "mean",
-                                size,
-                                format(rate, "g"),
-                                control,
-                                criterion,
-                                fraction_name(fraction),
-                                domain,
-                                difference.draws,
-                                *bounds(scores.mean(put, weights), 0.0, 1.0),
-                                *bounds(difference),
-                                difference.p,
-                                *((math.nan,) * 4 if criterion == "random" else (*bounds(against), against.p)),
-                            )
-                            batch.append((values, difference))
-                    adjusted = holm([difference.p for _, difference in batch])
-                    rows.extend((*values[:15], p, *values[15:]) for (values, _), p in zip(batch, adjusted, strict=True))
-    columns = ("level", "size", "learning_rate", "control", "criterion", "fraction", "domain", "draws")
-    measured = ("accuracy", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm")
-    against_random = ("minus_random", "minus_random_low", "minus_random_high", "minus_random_p")
-    return Table("restoration_summary", (*columns, *measured, *against_random), tuple(rows))
+                fractions = evidence.fractions(criterion)
+                each = [
+                    _compare(scores, [model], tuned, criterion, f, domain, weights)
+                    for model in tuned
+                    for f in fractions
+                ]
+                means = [_compare(scores, tuned, [], criterion, f, domain, weights) for f in fractions]
+                for batch in (each, means if len(tuned) > 1 else []):
+                    found = [item for item in batch if item is not None]
+                    adjusted = holm([difference.p for _, difference, _ in found])
+                    rows.extend((*head, p, *tail) for (head, _, tail), p in zip(found, adjusted, strict=True))
+    return Table("restoration_summary", SUMMARY_COLUMNS, tuple(rows))
+
+
+def _compare(
+    scores: Scores,
+    models: Sequence[Model],
+    alike: Sequence[Model],
+    criterion: str,
+    fraction: float,
+    domain: str,
+    weights: Floats,
+) -> tuple[Row, Estimate, Row] | None:
+    """The row of some models at one fraction, before and after its Holm p; None where none was restored so."""
+    put = [model.restored(criterion, fraction) for model in models]
+    if not any(scores.draws(model) for model in put):
+        return None
+    peers = [model.restored(criterion, fraction) for model in alike]
+    random = [model.restored("random", fraction) for model in models]
+    random_peers = [model.restored("random", fraction) for model in alike]
+    alone = scores.mean(put, weights, peers)
+    difference = scores.difference(_zip(put, models), weights, _zip(peers, alike))
+    versus = scores.difference(_zip(put, random), weights, _zip(peers, random_peers))
+    setting = models[0].setting
+    head: Row = (
+        str(setting.level) if len(models) == 1 else "mean",
+        setting.size,
+        format(setting.learning_rate, "g"),
+        setting.control,
+        criterion,
+        fraction_name(fraction),
+        domain,
+        difference.draws,
+        *bounds(alone, 0.0, 1.0),
+        *bounds(difference),
+        difference.p,
+    )
+    tail: Row = (math.nan,) * 4 if criterion == "random" else (*bounds(versus), versus.p)
+    return head, difference, tail
+
+
+def _zip(first: Sequence[Model], second: Sequence[Model]) -> list[tuple[Model, Model | None]]:
+    return list(zip(first, second, strict=True))

@@ -27,6 +27,14 @@ LEVELS = 5
 #: The largest size again at a smaller rate: the control that asks whether the data or the step size did it.
 RATE_CONTROL = "learning_rate"
 
+#: How the base model was asked, and the record of each: the fine-tuning prompt alone, the same after solved examples,
+#: and the plain question.
+BASE_PROMPTS = {
+    "zero_shot": "answers.parquet",
+    "few_shot": "answers_few_shot.parquet",
+    "plain": "answers_plain.parquet",
+}
+
 _RESTORED = re.compile(r"answers-(?P<criterion>[a-z_]+)-(?P<fraction>[0-9.]+)\.parquet")
 
 
@@ -67,7 +75,7 @@ class Column:
     draw: int
     criterion: str = ""  # "" for a model as it was tuned
     fraction: float = 0.0
-    few_shot: bool = False
+    prompt: str = ""  # of the base model: one of BASE_PROMPTS
 
 
 @dataclass(frozen=True)
@@ -111,8 +119,12 @@ class Run:
     @property
     def learning_rate(self) -> float:
         """The rate of the main grid."""
+        training = self.config.get("training")
+        said = training.get("learning_rate") if isinstance(training, dict) else self.config.get("learning_rate")
+        if said is not None:
+            return float(said)
         rates = {cell.setting.learning_rate for cell in self.of("evaluation") if not cell.setting.control}
-        return float(self.config["learning_rate"]) if "learning_rate" in self.config else min(rates, default=0.0)
+        return min(rates, default=0.0)
 
     def of(self, kind: str) -> tuple[Cell, ...]:
         """The finished cells of one kind."""
@@ -178,9 +190,9 @@ def read_token_shift(cell: Cell) -> pa.Table:
 def _sources(run: Run) -> list[tuple[Column, Path]]:
     found: list[tuple[Column, Path]] = []
     for cell in run.of("base")[:1]:
-        for name, few_shot in (("answers.parquet", False), ("answers_few_shot.parquet", True)):
+        for prompt, name in BASE_PROMPTS.items():
             if (cell.folder / name).exists():
-                found.append((Column(None, 0, few_shot=few_shot), cell.folder / name))
+                found.append((Column(None, 0, prompt=prompt), cell.folder / name))
     for cell in run.of("evaluation"):
         found.append((Column(cell.setting, cell.draw), cell.folder / "answers.parquet"))
     for cell in run.of("restoration"):
@@ -214,14 +226,16 @@ def read_answers(run: Run) -> Answers:
             if len(set(facts)) != len(facts):
                 raise InputError(f"{file}: a fact stands twice among the answers")
             scored = np.ones(len(facts), dtype=bool)
-        assert reference is not None and scored is not None
+        assert reference is not None
+        assert scored is not None
         if not table["fact"].combine_chunks().equals(reference):
             table = table.take(pc.index_in(reference, value_set=table["fact"].combine_chunks()))
         hit, word = table["substring_hit"], table["word_hit"]
         scored &= pc.and_(pc.is_valid(hit), pc.is_valid(word)).to_numpy()
         blank = pc.equal(pc.utf8_trim_whitespace(pc.fill_null(table["text"], "")), "")
-        graded.append(tuple(pc.fill_null(c, False).to_numpy().astype(bool) for c in (hit, word, blank)))  # type: ignore[arg-type]
-    assert about is not None and scored is not None
+        graded.append(tuple(pc.fill_null(c, False).to_numpy().astype(bool) for c in (hit, word, blank)))
+    assert about is not None
+    assert scored is not None
     levels = pc.fill_null(about["level"], -1).to_numpy().astype(np.int64)
     domain_names = about["domain"].to_pylist()
     unknown = sorted(set(domain_names) - set(DOMAINS))

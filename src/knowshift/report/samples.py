@@ -35,9 +35,10 @@ class Samples:
 
 
 def draw_samples(evidence: Evidence, fraction: float, count: int = 10) -> Samples | None:
-    """Answers of a middle training level at the largest restored size, as tuned, at ``fraction`` and at the largest one.
+    """Answers of a middle training level at the largest restored size: as tuned, at ``fraction``, at the largest one.
 
-    Facts are drawn at random among those whose grade changed between the first two, in proportion to gains and losses.
+    Facts are drawn at random among those whose grade changed between the first two, so gains and losses keep their
+    proportion.
     """
     scores = evidence.substring
     candidates = sorted(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from knowshift.report.run_folder import DOMAINS, LEVELS, Column, Setting
 from knowshift.study.statistics import (
     MISSING,
+    DrawNoise,
     Estimate,
     Floats,
     Integers,
     choose_elsewhere,
     crossed_interval,
     group_means,
+    pooled_noise,
     replicated_means,
     resampling_weights,
 )
@@ -159,24 +161,52 @@ class Scores:
         """One model's mean under the weights."""
         return float(self.means[column] @ weights)
 
-    def estimate(self, units: Sequence[Unit]) -> Estimate:
-        """The interval of a contrast: the sum over strata of the mean over draws."""
+    def estimate(
+        self, units: Sequence[Unit], alike: Sequence[Sequence[Unit]] = (), noise: DrawNoise | None = None
+    ) -> Estimate:
+        """The interval of a contrast: the sum over strata of the mean over draws.
+
+        ``alike`` are the same contrast elsewhere (at every training level), whose draws are taken to be as noisy;
+        or ``noise`` says how noisy a draw is.
+        """
         if not units:
             return MISSING
-        values = np.zeros(len(units))
+        values = self._values(units)
         replicates = np.zeros((self.replicates, len(units)))
         for u, unit in enumerate(units):
             for column, weights in unit.terms:
-                values[u] += self.means[column] @ weights
                 replicates[:, u] += self.resampled[column] @ weights
-        return crossed_interval(values, replicates, [unit.stratum for unit in units])
+        if alike:
+            noise = pooled_noise([self._values(peer) for peer in alike if len(peer) > 1])
+        return crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
 
-    def mean(self, models: Sequence[Model], weights: Floats) -> Estimate:
+    def _values(self, units: Sequence[Unit]) -> Floats:
+        return np.asarray([sum(self.value(column, weights) for column, weights in unit.terms) for unit in units])
+
+    def _noise_between(self, models: Sequence[Model], domains: Sequence[int]) -> DrawNoise | None:
+        """The noise of a draw's difference between two training levels: twice one's, as their draws are independent."""
+        weights = self.over(domains)
+        one = pooled_noise([self._values(self._differences([(m, None)], weights)) for m in models if self.draws(m)])
+        return DrawNoise(2 * one.variance, one.freedom) if one else None
+
+    def mean(self, models: Sequence[Model], weights: Floats, alike: Sequence[Model] = ()) -> Estimate:
         """Mean accuracy over models and draws; each model is a stratum of draws of its own."""
-        return self.difference([(model, None) for model in models], weights)
+        return self.difference([(model, None) for model in models], weights, [(model, None) for model in alike])
 
-    def difference(self, pairs: Sequence[tuple[Model, Model | None]], weights: Floats) -> Estimate:
-        """Mean over pairs of (first minus second), paired by fact and by training draw; pairs without draws drop out."""
+    def difference(
+        self,
+        pairs: Sequence[tuple[Model, Model | None]],
+        weights: Floats,
+        alike: Sequence[tuple[Model, Model | None]] = (),
+    ) -> Estimate:
+        """Mean over pairs of (first minus second), paired by fact and training draw; pairs without draws drop out.
+
+        A single pair may name those ``alike``, itself among them, to pool the noise of their draws.
+        """
+        units = self._differences(pairs, weights)
+        return self.estimate(units, [self._differences([pair], weights) for pair in alike])
+
+    def _differences(self, pairs: Sequence[tuple[Model, Model | None]], weights: Floats) -> list[Unit]:
         kept = [(a, b, self._shared([a] if b is None else [a, b])) for a, b in pairs]
         kept = [item for item in kept if item[2]]
         units = []
@@ -186,7 +216,7 @@ class Scores:
                 if b is not None:
                     terms.append((self.column(b, draw), -weights / len(kept)))
                 units.append(Unit(stratum, tuple(terms)))
-        return self.estimate(units)
+        return units
 
     def chosen(
         self,
@@ -195,48 +225,59 @@ class Scores:
         domains: Sequence[int],
         highest: bool = True,
         pooled: bool = False,
+        alike: Sequence[tuple[Mapping[float, Model], Model]] = (),
     ) -> Choice:
         """Mean over pairs of (the best candidate minus the reference), the best chosen on other facts and draws.
 
         One pair of ``candidates`` (by size or fraction) and reference for each training level. A reference that is
-        itself a mapping is chosen in the same way. ``domains`` are those measured; the choice uses both.
+        itself a mapping is chosen in the same way. ``domains`` are those measured; the choice uses both. ``alike``
+        as in :meth:`difference`.
         """
+        units, counts = self._choices(candidates, references, domains, highest, pooled)
+        peers = [self._choices([c], [r], domains, highest, pooled)[0] for c, r in alike]
+        return Choice(self.estimate(units, peers), counts)
+
+    def _choices(
+        self,
+        candidates: Sequence[Mapping[float, Model]],
+        references: Sequence[Model | Mapping[float, Model]],
+        domains: Sequence[int],
+        highest: bool,
+        pooled: bool,
+    ) -> tuple[list[Unit], dict[float, int]]:
         weigh = self.pooled if pooled else self.over
-        everywhere = range(len(DOMAINS))
         kept: list[tuple[Mapping[float, Model], Mapping[float, Model], tuple[int, ...]]] = []
         for options, reference in zip(candidates, references, strict=True):
             other = reference if isinstance(reference, Mapping) else {0.0: reference}
             draws = self._shared([*options.values(), *other.values()]) if options and other else ()
             if draws:
                 kept.append((options, other, draws))
+        measured = [weigh(domains, half=half) for half in range(HALVES)]
+        halves = [half for half in range(HALVES) if not np.isnan(measured[half]).any()]
         units: list[Unit] = []
         counts: dict[float, int] = {}
-        for stratum, (options, other, draws) in enumerate(kept):
+        for stratum, (options, other, draws) in enumerate(kept if halves else []):
             best = self._choose(options, draws, highest, pooled)
             against = self._choose(other, draws, highest, pooled)
             for row, draw in enumerate(draws):
                 terms: list[tuple[int, Floats]] = []
-                for half in range(HALVES):
-                    weights = weigh(domains, half=half)
-                    if np.isnan(weights).any():
-                        continue
-                    weights = weights / len(kept) / HALVES
+                for half in halves:
+                    weights = measured[half] / len(kept) / len(halves)
                     name = list(options)[best[row, half]]
                     counts[name] = counts.get(name, 0) + 1
                     terms.append((self.column(options[name], draw), weights))
                     terms.append((self.column(other[list(other)[against[row, half]]], draw), -weights))
                 units.append(Unit(stratum, tuple(terms)))
-        if np.isnan(weigh(everywhere)).any():
-            return Choice(MISSING, {})
-        return Choice(self.estimate(units), dict(sorted(counts.items())))
+        return units, dict(sorted(counts.items()))
 
     def spread(self, options: Mapping[int, Model], domains: Sequence[int]) -> tuple[Choice, Mapping[float, int]]:
-        """Best minus worst of several models, both chosen on other facts and draws; with how often each was worst.
+        """Best minus worst training level, both chosen on other facts and draws; with how often each was worst.
 
-        With no true difference the expected value is 0: picking by luck does not count. Units are draws.
+        With no true difference the expected value is 0: picking by luck does not count.
         """
         draws = self._shared(list(options.values())) if len(options) > 1 else ()
         named: dict[float, Model] = {float(name): model for name, model in options.items()}
+        halves = [half for half in range(HALVES) if not np.isnan(self.over(domains, half=half)).any()]
         units: list[Unit] = []
         best_counts: dict[float, int] = {}
         worst_counts: dict[float, int] = {}
@@ -245,14 +286,25 @@ class Scores:
             worst = self._choose(named, draws, False)
             for row, draw in enumerate(draws):
                 terms = []
-                for half in range(HALVES):
-                    weights = self.over(domains, half=half) / HALVES
+                for half in halves:
+                    weights = self.over(domains, half=half) / len(halves)
                     for choice, sign, counts in ((best, 1, best_counts), (worst, -1, worst_counts)):
                         name = list(named)[choice[row, half]]
                         counts[name] = counts.get(name, 0) + 1
                         terms.append((self.column(named[name], draw), sign * weights))
                 units.append(Unit(0, tuple(terms)))
-        return Choice(self.estimate(units), dict(sorted(best_counts.items()))), dict(sorted(worst_counts.items()))
+        noise = self._noise_between(list(options.values()), domains)
+        estimate = self.estimate(units, noise=noise)
+        return Choice(estimate, dict(sorted(best_counts.items()))), dict(sorted(worst_counts.items()))
+
+    def against_levels(
+        self, others: Mapping[int, Model], reference: Model, domains: Sequence[int], highest: bool
+    ) -> Choice:
+        """The best (or worst) of other training levels, chosen on other facts and draws, minus one level."""
+        named: dict[float, Model] = {float(name): model for name, model in others.items()}
+        units, counts = self._choices([named], [reference], domains, highest, False)
+        noise = self._noise_between([*others.values(), reference], domains)
+        return Choice(self.estimate(units, noise=noise), counts)
 
     def _shared(self, models: Sequence[Model]) -> tuple[int, ...]:
         return tuple(sorted(set.intersection(*(set(self.draws(model)) for model in models))))

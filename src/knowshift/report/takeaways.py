@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from knowshift.report.claims import Claim, Finding
@@ -43,12 +44,15 @@ def _accuracy(summary: Table) -> str:
             peaks.setdefault(best, []).append(str(level))
     if not peaks:
         return ""
-    parts = [f"{size:,} samples for level {listed(levels)}" for size, levels in sorted(peaks.items())]
+    parts = [
+        f"{size:,} samples for level{'s' if len(levels) > 1 else ''} {listed(levels)}"
+        for size, levels in sorted(peaks.items())
+    ]
     return f"The highest point, both domains together, lies at {'; at '.join(parts)}."
 
 
 def _restoration(summary: Table) -> str:
-    rows: Rows = [r for r in summary.where(control="", level="mean")]
+    rows: Rows = summary.where(control="", level="mean")
     if not rows:
         return ""
     size = max(r["size"] for r in rows)
@@ -78,8 +82,8 @@ def _by_level(summary: Table) -> str:
     better = sum(r["p_holm"] < 0.05 and r["difference"] > 0 for r in rows)
     worse = sum(r["p_holm"] < 0.05 and r["difference"] < 0 for r in rows)
     return (
-        f"Of {len(rows)} differences (training levels, fractions and domains), {better} are gains and {worse} are losses "
-        f"at p < 0.05 after Holm's adjustment."
+        f"Of {len(rows)} differences (training levels, fractions and domains), {better} are gains and {worse} are "
+        "losses at p < 0.05 after Holm's adjustment."
     )
 
 
@@ -89,7 +93,7 @@ def _exposures(table: Table) -> str:
     if len(filled) < 2:
         return ""
     first, last = filled[0], filled[-1]
-    steps = [b["mean_rate"] - a["mean_rate"] for a, b in zip(filled, filled[1:], strict=False)]
+    steps = [b["mean_rate"] - a["mean_rate"] for a, b in pairwise(filled)]
     word = "rises at every step" if all(s > 0 for s in steps) else "does not rise at every step"
     return (
         f"The mean rate goes from {percent(first['mean_rate'])} of draws (written {_times(first)}) to "

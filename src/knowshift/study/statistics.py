@@ -1,10 +1,10 @@
 """How sure a number is: facts resampled, training draws crossed with them, paired differences, Holm.
 
-Everything the report says is a *linear contrast*: a weighted sum of accuracies (or of mean KL) of tuned models on groups
-of facts. Two things could have come out otherwise, and they cross: which facts were asked, and which training set was
-drawn. Facts are resampled within their test level (a bootstrap, one matrix product for all models at once); with the
-two to five draws a study can pay for, resampling the draws as well gives intervals that are too short, so their part
-comes from its exact moment, with Student's t for how few they are (:func:`crossed_interval`).
+Everything the report says is a *linear contrast*: a weighted sum of accuracies (or of mean KL) of tuned models on
+groups of facts. Two things could have come out otherwise, and they cross: which facts were asked, and which training
+set was drawn. Facts are resampled within their test level (a bootstrap, one matrix product for all models at once).
+With the two to five draws a study can pay for, resampling draws as well gives intervals that are too short, so their
+part comes from its exact moment, with Student's t for how few they are (:func:`crossed_interval`).
 
 Shape suffixes: B replicates, F facts, C columns (one tuned model each), G groups of facts, U units (one training draw).
 """
@@ -99,8 +99,33 @@ def replicated_means(
     return out
 
 
+@dataclass(frozen=True, slots=True)
+class DrawNoise:
+    """What one training draw adds by chance: the variance of a draw's value, known with so many degrees of freedom."""
+
+    variance: float
+    freedom: float
+
+
+def pooled_noise(values_by_stratum: Sequence[Floats]) -> DrawNoise | None:
+    """The draws' variance within strata taken together, as in an analysis of variance; None without any two draws.
+
+    It takes the noise of a draw to be alike at, say, the five training levels: with three draws a level, one level's
+    own variance has 2 degrees of freedom and an interval 2.2 times as wide as it should be; pooled it has 10.
+    """
+    freedom = sum(len(values) - 1 for values in values_by_stratum)
+    if freedom == 0:
+        return None
+    squares = sum(float(((values - values.mean()) ** 2).sum()) for values in values_by_stratum)
+    return DrawNoise(squares / freedom, float(freedom))
+
+
 def crossed_interval(
-    values_U: Floats, replicates_BU: NDArray[np.floating], stratum_U: Sequence[int], confidence: float = 0.95
+    values_U: Floats,
+    replicates_BU: NDArray[np.floating],
+    stratum_U: Sequence[int],
+    noise: DrawNoise | None = None,
+    confidence: float = 0.95,
 ) -> Estimate:
     """Interval of a sum over strata of the mean over the stratum's training draws.
 
@@ -113,7 +138,8 @@ def crossed_interval(
     The first part is the noise all draws share; the second holds the draws' own noise and their interaction with the
     facts once. (Resampling both ways counts that interaction three times and the draws too little: Owen 2007.) The
     variance over facts alone is a lower bound. Degrees of freedom after Satterthwaite. A stratum with one draw
-    contributes no draw part: ``draws`` is then 1, and the interval speaks for that draw only.
+    contributes no draw part: ``draws`` is then 1, and the interval speaks for that draw only. ``noise``, pooled over
+    contrasts of the same kind, stands for the sample variance of a stratum with two draws or more.
     """
     strata = np.asarray(stratum_U)
     labels, counts = np.unique(strata, return_counts=True)
@@ -131,9 +157,10 @@ def crossed_interval(
         block = covariance_UU[np.ix_(inside, inside)]
         off_diagonal = (block.sum() - np.trace(block)) / (count * (count - 1))
         shared += off_diagonal - block.mean()
-        part = float(np.var(values_U[inside], ddof=1)) / count
+        own = noise or DrawNoise(float(np.var(values_U[inside], ddof=1)), count - 1)
+        part = own.variance / count
         draw_part += part
-        freedom_sum += part**2 / (count - 1)
+        freedom_sum += part**2 / own.freedom
     variance = max(max(shared, 0.0) + draw_part, facts_only)
     freedom = min(variance**2 / freedom_sum, MANY) if freedom_sum > 0 else MANY
     return from_error(value, math.sqrt(variance), freedom, int(counts.min()), confidence)
@@ -173,13 +200,13 @@ def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tupl
 
 
 def choose_elsewhere(scores_KDH: Floats, highest: bool = True) -> Integers:
-    """The candidate chosen for each (draw, half) from the *other* draws and the *other* half of the facts, shape (D, H).
+    """The candidate chosen for each (draw, half) from *other* draws and the *other* half of the facts, shape (D, H).
 
     ``scores_KDH``: candidates (fractions, sizes) x training draws x halves of the facts. Choosing and measuring on the
     same facts rewards luck; here neither the facts nor the draws that measure a choice took part in it. With one
     draw only the facts are kept apart. Ties take the first candidate; an empty half takes the other's choice.
     """
-    candidates, draws, halves = scores_KDH.shape
+    _, draws, halves = scores_KDH.shape
     assert halves == 2, "facts are split in two halves"
     chosen = np.zeros((draws, halves), dtype=np.int64)
     signed = scores_KDH if highest else -scores_KDH
