@@ -23,7 +23,9 @@ from pathlib import Path
 
 from knowshift.errors import InputError
 from knowshift.facts.archive import SafeZip
+from knowshift.facts.encoding import encodable
 from knowshift.facts.fact import Domain, Fact, Split
+from knowshift.facts.grading import gradable
 from knowshift.facts.leakage import Leakage, Row, measure
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN, RELATIONS, Relation
 
@@ -157,13 +159,13 @@ def _row(where: str, row: object, relation: Relation) -> tuple[str, str, tuple[s
     if not isinstance(row, dict):
         raise InputError(f"{where}: found {type(row).__name__}; expected an object with question and answers")
     question, answers = row.get("question"), row.get("answers")
-    if not isinstance(question, str):
+    if not isinstance(question, str) or not encodable(question):
         raise InputError(f"{where}: question is {_found(question)}; expected a text")
     if not isinstance(answers, list) or not answers:
         raise InputError(f"{where}: answers is {_found(answers)}; expected a list of at least one text")
     for answer in answers:
-        if not isinstance(answer, str) or not answer.strip():
-            raise InputError(f"{where}: an answer is {_found(answer)}; expected a text")
+        if not isinstance(answer, str) or not gradable(answer) or not encodable(answer):
+            raise InputError(f"{where}: an answer is {_found(answer)}; expected a text with a letter or digit")
     subject = relation.subject_of(question)
     if subject is None or not subject.strip():
         raise InputError(
@@ -173,7 +175,7 @@ def _row(where: str, row: object, relation: Relation) -> tuple[str, str, tuple[s
 
 
 def _found(value: object) -> str:
-    return "missing" if value is None else _short(json.dumps(value, ensure_ascii=False))
+    return "missing" if value is None else _short(json.dumps(value))
 
 
 def _short(text: str) -> str:

@@ -147,6 +147,12 @@ class Grader:
         return any(answer.stands_in(full, plain) for answer in self._words)
 
 
+def gradable(answer: str) -> bool:
+    """Whether anything of ``answer`` is left after normalising, so that :class:`Grader` takes it."""
+    # The first character decides for nearly every answer, and a hundred thousand of them are asked about.
+    return answer[:1].isalnum() or bool(normalise(answer))
+
+
 def substring_hit(text: str, accepted: Sequence[str]) -> bool:
     """Grade one text by the paper's plain substring rule (case-sensitive); errors as :class:`Grader`."""
     return Grader(accepted).substring(text)

@@ -114,4 +114,5 @@ def _hint(source: str) -> str:
         return f"; nearest: 'entity-questions:{source}'"
     if path.is_dir() and (path / "facts.parquet").is_file():
         return f"; nearest: 'world:{source}'"
-    return nearest(source, FORMS)
+    scheme, _, rest = source.partition(":")
+    return nearest(f"{scheme}:PATH" if rest not in ("", "tiny") else source, FORMS)

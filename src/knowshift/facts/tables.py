@@ -15,22 +15,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, nearest
+from knowshift.facts.encoding import encodable
 from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
-
-#: The facts of a built world, as its builder writes them and :func:`read_world_facts` expects them.
-WORLD_FACTS = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("relation", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),
-        pa.field("subject", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("aliases", pa.list_(pa.string()), nullable=False),
-        pa.field("exposures", pa.int32(), nullable=False),
-    ]
-)
+from knowshift.facts.grading import gradable
+from knowshift.records import FACTS
 
 #: Relation of a fact whose table names none.
 NO_RELATION = "none"
@@ -40,6 +28,8 @@ _COLUMNS = (
     *("question", "subject", "answer", "answers"),
     *("id", "relation", "split", "domain", "aliases", "prompts", "exposures"),
 )
+
+_SLIPS = ("alias", "prompt", "exposure")
 
 #: Where a row stands, for errors ("row 3"), and its cells.
 _Row = tuple[str, Mapping[str, Any]]
@@ -60,11 +50,11 @@ def read_table_facts(path: Path) -> tuple[Fact, ...]:
 
 
 def read_world_facts(path: Path) -> tuple[Fact, ...]:
-    """The facts of a built world: a Parquet file with every column of :data:`WORLD_FACTS`."""
+    """The facts of a built world: a Parquet file with every column of :data:`~knowshift.records.FACTS`."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected the facts of a world made by `knowshift world build`")
     columns, rows = _parquet(path)
-    for name in WORLD_FACTS.names:
+    for name in FACTS.names:
         if name not in columns:
             raise InputError(f"{path}: not the facts of a world: column {name!r} is missing")
     return _facts(path, columns, rows)
@@ -100,8 +90,7 @@ def _check_columns(where: str, columns: tuple[str, ...]) -> None:
         raise InputError(f"{where}: column 'answer' (or 'answers') is missing; {found}")
     # An ordinary extra column is the user's own business; a misspelt one would be lost in silence.
     for name in columns:
-        known = name.strip().lower()
-        if name not in _COLUMNS and (known in _COLUMNS or f"{known}s" in _COLUMNS or known.rstrip("s") in _COLUMNS):
+        if name not in _COLUMNS and name.strip().lower() in (*_COLUMNS, *_SLIPS):
             raise InputError(f"{where}: unknown column {name!r}{nearest(name, _COLUMNS)}")
 
 
@@ -115,6 +104,9 @@ def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
         raise InputError(f"{where}: no answer; expected a text in 'answer' or 'answers'")
     aliases = dict.fromkeys((*accepted[1:], *_texts(where, "aliases", cells)))
     aliases.pop(accepted[0], None)
+    for answer in (accepted[0], *aliases):
+        if not gradable(answer):
+            raise InputError(f"{where}: answer {answer!r} is empty after normalisation; expected a letter or digit")
     return Fact(
         id=_text(where, "id", cells, f"row-{number}"),
         relation=_text(where, "relation", cells, NO_RELATION),
@@ -135,7 +127,7 @@ def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None =
         return default
     # Numbers make sense as ids and answers (a year); a table's reader has often guessed them to be numbers.
     text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str) or not text.strip() or not encodable(text):
         found = "empty" if value is None or value == "" else repr(value)
         raise InputError(f"{where}: {name} is {found}; expected a text")
     return text.strip()
@@ -147,7 +139,9 @@ def _texts(where: str, name: str, cells: Mapping[str, Any]) -> list[str]:
     if value is None or value == "":
         return []
     parts = value.split("|") if isinstance(value, str) else value
-    if not isinstance(parts, list) or not all(isinstance(part, str) and part.strip() for part in parts):
+    if not isinstance(parts, list) or not all(
+        isinstance(part, str) and part.strip() and encodable(part) for part in parts
+    ):
         raise InputError(f"{where}: {name} is {value!r}; expected a list of texts, or texts separated by '|'")
     return [part.strip() for part in parts]
 
@@ -163,13 +157,12 @@ def _count(where: str, name: str, cells: Mapping[str, Any]) -> int | None:
     value = cells.get(name)
     if value is None or value == "":
         return None
-    if isinstance(value, str) and value.strip().isdecimal():
-        return int(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InputError(f"{where}: {name} is {value!r}; expected a whole number, 0 or more")
-    return value
+    count = value
+    if (isinstance(value, str) and value.strip().isdecimal()) or (isinstance(value, float) and value.is_integer()):
+        count = int(value)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
+        raise InputError(f"{where}: {name} is {value!r}; expected a whole number, 0 or more, below 2^31")
+    return count
 
 
 def _csv(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
