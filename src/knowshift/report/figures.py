@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
-from knowshift.report.layout import Table
+from knowshift.report.layout import Table, signed
 from knowshift.report.published import published_concentration
 
 LEVEL_COLOURS = ("#3b1c5a", "#31688e", "#1f9e89", "#7ab51d", "#d9a400")
@@ -252,7 +252,7 @@ def restoration_by_level(summary: Table) -> str | None:
             axes.axhline(0, color=BASE, linewidth=1)
             axes.set_title(title)
             axes.set_xlabel("weights restored, %")
-        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:+.0f}" if v else "0"))
+        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, digits=0)))
         panels[0].set_ylabel("points against as tuned")
         _legend_above(figure, panels[0], "mastery level of the training facts")
         return _svg(figure)

@@ -120,7 +120,7 @@ def weight_finding(evidence: Evidence) -> Finding:
         each.append(Claim(f"restoring_helps_level_{level}", HELPS, where, "points", choice.estimate, sentence))
     claims.extend(adjusted(each))
     controls = (*concentrated, *_random(restored, scope), *_smaller_rate(restored, scope))
-    short = f"putting the most changed weights back makes it {more_or_less(best.estimate.value)}"
+    short = f"putting the most changed weights back gives {more_or_less(best.estimate.value)}"
     return Finding(
         4,
         TITLE,

@@ -18,14 +18,14 @@ TO = "\N{HORIZONTAL ELLIPSIS}"
 Rows = Sequence[Mapping[str, Any]]
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, kind: str = "numbers") -> str:
     """A scrolling table; the cells of ``rows`` are HTML, those of ``head`` and ``caption`` are text."""
     if not rows:
         return ""
     top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(c if c.startswith('<td') else f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
+        f'<div class="scroll"><table class="{kind}"><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 
@@ -209,4 +209,4 @@ def sample_table(samples: Sequence[Sample], heads: Sequence[str]) -> str:
             shown = escape(text.strip()) or "<small>(empty)</small>"
             cells.append(f'<td class="answer {"hit" if hit else "miss"}">{shown}</td>')
         body.append(cells)
-    return html_table(["fact", *heads], body, "Answers as written")
+    return html_table(["fact", *heads], body, "Answers as written", "answers")

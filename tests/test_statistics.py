@@ -1,0 +1,241 @@
+"""Statistics against independent formulas, against simulations with a known truth, and their invariants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from knowshift.study.statistics import (
+    choose_elsewhere,
+    crossed_interval,
+    from_error,
+    group_means,
+    holm,
+    mean_interval,
+    percentile_interval,
+    pooled_noise,
+    proportion_interval,
+    rank_correlation,
+    replicated_means,
+    resampling_weights,
+)
+
+probabilities = st.floats(0, 1, allow_nan=False)
+
+
+def test_group_means_are_visible_fractions_and_empty_groups_are_missing() -> None:
+    hits = np.array([[True, False], [True, True], [False, True], [True, True]])
+    means = group_means(hits, np.array([0, 0, 0, 2]), 3)
+    assert means[0].tolist()[:1] == [pytest.approx(2 / 3)]
+    assert means[1, 0] == pytest.approx(2 / 3)
+    assert np.isnan(means[:, 1]).all()
+    assert means[:, 2].tolist() == [1.0, 1.0]
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_weights_keep_every_groups_size(groups: list[int], seed: int) -> None:
+    group = np.asarray(groups)
+    weights = resampling_weights(group, 20, seed)
+    for g in np.unique(group):
+        assert weights[:, group == g].sum(axis=1) == pytest.approx(float((group == g).sum()))
+    assert (weights >= 0).all()
+
+
+def test_clusters_are_drawn_whole_and_within_their_stratum() -> None:
+    cluster = np.array([0, 0, 1, 1, 1, 2, 2, 3])
+    domain = np.array([0, 0, 0, 0, 0, 1, 1, 1])
+    weights = resampling_weights(np.arange(8), 200, 1, cluster, domain)
+    for c in np.unique(cluster):
+        assert (weights[:, cluster == c].std(axis=1) == 0).all()
+    assert weights[:, [0, 2]].sum(axis=1) == pytest.approx(2.0)  # two clusters of domain 0
+    assert weights[:, 0].std() > 0
+
+
+def test_bootstrap_variance_is_the_textbook_one() -> None:
+    rng = np.random.default_rng(0)
+    hits = rng.random((80, 1)) < 0.3
+    group = np.repeat([0, 1], [20, 60])
+    replicated = replicated_means(hits, group, 2, resampling_weights(group, 20_000, 3))
+    for g in (0, 1):
+        sample = hits[group == g, 0].astype(float)
+        assert replicated[:, 0, g].var() == pytest.approx(sample.var(ddof=1) / len(sample), rel=0.05)
+        assert replicated[:, 0, g].mean() == pytest.approx(sample.mean(), abs=0.002)
+
+
+def test_same_seed_same_weights() -> None:
+    group = np.zeros(10, dtype=np.int64)
+    assert (resampling_weights(group, 5, 7) == resampling_weights(group, 5, 7)).all()
+    assert (resampling_weights(group, 5, 7) != resampling_weights(group, 5, 8)).any()
+
+
+def test_interval_of_one_stratum_is_students_when_facts_do_not_vary() -> None:
+    values = np.array([0.4, 0.5, 0.45])
+    estimate = crossed_interval(values, np.tile(values, (50, 1)), [0, 0, 0])
+    low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
+    assert estimate.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue)
+    assert estimate.draws == 3
+
+
+def test_interval_of_one_draw_is_the_bootstraps() -> None:
+    rng = np.random.default_rng(1)
+    replicates = 0.5 + 0.02 * rng.standard_normal((4000, 1))
+    estimate = crossed_interval(np.array([0.5]), replicates, [0])
+    assert estimate.high - estimate.low == pytest.approx(2 * 1.96 * 0.02, rel=0.05)
+    assert estimate.draws == 1
+
+
+def test_missing_stays_missing_and_no_error_is_a_point() -> None:
+    assert not crossed_interval(np.array([]), np.zeros((5, 0)), []).known
+    assert not crossed_interval(np.array([math.nan]), np.full((5, 1), math.nan), [0]).known
+    point = from_error(0.2, 0.0, 3, 2)
+    assert (point.low, point.high, point.p) == (0.2, 0.2, 0.0)
+    assert not mean_interval([]).known
+    assert math.isnan(mean_interval([1.0]).low)
+
+
+def _simulate(rng: np.random.Generator, draws: int, strata: int, facts: int = 120) -> tuple[np.ndarray, np.ndarray]:
+    """Contrasts of every (stratum, draw) on every fact: fact effect + draw effect + their interaction; mean 0."""
+    fact = 0.4 * rng.standard_normal(facts)
+    draw = 0.04 * rng.standard_normal(draws * strata)
+    noise = 0.5 * rng.standard_normal((facts, draws * strata))
+    values = (fact[:, None] + draw[None, :] + noise) / strata
+    weights = resampling_weights(np.zeros(facts, dtype=np.int64), 150, int(rng.integers(1 << 30)))
+    replicates = replicated_means(values, np.zeros(facts, dtype=np.int64), 1, weights)[:, :, 0]
+    return values.mean(axis=0), replicates
+
+
+@pytest.mark.parametrize(("draws", "strata"), [(2, 5), (3, 1), (3, 5), (5, 1)])
+def test_intervals_hold_the_truth_as_often_as_they_say(draws: int, strata: int) -> None:
+    rng = np.random.default_rng(10 * draws + strata)
+    runs, held = 400, 0
+    labels = np.repeat(np.arange(strata), draws).tolist()
+    for _ in range(runs):
+        values, replicates = _simulate(rng, draws, strata)
+        estimate = crossed_interval(values, replicates, labels)
+        held += estimate.low <= 0 <= estimate.high
+    assert 0.925 <= held / runs <= 0.995
+
+
+def test_resampling_facts_alone_would_be_too_sure() -> None:
+    rng = np.random.default_rng(3)
+    held = 0
+    for _ in range(300):
+        _, replicates = _simulate(rng, 2, 1)
+        low, high = np.quantile(replicates.mean(axis=1), [0.025, 0.975])
+        held += low <= 0 <= high
+    assert held / 300 < 0.93  # what crossed_interval corrects
+
+
+def test_pooled_noise_narrows_a_levels_interval_and_keeps_its_coverage() -> None:
+    rng = np.random.default_rng(4)
+    held, pooled_width, own_width = 0, [], []
+    for _ in range(250):
+        levels = [_simulate(rng, 3, 1) for _ in range(5)]
+        noise = pooled_noise([values for values, _ in levels])
+        assert noise is not None
+        assert noise.freedom == 10
+        estimate = crossed_interval(*levels[0], [0, 0, 0], noise)
+        own = crossed_interval(*levels[0], [0, 0, 0])
+        held += estimate.low <= 0 <= estimate.high
+        pooled_width.append(estimate.high - estimate.low)
+        own_width.append(own.high - own.low)
+    assert 0.93 <= held / 250 <= 0.995
+    assert np.mean(pooled_width) < np.mean(own_width)
+    assert pooled_noise([np.array([0.1])]) is None
+
+
+def test_pooled_noise_is_the_analysis_of_variance() -> None:
+    groups = [np.array([1.0, 2.0, 4.0]), np.array([0.0, 1.0])]
+    noise = pooled_noise(groups)
+    assert noise is not None
+    squares = sum(((g - g.mean()) ** 2).sum() for g in groups)
+    assert noise.variance == pytest.approx(squares / 3)
+
+
+@given(st.lists(probabilities, max_size=12))
+def test_holm_never_makes_surer_keeps_the_order_and_stays_a_probability(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert all(a >= p - 1e-12 and a <= 1 for a, p in zip(adjusted, p_values, strict=True))
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(np.asarray(adjusted)[order]) >= 0).all()
+    if p_values:
+        assert min(adjusted) == pytest.approx(min(1.0, min(p_values) * len(p_values)))
+
+
+def test_holm_by_hand_and_missing_takes_no_part() -> None:
+    assert holm([0.01, math.nan, 0.04, 0.03])[0] == pytest.approx(0.03)
+    assert holm([0.01, math.nan, 0.04, 0.03])[2:] == [pytest.approx(0.06), pytest.approx(0.06)]
+    assert math.isnan(holm([0.01, math.nan])[1])
+
+
+@given(
+    arrays(np.float64, (3, 3, 2), elements=st.floats(0, 1, width=32)),
+    st.integers(0, 2),
+    st.integers(0, 1),
+    arrays(np.float64, 3, elements=st.floats(0, 1, width=32)),
+)
+@settings(deadline=None)
+def test_a_choice_never_sees_what_measures_it(scores: np.ndarray, draw: int, half: int, other: np.ndarray) -> None:
+    changed = scores.copy()
+    changed[:, draw, :] = other[:, None]  # all of this draw
+    changed[:, :, half] = other[:, None]  # all of this half
+    assert choose_elsewhere(scores)[draw, half] == choose_elsewhere(changed)[draw, half]
+
+
+def test_an_honest_choice_among_equals_gains_nothing() -> None:
+    rng = np.random.default_rng(5)
+    honest, greedy = [], []
+    for _ in range(400):
+        scores = rng.standard_normal((7, 3, 2))
+        chosen = choose_elsewhere(scores)
+        honest.append(np.mean([scores[chosen[d, h], d, h] for d in range(3) for h in range(2)]))
+        greedy.append(scores.mean(axis=(1, 2)).max())
+    assert abs(np.mean(honest)) < 0.08
+    assert np.mean(greedy) > 0.4
+
+
+def test_choice_finds_the_best_takes_the_first_of_equals_and_the_lowest_when_asked() -> None:
+    scores = np.zeros((3, 2, 2))
+    scores[1] = 1
+    assert (choose_elsewhere(scores) == 1).all()
+    assert (choose_elsewhere(scores, highest=False) == 0).all()
+    scores[1, :, 0] = math.nan  # a half without facts: the other half chooses
+    assert choose_elsewhere(scores).shape == (2, 2)
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_proportion_interval_holds_the_rate_and_stays_in_range(hits: int, count: int) -> None:
+    hits = min(hits, count)
+    low, high = proportion_interval(hits, count)
+    assert 0 <= low <= hits / count + 1e-12
+    assert hits / count - 1e-12 <= high <= 1
+    expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
+    assert (low, high) == (pytest.approx(expected.low, abs=1e-9), pytest.approx(expected.high, abs=1e-9))
+
+
+def test_proportion_of_nothing_is_missing() -> None:
+    assert all(math.isnan(end) for end in proportion_interval(0, 0))
+
+
+@given(arrays(np.float64, (2, 8), elements=st.floats(-5, 5, width=16)))
+@settings(deadline=None)
+def test_rank_correlation_is_spearmans(pair: np.ndarray) -> None:
+    ours = float(rank_correlation(pair[0], pair[1]))
+    if np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:
+        assert math.isnan(ours)
+    else:
+        assert ours == pytest.approx(stats.spearmanr(pair[0], pair[1]).statistic, abs=1e-9)
+
+
+def test_percentile_interval_by_hand() -> None:
+    estimate = percentile_interval(0.5, np.linspace(0, 1, 1001), 3)
+    assert (estimate.low, estimate.high) == (pytest.approx(0.025), pytest.approx(0.975))
+    assert not percentile_interval(math.nan, np.zeros(3), 3).known
