@@ -41,7 +41,7 @@ def test_a_draw_is_of_its_level_balanced_and_nested(
 
 def test_draws_differ_and_more_than_there_is_is_refused() -> None:
     levels: dict[str, int | None] = {f"f{i}": 2 for i in range(50)}
-    relations = {fact: "P17" for fact in levels}
+    relations = dict.fromkeys(levels, "P17")
     first, second = (draw_training_set(levels, relations, level=2, size=20, draw=d, seed=0) for d in (0, 1))
     assert set(first) != set(second)
     with pytest.raises(InputError, match="level 2: 51 training facts asked, 50 available"):

@@ -35,9 +35,11 @@ def test_the_loss_lies_on_the_answer_and_eos_alone(small_model: LoadedModel) -> 
 def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, small_world: Path) -> None:
     facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:20]
     before = copy.deepcopy(small_model.model.state_dict())
-    twin = LoadedModel(**{**small_model.__dict__, "model": copy.deepcopy(small_model.model)}) if hasattr(
-        small_model, "__dict__"
-    ) else small_model
+    twin = (
+        LoadedModel(**{**small_model.__dict__, "model": copy.deepcopy(small_model.model)})
+        if hasattr(small_model, "__dict__")
+        else small_model
+    )
     record = finetune(small_model, facts, QUICK, seed=3)
     again = finetune(twin, facts, QUICK, seed=3)
     assert record["steps"] == 3  # ceil(20 / 8)

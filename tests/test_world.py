@@ -56,7 +56,7 @@ def test_exposures_stay_within_their_bands(count: int, seed: int) -> None:
 
 
 def test_bands_that_do_not_sum_to_one_are_refused() -> None:
-    with pytest.raises(InputError, match="sum to 0.500"):
+    with pytest.raises(InputError, match=r"sum to 0\.500"):
         draw_exposures(3, [ExposureBand(0.5, 1, 2)], np.random.default_rng(0))
 
 

@@ -20,7 +20,7 @@ Ask = Callable[[str], str]
 
 
 def plain_question(question: str) -> str:
-    """A form that any base model has met; what it answers here but not under the fine-tuning prompt is a matter of form."""
+    """A form that any base has met: what it answers here but not under the fine-tuning prompt is lost to form alone."""
     return f"Question: {question} Answer:"
 
 

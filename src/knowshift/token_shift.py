@@ -1,4 +1,4 @@
-"""Token level: how far the first predicted token of a well-known fact has moved from the base model (paper section 4.1).
+"""Token level: how far the first predicted token of a well-known fact has moved from the base (paper section 4.1).
 
 Departure from the paper: none that is known to us; the logits are taken in float32 whatever the model's dtype.
 """
@@ -33,7 +33,9 @@ def renormalised_kl(tuned_logits: Tensor, base_logits: Tensor) -> Tensor:
     return (tuned.exp() * (tuned - base)).sum(dim=-1)
 
 
-def best_prompts(facts: Sequence[Fact], hits: Mapping[str, Sequence[int]], draws: Mapping[str, Sequence[int]]) -> dict[str, int]:
+def best_prompts(
+    facts: Sequence[Fact], hits: Mapping[str, Sequence[int]], draws: Mapping[str, Sequence[int]]
+) -> dict[str, int]:
     """For each relation the number of the completion prompt with the highest hit rate over its facts (first of equals).
 
     Args:
@@ -49,7 +51,9 @@ def best_prompts(facts: Sequence[Fact], hits: Mapping[str, Sequence[int]], draws
         counts = np.array([hits[fact.id], draws[fact.id]], dtype=np.float64)
         before = sums.get(fact.relation)
         if before is not None and before.shape != counts.shape:
-            raise InputError(f"fact {fact.id}: {counts.shape[1]} prompts, {before.shape[1]} in others of {fact.relation}")
+            raise InputError(
+                f"fact {fact.id}: {counts.shape[1]} prompts, {before.shape[1]} in others of {fact.relation}"
+            )
         sums[fact.relation] = counts if before is None else before + counts
     return {relation: int(np.argmax(total[0] / np.maximum(total[1], 1))) for relation, total in sums.items()}
 
@@ -64,7 +68,7 @@ class ShiftItems:
 
 
 def select_items(base: LoadedModel, facts: Sequence[Fact], best: Mapping[str, int]) -> ShiftItems:
-    """Level-4 facts with their relation's best prompt; those whose answer does not come first are kept, with a reason."""
+    """Level-4 facts with their relation's best prompt; where the answer does not come first, ``begins`` is False."""
     prompts = [completion_prompts(fact)[best[fact.relation]] for fact in facts]
     longest = max((len(base.tokenizer(f" {a}")["input_ids"]) for fact in facts for a in fact.accepted), default=1)
     texts = greedy(base, prompts, max_new_tokens=min(32, longest + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 
 import click
@@ -22,6 +23,8 @@ app = typer.Typer(
 DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
 
 for _door in DOORS:
+    if importlib.util.find_spec(f"knowshift.cli.{_door}") is None:
+        continue
     importlib.import_module(f"knowshift.cli.{_door}").register(app)
 
 

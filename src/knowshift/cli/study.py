@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -27,13 +27,13 @@ def study(
 ) -> None:
     """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
     from knowshift.study import run as running
-    from knowshift.study.config import load_config, load_preset
+    from knowshift.study.config import Executor, load_config, load_preset
 
     if (config is None) == (preset is None):
         raise InputError("study: give either a config file or --preset NAME")
     settings = load_config(config) if config is not None else load_preset(preset or "")
-    if executor not in running.EXECUTORS:
-        raise InputError(f"study: no executor {executor!r}{nearest(executor, running.EXECUTORS)}")
+    if executor not in get_args(Executor):
+        raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
     run = output_dir or Path("runs") / settings.name
     running.check_folder(run, settings)
     if dry_run:
@@ -48,7 +48,7 @@ def study(
         left = (time.monotonic() - began) / (done - already[0]) * (total - done)
         console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", markup=False)
 
-    running.run_study(settings, run, executor=executor, workers=workers, progress=tell)
+    running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)
     from knowshift.report.page import write_report
 
     page = write_report(run)

@@ -15,7 +15,9 @@ from knowshift.errors import InputError
 
 
 def register(app: typer.Typer) -> None:
-    world = typer.Typer(help="Build or describe a world of known facts with its pre-trained base model.", no_args_is_help=True)
+    world = typer.Typer(
+        help="Build or describe a world of known facts with its pre-trained base model.", no_args_is_help=True
+    )
     world.command()(build)
     world.command()(describe)
     app.add_typer(world, name="world")
@@ -23,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 def build(
     output_dir: Annotated[Path, typer.Option(help="New folder for the world.")],
-    facts: Annotated[str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")] = None,
+    facts: Annotated[
+        str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")
+    ] = None,
     train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 1700,
     test_facts: Annotated[int, typer.Option(min=1, help="Test facts of each in-domain relation.")] = 200,
     out_of_domain_facts: Annotated[int, typer.Option(min=1, help="Test facts of each out-of-domain relation.")] = 150,

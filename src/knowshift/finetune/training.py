@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as the paper does it: TRL's SFTTrainer, full parameters, the loss on the answer (section 2.2)."""
+"""Supervised fine-tuning as in the paper (2.2): TRL's SFTTrainer, full parameters, the loss on the answer."""
 
 from __future__ import annotations
 

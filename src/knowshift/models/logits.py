@@ -22,7 +22,7 @@ def next_logits(loaded: LoadedModel, prompts: Sequence[str], batch_size: int = 1
     for _, members in sorted(by_length.items()):
         for start in range(0, len(members), batch_size):
             batch = members[start : start + batch_size]
-            ids = torch.tensor([encoded[index] for index in batch], device=loaded.model.device)
+            ids_BT = torch.tensor([encoded[index] for index in batch], device=loaded.model.device)
             with torch.inference_mode():
-                logits_BV = loaded.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].float()
+                logits_BV = loaded.model(input_ids=ids_BT, use_cache=False, logits_to_keep=1).logits[:, -1].float()
             yield batch, logits_BV

@@ -140,6 +140,8 @@ def _tuned_unit(
         Cell("weight_change", key, {"tuned": tuned.digest, "region": config.restoration.region}),
     ]
     if size in config.restored_sizes and not control:
-        cells.append(Cell("restoration", key, {**made, **config.restoration.model_dump(mode="json", exclude={"sizes"})}))
+        cells.append(
+            Cell("restoration", key, {**made, **config.restoration.model_dump(mode="json", exclude={"sizes"})})
+        )
     name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
     return Unit(name, tuple(cells))

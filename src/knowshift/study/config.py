@@ -131,7 +131,9 @@ def parse_config(text: str, origin: str) -> StudyConfig:
         first = failure.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise InputError(f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}") from None
+            raise InputError(
+                f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
+            ) from None
         raise InputError(f"{origin}: {where}: {first['msg']} (found {first.get('input')!r})") from None
     if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
@@ -147,7 +149,8 @@ def _keys(path: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = StudyConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
         model = annotation
     return list(model.model_fields)
 

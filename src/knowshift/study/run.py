@@ -13,9 +13,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
+from knowshift.finetune.draws import level_counts
 from knowshift.models.loading import load_model
 from knowshift.records import write_json
 from knowshift.study.cells import Plan, Unit, make_plan, probed_facts
@@ -40,7 +43,9 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
     probed = [source.facts[index] for index in probed_facts(source.facts, config)]
     train = sum(1 for fact in probed if fact.split == "train")
     if train < max(config.sizes):
-        raise InputError(f"{config.facts}: {train} training facts are probed, {max(config.sizes)} asked as one training set")
+        raise InputError(
+            f"{config.facts}: {train} training facts are probed, {max(config.sizes)} asked as one training set"
+        )
     about = {
         "model": {"name": config.model, **model.about(), "weights": sum(p.numel() for p in model.model.parameters())},
         "source": {"name": config.facts, "digest": source.digest(), "facts": len(source.facts), "probed": len(probed)},
@@ -68,6 +73,8 @@ def run_study(
     workers = workers or os.cpu_count() or 1
     total, done, seconds = len(plan.units), 0, {}
     for stage in (plan.probes, plan.tuned):
+        if stage is plan.tuned:
+            check_levels(run, config, plan)
         waiting = [unit for unit in stage if unit.missing(run)]
         done += len(stage) - len(waiting)
         for title, took in EXECUTORS[executor](run, config, waiting, min(workers, max(1, len(waiting)))):
@@ -103,13 +110,33 @@ def check_folder(run: Path, config: StudyConfig) -> None:
         raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
 
 
+def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
+    """Refuse sizes that a level cannot fill, before the first training.
+
+    Raises:
+        InputError: the first such level, with what it has and what was asked.
+    """
+    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
+    tables = [pq.read_table(file, columns=["split", "level"]) for file in files]
+    levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
+    counts = level_counts(levels)
+    for level in config.levels:
+        if counts[level] < max(config.sizes):
+            raise InputError(
+                f"{config.facts}: level {level} has {counts[level]} training facts among the {len(levels)} probed, "
+                f"{max(config.sizes)} asked (levels 0..4 have {counts}); the mastery records are kept in {run}"
+            )
+
+
 def _sweep(run: Path) -> None:
     """Remove what an interrupted run left half written."""
     for leftover in run.glob("cells/*/.*"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _write_manifest(run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]) -> None:
+def _write_manifest(
+    run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
+) -> None:
     path = run / "manifest.json"
     before = json.loads(path.read_text(encoding="utf-8"))["timings"] if path.exists() else {}
     write_json(
@@ -199,4 +226,3 @@ EXECUTORS: dict[str, Callable[[Path, StudyConfig, Sequence[Unit], int], Iterator
     "processes": _processes,
     "ray": _ray,
 }
-

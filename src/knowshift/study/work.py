@@ -215,4 +215,3 @@ class Worker:
             sweep.undo()
             eligible = sweep.eligible
         write_json(folder / "restored.json", {"eligible": eligible, "criteria": counts})
-

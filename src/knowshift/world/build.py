@@ -36,7 +36,12 @@ Progress = Callable[[int, int, float], None]
 
 
 def sample_facts(
-    facts: Sequence[Fact], seed: int, *, train_per_relation: int, test_per_relation: int, out_of_domain_per_relation: int
+    facts: Sequence[Fact],
+    seed: int,
+    *,
+    train_per_relation: int,
+    test_per_relation: int,
+    out_of_domain_per_relation: int,
 ) -> list[Fact]:
     """Up to so many facts of each relation and split from a source of real facts, seeded; file order is kept.
 
@@ -44,7 +49,7 @@ def sample_facts(
         InputError: the source has no facts of one of the three groups.
     """
     rng = np.random.default_rng([seed, 4])
-    wanted = {
+    wanted: dict[tuple[str, str], int] = {
         **{(relation, "train"): train_per_relation for relation in IN_DOMAIN},
         **{(relation, "test"): test_per_relation for relation in IN_DOMAIN},
         **{(relation, "test"): out_of_domain_per_relation for relation in OUT_OF_DOMAIN},
@@ -52,7 +57,7 @@ def sample_facts(
     groups: dict[tuple[str, str], list[int]] = {group: [] for group in wanted}
     subjects: set[tuple[str, str]] = set()
     for index, fact in enumerate(facts):
-        group = (fact.relation, fact.split)
+        group: tuple[str, str] = (fact.relation, fact.split)
         # A subject twice under one relation would be one fact with two answers in the corpus.
         if group in groups and (fact.relation, fact.subject) not in subjects:
             subjects.add((fact.relation, fact.subject))
@@ -124,7 +129,7 @@ def build_world(
     }
     with folder_beside(output) as folder:
         write_facts(folder / "facts.parquet", table)
-        model.to("cpu", stored_dtype).save_pretrained(folder)  # type: ignore[arg-type]
+        model.to("cpu", stored_dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / "world.json", record)
     return record

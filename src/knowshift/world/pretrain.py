@@ -108,7 +108,7 @@ def pretrain(
     steps = len(tokens) // rows
     assert steps > 0, "the corpus is shorter than one step"
     data = torch.from_numpy(tokens[: steps * rows].astype(np.int64)).view(steps, recipe.batch, recipe.context)
-    model.to(device).train()  # type: ignore[arg-type]
+    model.to(device).train()
     decay = [p for p in model.parameters() if p.dim() >= 2]
     plain = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(
@@ -129,7 +129,7 @@ def pretrain(
             logits = model(input_ids=ids, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

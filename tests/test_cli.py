@@ -1,0 +1,135 @@
+"""The commands as users call them: exit statuses, one JSON object, bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def call(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "knowshift", *words], capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def pipeline(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The stages one after the other on a small world, each through its command."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    world, mastery = f"world:{small_world}", str(folder / "mastery.parquet")
+    sampled = call("mastery", world, "--facts", world, "--output", mastery, "--seed", "1", "--json")
+    assert sampled.returncode == 0, sampled.stderr
+    told = json.loads(sampled.stdout)
+    level = max(range(5), key=lambda index: told["levels"][index])
+    tuned = str(folder / "tuned")
+    words = ["--facts", world, "--mastery", mastery, "--json"]
+    trained = call(
+        "finetune",
+        world,
+        "--level",
+        str(level),
+        "--size",
+        "10",
+        "--learning-rate",
+        "1e-3",
+        "--output-dir",
+        tuned,
+        *words,
+    )
+    assert trained.returncode == 0, trained.stderr
+    return {"world": world, "mastery": mastery, "tuned": tuned, "words": words, "level": level, "folder": folder,
+            "told": told, "trained": json.loads(trained.stdout)}  # fmt: skip
+
+
+def test_mastery_and_finetune_say_what_they_did(pipeline: dict[str, object]) -> None:
+    told, trained = pipeline["told"], pipeline["trained"]
+    assert isinstance(told, dict)
+    assert isinstance(trained, dict)
+    assert told["facts"] == sum(told["levels"])
+    assert {"facts", "levels", "draws", "positions", "seconds", "output"} <= set(told)
+    assert trained["steps"] == 2
+    assert trained["train_loss"] > 0
+    assert (Path(str(pipeline["tuned"])) / "knowshift.json").exists()
+
+
+def test_evaluate_and_tokens(pipeline: dict[str, object]) -> None:
+    words, folder = pipeline["words"], pipeline["folder"]
+    assert isinstance(words, list)
+    assert isinstance(folder, Path)
+    output = str(folder / "answers.parquet")
+    done = call("evaluate", str(pipeline["tuned"]), "--output", output, "--limit", "20", *words)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert set(told["accuracy"]) == {"in_domain", "out_of_domain"}
+    assert sum(sum(told["accuracy"][domain]["counts"]) for domain in told["accuracy"]) == 20
+    assert told["output"] == output
+    done = call(
+        "tokens", str(pipeline["world"]), str(pipeline["tuned"]), "--output", str(folder / "kl.parquet"), *words
+    )
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) >= {"kl_mean", "facts", "output"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["facts", "wrold:tiny"], "wrold"),
+        (["study"], "give either a config file or --preset"),
+        (["study", "--preset", "tinny"], "no preset 'tinny'; nearest: 'tiny'"),
+        (["study", "--preset", "tiny", "--executor", "threads"], "no executor 'threads'"),
+        (["world", "describe", "earth"], "expected world:tiny or world:PATH"),
+        (
+            ["evaluate", "no/such/model", "--facts", "world:tiny", "--mastery", "none.parquet", "--output", "o"],
+            "none.parquet",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_two(words: list[str], said: str, tmp_path: Path) -> None:
+    done = call(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert said in done.stderr
+
+
+def test_too_many_facts_an_existing_folder_and_a_strange_record_are_refused(pipeline: dict[str, object]) -> None:
+    words, folder = pipeline["words"], pipeline["folder"]
+    assert isinstance(words, list)
+    assert isinstance(folder, Path)
+    base = ["finetune", str(pipeline["world"]), "--level", str(pipeline["level"])]
+    done = call(*base, "--size", "5000", "--output-dir", str(folder / "new"), *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "5000 training facts asked" in done.stderr
+    assert not (folder / "new").exists()
+    done = call(*base, "--output-dir", str(pipeline["tuned"]), *words)
+    assert done.returncode == 2
+    assert "exists already" in done.stderr
+    done = call(
+        "evaluate",
+        str(pipeline["world"]),
+        "--facts",
+        "world:tiny",
+        "--mastery",
+        str(pipeline["mastery"]),
+        "--output",
+        "x",
+    )
+    assert done.returncode == 2
+    assert "belongs to other facts" in done.stderr or "is not in world:tiny" in done.stderr
+
+
+def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
+    sizes = ["--train-facts", "3", "--test-facts", "2", "--out-of-domain-facts", "2", "--vocabulary", "600"]
+    model = ["--hidden", "32", "--layers", "1", "--batch", "4", "--seed", "3", "--threads", "1"]
+    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--json")
+    assert built.returncode == 0, built.stderr
+    record = json.loads(built.stdout)
+    assert record["facts"] + record["facts_left_out"] == 10 * 5 + 14 * 2
+    described = call("world", "describe", f"world:{tmp_path / 'w'}", "--json")
+    assert described.returncode == 0, described.stderr
+    assert json.loads(described.stdout)["sentences"] == record["sentences"]
+    again = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr

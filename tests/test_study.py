@@ -1,0 +1,202 @@
+"""The whole study on the shipped world, small: facts to report, resumed after a kill, the same tables either way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from knowshift.errors import InputError
+from knowshift.study.cells import make_plan, probed_facts
+from knowshift.study.config import load_config, load_preset, parse_config, presets
+from knowshift.study.run import check_folder, plan_of, run_study
+
+SMALL = """
+name: small
+model: world:tiny
+facts: world:tiny
+levels: [0, 4]
+sizes: [8, 24]
+draws: 2
+keep_checkpoints: false
+mastery: {draws_per_prompt: 2, train_facts: 160, facts_per_cell: 2500, max_new_tokens: 8}
+training: {learning_rate: 3.0e-4}
+evaluation: {facts_per_level: 6, few_shot: 1}
+restoration: {fractions: [0.2, 0.6]}
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def _study(config: Path, run: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "knowshift", "study", str(config), "--output-dir", str(run), "--json", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def whole_run(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    process = _study(config_file, run, "--executor", "here")
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    told = json.loads(out)
+    assert told["report"] == str(run / "report.html")
+    return run
+
+
+def test_the_study_ends_in_records_tables_figures_and_a_report(whole_run: Path) -> None:
+    manifest = json.loads((whole_run / "manifest.json").read_text())
+    for cell in manifest["cells"]:
+        assert (whole_run / "cells" / cell["kind"] / cell["digest"]).is_dir()
+    kinds = [cell["kind"] for cell in manifest["cells"]]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "mastery": 2,
+        "base": 1,
+        "tuned": 12,  # 2 levels x (2 sizes + the largest at a third of the rate) x 2 draws
+        "evaluation": 12,
+        "token_shift": 12,
+        "weight_change": 12,
+        "restoration": 4,
+    }
+    assert manifest["packages"]["torch"]
+    assert manifest["model"]["dtype"] == "float32"
+    page = (whole_run / "report.html").read_text()
+    assert "<svg" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert list((whole_run / "figures").glob("*.svg"))
+    assert list((whole_run / "tables").glob("*.csv"))
+
+
+def test_killed_and_run_again_by_other_workers_it_ends_in_the_same_tables(
+    config_file: Path, whole_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "killed"
+    process = _study(config_file, run, "--executor", "processes", "--workers", "2")
+    deadline = time.monotonic() + 240
+    while len(list(run.glob("cells/evaluation/*"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/*") if not path.name.startswith(".")}
+    assert not (run / "report.html").exists()
+
+    again = _study(config_file, run, "--executor", "processes", "--workers", "2")
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert _files(run / "tables") == _files(whole_run / "tables")
+    assert _files(run / "figures") == _files(whole_run / "figures")
+    assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+    assert not list(run.glob("cells/*/.*"))
+
+
+def test_interrupting_ends_in_130_and_says_how_to_go_on(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "interrupted"
+    process = _study(config_file, run, "--executor", "here")
+    deadline = time.monotonic() + 120
+    while not (run / "manifest.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "goes on where it stopped" in err.splitlines()[-1]
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, tmp_path: Path) -> None:
+    process = _study(config_file, tmp_path / "dry", "--dry-run")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert json.loads(out)["missing"]["tuned"] == 12
+    assert "mastery: 2 cells, 0 done" in err
+    assert not (tmp_path / "dry").exists()
+
+
+def test_a_digest_follows_what_a_cell_depends_on_and_nothing_else() -> None:
+    config = parse_config(SMALL, "small")
+    plan, about = plan_of(config)
+    from knowshift.facts.sources import load_facts
+
+    facts = load_facts("world:tiny")
+    identity = about["model"]["identity"]
+
+    def digests(text: str) -> dict[tuple[str, str], str]:
+        its = make_plan(parse_config(text, "x"), facts.facts, facts.digest(), identity)
+        return {(cell.kind, json.dumps(cell.key, sort_keys=True)): cell.digest for cell in its.cells}
+
+    before = digests(SMALL)
+    assert len(set(before.values())) == len(plan.cells)
+    assert digests(SMALL.replace("name: small", "name: other")) == before
+    fractions = digests(SMALL.replace("[0.2, 0.6]", "[0.2, 0.4]"))
+    assert {key[0] for key in before if fractions[key] != before[key]} == {"restoration"}
+    seeds = digests(SMALL + "seed: 5\n")
+    assert not set(seeds.values()) & set(before.values())
+    assert len(probed_facts(facts.facts, config)) == 160 + sum(fact.split == "test" for fact in facts.facts)
+
+
+@pytest.mark.parametrize("name", presets())
+def test_every_shipped_config_loads_and_plans(name: str) -> None:
+    config = load_preset(name)
+    plan, _ = plan_of(config)
+    assert len(plan.tuned) == 1 + len(config.levels) * config.draws * (len(config.sizes) + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("draw: 3", "unknown key 'draw'; nearest: 'draws'"),
+        ("training: {learning_rates: 1}", "unknown key 'training.learning_rates'; nearest: 'learning_rate'"),
+        ("levels: [5]", "levels.0: Input should be less than or equal to 4"),
+        ("sizes: [8, 8]", "distinct"),
+        ("name: ../up", "name"),
+        ("restoration: {sizes: [7]}", "7 is not among the sizes"),
+        ("- a list", "not YAML"),
+        ("restoration: {fractions: [1.5]}", "restoration.fractions.0"),
+    ],
+)
+def test_a_config_that_is_off_is_refused_in_one_line(change: str, said: str) -> None:
+    kept = [line for line in SMALL.splitlines() if line.split(":")[0] != change.split(":")[0]]
+    with pytest.raises(InputError) as failure:
+        parse_config("\n".join([*kept, change]), "small.yaml")
+    assert said in str(failure.value)
+    assert "small.yaml" in str(failure.value)
+
+
+def test_more_facts_than_a_level_has_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="160 training facts are probed, 161 asked"):
+        run_study(parse_config(SMALL.replace("[8, 24]", "[8, 161]"), "x"), tmp_path / "run", executor="here")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    config = parse_config(SMALL, "small")
+    (tmp_path / "run").mkdir()
+    check_folder(tmp_path / "run", config)
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": {**config.as_record(), "seed": 3}}))
+    with pytest.raises(InputError, match=r"another config.*seed: 3 there, 0 asked"):
+        check_folder(tmp_path / "run", config)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a run"):
+        check_folder(tmp_path / "full", config)
+
+
+def test_a_missing_config_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
