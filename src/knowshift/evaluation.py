@@ -54,8 +54,8 @@ def evaluate(
         levels: the *base* model's mastery level by fact id; None where it has none.
         ask: turns a question into the prompt.
     """
+    graders = [Grader.of(fact) for fact in facts]  # before the model's work: an answer that cannot be graded is refused
     texts = greedy(loaded, [ask(fact.question) for fact in facts], max_new_tokens=max_new_tokens)
-    graders = [Grader(fact.accepted) for fact in facts]
     return Answers(
         {
             "fact": [fact.id for fact in facts],
