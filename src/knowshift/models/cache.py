@@ -1,8 +1,9 @@
 """A key-value cache whose rows are the nodes of a prefix tree: rows are chosen, repeated and dropped at every step.
 
 ``DynamicCache`` copies everything twice a step, once to choose rows and once to append. Here a row keeps room for
-the tokens to come, so appending writes in place, and choosing copies each row once, as one piece of memory.
-Layers that are not plain (sliding windows, convolution states) keep the implementation of transformers.
+the tokens to come, so appending writes in place; and a node's first child takes over its row, so only further
+children are copied, into rows that have become free. Layers that are not plain (sliding windows, convolution states)
+keep the implementation of transformers.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
+
+Ints = NDArray[np.int64]
 
 #: Rows grow by this many token positions at a time.
 ROOM = 8
@@ -24,12 +29,13 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.stored: list[torch.Tensor] = []
+        self.rows = 0
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        rows, heads, _, _ = key_states.shape
-        self.stored = [new.new_empty((rows, 0, heads, new.shape[-1])) for new in (key_states, value_states)]
+        self.rows, heads, _, _ = key_states.shape
+        self.stored = [new.new_empty((self.rows, 0, heads, new.shape[-1])) for new in (key_states, value_states)]
         self.is_initialized = True
 
     def update(
@@ -38,35 +44,53 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self.length, self.length + key_states.shape[-2]
-        shown = []
-        for which, new in enumerate((key_states, value_states)):
-            old = self.stored[which]
-            if end > old.shape[1]:
-                grown = old.new_empty((old.shape[0], end + ROOM, *old.shape[2:]))
-                grown[:, :start] = old[:, :start]
-                self.stored[which] = old = grown
-            old[:, start:end] = new.transpose(1, 2)
-            shown.append(old[:, :end].transpose(1, 2))
+        if end > self.stored[0].shape[1]:
+            self._reallocate(self.rows, end + ROOM)
+        for stored, new in zip(self.stored, (key_states, value_states), strict=True):
+            stored[: self.rows, start:end] = new.transpose(1, 2)
         self.length = end
-        self.keys, self.values = shown
-        return self.keys, self.values
+        return self._show()
 
     def get_seq_length(self) -> int:
         return self.length
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """The rows at ``indices``, in that order, copied; tensors that other layers may share stay untouched."""
         self.stored = [old.index_select(0, indices) for old in self.stored]
+        self.rows = len(indices)
+        self._show()
+
+    def move_rows(self, source: torch.Tensor, target: torch.Tensor, rows: int) -> None:
+        """Copy rows ``source`` to ``target`` in place, no row being both, and keep the first ``rows`` rows."""
+        if rows > self.stored[0].shape[0]:
+            self._reallocate(rows + rows // 4, self.stored[0].shape[1])
+        if len(source):
+            for stored in self.stored:
+                stored[target, : self.length] = stored[source, : self.length]
+        self.rows = rows
         self._show()
 
     def append_rows(self, other: TreeLayer) -> None:
         """Put the rows of ``other``, whose length is the same, below these."""
         assert self.length == other.length
-        kept = slice(0, self.length)
-        self.stored = [torch.cat([a[:, kept], b[:, kept]]) for a, b in zip(self.stored, other.stored, strict=True)]
+        above, rows = self.rows, self.rows + other.rows
+        if rows > self.stored[0].shape[0]:
+            self._reallocate(rows, self.stored[0].shape[1])
+        for stored, new in zip(self.stored, other.stored, strict=True):
+            stored[above:rows, : self.length] = new[: other.rows, : self.length]
+        self.rows = rows
         self._show()
 
-    def _show(self) -> None:
-        self.keys, self.values = (old[:, : self.length].transpose(1, 2) for old in self.stored)
+    def _reallocate(self, rows: int, room: int) -> None:
+        kept = min(rows, self.rows)
+        for which, old in enumerate(self.stored):
+            grown = old.new_empty((rows, room, *old.shape[2:]))
+            grown[:kept, : self.length] = old[:kept, : self.length]
+            self.stored[which] = grown
+
+    def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self.keys, self.values = (old[: self.rows, : self.length].transpose(1, 2) for old in self.stored)
+        return self.keys, self.values
 
 
 def tree_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -79,12 +103,41 @@ def tree_cache(config: PreTrainedConfig) -> DynamicCache:
     return cache
 
 
-def pick_rows(cache: DynamicCache, rows: torch.Tensor) -> DynamicCache:
+def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:
+    """Change ``cache`` so that it has one row for each of these nodes, whose parents are rows of it now.
+
+    Returns the row that each node has got, a permutation. A first child keeps its parent's row where that row stays.
+    """
+    rows, count = _rows(cache), len(parents)
+    alive, first = np.unique(parents, return_index=True)
+    got = np.full(count, -1, dtype=np.int64)
+    stays = alive < count
+    got[first[stays]] = alive[stays]
+    free = np.setdiff1d(np.arange(count), alive[stays], assume_unique=True)
+    others = np.flatnonzero(got < 0)
+    got[others] = free
+    if count == rows and not len(others):
+        return got
+    device = cache.layers[0].keys.device
+    source, target = torch.from_numpy(parents[others]).to(device), torch.from_numpy(free).to(device)
+    by_row = None
+    for layer in cache.layers:
+        if isinstance(layer, TreeLayer):
+            layer.move_rows(source, target, count)
+            continue
+        if by_row is None:
+            by_row = torch.from_numpy(parents[np.argsort(got)]).to(device)
+        layer.batch_select_indices(by_row)
+    return got
+
+
+def pick_rows(cache: DynamicCache, rows: Ints) -> DynamicCache:
     """A cache of the given rows of ``cache``, in that order, repeats allowed; ``cache`` itself stays as it was."""
     picked = copy.copy(cache)
     picked.layers = [copy.copy(layer) for layer in cache.layers]
+    indices = torch.from_numpy(rows).to(cache.layers[0].keys.device)
     for layer in picked.layers:
-        layer.batch_select_indices(rows)
+        layer.batch_select_indices(indices)
     return picked
 
 
@@ -97,3 +150,7 @@ def append_rows(cache: DynamicCache, other: DynamicCache) -> None:
     """Put the rows of ``other`` below those of ``cache``, in place."""
     for mine, theirs in zip(cache.layers, other.layers, strict=True):
         mine.append_rows(theirs)
+
+
+def _rows(cache: DynamicCache) -> int:
+    return int(cache.layers[0].keys.shape[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,17 +13,20 @@ import torch
 from numpy.typing import NDArray
 
 from knowshift.errors import InputError
+from knowshift.models.cache import Ints
 from knowshift.models.loading import LoadedModel
 from knowshift.models.pieces import token_pieces
 from knowshift.models.streams import stream_key, uniforms
-from knowshift.models.tree import Ints, Walk
+from knowshift.models.tree import Walk
 
 #: Nodes of one level at most, where the cache's memory does not ask for less.
 MAX_NODES = 2048
-#: Bytes that the keys and values of one level may take.
-CACHE_BYTES = 1 << 30
+#: Bytes that the keys and values of one level may take, by kind of device.
+CACHE_BYTES = {"cpu": 384 << 20, "cuda": 8 << 30}
 #: Bytes that the logits of one level may take.
 LOGIT_BYTES = 256 << 20
+#: On a CPU, bytes of logits that are turned into probabilities at once: what its own cache holds.
+SLICE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -162,16 +166,27 @@ def draw_tokens(logits_KV: torch.Tensor, row_D: Ints, uniform_D: NDArray[np.floa
     one pass over the distribution, however many draws there are. Probabilities in float32, sums of blocks in
     float64. A token of probability zero is never drawn.
     """
-    if not len(row_D):
-        return np.empty(0, dtype=np.int64)
+    token = np.empty(len(row_D), dtype=np.int64)
+    order = np.argsort(row_D, kind="stable")
+    size = max(1, SLICE_BYTES // (4 * logits_KV.shape[1])) if logits_KV.device.type == "cpu" else len(logits_KV)
+    edges = np.searchsorted(row_D[order], np.arange(0, len(logits_KV) + size, size))
+    for turn, (start, end) in enumerate(itertools.pairwise(edges)):
+        if end > start:
+            mine = order[start:end]
+            part = logits_KV[turn * size : (turn + 1) * size]
+            token[mine] = _draw_slice(part, row_D[mine] - turn * size, uniform_D[mine], temperature)
+    return token
+
+
+def _draw_slice(logits_KV: torch.Tensor, row_D: Ints, uniform_D: NDArray[np.float64], temperature: float) -> Ints:
     device, vocabulary = logits_KV.device, logits_KV.shape[1]
     width = max(1, math.isqrt(vocabulary))
     blocks = -(-vocabulary // width)
     logits = logits_KV.float()
-    top = logits.amax(dim=1, keepdim=True)
-    weight_KV = torch.zeros((len(logits), blocks * width), dtype=torch.float32, device=device)
-    torch.sub(logits, top, out=weight_KV[:, :vocabulary])
-    weight_KV[:, :vocabulary].div_(temperature).exp_()
+    weight_KV = torch.empty((len(logits), blocks * width), dtype=torch.float32, device=device)
+    weight_KV[:, vocabulary:] = 0
+    torch.sub(logits, logits.amax(dim=1, keepdim=True), out=weight_KV[:, :vocabulary])
+    weight_KV[:, :vocabulary].mul_(1 / temperature).exp_()
     grid_KBW = weight_KV.view(-1, blocks, width)
     passed_KB = grid_KBW.sum(dim=2).double().cumsum(dim=1)
     if not bool(torch.isfinite(passed_KB[:, -1]).all()):
@@ -185,6 +200,7 @@ def draw_tokens(logits_KV: torch.Tensor, row_D: Ints, uniform_D: NDArray[np.floa
     start = torch.where(block > 0, mine_DB.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
     inner_DW = grid_KBW[row, block]
     within = (inner_DW.double().cumsum(dim=1) <= (goal - start)[:, None]).sum(dim=1)
+    # Rounding may leave the goal just beyond the block; the last token that has a probability is then meant.
     last = width - 1 - (inner_DW.flip(1) > 0).int().argmax(dim=1)
     token: Ints = (block * width + torch.minimum(within, last)).cpu().numpy()
     return token
@@ -217,9 +233,12 @@ def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_ne
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     length = max((len(ids) for ids in encoded), default=0) + max_new_tokens
     bytes_each = torch.finfo(loaded.model.dtype).bits // 8
-    # Three times: the level's own cache, the one it is copied from, and texts set aside.
-    of_cache = 3 * 2 * config.num_hidden_layers * heads * width * length * bytes_each
-    fit = min(CACHE_BYTES // of_cache, LOGIT_BYTES // (4 * config.vocab_size))
+    # Twice: the level's own cache, and what is set aside or just being copied.
+    of_cache = 2 * 2 * config.num_hidden_layers * heads * width * length * bytes_each
+    fit = min(
+        CACHE_BYTES.get(loaded.model.device.type, CACHE_BYTES["cpu"]) // of_cache,
+        LOGIT_BYTES // (4 * config.vocab_size),
+    )
     return int(max(32, min(MAX_NODES, fit)))
 
 
