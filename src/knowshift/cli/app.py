@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
-import click
 import typer
 
 from knowshift.errors import InputError
@@ -23,9 +21,14 @@ app = typer.Typer(
 DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
 
 for _door in DOORS:
-    if importlib.util.find_spec(f"knowshift.cli.{_door}") is None:
-        continue
-    importlib.import_module(f"knowshift.cli.{_door}").register(app)
+    try:
+        importlib.import_module(f"knowshift.cli.{_door}").register(app)
+    except ModuleNotFoundError as missing:
+        if missing.name != f"knowshift.cli.{_door}":
+            raise
+
+# Newer typer brings its own copy of click's exceptions, older typer uses click's: ask the one that is there.
+_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:
@@ -33,16 +36,17 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False) or 0)
     except InputError as error:
-        print(f"knowshift: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except click.exceptions.Abort:
+        _refuse(str(error))
+    except (typer.Abort, KeyboardInterrupt):
         print("knowshift: interrupted; the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)
-    except KeyboardInterrupt:
-        print("knowshift: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except click.exceptions.Exit as done:
+    except typer.Exit as done:
         sys.exit(done.exit_code)
+    except _UsageError as error:
+        _refuse(error.format_message())  # type: ignore[attr-defined]
+
+
+def _refuse(message: str) -> None:
+    if message:  # empty where the help was shown instead
+        print(f"knowshift: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
