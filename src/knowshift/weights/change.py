@@ -13,6 +13,7 @@ Scores are float32, sums float64. Weights with p = 0 and s != p rank first but h
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -24,7 +25,7 @@ from torch import Tensor
 from knowshift.weights import criteria
 from knowshift.weights.criteria import INFINITE
 from knowshift.weights.layout import Place
-from knowshift.weights.pair import check_shapes
+from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.restore import FRACTIONS, as_reader, model_region
 from knowshift.weights.selection import BINS, Refinement, exact_count, find, fraction_name, upper_counts, upper_of
 from knowshift.weights.tensors import (
@@ -59,6 +60,11 @@ class TensorChange:
     squared_sum: float
     top: int  # how many of its weights are in the top 20% by relative change
 
+    @property
+    def rms(self) -> float:
+        """Root mean square of the tensor's changes."""
+        return math.sqrt(self.squared_sum / self.size) if self.size else 0.0
+
 
 @dataclass(frozen=True)
 class WeightChange:
@@ -78,6 +84,10 @@ class WeightChange:
     module_weights: dict[str, float]
     tensors: list[TensorChange]
 
+    def largest(self, number: int = 10) -> list[TensorChange]:
+        """The tensors with the largest root mean square change, largest first."""
+        return sorted(self.tensors, key=lambda tensor: -tensor.rms)[:number]
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; the keys of DESIGN.md and more beside them."""
         return asdict(self)
@@ -90,6 +100,7 @@ def measure_change(
     seed: int = 0,
     *,
     region: str = "layers",
+    allow_nonfinite: bool = False,
     threads: int | None = None,
 ) -> WeightChange:
     """Measure a loaded model against its base (a mapping of tensors, a model, or a reader); see the module."""
@@ -97,8 +108,11 @@ def measure_change(
     held = parameters_of(tuned)
     reader = as_reader(base)
     check_shapes(reader.shapes, {place.name: tuple(held[place.name].shape) for place in places})
-    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places])
-    return measure_pair(pair, places, fractions, seed, region=region, threads=threads)
+    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places], strict=not allow_nonfinite)
+    try:
+        return measure_pair(pair, places, fractions, seed, region=region, threads=threads)
+    except criteria.NotFinite:
+        refuse_not_finite(pair, "the base", "the model")
 
 
 def measure_pair(
@@ -225,7 +239,8 @@ class _Totals:
 
 def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> dict[str, Any]:
     base, tuned = pair.read(tensor, start, stop)
-    relative, absolute = criteria.relative(base, tuned), criteria.absolute(base, tuned)
+    absolute = criteria.absolute(base, tuned, pair.strict)
+    relative = criteria.ratio(absolute, base.to(torch.float32).abs())
     null = null_relative(pair, seed, tensor, start, stop)
     double = absolute.to(torch.float64)
     scores = {"relative": relative, "absolute": absolute, "null": null}

@@ -7,6 +7,7 @@ Format: https://github.com/huggingface/safetensors (8 bytes of header length, a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -56,12 +57,12 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """One safetensors file: its size, where its data begin, its metadata and its tensors."""
+    """One safetensors file: its size, where its data begin, its header's identity and its tensors."""
 
     path: Path
     size: int
     data_begin: int
-    metadata: Mapping[str, str]
+    header_sha256: str  # of the length and the header: names, dtypes, shapes, metadata
     tensors: Mapping[str, StoredTensor]
 
 
@@ -73,15 +74,17 @@ def read_shard(path: Path) -> Shard:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise InputError(f"{path}: truncated or not a safetensors file ({size} bytes, header of {length})")
-            header = json.loads(file.read(length))
+            text = file.read(length)
+            header = json.loads(text)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not a readable safetensors file ({error})") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: corrupt safetensors header: expected an object")
-    metadata = header.pop("__metadata__", None) or {}
+    header.pop("__metadata__", None)
     begin = 8 + length
+    digest = hashlib.sha256(length.to_bytes(8, "little") + text).hexdigest()
     tensors = {name: _stored(path, name, entry, begin) for name, entry in header.items()}
     reached = begin
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
@@ -91,7 +94,7 @@ def read_shard(path: Path) -> Shard:
     if reached != size:
         state = "truncated" if size < reached else "longer than its header says"
         raise InputError(f"{path}: {state}: {size} bytes, expected {reached}")
-    return Shard(path, size, begin, metadata, tensors)
+    return Shard(path, size, begin, digest, tensors)
 
 
 def _stored(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:

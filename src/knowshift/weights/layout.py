@@ -94,11 +94,19 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "mixtral": Architecture(_MODEL + r"layers\.", _MIXTRAL, _MODEL + r"embed_tokens"),
     "phi": Architecture(_MODEL + r"layers\.", _PHI, _MODEL + r"embed_tokens"),
     "phi3": Architecture(_MODEL + r"layers\.", _PHI3, _MODEL + r"embed_tokens"),
-    "gpt_neox": Architecture(r"(?:gpt_neox\.)?layers\.", _NEOX, r"(?:gpt_neox\.)?embed_in", r"embed_out"),
+    "gpt_neox": Architecture(r"(?:gpt_neox\.)?layers\.", _NEOX, r"(?:gpt_neox\.)?embed_in", r"(?:embed_out|lm_head)"),
     "gpt2": Architecture(r"(?:transformer\.)?h\.", _GPT2, r"(?:transformer\.)?(?:wte|wpe)"),
 }
 
 _ATTENTION = ("q", "k", "v", "o", "qkv")
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name without what versions of transformers put before it or call otherwise.
+
+    The hub's GPT-2 lacks the prefix that a fine-tuned copy is saved with; Pythia's head has had two names.
+    """
+    return re.sub(r"^(?:model|transformer|gpt_neox)\.", "", name).replace("embed_out.", "lm_head.")
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ def place(name: str, shape: tuple[int, ...], model_type: str) -> Place:
     inside = re.match(family.layer + r"(\d+)\.(.+)$", name)
     stem = name.removesuffix(".weight")
     if inside is None:
+        if name.endswith("bias"):
+            return Place(name, None, stem, "biases")
         if re.fullmatch(family.embeddings, stem):
             return Place(name, None, "embeddings", "embeddings")
         if re.fullmatch(family.head, stem):

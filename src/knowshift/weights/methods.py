@@ -61,7 +61,9 @@ class Plan:
         if self.criterion in published.BLENDS:
             return self._blend(tensor, start, base, tuned, [self.fractions[i] for i in chosen])
         if self.criterion in published.SPECTRAL:
-            return self._filter(tensor, base, tuned)
+            filtered, count = self._filter(tensor, base, tuned)
+            here = [self.fractions[i] for i in chosen]
+            return [filtered if f else tuned for f in here], [count if f else 0 for f in here]
         keys = self.keys.given(tensor, start, base, tuned)
         values, restored = [], []
         for i in chosen:
@@ -97,14 +99,14 @@ class Plan:
             restored.append(count)
         return values, restored
 
-    def _filter(self, tensor: int, base: Tensor, tuned: Tensor) -> tuple[list[Tensor], list[int]]:
+    def _filter(self, tensor: int, base: Tensor, tuned: Tensor) -> tuple[Tensor, int]:
         shape = tuple(self.pair.tuned.shapes[self.pair.names[tensor]])
         if len(shape) not in (2, 3) or shape[-1] * shape[-2] < published.SMALLEST_MATRIX:
-            return [tuned], [0]
+            return tuned, 0
         p, s = base.to(torch.float32), tuned.to(torch.float32)
         change = (s - p).reshape(-1, *shape[-2:])  # experts that are fused in one tensor are matrices of their own
         kept = torch.stack([published.spectral_filter(matrix)[0] for matrix in change]).reshape(-1)
-        return [torch.where(s == p, tuned, (p + kept).to(tuned.dtype))], [len(tuned)]
+        return torch.where(s == p, tuned, (p + kept).to(tuned.dtype)), len(tuned)
 
 
 def mixed(mask: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
@@ -131,10 +133,12 @@ def make_plan(
     """Select for every fraction at once; reads the region two or three times for a selection, not at all for a blend.
 
     Raises :class:`InputError` for an unknown criterion, a fraction outside 0..1, and fractions given to a method that
-    has none (it takes exactly ``[1.0]``, which stands for "apply it").
+    has none (1 stands for applying it, 0 for not).
     """
     if criterion not in METHODS:
         raise InputError(f"criterion {criterion!r} is not known{nearest(criterion, METHODS)}")
+    if criterion in published.SPECTRAL and not set(fractions) <= {0.0, 1.0}:
+        raise InputError(f"criterion {criterion!r} sets its own threshold and takes no fraction")
     sizes = pair.sizes
     counts = [exact_count(fraction, sum(sizes)) for fraction in fractions]
     means = _means(pair, run) if criterion == "fapm" else ()

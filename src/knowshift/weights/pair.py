@@ -15,11 +15,11 @@ from typing import NoReturn
 
 import torch
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError
 from knowshift.weights.adapter import AdaptedTensors, is_adapter
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
-from knowshift.weights.layout import ARCHITECTURES, Place, in_region, place
-from knowshift.weights.tensors import WeightPair, stretches
+from knowshift.weights.layout import ARCHITECTURES, Place, in_region, place, plain_name
+from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
 _BUFFERS = re.compile(
@@ -70,24 +70,24 @@ def open_pair(
                 f"{tuned_folder}: architecture {tuned.model_type!r}, but {base_folder} is {base.model_type!r}"
             )
     copies = _tied(layout)
-    known_base, known_tuned = _compared(base, copies), _compared(layout, copies)
+    reader, origin = _named_alike(base, layout)
+    known_tuned = _compared(layout.shapes, copies)
+    known_base = _compared(reader.shapes, {**copies, **_tied(base)})
     for name in sorted(known_tuned.keys() - known_base.keys()):
-        raise InputError(
-            f"tensor {name!r}: in {tuned_folder}, missing in {base_folder}{nearest(name, known_base)[:200]}"
-        )
-    check_shapes(known_base, known_tuned, str(base_folder), str(tuned_folder))
+        raise InputError(f"tensor {name!r}: in {tuned_folder}, missing in {base_folder}")
     for name in sorted(known_base.keys() - known_tuned.keys()):
         raise InputError(f"tensor {name!r}: in {base_folder}, missing in {tuned_folder}")
+    check_shapes(known_base, known_tuned, str(base_folder), str(tuned_folder))
     places = in_region(known_tuned, layout.model_type, region, layers)
     for where in places:
-        for side in (base, layout):
-            dtype = side.tensors[where.name].dtype
+        for side, name in ((base, origin[where.name]), (layout, where.name)):
+            dtype = side.tensors[name].dtype
             if dtype not in FLOATS:
                 raise InputError(
-                    f"tensor {where.name!r} of {side.folder}: dtype {dtype} cannot be compared; expected one of "
+                    f"tensor {name!r} of {side.folder}: dtype {dtype} cannot be compared; expected one of "
                     + ", ".join(FLOATS)
                 )
-    weights = WeightPair(base, tuned, [where.name for where in places], strict=not allow_nonfinite)
+    weights = WeightPair(reader, tuned, [where.name for where in places], strict=not allow_nonfinite)
     return CheckpointPair(base, tuned, layout, places, weights, region, layers, copies)
 
 
@@ -128,10 +128,19 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
     )
 
 
-def _compared(checkpoint: StoredTensors, copies: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    return {
-        name: shape for name, shape in checkpoint.shapes.items() if name not in copies and not _BUFFERS.fullmatch(name)
-    }
+def _named_alike(base: StoredTensors, tuned: StoredTensors) -> tuple[TensorReader, dict[str, str]]:
+    """The base by the tuned side's names, and for each of these the base's own."""
+    if base.shapes.keys() == tuned.shapes.keys():
+        return base, {name: name for name in base.shapes}
+    names = {plain_name(name): name for name in tuned.shapes}
+    origin = {names.get(plain_name(name), name): name for name in base.shapes}
+    if len(names) < len(tuned.shapes) or len(origin) < len(base.shapes):  # two names would become one: keep them apart
+        return base, {name: name for name in base.shapes}
+    return RenamedTensors(base, origin), origin
+
+
+def _compared(shapes: Mapping[str, tuple[int, ...]], copies: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in shapes.items() if name not in copies and not _BUFFERS.fullmatch(name)}
 
 
 def _tied(checkpoint: StoredTensors) -> dict[str, str]:

@@ -49,6 +49,17 @@ class LoadedTensors:
         return self._tensors[name].detach().reshape(-1)[start:stop]
 
 
+class RenamedTensors:
+    """Another reader's tensors under other names: new name -> its own."""
+
+    def __init__(self, reader: TensorReader, origin: Mapping[str, str]) -> None:
+        self._reader, self._origin = reader, origin
+        self.shapes: Mapping[str, tuple[int, ...]] = {new: reader.shapes[old] for new, old in origin.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        return self._reader.read(self._origin[name], start, stop)
+
+
 def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """A model's parameters by name, tied ones once; they share memory with the model."""
     return {name: parameter.detach() for name, parameter in model.named_parameters()}

@@ -1,0 +1,261 @@
+"""Writing restored checkpoints that transformers loads as they are.
+
+Every file of weights keeps the header of the file it stands for, byte by byte: the same shards, names, order, dtypes
+and metadata. Only the values of the region differ. Pieces are computed by several threads and written in place as
+they come, each with a CRC-32; the SHA-256 of every file is taken from the values in memory, and what was written is
+read back against the CRCs before the folder takes its name. An interrupted or failed run leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from knowshift.errors import InputError
+from knowshift.weights.adapter import AdaptedTensors
+from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
+from knowshift.weights.methods import Plan
+from knowshift.weights.pair import CheckpointPair
+from knowshift.weights.tensors import PIECE, Runner, number_of
+
+#: Bytes in a piece that is copied as it is.
+COPIED = 1 << 22
+PROVENANCE = "knowshift.json"
+_TOKENIZER = (
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "spiece*",
+)
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
+_LEFT_BEHIND = (
+    "trainer_state.json",
+    "adapter_config.json",
+    "optimizer*",
+    "knowshift*.json",
+    "*.safetensors.index.json",
+)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A stretch of one file: values edited in the region, or bytes copied."""
+
+    begin: int  # byte in the file
+    end: int
+    tensor: int | None  # of the region
+    name: str | None  # outside the region, but changed by an adapter
+    start: int = 0  # weights
+    stop: int = 0
+    again: bool = False  # a tied copy of a tensor that is counted where it stands first
+
+
+@dataclass(frozen=True)
+class Written:
+    """One finished checkpoint: weights put back, and the SHA-256 and size of each of its weight files."""
+
+    restored: int
+    files: Mapping[str, Mapping[str, Any]]
+
+
+def write_checkpoints(
+    pair: CheckpointPair,
+    plan: Plan,
+    folders: Sequence[Path],
+    run: Runner,
+    *,
+    piece: int = PIECE,
+    progress: Callable[[int], None] = lambda written: None,
+) -> list[Written]:
+    """Write one checkpoint into each (existing, empty) folder, for the plan's fractions in order.
+
+    ``progress`` hears of the bytes written, all folders together.
+    """
+    restored = [0] * len(folders)
+    files: list[dict[str, dict[str, Any]]] = [{} for _ in folders]
+    for shard in pair.layout.shards:
+        digests, counts = _write_shard(pair, plan, shard, folders, run, piece, progress)
+        restored = [total + count for total, count in zip(restored, counts, strict=True)]
+        for made, digest in zip(files, digests, strict=True):
+            made[shard.path.name] = {"sha256": digest, "bytes": shard.size}
+    for folder in folders:
+        copy_beside(pair, folder)
+    return [Written(count, made) for count, made in zip(restored, files, strict=True)]
+
+
+def bytes_needed(pair: CheckpointPair, checkpoints: int) -> int:
+    """What the outputs will take on disk."""
+    return checkpoints * (sum(shard.size for shard in pair.layout.shards) + (1 << 26))
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Raise :class:`InputError` when the disk of ``folder`` (which may not exist yet) has less than ``needed``."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
+
+
+def check_output(folder: Path, inputs: Sequence[Path]) -> None:
+    """Raise :class:`InputError` when the output folder is an input, inside one, or holds anything."""
+    if any(folder.resolve() == path.resolve() or path.resolve() in folder.resolve().parents for path in inputs):
+        raise InputError(f"{folder}: is (or lies in) one of the inputs; expected a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: exists and is no folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder}: is not empty; expected a new folder")
+
+
+def copy_beside(pair: CheckpointPair, folder: Path) -> None:
+    """Copy configuration, generation configuration, tokenizer and index of the tuned model; the base fills gaps."""
+    sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, _BESIDE_WEIGHTS)]
+    if isinstance(pair.tuned, AdaptedTensors):
+        sources.insert(0, (pair.tuned.folder, _TOKENIZER))
+    if not any(_matching(source, _TOKENIZER) for source, _ in sources):
+        sources.append((pair.base.folder, _TOKENIZER))
+    if not (pair.layout.folder / "generation_config.json").is_file():
+        sources.append((pair.base.folder, ("generation_config.json",)))
+    for source, patterns in sources:
+        for path in _matching(source, patterns):
+            if not (folder / path.name).exists():
+                shutil.copyfile(path, folder / path.name)
+    if pair.layout.index_file is not None:
+        shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
+
+
+def write_provenance(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write ``knowshift.json``: how the checkpoint was made."""
+    text = json.dumps(about, indent=1, sort_keys=True) + "\n"
+    (folder / PROVENANCE).write_text(text, encoding="utf-8")
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    left = {path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)}
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(found - left)
+
+
+def _write_shard(
+    pair: CheckpointPair,
+    plan: Plan,
+    shard: Shard,
+    folders: Sequence[Path],
+    run: Runner,
+    piece: int,
+    progress: Callable[[int], None],
+) -> tuple[list[str], list[int]]:
+    """Write one file into every folder: (its SHA-256, weights put back in it) for each."""
+    paths = [folder / shard.path.name for folder in folders]
+    jobs = list(_jobs(pair, plan, shard, piece))
+    hashes = [hashlib.sha256() for _ in paths]
+    restored = [0] * len(paths)
+    checks: list[list[int]] = []
+    descriptors = [os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644) for path in paths]
+    try:
+
+        def make(job: _Job) -> tuple[list[Tensor], list[int], list[int]]:
+            values, counts = _values(pair, plan, shard, job, len(paths))
+            crcs = []
+            for descriptor, value in zip(descriptors, values, strict=True):
+                view = _bytes(value)
+                crcs.append(zlib.crc32(view))
+                _write_all(descriptor, view, job.begin)
+            return values, counts, crcs
+
+        for job, (values, counts, crcs) in zip(jobs, run(make, ((job,) for job in jobs)), strict=True):
+            for number, value in enumerate(values):
+                hashes[number].update(_bytes(value))
+                restored[number] += counts[number]
+            checks.append(crcs)
+            progress((job.end - job.begin) * len(paths))
+
+        def reread(number: int, job: _Job, crc: int) -> None:
+            view = bytearray(job.end - job.begin)
+            if os.preadv(descriptors[number], [view], job.begin) != len(view) or zlib.crc32(view) != crc:
+                raise OSError(f"{paths[number]}: bytes {job.begin}-{job.end} read back differ from those written")
+
+        rereads = ((n, job, crcs[n]) for job, crcs in zip(jobs, checks, strict=True) for n in range(len(paths)))
+        for _ in run(reread, rereads):
+            pass
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+    return [digest.hexdigest() for digest in hashes], restored
+
+
+def _jobs(pair: CheckpointPair, plan: Plan, shard: Shard, piece: int) -> Iterator[_Job]:
+    """The whole file in order: header, then every tensor."""
+    yield from _copies(0, shard.data_begin)
+    numbers = {where.name: number for number, where in enumerate(pair.places)}
+    touched = pair.tuned.touched if isinstance(pair.tuned, AdaptedTensors) else set()
+    for name, stored in sorted(shard.tensors.items(), key=lambda item: item[1].begin):
+        counted = pair.copies.get(name, name)
+        if counted in numbers or counted in touched:
+            width = DTYPES[stored.dtype].itemsize
+            size = number_of(stored.shape)
+            step = size if plan.whole and counted in numbers else piece
+            for start in range(0, size, max(1, step)):
+                stop = min(start + step, size)
+                yield _Job(
+                    stored.begin + start * width,
+                    stored.begin + stop * width,
+                    numbers.get(counted),
+                    counted,
+                    start,
+                    stop,
+                    again=counted != name,
+                )
+        else:
+            yield from _copies(stored.begin, stored.end)
+
+
+def _copies(begin: int, end: int) -> Iterator[_Job]:
+    for start in range(begin, end, COPIED):
+        yield _Job(start, min(start + COPIED, end), None, None)
+
+
+def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: int) -> tuple[list[Tensor], list[int]]:
+    """What a job writes into each output, and how many weights it puts back."""
+    if job.tensor is not None:
+        assert job.name is not None
+        values, counts = plan.edit(job.tensor, job.start, job.stop)
+        stored = pair.layout.tensors[job.name]
+        return [_as_stored(value, stored) for value in values], [0] * outputs if job.again else counts
+    if job.name is not None:
+        tuned = _as_stored(pair.tuned.read(job.name, job.start, job.stop), pair.layout.tensors[job.name])
+        return [tuned] * outputs, [0] * outputs
+    copied = torch.empty(job.end - job.begin, dtype=torch.uint8)
+    pair.layout.read_bytes(shard.path, job.begin, copied)
+    return [copied] * outputs, [0] * outputs
+
+
+def _as_stored(value: Tensor, stored: StoredTensor) -> Tensor:
+    assert value.dtype == DTYPES[stored.dtype]
+    return value.contiguous()
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return memoryview(value.view(torch.uint8).numpy().data)
+
+
+def _write_all(descriptor: int, view: memoryview, begin: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(descriptor, view[done:], begin + done)

@@ -1,0 +1,199 @@
+"""Restoring a loaded model in place: exact counts, nested sets, nothing else touched, undone bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from knowshift.errors import InputError
+from knowshift.weights.checkpoint import StoredTensors
+from knowshift.weights.criteria import CRITERIA, keys, random_keys
+from knowshift.weights.methods import METHODS
+from knowshift.weights.restore import RestorationSweep
+from knowshift.weights.selection import exact_count
+from knowshift.weights.tensors import copy_of
+from weights_pairs import move, same_bits, save_pair, tiny_llama
+
+GROWING = [name for name in METHODS if name not in ("interpolate", "dare", "lines", "dg-hard")]
+
+
+def pair_of_models(dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], LlamaForCausalLM]:
+    model = tiny_llama(dtype=dtype)
+    base = copy_of(model)
+    move(model)
+    return base, model
+
+
+def region_of(model: LlamaForCausalLM) -> list[str]:
+    return sorted(n for n, p in model.named_parameters() if ".layers." in n and p.ndim == 2)
+
+
+def brute_force(
+    base: dict[str, Tensor], tuned: dict[str, Tensor], names: list[str], criterion: str, count: int
+) -> Tensor:
+    """The restored region as one vector, by a stable sort of all keys."""
+    p = torch.cat([base[name].reshape(-1) for name in names])
+    s = torch.cat([tuned[name].reshape(-1) for name in names])
+    if criterion == "random":
+        key = torch.cat([random_keys(3, name, 0, base[name].numel()) for name in names])
+    else:
+        key = keys(criterion, p, s)
+    order = torch.sort(key.long(), descending=True, stable=True).indices[:count]
+    out = s.clone()
+    out[order] = p[order]
+    return out
+
+
+@given(
+    criterion=st.sampled_from(CRITERIA),
+    fractions=st.lists(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.333, 0.6, 0.9, 1.0]), min_size=1, max_size=4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    piece=st.sampled_from([97, 1000, 1 << 18]),
+    threads=st.sampled_from([1, 2]),
+)
+@settings(max_examples=25, deadline=None)
+def test_each_step_is_what_a_sort_would_restore(
+    criterion: str, fractions: list[float], dtype: torch.dtype, piece: int, threads: int
+) -> None:
+    base, model = pair_of_models(dtype)
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = region_of(model)
+    sweep = RestorationSweep(model, base, criterion, seed=3, piece=piece, threads=threads)
+    assert sweep.eligible == sum(base[name].numel() for name in names)
+    for fraction, count in sweep.run(sorted(fractions)):
+        assert count == exact_count(fraction, sweep.eligible)
+        held = dict(model.named_parameters())
+        flat = torch.cat([held[name].detach().reshape(-1) for name in names])
+        assert same_bits(flat, brute_force(base, tuned, names, criterion, count))
+        for name, parameter in held.items():
+            if name not in names:
+                assert same_bits(parameter.detach(), tuned[name])
+    sweep.undo()
+    for name, parameter in model.named_parameters():
+        assert same_bits(parameter.detach(), tuned[name])
+
+
+@pytest.mark.parametrize("criterion", METHODS)
+def test_nothing_is_the_tuned_model_and_everything_the_base_bit_for_bit(criterion: str) -> None:
+    base, model = pair_of_models(torch.bfloat16)
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = region_of(model)
+    sweep = RestorationSweep(model, base, criterion)
+    for fraction, _ in sweep.run([0.0, 1.0] if criterion != "dg-hard" else [0.0]):
+        for name, parameter in model.named_parameters():
+            restored = fraction == 1.0 and name in names
+            if criterion == "lines" and "layers.1." in name:  # LiNeS leaves the last layer as it is
+                restored = False
+            assert same_bits(parameter.detach(), (base if restored else tuned)[name]), (name, fraction)
+    sweep.undo()
+    assert all(same_bits(p.detach(), tuned[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("criterion", GROWING)
+def test_sets_are_nested(criterion: str) -> None:
+    base, model = pair_of_models()
+    for parameter in base.values():
+        parameter += 100.0  # so that every weight differs, and a restored one shows
+    sweep = RestorationSweep(model, base, criterion)
+    before = torch.zeros(sweep.eligible, dtype=torch.bool)
+    for _, count in sweep.run([0.01, 0.1, 0.3, 0.7]):
+        held = dict(model.named_parameters())
+        now = torch.cat([(held[n] == base[n]).reshape(-1) for n in region_of(model)])
+        assert int(now.sum()) == count
+        assert bool((now | ~before).all())
+        before = now
+
+
+def test_a_base_on_disk_streams_past_the_model(tmp_path: Path) -> None:
+    base_folder, tuned_folder = save_pair(tmp_path)
+    model = LlamaForCausalLM.from_pretrained(tuned_folder)
+    in_memory, streamed = {}, {}
+    base = copy_of(LlamaForCausalLM.from_pretrained(base_folder))
+    for results, source, kept in (
+        (in_memory, base, None),
+        (streamed, StoredTensors(base_folder), StoredTensors(tuned_folder)),
+    ):
+        sweep = RestorationSweep(model, source, tuned=kept)
+        for fraction, _ in sweep.run([0.1, 0.5]):
+            results[fraction] = {name: p.detach().clone() for name, p in model.named_parameters()}
+        sweep.undo()
+    for fraction, weights in in_memory.items():
+        assert all(same_bits(weight, streamed[fraction][name]) for name, weight in weights.items())
+
+
+def test_leaving_early_and_running_again_start_from_the_tuned_model() -> None:
+    base, model = pair_of_models()
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    sweep = RestorationSweep(model, base, "relative")
+    for _ in sweep.run([0.5]):
+        break
+    counts = dict(sweep.run([0.1]))
+    changed = sum(int((p != tuned[n]).sum()) for n, p in model.named_parameters())
+    assert 0 < changed <= counts[0.1]
+    assert sweep.thresholds[0.1] is not None
+    sweep.undo()
+    sweep.undo()
+    assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
+
+
+def test_a_layer_range_leaves_the_other_layers_alone() -> None:
+    base, model = pair_of_models()
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for _ in RestorationSweep(model, base, layers=(1, 1)).run([1.0]):
+        for name, parameter in model.named_parameters():
+            inside = "layers.1." in name and parameter.ndim == 2
+            assert torch.equal(parameter, (base if inside else tuned)[name])
+
+
+def test_same_norm_takes_back_as_much_of_the_update_as_the_papers_choice() -> None:
+    base, model = pair_of_models()
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = region_of(model)
+
+    def gone() -> float:
+        held = dict(model.named_parameters())
+        before = sum(float(((tuned[n] - base[n]).double() ** 2).sum()) for n in names)
+        return before - sum(float(((held[n].detach() - base[n]).double() ** 2).sum()) for n in names)
+
+    removed: dict[str, list[float]] = {}
+    counts: dict[str, list[int]] = {}
+    for criterion in ("relative", "same-norm"):
+        sweep = RestorationSweep(model, base, criterion)
+        removed[criterion], counts[criterion] = [], []
+        for _, count in sweep.run([0.05, 0.2, 0.4]):
+            removed[criterion].append(gone())
+            counts[criterion].append(count)
+        sweep.undo()
+    largest = max(float((tuned[n] - base[n]).abs().max()) for n in names) ** 2
+    for ours, paper in zip(removed["same-norm"], removed["relative"], strict=True):
+        assert paper - 1e-9 <= ours <= paper + largest + 1e-9
+    assert counts["same-norm"] != counts["relative"]
+
+
+def test_bad_input_is_named_and_the_model_stays_as_it_was() -> None:
+    base, model = pair_of_models()
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    name = "model.layers.0.mlp.up_proj.weight"
+    with pytest.raises(InputError, match="criterion 'relativ' is not known; nearest: 'relative'"):
+        list(RestorationSweep(model, base, "relativ").run([0.1]))
+    with pytest.raises(InputError, match=r"fraction 1\.5: expected a number from 0 to 1"):
+        list(RestorationSweep(model, base).run([1.5]))
+    with pytest.raises(InputError, match="ascending"):
+        list(RestorationSweep(model, base).run([0.2, 0.1]))
+    with pytest.raises(InputError, match=f"tensor '{name}': missing in the base"):
+        RestorationSweep(model, {n: t for n, t in base.items() if n != name})
+    with pytest.raises(InputError, match=r"shape \(2, 2\) in the base"):
+        RestorationSweep(model, {**base, name: torch.zeros(2, 2)})
+    spoiled = {n: t.clone() for n, t in base.items()}
+    spoiled[name].view(-1)[:3] = float("nan")
+    spoiled[name].view(-1)[4] = float("inf")
+    with pytest.raises(InputError, match=f"tensor '{name}' of the base: 3 NaN and 1 infinite"):
+        list(RestorationSweep(model, spoiled).run([0.1]))
+    assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
+    assert dict(RestorationSweep(model, spoiled, allow_nonfinite=True).run([0.1]))[0.1] > 0

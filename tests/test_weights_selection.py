@@ -1,0 +1,108 @@
+"""Exact global selection against a plain sort, whatever the ties, pieces and threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from knowshift.errors import InputError
+from knowshift.weights import selection
+from knowshift.weights.selection import Cut, choose, exact_count, fraction_name
+from knowshift.weights.tensors import Stretch, stretches, workers
+
+
+class ListedKeys:
+    """Keys that are simply there."""
+
+    def __init__(self, tensors: list[Tensor], run: Any, piece: int) -> None:
+        self.tensors, self.run, self.piece = tensors, run, piece
+
+    def of(self, tensor: int, start: int, stop: int) -> Tensor:
+        return self.tensors[tensor][start:stop].clone()
+
+    def scan(self, function: Any) -> Iterator[tuple[Stretch, Any]]:
+        parts = list(stretches([len(t) for t in self.tensors], self.piece))
+        return zip(parts, self.run(lambda *s: function(self.of(*s)), parts), strict=True)
+
+
+def chosen(tensors: list[Tensor], cut: Cut, piece: int) -> list[bool]:
+    masks = [
+        cut.mask(tensor, start, tensors[tensor][start:stop]).tolist()
+        for tensor, start, stop in stretches([len(t) for t in tensors], piece)
+    ]
+    return [one for mask in masks for one in mask]
+
+
+def by_sorting(tensors: list[Tensor], count: int) -> list[bool]:
+    flat = [int(key) for tensor in tensors for key in tensor]
+    order = sorted(range(len(flat)), key=lambda i: (-flat[i], i))
+    first = set(order[:count])
+    return [i in first for i in range(len(flat))]
+
+
+few = st.sampled_from([0, 1, 2, -1, 65535, 65536, 65537, 1 << 30, (1 << 31) - 1, -(1 << 31), 0x7F800000])
+anything = st.integers(-(1 << 31), (1 << 31) - 1)
+key_lists = st.lists(st.lists(st.one_of(few, anything), min_size=0, max_size=40), min_size=1, max_size=5)
+
+
+@given(key_lists, st.lists(st.floats(0, 1), min_size=1, max_size=4), st.integers(1, 60), st.sampled_from([1, 2]))
+@settings(max_examples=120, deadline=None)
+def test_the_first_k_are_those_of_a_stable_sort(
+    lists: list[list[int]], fractions: list[float], piece: int, threads: int
+) -> None:
+    tensors = [torch.tensor(one, dtype=torch.int32) for one in lists]
+    counts = [exact_count(fraction, sum(map(len, lists))) for fraction in fractions]
+    with workers(threads) as run:
+        cuts = choose(ListedKeys(tensors, run, piece), counts)
+    for count, cut in zip(counts, cuts, strict=True):
+        assert cut.count == count
+        assert chosen(tensors, cut, piece) == by_sorting(tensors, count)
+        assert chosen(tensors, cut, 7) == by_sorting(tensors, count)
+
+
+@given(key_lists, st.integers(1, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_third_pass_finds_the_same_ends(lists: list[list[int]], piece: int) -> None:
+    tensors = [torch.tensor(one, dtype=torch.int32) for one in lists]
+    total = sum(map(len, lists))
+    kept = selection.KEPT
+    try:
+        selection.KEPT = 0  # as if more fell into the threshold bins than is held
+        with workers(1) as run:
+            cuts = choose(ListedKeys(tensors, run, piece), range(total + 1))
+    finally:
+        selection.KEPT = kept
+    for count, cut in enumerate(cuts):
+        assert chosen(tensors, cut, piece) == by_sorting(tensors, count)
+
+
+def test_many_keys_of_one_value_across_many_pieces() -> None:
+    tensors = [torch.full((100_000,), 5, dtype=torch.int32), torch.full((100_000,), 5, dtype=torch.int32)]
+    tensors[1][50_000:] = 6
+    with workers(2) as run:
+        cut = choose(ListedKeys(tensors, run, 999), [130_000])[0]
+    mask = torch.tensor(chosen(tensors, cut, 4096))
+    assert int(mask.sum()) == 130_000
+    assert bool(mask[-50_000:].all())
+    assert bool(mask[:80_000].all())
+
+
+def test_a_count_is_the_floor_of_the_decimal_as_written() -> None:
+    assert exact_count(0.29, 100) == 29  # int(0.29 * 100) is 28
+    assert exact_count(0.2, 7) == 1
+    assert exact_count(0.0, 7) == 0
+    assert exact_count(1.0, 7) == 7
+    assert exact_count(1e-9, 10**9) == 1
+    for wrong in (-0.1, 1.0000001, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="expected a number from 0 to 1"):
+            exact_count(wrong, 10)
+
+
+def test_fractions_are_written_as_people_write_them() -> None:
+    assert [fraction_name(f) for f in (0.01, 0.2, 0.6, 1.0, 0.0, 0.125)] == ["0.01", "0.2", "0.6", "1", "0", "0.125"]
