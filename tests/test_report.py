@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +22,7 @@ from typer.testing import CliRunner
 from knowshift.cli.report import register
 from knowshift.errors import InputError
 from knowshift.report.findings import findings_of
-from knowshift.report.page import write_report
+from knowshift.report.page import compose, write_report
 from knowshift.report.published import published, published_concentration
 from knowshift.report.tables import Tables, build_tables
 from report_run import Planted, Shape, build_run
@@ -305,6 +307,19 @@ def test_page_tells_verdicts_and_the_headline_from_numbers(page: str, tables: Ta
     hurts = tables.findings[0].claims[0].estimate.value
     assert f"{100 * hurts:.1f} points less than on the best smaller set" in heading[1]
     assert "This run shows 4 of the 4 findings" in text
+
+
+def test_reporting_never_loads_torch() -> None:
+    code = "import sys, knowshift.report.page, knowshift.cli.report; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_draw_has_intervals_over_facts_and_says_so(tmp_path: Path) -> None:
+    tables = build_tables(build_run(tmp_path / "run", PLANTED, replace(SMALL, levels=(0, 2), draws=1)))
+    claims = {c.name: c for f in tables.findings for c in f.claims}
+    assert claims["more_data_hurts"].estimate.draws == 1
+    assert claims["more_data_hurts"].verdict == "shown"
+    assert "these training sets only" in compose(tables, {})
 
 
 @pytest.mark.usefixtures("page")

@@ -12,6 +12,10 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from knowshift.study.statistics import (
+    BEST_AND_WORST,
+    MISSING,
+    ONE_CHOICE,
+    TWO_CHOICES,
     choose_elsewhere,
     crossed_interval,
     from_error,
@@ -24,6 +28,7 @@ from knowshift.study.statistics import (
     rank_correlation,
     replicated_means,
     resampling_weights,
+    widened,
 )
 
 probabilities = st.floats(0, 1, allow_nan=False)
@@ -200,6 +205,38 @@ def test_an_honest_choice_among_equals_gains_nothing() -> None:
         greedy.append(scores.mean(axis=(1, 2)).max())
     assert abs(np.mean(honest)) < 0.08
     assert np.mean(greedy) > 0.4
+
+
+@pytest.mark.parametrize("candidates", [2, 5])
+@pytest.mark.parametrize(("draws", "common"), [(1, 0.5), (3, 0.0), (3, 0.9)])
+def test_choices_among_equals_scatter_no_more_than_their_intervals_are_widened(
+    candidates: int, draws: int, common: float
+) -> None:
+    rng = np.random.default_rng(candidates)
+    runs = 1500
+    chosen, spread = np.zeros(runs), np.zeros(runs)
+    for i in range(runs):
+        shared = math.sqrt(common) * rng.standard_normal((candidates, 1, 2))
+        scores = shared + math.sqrt(1 - common) * rng.standard_normal((candidates, draws, 2))
+        best, worst = choose_elsewhere(scores), choose_elsewhere(scores, highest=False)
+        d, h = np.indices(best.shape)
+        chosen[i] = scores[best, d, h].mean()
+        spread[i] = chosen[i] - scores[worst, d, h].mean()
+    one = common / 2 + (1 - common) / (2 * draws)  # variance of one candidate's mean over folds
+    sampling = 1.04  # of a standard deviation over so many runs
+    assert abs(chosen.mean()) < 0.08
+    assert math.sqrt((chosen.var() + one) / (2 * one)) < ONE_CHOICE * sampling
+    assert math.sqrt(chosen.var() / one) < TWO_CHOICES * sampling
+    assert math.sqrt(spread.var() / (2 * one)) < BEST_AND_WORST * sampling
+
+
+def test_widened_keeps_the_value_and_what_is_missing() -> None:
+    estimate = from_error(0.1, 0.02, 8, 3)
+    wider = widened(estimate, 1.5)
+    assert wider.value == estimate.value
+    assert wider.high - wider.low == pytest.approx(1.5 * (estimate.high - estimate.low))
+    assert wider.p > estimate.p
+    assert not widened(MISSING, 2).known
 
 
 def test_choice_finds_the_best_takes_the_first_of_equals_and_the_lowest_when_asked() -> None:

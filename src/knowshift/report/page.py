@@ -125,6 +125,8 @@ def _head(evidence: Evidence, findings: Sequence[Finding], name: str) -> str:
         notes.append(
             f"<b>{unfinished:,} of {planned:,} planned pieces of work are not finished; this is what there is.</b>"
         )
+    if draws == 1:
+        notes.append("With one draw each, intervals speak for these training sets only.")
     if dropped:
         notes.append(f"{dropped:,} facts that some model has no grade for are left out.")
     return (

@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 from knowshift.report.run_folder import DOMAINS, LEVELS, Column, Setting
 from knowshift.study.statistics import (
+    BEST_AND_WORST,
     MISSING,
+    ONE_CHOICE,
+    TWO_CHOICES,
     DrawNoise,
     Estimate,
     Floats,
@@ -26,6 +29,7 @@ from knowshift.study.statistics import (
     pooled_noise,
     replicated_means,
     resampling_weights,
+    widened,
 )
 
 HALVES = 2
@@ -233,9 +237,9 @@ class Scores:
         itself a mapping is chosen in the same way. ``domains`` are those measured; the choice uses both. ``alike``
         as in :meth:`difference`.
         """
-        units, counts = self._choices(candidates, references, domains, highest, pooled)
+        units, counts, factor = self._choices(candidates, references, domains, highest, pooled)
         peers = [self._choices([c], [r], domains, highest, pooled)[0] for c, r in alike]
-        return Choice(self.estimate(units, peers), counts)
+        return Choice(widened(self.estimate(units, peers), factor), counts)
 
     def _choices(
         self,
@@ -244,7 +248,8 @@ class Scores:
         domains: Sequence[int],
         highest: bool,
         pooled: bool,
-    ) -> tuple[list[Unit], dict[float, int]]:
+    ) -> tuple[list[Unit], dict[float, int], float]:
+        """The units of a choice, how often each candidate was chosen, and how much wider its interval has to be."""
         weigh = self.pooled if pooled else self.over
         kept: list[tuple[Mapping[float, Model], Mapping[float, Model], tuple[int, ...]]] = []
         for options, reference in zip(candidates, references, strict=True):
@@ -256,9 +261,12 @@ class Scores:
         halves = [half for half in range(HALVES) if not np.isnan(measured[half]).any()]
         units: list[Unit] = []
         counts: dict[float, int] = {}
+        factor = 1.0
         for stratum, (options, other, draws) in enumerate(kept if halves else []):
             best = self._choose(options, draws, highest, pooled)
             against = self._choose(other, draws, highest, pooled)
+            disagreeing = sum(bool(np.ptp(choice)) for choice in (best, against))
+            factor = max(factor, (1.0, ONE_CHOICE, TWO_CHOICES)[disagreeing])
             for row, draw in enumerate(draws):
                 terms: list[tuple[int, Floats]] = []
                 for half in halves:
@@ -268,7 +276,7 @@ class Scores:
                     terms.append((self.column(options[name], draw), weights))
                     terms.append((self.column(other[list(other)[against[row, half]]], draw), -weights))
                 units.append(Unit(stratum, tuple(terms)))
-        return units, dict(sorted(counts.items()))
+        return units, dict(sorted(counts.items())), factor
 
     def spread(self, options: Mapping[int, Model], domains: Sequence[int]) -> tuple[Choice, Mapping[float, int]]:
         """Best minus worst training level, both chosen on other facts and draws; with how often each was worst.
@@ -295,6 +303,8 @@ class Scores:
                 units.append(Unit(0, tuple(terms)))
         noise = self._noise_between(list(options.values()), domains)
         estimate = self.estimate(units, noise=noise)
+        if len(best_counts) > 1 or len(worst_counts) > 1:
+            estimate = widened(estimate, BEST_AND_WORST)
         return Choice(estimate, dict(sorted(best_counts.items()))), dict(sorted(worst_counts.items()))
 
     def against_levels(
@@ -302,9 +312,9 @@ class Scores:
     ) -> Choice:
         """The best (or worst) of other training levels, chosen on other facts and draws, minus one level."""
         named: dict[float, Model] = {float(name): model for name, model in others.items()}
-        units, counts = self._choices([named], [reference], domains, highest, False)
+        units, counts, factor = self._choices([named], [reference], domains, highest, False)
         noise = self._noise_between([*others.values(), reference], domains)
-        return Choice(self.estimate(units, noise=noise), counts)
+        return Choice(widened(self.estimate(units, noise=noise), factor), counts)
 
     def _shared(self, models: Sequence[Model]) -> tuple[int, ...]:
         return tuple(sorted(set.intersection(*(set(self.draws(model)) for model in models))))
