@@ -10,6 +10,7 @@ from typing import Any
 from knowshift.report.claims import Finding
 from knowshift.report.layout import DOMAIN_WORDS, Table, percent, signed
 from knowshift.report.samples import Sample
+from knowshift.study.statistics import Estimate
 
 #: What stands for a missing number, and between the ends of an interval.
 NONE = "\N{EN DASH}"
@@ -173,31 +174,42 @@ def controls_table(controls: Table) -> str:
 
 
 def claims_table(findings: Sequence[Finding]) -> str:
-    """Every claim with its estimate, interval and verdict, and how it fares under the other grader and by relation."""
+    """Every claim with its verdict, estimate and interval, and how it fares under the other grader and by relation."""
     body = []
     for finding in findings:
         for claim in (*finding.claims, *finding.controls):
-            scale, digits = (100, 1) if claim.unit == "points" else (1, 2)
-            e = claim.estimate
-
-            def span(low: float, high: float, scale: int = scale, digits: int = digits) -> str:
-                return NONE if math.isnan(low) else f"{signed(low, scale, digits)}{TO}{signed(high, scale, digits)}"
-
+            scale, digits = (100.0, 1) if claim.unit == "points" else (1.0, 2)
+            if claim.name.startswith("concentration"):
+                digits = 2
+            value = claim.estimate.value
             body.append(
                 [
                     str(finding.number),
                     f'<td class="words">{escape(claim.statement)} <small>({escape(claim.scope)})</small></td>',
-                    NONE if math.isnan(e.value) else signed(e.value, scale, digits),
-                    span(e.low, e.high),
-                    escape(claim.unit),
-                    NONE if math.isnan(claim.p_holm) else f"{claim.p_holm:.3f}",
-                    span(claim.word.low, claim.word.high) if claim.word else NONE,
-                    span(claim.by_relation.low, claim.by_relation.high) if claim.by_relation else NONE,
                     escape(claim.verdict),
+                    NONE
+                    if math.isnan(value)
+                    else f"{signed(value, scale, digits)} <small>{escape(claim.unit)}</small>",
+                    _span(claim.estimate, scale, digits),
+                    _p_value(claim.p_holm),
+                    _span(claim.word, scale, digits),
+                    _span(claim.by_relation, scale, digits),
                 ]
             )
-    heads = ["", "claim", "estimate", "95% interval", "unit", "Holm p", "word grader", "by relation", "verdict"]
-    return html_table(heads, body, "Every contrast behind the verdicts")
+    heads = ["", "claim", "verdict", "estimate", "95% interval", "Holm p", "word grader", "by relation"]
+    return html_table(heads, body, "Every contrast behind the verdicts", "claims")
+
+
+def _span(estimate: Estimate | None, scale: float, digits: int) -> str:
+    if estimate is None or math.isnan(estimate.low):
+        return NONE
+    return f"{signed(estimate.low, scale, digits)}{TO}{signed(estimate.high, scale, digits)}"
+
+
+def _p_value(p: float) -> str:
+    if math.isnan(p):
+        return NONE
+    return "&lt;0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def sample_table(samples: Sequence[Sample], heads: Sequence[str]) -> str:
