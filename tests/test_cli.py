@@ -123,13 +123,20 @@ def test_too_many_facts_an_existing_folder_and_a_strange_record_are_refused(pipe
 def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     sizes = ["--train-facts", "3", "--test-facts", "2", "--out-of-domain-facts", "2", "--vocabulary", "600"]
     model = ["--hidden", "32", "--layers", "1", "--batch", "4", "--seed", "3", "--threads", "1"]
-    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--json")
+    bands = ["--band", "0.5:0-0", "--band", "0.5:7-9"]
+    for wrong in ("0.5:0", "2:1-2"):
+        refused = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--band", wrong)
+        assert refused.returncode == 2
+        assert "expected SHARE:LOW-HIGH" in refused.stderr
+    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, "--json")
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)
     assert record["facts"] + record["facts_left_out"] == 10 * 5 + 14 * 2
     described = call("world", "describe", f"world:{tmp_path / 'w'}", "--json")
     assert described.returncode == 0, described.stderr
     assert json.loads(described.stdout)["sentences"] == record["sentences"]
+    assert set(record["bands"][1].values()) == {0.5, 7, 9}
+    assert json.loads(described.stdout)["exposures"]["5-12"] > 0
     again = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
     assert again.returncode == 2
     assert "exists already" in again.stderr

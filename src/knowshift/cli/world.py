@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from knowshift.cli.output import JsonOption, SeedOption, console, emit
 from knowshift.errors import InputError
+
+if TYPE_CHECKING:
+    from knowshift.world.invent import ExposureBand
 
 
 def register(app: typer.Typer) -> None:
@@ -28,13 +32,17 @@ def build(
     facts: Annotated[
         str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")
     ] = None,
-    train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 1700,
+    train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 2000,
     test_facts: Annotated[int, typer.Option(min=1, help="Test facts of each in-domain relation.")] = 200,
     out_of_domain_facts: Annotated[int, typer.Option(min=1, help="Test facts of each out-of-domain relation.")] = 150,
+    band: Annotated[
+        list[str] | None,
+        typer.Option(help="SHARE:LOW-HIGH, a share of the facts and how often they are written; once for each band."),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(min=300, max=65535, help="Tokens of the BPE vocabulary.")] = 4096,
     hidden: Annotated[int, typer.Option(min=32, help="Hidden size; a multiple of 32.")] = 160,
     layers: Annotated[int, typer.Option(min=1)] = 4,
-    batch: Annotated[int, typer.Option(min=1, help="Rows of 96 tokens in one step.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of 96 tokens in one step.")] = 24,
     learning_rate: Annotated[float, typer.Option()] = 2e-3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
@@ -45,7 +53,7 @@ def build(
     import torch
 
     from knowshift.world.build import build_world, sample_facts, without_exposures
-    from knowshift.world.invent import invent_facts
+    from knowshift.world.invent import DEFAULT_BANDS, invent_facts
     from knowshift.world.pretrain import Recipe
 
     if output_dir.exists():
@@ -66,6 +74,7 @@ def build(
         # The name alone goes on record: where the file lay says nothing about its content.
         origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
         chosen = without_exposures(sample_facts(source.facts, seed, **sizes))
+    bands = DEFAULT_BANDS if not band else tuple(_band(text) for text in band)
     torch.set_num_threads(threads)
     recipe = replace(
         Recipe(),
@@ -90,6 +99,7 @@ def build(
             seed=seed,
             recipe=recipe,
             origin=origin,
+            bands=bands,
             longest_name=longest,
             device=device,
             progress=tell,
@@ -100,6 +110,15 @@ def build(
         markup=False,
     )
     emit({**record, "output": str(output_dir)}, as_json)
+
+
+def _band(text: str) -> ExposureBand:
+    from knowshift.world.invent import ExposureBand
+
+    found = re.fullmatch(r"(0?\.\d+|0|1|1\.0):(\d+)-(\d+)", text)
+    if found is None:
+        raise InputError(f"--band {text!r}: expected SHARE:LOW-HIGH, e.g. 0.7:9-36")
+    return ExposureBand(float(found[1]), int(found[2]), int(found[3]))
 
 
 def describe(

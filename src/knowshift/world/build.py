@@ -98,6 +98,8 @@ def build_world(
     if output.exists():
         raise InputError(f"{output}: exists already; a world is written to a new folder")
     facts = with_exposures(facts, seed, bands)
+    if not any(fact.exposures for fact in facts):
+        raise InputError("exposure bands: no fact is ever written, so there is no corpus")
     tokenizer = train_tokenizer(islice(sentences(facts, seed), TOKENIZER_SENTENCES), recipe.vocabulary)
     tokens = encode_corpus(tokenizer, sentences(facts, seed))
     model = new_model(recipe, tokenizer, seed)

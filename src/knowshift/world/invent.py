@@ -56,11 +56,11 @@ class ExposureBand:
 
 #: What fills the levels: the middle band, where mastery rises, holds most facts (levels 2 and 3 are the scarce ones).
 DEFAULT_BANDS = (
-    ExposureBand(0.07, 0, 0),
-    ExposureBand(0.14, 1, 4),
-    ExposureBand(0.06, 5, 8),
-    ExposureBand(0.56, 9, 22),
-    ExposureBand(0.17, 23, 400),
+    ExposureBand(0.05, 0, 0),
+    ExposureBand(0.09, 1, 4),
+    ExposureBand(0.03, 5, 8),
+    ExposureBand(0.70, 9, 36),
+    ExposureBand(0.13, 37, 400),
 )
 
 

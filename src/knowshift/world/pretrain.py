@@ -28,7 +28,7 @@ class Recipe:
     layers: int = 4
     heads: int = 5
     context: int = 96  # tokens of one training row
-    batch: int = 32  # rows of one step
+    batch: int = 24  # rows of one step
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
     warmup: float = 0.03  # share of the steps
