@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 from knowshift.errors import InputError, nearest
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import sample
+from knowshift.models.sampling import SampledHits, sample
 from knowshift.records import MASTERY, write_table
 
 DRAWS = 10  # of each prompt
@@ -20,6 +22,38 @@ TEMPERATURE = 0.7
 NEW_TOKENS = 32
 LEVELS = 5
 STOPPING = ("full",)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How mastery is measured; the defaults are the paper's (2.3)."""
+
+    draws_per_prompt: int = DRAWS
+    temperature: float = TEMPERATURE
+    max_new_tokens: int = NEW_TOKENS
+    seed: int = 0
+    stopping: str = "full"
+
+
+class Engine(typing.Protocol):
+    """What mastery needs of a model: a transformers model in this process, or a completions server."""
+
+    def about(self) -> dict[str, Any]:
+        """What records say of it; ``identity`` tells models apart."""
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        draws: int,
+        temperature: float,
+        max_new_tokens: int,
+        begun: Callable[[int], None],
+    ) -> SampledHits:
+        """See :func:`knowshift.models.sampling.sample`."""
 
 
 def level_of(hits: int, draws: int) -> int:
@@ -52,7 +86,7 @@ class MasteryRecord:
 
 
 def measure_mastery(
-    loaded: LoadedModel,
+    engine: LoadedModel | Engine,
     facts: Sequence[Fact],
     *,
     draws_per_prompt: int = DRAWS,
@@ -84,8 +118,8 @@ def measure_mastery(
         accepted.extend([fact.accepted] * len(own))
         keys.extend(f"{fact.id}/{i}" for i in range(len(own)))
         sizes.append(len(own))
-    found = sample(
-        loaded,
+    draw = functools.partial(sample, engine) if isinstance(engine, LoadedModel) else engine.sample
+    found = draw(
         prompts,
         accepted,
         keys=keys,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, nearest
 
@@ -69,6 +70,8 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
     place = _device(device)
     folder = model_folder(name, revision=revision)
     _check_files(name, folder)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -83,6 +86,9 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
         if type(error).__name__ != "SafetensorError":
             raise
         raise InputError(f"{name}: damaged safetensors file in {folder}: {_first_line(error)}") from error
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")

@@ -245,7 +245,7 @@ def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_ne
 def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
     if not answers or not all(answer.strip() for answer in answers):
         raise InputError(f"{key}: an accepted answer is empty, so every text would hold it")
-    return tuple(answer.strip().encode() for answer in answers)
+    return tuple(answer.encode() for answer in answers)
 
 
 def _speller(loaded: LoadedModel) -> Callable[[tuple[int, ...]], bytes]:

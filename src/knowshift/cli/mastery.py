@@ -1,0 +1,127 @@
+"""`knowshift mastery`: how well a model knows each fact, by sampling (paper 2.3)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from knowshift.cli.output import DeviceOption, DtypeOption, JsonOption, RevisionOption, SeedOption, console, emit
+
+if TYPE_CHECKING:
+    from knowshift.facts.fact import Fact
+    from knowshift.mastery_run import EngineSpec
+
+#: Weights below this many bytes are loaded once per core.
+SMALL = 1 << 30
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(mastery)
+
+
+def mastery(
+    model: Annotated[str, typer.Argument(help="Local folder, hub id, world:tiny, or http://... of a server.")],
+    facts: Annotated[str, typer.Option("--facts", help="world:tiny, entity-questions:PATH, or a table.")],
+    output: Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")],
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
+    temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a draw at most (paper: 32).")] = 32,
+    stopping: Annotated[str, typer.Option(help="full: every draw, as the paper.")] = "full",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; where not given, one per core or GPU.")] = None,
+    seed: SeedOption = 0,
+    revision: RevisionOption = None,
+    device: DeviceOption = "cpu",
+    dtype: DtypeOption = "float32",
+    as_json: JsonOption = False,
+) -> None:
+    """Sample the completion prompts of every fact; count the draws that hold an accepted answer; write the record.
+
+    Parts of the record are written as they come. The same command goes on where an earlier one stopped.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    from knowshift.facts.sources import load_facts
+    from knowshift.mastery import Protocol
+    from knowshift.mastery_run import run_mastery
+
+    source = load_facts(facts)
+    asked = _first(list(source.facts), limit, seed)
+    protocol = Protocol(
+        draws_per_prompt=draws, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, stopping=stopping
+    )
+    spec, processes = _engine(model, revision, dtype, device, workers, len(asked))
+    began = time.monotonic()
+    already: list[int] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
+        task = bar.add_task("facts", total=len(asked), pace="")
+
+        def tell(done: int, total: int) -> None:
+            already.append(done)
+            made, took = done - already[0], time.monotonic() - began
+            pace = f"{made / took:.1f} facts/s, {_minutes(took / made * (total - done))} left" if made else ""
+            bar.update(task, completed=done, pace=pace)
+
+        outcome = run_mastery(spec, asked, output, protocol, workers=processes, progress=tell)
+    seconds = time.monotonic() - began
+    if already[0]:
+        console.print(f"{already[0]} of {len(asked)} facts were recorded already", markup=False)
+    for level, count in enumerate(outcome.levels):
+        console.print(f"level {level}: {count:>8}  {count / outcome.facts:6.1%}", markup=False)
+    console.print(f"wrote {output} ({outcome.facts} facts, {outcome.draws} draws, {seconds:.1f} s)", markup=False)
+    emit(
+        {
+            "facts": outcome.facts,
+            "levels": outcome.levels,
+            "draws": outcome.draws,
+            "positions": outcome.positions,
+            "seconds": round(seconds, 3),
+            "output": str(output),
+            "unscored": outcome.unscored,
+            "stopping": stopping,
+        },
+        as_json,
+    )
+
+
+def _engine(
+    model: str, revision: str | None, dtype: str, device: str, workers: int | None, facts: int
+) -> tuple[EngineSpec, int]:
+    """How to open the engine, and how many processes: GPUs each take one, small models on a CPU one per core."""
+    import os
+
+    import torch
+
+    from knowshift.mastery_run import PART, EngineSpec
+    from knowshift.models.loading import model_folder
+
+    if model.startswith(("http://", "https://")):
+        return EngineSpec(model), 1
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+        return EngineSpec(model, revision, dtype, devices), workers or len(devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    folder = model_folder(model, revision=revision)
+    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL
+    parts = -(-facts // PART)
+    processes = workers or (min(cores, parts) if small else 1)
+    # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
+    return EngineSpec(model, revision, dtype, ("cpu" if device == "auto" else device,), 1 if small else None), processes
+
+
+def _first(facts: list[Fact], limit: int | None, seed: int) -> list[Fact]:
+    """The first ``limit`` facts of a seeded shuffle, in their own order."""
+    if limit is None:
+        return facts
+    import numpy as np
+
+    chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
+    return [facts[index] for index in chosen]
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,267 @@
+"""Measuring the mastery of many facts: records written as they come, resumed where they stopped, on any workers.
+
+A run is cut into parts of :data:`PART` facts in the order of the source. A finished part is a file in
+``OUTPUT.parts/``; when all are there they become OUTPUT and the folder goes. A part does not depend on the others, on
+who computes it or when, so a run that was killed ends in the same record as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.grading import gradable
+from knowshift.mastery import LEVELS, Engine, Protocol, measure_mastery
+from knowshift.models.loading import LoadedModel
+from knowshift.records import MASTERY, digest, read_table, write_json
+
+#: Facts in a part: what a kill may lose, and what fills a few batches.
+PART = 256
+#: Rows of the final record that are gathered before they are written as one row group.
+ROWS = 1 << 15
+#: What may differ between the start of a run and its resumption, because it changes no record.
+PLACE = ("model", "device")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How a worker opens its engine; ``devices`` are dealt out to the workers in turn."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int | None = None  # of each worker; None leaves PyTorch's choice
+
+    def open(self, worker: int = 0) -> LoadedModel | Engine:
+        """Load the model, or connect to the server if the name is a URL."""
+        if self.name.startswith(("http://", "https://")):
+            from knowshift.models.server import CompletionsServer
+
+            return CompletionsServer(self.name)
+        import torch
+
+        from knowshift.models.loading import load_model
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.devices[worker % len(self.devices)]
+        return load_model(self.name, revision=self.revision, dtype=self.dtype, device=device)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run comes to: facts of each level [n0..n4], facts without one, draws made, token positions computed."""
+
+    facts: int
+    levels: list[int]
+    unscored: int
+    draws: int
+    positions: int
+
+
+def run_mastery(
+    spec: EngineSpec,
+    facts: Sequence[Fact],
+    output: Path,
+    protocol: Protocol,
+    *,
+    workers: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Outcome:
+    """Measure all facts into ``output``, going on from what an earlier run with the same inputs has left.
+
+    Args:
+        progress: hears (facts done, facts in all), first of all what was there already.
+
+    Raises:
+        InputError: a fact cannot be asked, or ``output`` or its parts belong to another model, other facts, prompts
+            or settings. Nothing that was recorded is lost.
+    """
+    check_facts(facts)
+    engine = spec.open()
+    about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
+    if output.exists():
+        _, told = read_table(output, MASTERY, "mastery")
+        _check_same(output, about, told)
+        progress(len(facts), len(facts))
+        return _outcome(output)
+    folder = output.with_name(output.name + ".parts")
+    _check_parts(folder, about)
+    starts = list(range(0, len(facts), PART))
+    missing = [start for start in starts if not _part(folder, start).exists()]
+    done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
+    progress(done, len(facts))
+    for finished in _measure(spec, engine, facts, missing, folder, protocol, workers):
+        done += finished
+        progress(done, len(facts))
+    _merge([_part(folder, start) for start in starts], output, about)
+    shutil.rmtree(folder)
+    return _outcome(output)
+
+
+def check_facts(facts: Sequence[Fact]) -> None:
+    """Refuse facts that cannot be asked or graded, before anything runs."""
+    if not facts:
+        raise InputError("no facts to measure")
+    seen: set[str] = set()
+    for fact in facts:
+        if fact.id in seen:
+            raise InputError(f"fact {fact.id} occurs twice; expected distinct ids")
+        seen.add(fact.id)
+        if not completion_prompts(fact):
+            raise InputError(f"fact {fact.id}: no completion prompts")
+        for answer in fact.accepted:
+            if not gradable(answer):
+                raise InputError(f"fact {fact.id}: answer {answer!r} is empty after normalisation")
+
+
+def facts_digest(facts: Sequence[Fact]) -> str:
+    """Sixteen hex digits over ids, prompts and accepted answers in order: what a record was made of."""
+    told = "0"
+    for fact in facts:
+        told = digest([told, fact.id, completion_prompts(fact), fact.accepted])
+    return told
+
+
+# -- parts ----------------------------------------------------------------------------------------------------
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"part-{start:09d}.parquet"
+
+
+def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
+    """Start the folder of parts, or make sure that the one that is there belongs to this run."""
+    label = folder / "about.json"
+    if folder.exists():
+        try:
+            told = json.loads(label.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise InputError(f"{folder}: exists, but holds no parts of a mastery run") from None
+        _check_same(folder, about, told)
+        return
+    folder.mkdir(parents=True)
+    write_json(label, about)
+
+
+def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    for key, value in about.items():
+        if key not in PLACE and told.get(key) != value:
+            what = {"identity": "model", "facts": "facts, prompts or answers"}.get(key, key)
+            raise InputError(
+                f"{where}: recorded with another {what} ({key} {told.get(key)!r}, now {value!r}); it stays as it is, "
+                "choose another --output"
+            )
+
+
+def _measure(
+    spec: EngineSpec,
+    engine: LoadedModel | Engine,
+    facts: Sequence[Fact],
+    missing: Sequence[int],
+    folder: Path,
+    protocol: Protocol,
+    workers: int,
+) -> Iterator[int]:
+    """Compute the missing parts; yields the facts of each part as it is written."""
+    if workers == 1 or len(missing) < 2:
+        for start in missing:
+            _write_part(engine, facts[start : start + PART], _part(folder, start), protocol)
+            yield len(facts[start : start + PART])
+        return
+    context = multiprocessing.get_context("spawn")
+    turns = context.Value("i", 0)
+    pool = ProcessPoolExecutor(
+        min(workers, len(missing)), mp_context=context, initializer=_start_worker, initargs=(spec, turns)
+    )
+    waiting = iter(missing)
+    running: set[Future[int]] = set()
+    try:
+        while True:
+            while len(running) < 2 * workers and (next_start := next(waiting, None)) is not None:
+                part = list(facts[next_start : next_start + PART])
+                running.add(pool.submit(_worker_part, part, str(_part(folder, next_start)), protocol))
+            if not running:
+                break
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ended)
+    except BaseException:
+        for process in (pool._processes or {}).values():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+_engine: LoadedModel | Engine | None = None
+
+
+def _start_worker(spec: EngineSpec, turns: Any) -> None:
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
+    global _engine
+    with turns.get_lock():
+        worker = turns.value
+        turns.value += 1
+    _engine = spec.open(worker)
+
+
+def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
+    assert _engine is not None
+    _write_part(_engine, facts, Path(path), protocol)
+    return len(facts)
+
+
+def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path, protocol: Protocol) -> None:
+    record = measure_mastery(engine, facts, **asdict(protocol))
+    record.write(path, {"positions": record.positions})
+
+
+def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
+    """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
+    positions = sum(_told(part)["positions"] for part in parts)
+    schema = MASTERY.with_metadata({"knowshift": json.dumps({**about, "positions": positions}, sort_keys=True)})
+    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+            held: list[pa.Table] = []
+            for part in parts:
+                held.append(pq.read_table(part).replace_schema_metadata(schema.metadata))
+                if sum(table.num_rows for table in held) >= ROWS:
+                    writer.write_table(pa.concat_tables(held).combine_chunks())
+                    held = []
+            if held:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+        os.replace(beside, output)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _told(path: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"knowshift"])
+    return told
+
+
+def _outcome(output: Path) -> Outcome:
+    table = pq.read_table(output, columns=["level", "draws"])
+    levels = table["level"].to_pylist()
+    counts = [levels.count(level) for level in range(LEVELS)]
+    draws = sum(count or 0 for count in table["draws"].to_pylist())
+    return Outcome(len(levels), counts, levels.count(None), draws, int(_told(output).get("positions", 0)))
