@@ -82,12 +82,11 @@ class AdaptedTensors:
         return set(self._products) | set(self._whole)
 
     def read(self, name: str, start: int, stop: int) -> Tensor:
-        if name in self._whole:
-            return self._whole[name].reshape(-1)[start:stop]
-        base = self.base.read(name, start, stop)
+        whole = self._whole.get(name)
+        base = self.base.read(name, start, stop) if whole is None else whole.reshape(-1)[start:stop]
         if name not in self._products:
             return base
-        merged = base.to(torch.float32)
+        merged = base.to(torch.float32, copy=True)
         columns = self.shapes[name][1]
         height = max(1, _BLOCK // columns)
         block = start // columns // height
@@ -123,7 +122,7 @@ class AdaptedTensors:
         read_shard(path)  # names what is wrong with a damaged file
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in load_file(path).items():
-            name = key.removeprefix(_PREFIX)
+            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
             found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", name)
             if found:
                 parts.setdefault(found.group(1), {})[found.group(2)] = tensor.to(torch.float32)

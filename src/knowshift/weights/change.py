@@ -42,6 +42,9 @@ TOP = 0.2
 #: Weights within which the null pairs at random; larger tensors also have their blocks paired at random.
 NULL_BLOCK = 1 << 20
 
+#: Modules in the order of a layer; others follow.
+MODULE_ORDER = ("q", "k", "v", "qkv", "o", "gate", "gate_up", "up", "down")
+
 Shares = dict[str, float | None]
 
 
@@ -205,11 +208,15 @@ def _shares_of(
 ) -> dict[str, float]:
     total = sum(amount(t) for t in tensors)
     sums: dict[str, int] = {}
-    for tensor in sorted(tensors, key=lambda t: (t.layer is None, t.layer or 0)):
+    for tensor in sorted(tensors, key=lambda t: (t.layer is None, t.layer or 0, _rank(MODULE_ORDER, t.module))):
         name = group(tensor)
         if name is not None:
             sums[name] = sums.get(name, 0) + amount(tensor)
     return {name: amount_ / total for name, amount_ in sums.items()} if total else {}
+
+
+def _rank(order: Sequence[str], module: str) -> int:
+    return order.index(module) if module in order else len(order)
 
 
 class _Totals:

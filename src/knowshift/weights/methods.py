@@ -105,8 +105,10 @@ class Plan:
             return tuned, 0
         p, s = base.to(torch.float32), tuned.to(torch.float32)
         change = (s - p).reshape(-1, *shape[-2:])  # experts that are fused in one tensor are matrices of their own
+        if not torch.count_nonzero(change):
+            return tuned, 0
         kept = torch.stack([published.spectral_filter(matrix)[0] for matrix in change]).reshape(-1)
-        return torch.where(s == p, tuned, (p + kept).to(tuned.dtype)), len(tuned)
+        return (p + kept).to(tuned.dtype), len(tuned)
 
 
 def mixed(mask: Tensor, base: Tensor, tuned: Tensor) -> Tensor:

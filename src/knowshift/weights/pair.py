@@ -56,10 +56,10 @@ def open_pair(
     allow_nonfinite: bool = False,
 ) -> CheckpointPair:
     """Open and check a pair; every :class:`InputError` names the tensor or file."""
-    base = StoredTensors(base_folder)
-    tuned: StoredTensors | AdaptedTensors
     if is_adapter(base_folder) and not (base_folder / "config.json").is_file():
         raise InputError(f"{base_folder}: an adapter folder; BASE must be a whole checkpoint")
+    base = StoredTensors(base_folder)
+    tuned: StoredTensors | AdaptedTensors
     if is_adapter(tuned_folder):
         tuned = AdaptedTensors(tuned_folder, base)
         layout = base
