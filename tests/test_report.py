@@ -287,6 +287,7 @@ def test_page_is_whole_self_contained_and_stable(run: Path, page: str) -> None:
     assert len(parsed.ids) == len(set(parsed.ids))
     assert not re.search(r'(?:src|href)="(?!#)', text)
     assert "@import" not in text
+    assert set(re.findall(r"https?://[^/\"]+", text)) == {"http://www.w3.org"}  # names of namespaces
     assert len(re.findall("<figure ", text)) == 6
     assert text == write_report(run).read_text()
     assert sorted(p.name for p in run.iterdir()) == ["cells", "figures", "manifest.json", "report.html", "tables"]

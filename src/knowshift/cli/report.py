@@ -24,7 +24,9 @@ def report(
 
     page, findings = write_report_with_findings(run)
     for finding in findings:
-        console.print(f"[bold]{finding.number}. {finding.title}: {finding.verdict}.[/bold]", highlight=False)
-        console.print(f"   {finding.sentence}", markup=False, highlight=False)
-    console.print(f"Wrote {page}", markup=False, highlight=False)
+        console.print(
+            f"[bold]{finding.number}. {finding.title}: {finding.verdict}.[/bold]", highlight=False, soft_wrap=True
+        )
+        console.print(f"   {finding.sentence}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Wrote {page}", markup=False, highlight=False, soft_wrap=True)
     emit({"output": str(page), "findings": [finding.to_json() for finding in findings]}, as_json)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,12 +69,12 @@ def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Fi
 
 
 def _svg(figure: Figure) -> str:
-    """SVG text without date, XML header or fixed size, so that it scales in a page."""
+    """SVG text without date, metadata or XML header, so that it can stand in a page."""
     out = io.StringIO()
     with matplotlib.rc_context(_STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
-    text = text[text.index("<svg") :]
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     return text.replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans'")
 
 
