@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from knowshift.cli.report import register
 from knowshift.errors import InputError
+from knowshift.report.figures import build_figures
 from knowshift.report.findings import findings_of
 from knowshift.report.page import compose, write_report
 from knowshift.report.published import published, published_concentration
@@ -308,6 +309,17 @@ def test_page_tells_verdicts_and_the_headline_from_numbers(page: str, tables: Ta
     hurts = tables.findings[0].claims[0].estimate.value
     assert f"{100 * hurts:.1f} points less than on the best smaller set" in heading[1]
     assert "This run shows 4 of the 4 findings" in text
+
+
+def test_one_level_and_one_size_still_make_a_page(tmp_path: Path) -> None:
+    shape = Shape(facts_per_level=20, sizes=(240,), levels=(2,), draws=2)
+    planted = replace(PLANTED, by_size=(1.0,), kl=(1.0,), restored=(1.0,) * 7, random=(1.0,) * 7)
+    tables = build_tables(build_run(tmp_path / "run", planted, shape))
+    assert [f.verdict for f in tables.findings[:3]] == ["undecided"] * 3
+    assert tables["restoration_summary"].where(level="mean", criterion="relative", fraction="0.2")
+    page = compose(tables, build_figures(tables))
+    assert "1 mastery level, in 1 size, with 2 training draws each" in page
+    assert "(may be chance)" in page
 
 
 def test_reporting_never_loads_torch() -> None:

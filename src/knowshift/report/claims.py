@@ -231,6 +231,11 @@ def _written(estimate: Estimate, scale: float, digits: int, unit: str) -> str:
     return f"{signed(estimate.value, scale, digits)}{unit} {brackets(estimate, scale, digits)}"
 
 
+def caution(estimate: Estimate) -> str:
+    """What a headline must add where the interval holds 0."""
+    return " (may be chance)" if estimate.low <= 0 <= estimate.high else ""
+
+
 def more_or_less(value: float) -> str:
     """ "3.1 points more", "0.4 points less"."""
     if math.isnan(value):

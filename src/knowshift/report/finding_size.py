@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from knowshift.report.claims import BOTH, Claim, Finding, adjusted, brackets, more_or_less, points, three_ways
+from knowshift.report.claims import BOTH, Claim, Finding, adjusted, brackets, caution, more_or_less, points, three_ways
 from knowshift.report.evidence import Evidence
 from knowshift.report.layout import DOMAIN_WORDS, percent
 from knowshift.report.run_folder import DOMAINS
@@ -101,7 +101,7 @@ def size_finding(evidence: Evidence) -> Finding:
     less = more_or_less(-best.estimate.value)
     short = (
         f"Tuned on {largest:,} facts, the models answer {percent(at_largest)} of the test, {less} than on the best "
-        "smaller set"
+        f"smaller set{caution(best.estimate)}"
     )
     controls = _rate_controls(evidence, best)
     return Finding(1, TITLE, PAPER, main.sentence, tuple(claims), controls, short=short if best.estimate.known else "")

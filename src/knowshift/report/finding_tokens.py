@@ -27,7 +27,8 @@ def token_finding(evidence: Evidence) -> Finding:
     """Follow KL over sizes, and set it against accuracy."""
     shifts, sizes, levels = evidence.token_shifts, evidence.sizes, evidence.levels
     if shifts is None or len(sizes) < 2:
-        missing = Claim("kl_rises", RISES, "", "nats", MISSING, "Not measured: no scored token shifts.", core=True)
+        why = "Not measured: no scored token shifts." if shifts is None else "Not measured: one size."
+        missing = Claim("kl_rises", RISES, "", "nats", MISSING, why, core=True)
         return Finding(3, TITLE, PAPER, missing.sentence, (missing,))
     scores, largest = shifts.scores, sizes[-1]
     grid = {key: model for key, model in evidence.main.items() if scores.draws(model)}

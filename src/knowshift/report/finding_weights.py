@@ -13,6 +13,7 @@ from knowshift.report.claims import (
     Finding,
     adjusted,
     brackets,
+    caution,
     mean_of,
     more_or_less,
     negated,
@@ -121,6 +122,7 @@ def weight_finding(evidence: Evidence) -> Finding:
     claims.extend(adjusted(each))
     controls = (*concentrated, *_random(restored, scope), *_smaller_rate(restored, scope))
     short = f"putting the most changed weights back gives {more_or_less(best.estimate.value)}"
+    short += caution(best.estimate)
     return Finding(
         4,
         TITLE,

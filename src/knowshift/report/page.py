@@ -118,6 +118,7 @@ def _head(evidence: Evidence, findings: Sequence[Finding], name: str) -> str:
     model = evidence.run.manifest.get("model")
     model_name = str(model.get("name", "a base model")) if isinstance(model, dict) else "a base model"
     draws = len({c.draw for c in evidence.answers.columns if c.setting})
+    levels, sizes = len(evidence.levels), len(evidence.sizes)
     planned, dropped = evidence.run.planned, evidence.answers.dropped
     unfinished = planned - len(evidence.run.cells)
     notes = []
@@ -132,13 +133,15 @@ def _head(evidence: Evidence, findings: Sequence[Finding], name: str) -> str:
     return (
         f'<p class="kicker">knowshift study &middot; run {escape(name)} &middot; base model {escape(model_name)}</p>\n'
         f"<h1>{escape(headline(findings))}</h1>\n"
-        f'<p class="lede">{escape(tally(findings))} Models were tuned on facts of {len(evidence.levels)} mastery '
-        "levels, in "
-        f"{len(evidence.sizes)} sizes, with {draws} training draw{'s' if draws != 1 else ''} each, and asked "
+        f'<p class="lede">{escape(tally(findings))} Models were tuned on facts of {_many(levels, "mastery level")}, in '
+        f"{_many(sizes, 'size')}, with {_many(draws, 'training draw')} each, and asked "
         f"{len(evidence.answers.facts):,} facts they were not tuned on. Accuracy is the plain mean of the five test "
-        "levels; "
-        f"brackets hold 95% intervals over facts and draws. {' '.join(notes)}</p>\n"
+        f"levels; brackets hold 95% intervals over facts and draws. {' '.join(notes)}</p>\n"
     )
+
+
+def _many(count: int, word: str) -> str:
+    return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def headline(findings: Sequence[Finding]) -> str:

@@ -85,7 +85,7 @@ def restoration_summary(evidence: Evidence) -> Table:
                     for f in fractions
                 ]
                 means = [_compare(scores, tuned, [], criterion, f, domain, weights) for f in fractions]
-                for batch in (each, means if len(tuned) > 1 else []):
+                for batch in (each, means):
                     found = [item for item in batch if item is not None]
                     adjusted = holm([difference.p for _, difference, _ in found])
                     rows.extend((*head, p, *tail) for (head, _, tail), p in zip(found, adjusted, strict=True))
@@ -113,7 +113,7 @@ def _compare(
     versus = scores.difference(_zip(put, random), weights, _zip(peers, random_peers))
     setting = models[0].setting
     head: Row = (
-        str(setting.level) if len(models) == 1 else "mean",
+        str(setting.level) if alike else "mean",
         setting.size,
         format(setting.learning_rate, "g"),
         setting.control,

@@ -32,6 +32,8 @@ def _sentence(claims: Mapping[str, Claim], name: str) -> str:
 
 def _accuracy(summary: Table) -> str:
     rows: Rows = summary.where(control="", test_level="mean")
+    if len({r["size"] for r in rows}) < 2:
+        return ""
     peaks: dict[int, list[str]] = {}
     for level in sorted({r["level"] for r in rows}):
         totals: dict[int, list[float]] = {}
