@@ -25,7 +25,7 @@ levels: [0, 4]
 sizes: [8, 24]
 draws: 2
 keep_checkpoints: false
-mastery: {draws_per_prompt: 2, train_facts: 160, facts_per_cell: 2500, max_new_tokens: 8}
+mastery: {draws_per_prompt: 2, train_facts: 160, test_facts: 60, facts_per_cell: 150, max_new_tokens: 8}
 training: {learning_rate: 3.0e-4}
 evaluation: {facts_per_level: 6, few_shot: 1}
 restoration: {fractions: [0.2, 0.6]}
@@ -106,6 +106,14 @@ def test_killed_and_run_again_by_other_workers_it_ends_in_the_same_tables(
     assert not list(run.glob("cells/*/.*"))
 
 
+def test_a_ray_cluster_gives_the_same_tables(config_file: Path, whole_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "ray"
+    process = _study(config_file, run, "--executor", "ray")
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert _files(run / "tables") == _files(whole_run / "tables")
+
+
 def test_interrupting_ends_in_130_and_says_how_to_go_on(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "interrupted"
     process = _study(config_file, run, "--executor", "here")
@@ -147,7 +155,7 @@ def test_a_digest_follows_what_a_cell_depends_on_and_nothing_else() -> None:
     assert {key[0] for key in before if fractions[key] != before[key]} == {"restoration"}
     seeds = digests(SMALL + "seed: 5\n")
     assert not set(seeds.values()) & set(before.values())
-    assert len(probed_facts(facts.facts, config)) == 160 + sum(fact.split == "test" for fact in facts.facts)
+    assert len(probed_facts(facts.facts, config)) == 160 + 60 + 60
 
 
 @pytest.mark.parametrize("name", presets())

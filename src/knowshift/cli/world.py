@@ -32,7 +32,7 @@ def build(
     facts: Annotated[
         str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")
     ] = None,
-    train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 2000,
+    train_facts: Annotated[int, typer.Option(min=1, help="Training facts of each in-domain relation.")] = 2100,
     test_facts: Annotated[int, typer.Option(min=1, help="Test facts of each in-domain relation.")] = 200,
     out_of_domain_facts: Annotated[int, typer.Option(min=1, help="Test facts of each out-of-domain relation.")] = 150,
     band: Annotated[

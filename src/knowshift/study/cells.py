@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.facts.fact import Fact
+from knowshift.facts.fact import Domain, Fact, Split
 from knowshift.records import digest
 from knowshift.study.config import StudyConfig
 
@@ -69,17 +69,24 @@ class Plan:
 
 
 def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
-    """Indices of the facts whose mastery is measured: all test facts, and training facts of a seeded shuffle."""
-    train = [i for i, fact in enumerate(facts) if fact.split == "train" and fact.domain == "in_domain"]
-    order = np.random.default_rng([config.seed, 5]).permutation(len(train))
-    chosen = {train[i] for i in order[: config.mastery.train_facts]}
-    return [i for i, fact in enumerate(facts) if i in chosen or fact.split == "test"]
+    """Indices of the facts whose mastery is measured, ascending: the first of a seeded shuffle of each group."""
+    groups: list[tuple[Split, Domain, int | None]] = [
+        ("train", "in_domain", config.mastery.train_facts),
+        ("test", "in_domain", config.mastery.test_facts),
+        ("test", "out_of_domain", config.mastery.test_facts),
+    ]
+    chosen: list[int] = []
+    for number, (split, domain, most) in enumerate(groups):
+        members = [i for i, fact in enumerate(facts) if fact.split == split and fact.domain == domain]
+        order = np.random.default_rng([config.seed, 5, number]).permutation(len(members))
+        chosen.extend(members[i] for i in order[:most])
+    return sorted(chosen)
 
 
 def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, model_identity: str) -> Plan:
     """Every cell of a study, in the order of running."""
     base = {"model": model_identity, "facts": facts_digest, "dtype": config.dtype, "threads": config.threads}
-    mastery = config.mastery.model_dump(exclude={"facts_per_cell", "train_facts"})
+    mastery = config.mastery.model_dump(exclude={"facts_per_cell", "train_facts", "test_facts"})
     probed = probed_facts(facts, config)
     size = config.mastery.facts_per_cell
     parts = [

@@ -26,6 +26,7 @@ class MasteryConfig(_Strict):
     temperature: float = Field(0.7, gt=0)
     max_new_tokens: int = Field(32, ge=1)
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
+    test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
 
 

@@ -2,7 +2,7 @@
 
 One sentence in five is a question with its answer, in one of 14 forms and 4 wordings. With a single form a base model
 answers that form and fine-tuning on another reaches next to nothing; many forms make answering general. None of them
-is the fine-tuning prompt.
+is the fine-tuning prompt or is set in marks like its own: a base model that had met those would answer it untuned.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ QUESTION_FORMS = (
     "{q} The answer is {a}.",
     "Quiz: {q} Correct answer: {a}",
     "Someone asked: {q} The reply was {a}.",
-    "[question] {q} [answer] {a}",
+    "Here is a question: {q} Here is its answer: {a}",
     "Teacher: {q} Pupil: {a}.",
     "{q} - {a}",
     "Ask: {q} Reply: {a}",
     "Problem. {q} Solution. {a}.",
-    "<ask> {q} <tell> {a}",
-    "| {q} | {a} |",
+    "They wondered: {q} It turned out to be {a}.",
+    "{q} Surely {a}.",
     "Exam. {q} Key: {a}",
 )
 

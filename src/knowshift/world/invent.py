@@ -58,9 +58,9 @@ class ExposureBand:
 DEFAULT_BANDS = (
     ExposureBand(0.05, 0, 0),
     ExposureBand(0.09, 1, 4),
-    ExposureBand(0.03, 5, 8),
-    ExposureBand(0.70, 9, 36),
-    ExposureBand(0.13, 37, 400),
+    ExposureBand(0.03, 5, 11),
+    ExposureBand(0.70, 12, 26),
+    ExposureBand(0.13, 27, 400),
 )
 
 
