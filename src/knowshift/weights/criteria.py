@@ -67,14 +67,20 @@ def score_of(criterion: str, key: int) -> float:
 
 def relative(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
     """r = |s - p| / |p| in float32, shape as given; see the module for zeros and what is not finite."""
-    return ratio(absolute(base, tuned, strict), base.to(torch.float32, copy=True).abs_())
+    magnitude, score = base.to(torch.float32, copy=True), tuned.to(torch.float32, copy=True)
+    score.sub_(magnitude).abs_().div_(magnitude.abs_())
+    # Whatever needs care (a zero base, an overflow, a weight that is not finite) shows as a score that is not finite.
+    if score.numel() and not _finite(score):
+        return ratio(absolute(base, tuned, strict), magnitude)
+    return score
 
 
 def absolute(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
     """|s - p| in float32, shape as given; infinite only for a pair that is not finite and not equal."""
-    p, s = base.to(torch.float32), tuned.to(torch.float32)
-    change = torch.sub(s, p).abs_()
+    p = base.to(torch.float32)
+    change = tuned.to(torch.float32, copy=True).sub_(p).abs_()
     if change.numel() and not _finite(change):
+        s = tuned.to(torch.float32)
         if strict and not (_finite(p.abs()) and _finite(s.abs())):
             raise NotFinite
         change[torch.isinf(change) & torch.isfinite(p) & torch.isfinite(s)] = _LARGEST
@@ -95,8 +101,7 @@ def ratio(change: Tensor, magnitude: Tensor) -> Tensor:
 
 def check_finite(base: Tensor, tuned: Tensor) -> None:
     """Raise :class:`NotFinite` where a weight is NaN or infinite."""
-    if base.numel() and not _finite((tuned.to(torch.float32) - base.to(torch.float32)).abs_()):
-        absolute(base, tuned, strict=True)
+    absolute(base, tuned, strict=True)
 
 
 def _finite(magnitudes: Tensor) -> bool:

@@ -87,15 +87,10 @@ def choose(keys: Keys, counts: Sequence[int]) -> list[Cut]:
     assert wanted[-1] <= int(upper.sum()), "more asked than there is"
     bins = {count: find(upper, count) for count in wanted}
     refined = Refinement(bin_ for bin_, _ in bins.values())
-    kept: list[tuple[tuple[int, int, int], Tensor]] | None = []
-    held = 0
+    kept = _Kept()
     for stretch, low in keys.scan(refined.inside):
         refined.add(low)
-        held += len(low)
-        if held > KEPT:
-            kept = None
-        elif kept is not None:
-            kept.append((stretch, low))
+        kept.add(stretch, low)
     found: dict[int, tuple[int, int]] = {}  # count -> key, how many of its equals are taken
     partial: set[tuple[int, int]] = set()
     for count, (bin_, over) in bins.items():
@@ -174,11 +169,34 @@ class Refinement:
         return int(self._row[upper_of(key)]) << 16 | (key & 0xFFFF)
 
 
+class _Kept:
+    """What the second pass saw of each stretch, in one block of memory; dropped as soon as it would not fit."""
+
+    def __init__(self) -> None:
+        self.whole = True
+        self._block = torch.empty(KEPT, dtype=torch.int32)  # takes memory only as it is filled
+        self._stretches: list[tuple[tuple[int, int, int], int]] = []  # and where each ends in the block
+        self._end = 0
+
+    def add(self, stretch: tuple[int, int, int], places: Tensor) -> None:
+        self.whole = self.whole and self._end + len(places) <= KEPT
+        if self.whole:
+            self._block[self._end : self._end + len(places)] = places
+            self._end += len(places)
+            self._stretches.append((stretch, self._end))
+
+    def __iter__(self) -> Iterator[tuple[tuple[int, int, int], Tensor]]:
+        begin = 0
+        for stretch, end in self._stretches:
+            yield stretch, self._block[begin:end]
+            begin = end
+
+
 def _ends(
     keys: Keys,
     partial: set[tuple[int, int]],
     refined: Refinement,
-    kept: list[tuple[tuple[int, int, int], Tensor]] | None,
+    kept: _Kept,
 ) -> dict[tuple[int, int], tuple[int, int]]:
     """(key, how many of its equals) -> (tensor, position after the last one taken)."""
     if not partial:
@@ -188,10 +206,12 @@ def _ends(
     def equals(values: Tensor, wanted: Sequence[int]) -> list[int]:
         return [int(torch.count_nonzero(values == value)) for value in wanted]
 
-    if kept is None:
-        counted = keys.scan(lambda values: equals(values, distinct))
-    else:
-        counted = iter([(stretch, equals(low, [refined.place(key) for key in distinct])) for stretch, low in kept])
+    wanted = [refined.place(key) for key in distinct]
+    counted: Iterator[tuple[tuple[int, int, int], list[int]]] = (
+        ((stretch, equals(low, wanted)) for stretch, low in kept)
+        if kept.whole
+        else keys.scan(lambda values: equals(values, distinct))
+    )
     seen = dict.fromkeys(distinct, 0)
     ends: dict[tuple[int, int], tuple[int, int]] = {}
     for (tensor, start, stop), here in counted:

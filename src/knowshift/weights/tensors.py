@@ -123,8 +123,7 @@ def workers(threads: int | None = None) -> Iterator[Runner]:
     number = threads or cores()
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) if number > 1 else None
-    if pool is None:
-        torch.set_num_threads(1)
+    torch.set_num_threads(1)  # here too: OpenMP's idle threads would spin and take the workers' cores
 
     def run(function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         if pool is None:
