@@ -46,6 +46,7 @@ def evaluate(
     levels: Mapping[str, int | None],
     *,
     ask: Ask = tuning_prompt,
+    first_line: bool = False,
     max_new_tokens: int = ANSWER_TOKENS,
 ) -> Answers:
     """Greedy answers of one model to the facts' questions (paper 2.2).
@@ -53,9 +54,23 @@ def evaluate(
     Args:
         levels: the *base* model's mastery level by fact id; None where it has none.
         ask: turns a question into the prompt.
+        first_line: grade only what stands before a line break, where a prompt of examples invites the next example.
+
+    A question whose prompt does not fit into the model's context is kept with a reason, and is no wrong answer.
     """
     graders = [Grader.of(fact) for fact in facts]  # before the model's work: an answer that cannot be graded is refused
-    texts = greedy(loaded, [ask(fact.question) for fact in facts], max_new_tokens=max_new_tokens)
+    prompts = [ask(fact.question) for fact in facts]
+    reasons = [_unanswerable(loaded, prompt, max_new_tokens) for prompt in prompts]
+    fitting = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason is None]
+    answered = iter(greedy(loaded, fitting, max_new_tokens=max_new_tokens) if fitting else [])
+    texts = [next(answered) if reason is None else None for reason in reasons]
+
+    def grade(rule: Callable[[Grader, str], bool]) -> list[bool | None]:
+        return [
+            None if text is None else rule(grader, text.lstrip().split("\n")[0] if first_line else text)
+            for grader, text in zip(graders, texts, strict=True)
+        ]
+
     return Answers(
         {
             "fact": [fact.id for fact in facts],
@@ -64,11 +79,22 @@ def evaluate(
             "domain": [fact.domain for fact in facts],
             "level": [levels.get(fact.id) for fact in facts],
             "text": texts,
-            "substring_hit": [grader.substring(text) for grader, text in zip(graders, texts, strict=True)],
-            "word_hit": [grader.word(text) for grader, text in zip(graders, texts, strict=True)],
-            "reason": [None] * len(facts),
+            "substring_hit": grade(Grader.substring),
+            "word_hit": grade(Grader.word),
+            "reason": reasons,
         }
     )
+
+
+def _unanswerable(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> str | None:
+    """Why a prompt cannot be answered, or None. Characters bound tokens from above, so most are never encoded."""
+    room = loaded.context
+    if room is None or len(prompt.encode()) + 2 + max_new_tokens <= room:
+        return None
+    tokens = len(loaded.tokenizer(prompt)["input_ids"])
+    if tokens + max_new_tokens <= room:
+        return None
+    return f"prompt of {tokens} tokens and {max_new_tokens} new ones do not fit into a context of {room}"
 
 
 def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[str, dict[str, Any]]:
@@ -81,7 +107,7 @@ def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[st
     for domain in DOMAINS:
         counts, hits = [0] * 5, [0] * 5
         for its_domain, level, hit in zip(columns["domain"], columns["level"], columns[grade], strict=True):
-            if its_domain == domain and level is not None:
+            if its_domain == domain and level is not None and hit is not None:
                 counts[level] += 1
                 hits[level] += bool(hit)
         shares = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
@@ -96,5 +122,5 @@ def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[st
 
 def empty_rate(answers: Answers) -> float | None:
     """Share of the answers that hold no text: a form that was lost rather than knowledge. None without answers."""
-    texts = answers.columns["text"]
+    texts = [text for text in answers.columns["text"] if text is not None]
     return sum(1 for text in texts if not text.strip()) / len(texts) if texts else None

@@ -28,7 +28,7 @@ for _door in DOORS:
             raise
 
 # Newer typer brings its own copy of click's exceptions, older typer uses click's: ask the one that is there.
-_UsageError = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+_UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
 def main() -> None:

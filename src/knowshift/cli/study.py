@@ -40,12 +40,10 @@ def study(
         _print_plan(run, settings, as_json)
         return
 
-    began, already = time.monotonic(), [-1]
+    began = time.monotonic()
+    console.print(f"study {settings.name} in {run}: interrupt it when you like, the same command goes on", markup=False)
 
-    def tell(done: int, total: int, title: str, seconds: float) -> None:
-        if already[0] < 0:
-            already[0] = done - 1
-        left = (time.monotonic() - began) / (done - already[0]) * (total - done)
+    def tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
         console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", markup=False)
 
     running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)

@@ -10,7 +10,9 @@ from torch import Tensor
 from knowshift.models.loading import LoadedModel
 
 
-def next_logits(loaded: LoadedModel, prompts: Sequence[str], batch_size: int = 128) -> Iterator[tuple[list[int], Tensor]]:
+def next_logits(
+    loaded: LoadedModel, prompts: Sequence[str], batch_size: int = 128
+) -> Iterator[tuple[list[int], Tensor]]:
     """Yield (indices of prompts, logits [B, vocabulary] in float32), prompts of equal token length together.
 
     Equal lengths need no padding, so nothing but the prompt is attended to.

@@ -6,6 +6,7 @@ earlier cells among it. So a plan, with all digests, is known before anything ru
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,9 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.facts.fact import Domain, Fact, Split
+from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
 from knowshift.records import digest
 from knowshift.study.config import StudyConfig
+
+#: What the numbers of a cell may depend on, and what a manifest names.
+PACKAGES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 
 #: Raised when the content that a cell would have changes for the same inputs.
 CONTENT_VERSION = 1
@@ -47,6 +51,21 @@ class Unit:
 
     title: str
     cells: tuple[Cell, ...]
+
+    @property
+    def cost(self) -> float:
+        """How long it takes beside other units, roughly: one probed fact is 1."""
+        first = self.cells[0]
+        if first.kind == "mastery":
+            return float(first.inputs["size"])
+        if first.kind == "base":
+            return 100.0
+        answers = 1 + sum(
+            len(cell.inputs["fractions"]) * len(cell.inputs["criteria"])
+            for cell in self.cells
+            if cell.kind == "restoration"
+        )
+        return 60.0 + 0.4 * float(first.key["size"]) + 40.0 * answers
 
     def missing(self, run: Path) -> list[Cell]:
         return [cell for cell in self.cells if not cell.folder(run).is_dir()]
@@ -85,15 +104,24 @@ def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
 
 def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, model_identity: str) -> Plan:
     """Every cell of a study, in the order of running."""
-    base = {"model": model_identity, "facts": facts_digest, "dtype": config.dtype, "threads": config.threads}
-    mastery = config.mastery.model_dump(exclude={"facts_per_cell", "train_facts", "test_facts"})
     probed = probed_facts(facts, config)
+    base = {
+        "model": model_identity,
+        "facts": facts_digest,
+        "prompts": digest([completion_prompts(facts[index]) for index in probed]),
+        "dtype": config.dtype,
+        "device": config.device,
+        "threads": config.threads,
+        # Other versions compute other last digits: a cell of theirs is another cell.
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    mastery = config.mastery.model_dump(exclude={"facts_per_cell", "train_facts", "test_facts"})
     size = config.mastery.facts_per_cell
     parts = [
         Cell(
             "mastery",
             {"part": start // size},
-            {**base, **mastery, "seed": config.seed, "members": digest(probed[start : start + size])},
+            {**base, **mastery, **_members(probed[start : start + size]), "seed": config.seed},
         )
         for start in range(0, len(probed), size)
     ]
@@ -110,6 +138,10 @@ def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, mod
     tuned.sort(key=lambda unit: -int(unit.cells[0].key["size"]))
     probes = [Unit(f"mastery, part {i + 1} of {len(parts)}", (cell,)) for i, cell in enumerate(parts)]
     return Plan(tuple(probes), (Unit("the base model's own answers", (base_cell,)), *tuned))
+
+
+def _members(probed: Sequence[int]) -> dict[str, Any]:
+    return {"members": digest(list(probed)), "size": len(probed)}
 
 
 def _sizes(config: StudyConfig) -> list[tuple[int, bool]]:
@@ -143,7 +175,7 @@ def _tuned_unit(
     cells = [
         tuned,
         Cell("evaluation", key, made),
-        Cell("token_shift", key, {"tuned": tuned.digest}),
+        Cell("token_shift", key, {"tuned": tuned.digest, "asked": evaluation["facts_per_level"]}),
         Cell("weight_change", key, {"tuned": tuned.digest, "region": config.restoration.region}),
     ]
     if size in config.restored_sizes and not control:

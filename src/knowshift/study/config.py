@@ -10,6 +10,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knowshift.errors import InputError, nearest
+from knowshift.weights.criteria import CRITERIA
+from knowshift.weights.layout import REGIONS
 
 Level = Annotated[int, Field(ge=0, le=4)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -23,7 +25,7 @@ class MasteryConfig(_Strict):
     """How the base model's knowledge is probed (paper 2.3)."""
 
     draws_per_prompt: int = Field(10, ge=1)  # samples of each completion prompt
-    temperature: float = Field(0.7, gt=0)
+    temperature: float = Field(0.7, gt=0, allow_inf_nan=False)
     max_new_tokens: int = Field(32, ge=1)
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
@@ -33,10 +35,10 @@ class MasteryConfig(_Strict):
 class TrainingConfig(_Strict):
     """Fine-tuning (paper 2.2)."""
 
-    learning_rate: float = Field(1e-5, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
     batch_size: int = Field(8, ge=1)  # facts of one update
     epochs: int = Field(1, ge=1)
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     bfloat16: bool = False  # autocast over the loaded weights
     gradient_checkpointing: bool = False
     report_to: str = "none"  # passed through to the Trainer
@@ -68,11 +70,13 @@ class StudyConfig(_Strict):
     dtype: str = "float32"  # in which the model is loaded, tuned and measured
     device: str = "cpu"
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
     levels: tuple[Level, ...] = (0, 1, 2, 3, 4)
     sizes: tuple[Annotated[int, Field(ge=1)], ...] = (60, 240, 960, 1920)
     draws: int = Field(5, ge=1)  # random training sets of each level
-    control_rate: float | None = Field(1 / 3, gt=0)  # the largest size again at this share of the learning rate
+    control_rate: float | None = Field(
+        1 / 3, gt=0, allow_inf_nan=False
+    )  # the largest size again at this share of the learning rate
     keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
     mastery: MasteryConfig = MasteryConfig()
     training: TrainingConfig = TrainingConfig()
@@ -138,10 +142,17 @@ def parse_config(text: str, origin: str) -> StudyConfig:
         raise InputError(f"{origin}: {where}: {first['msg']} (found {first.get('input')!r})") from None
     if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
-    for field in ("levels", "sizes"):
-        values = getattr(config, field)
+    restoration = config.restoration
+    for field, values in (("levels", config.levels), ("sizes", config.sizes), ("criteria", restoration.criteria)):
         if not values or len(set(values)) != len(values):
             raise InputError(f"{origin}: {field}: expected distinct values, found {list(values)}")
+    if not restoration.fractions or sorted(set(restoration.fractions)) != list(restoration.fractions):
+        raise InputError(f"{origin}: fractions: expected ascending values, found {list(restoration.fractions)}")
+    for criterion in restoration.criteria:
+        if criterion not in CRITERIA:
+            raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, CRITERIA)}")
+    if restoration.region not in REGIONS:
+        raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
     return config
 
 

@@ -7,13 +7,17 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
 from knowshift import __version__
 from knowshift.errors import InputError
@@ -21,14 +25,12 @@ from knowshift.facts.sources import load_facts
 from knowshift.finetune.draws import level_counts
 from knowshift.models.loading import load_model
 from knowshift.records import write_json
-from knowshift.study.cells import Plan, Unit, make_plan, probed_facts
+from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
 from knowshift.study.work import Worker
 
-#: Told after every unit: (units done, units in all, title of the unit, seconds it took).
-Progress = Callable[[int, int, str, float], None]
-
-PACKAGES = ("torch", "transformers", "trl", "tokenizers", "datasets", "numpy", "pyarrow", "safetensors")
+#: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
+Progress = Callable[[int, int, str, float, float], None]
 
 
 def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
@@ -68,22 +70,45 @@ def run_study(
     """
     plan, about = plan_of(config)
     check_folder(run, config)
-    _write_manifest(run, config, plan, about, {})
-    _sweep(run)
-    workers = workers or os.cpu_count() or 1
-    total, done, seconds = len(plan.units), 0, {}
-    for stage in (plan.probes, plan.tuned):
-        if stage is plan.tuned:
-            check_levels(run, config, plan)
-        waiting = [unit for unit in stage if unit.missing(run)]
-        done += len(stage) - len(waiting)
-        for title, took in EXECUTORS[executor](run, config, waiting, min(workers, max(1, len(waiting)))):
-            done += 1
-            seconds[title] = round(took, 2)
-            if progress is not None:
-                progress(done, total, title, took)
-    _write_manifest(run, config, plan, about, seconds)
+    lock = FileLock(run.parent / f".{run.name}.lock")
+    run.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{run}: another process is working in it; wait for it or choose another --output-dir"
+        ) from None
+    seconds: dict[str, float] = {}
+    try:
+        _write_manifest(run, config, plan, about, seconds)
+        _sweep(run)
+        missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
+        ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
+        for stage in (plan.probes, plan.tuned):
+            if stage is plan.tuned:
+                check_levels(run, config, plan)
+            waiting = [unit for unit in stage if unit.title in missing]
+            processes = min(workers or _workers(config), max(1, len(waiting)))
+            for title, took in EXECUTORS[executor](run, config, waiting, processes):
+                seconds[title] = round(took, 2)
+                behind += missing[title]
+                ahead -= missing[title]
+                if progress is not None:
+                    done = len(plan.units) - len(missing) + len(seconds)
+                    left = (time.monotonic() - began) / behind * ahead
+                    progress(done, len(plan.units), title, took, left)
+    finally:
+        _write_manifest(run, config, plan, about, seconds)
+        lock.release()
     return plan
+
+
+def _workers(config: StudyConfig) -> int:
+    """One worker on an accelerator; else as many as the CPUs this process may use hold."""
+    if config.device.split(":")[0] != "cpu":
+        return 1
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cpus // config.threads)
 
 
 def check_folder(run: Path, config: StudyConfig) -> None:
@@ -95,8 +120,8 @@ def check_folder(run: Path, config: StudyConfig) -> None:
     manifest = run / "manifest.json"
     if manifest.exists():
         try:
-            found = json.loads(manifest.read_text(encoding="utf-8"))["config"]
-        except (ValueError, KeyError):
+            found = dict(json.loads(manifest.read_text(encoding="utf-8"))["config"])
+        except (ValueError, KeyError, TypeError):
             raise InputError(f"{manifest}: not a readable manifest; choose another --output-dir") from None
         wanted = config.as_record()
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
@@ -124,7 +149,7 @@ def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
         if counts[level] < max(config.sizes):
             raise InputError(
                 f"{config.facts}: level {level} has {counts[level]} training facts among the {len(levels)} probed, "
-                f"{max(config.sizes)} asked (levels 0..4 have {counts}); the mastery records are kept in {run}"
+                f"{max(config.sizes)} asked (levels 0..4 have {counts})"
             )
 
 
@@ -132,13 +157,15 @@ def _sweep(run: Path) -> None:
     """Remove what an interrupted run left half written."""
     for leftover in run.glob("cells/*/.*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    for leftover in run.glob(".manifest.json.*"):
+        leftover.unlink()
 
 
 def _write_manifest(
     run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
 ) -> None:
     path = run / "manifest.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["timings"] if path.exists() else {}
+    before = json.loads(path.read_text(encoding="utf-8")).get("timings", {}) if path.exists() else {}
     write_json(
         path,
         {
@@ -188,11 +215,24 @@ def _here(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -
         yield _do(run, config, unit)
 
 
+def _begin() -> None:
+    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def _processes(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
     if not units:
         return
     # Spawned, not forked: torch's threads do not survive a fork.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
     try:
         pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, unit) for unit in units}
         while pending:
@@ -214,11 +254,18 @@ def _ray(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) ->
         raise InputError("--executor ray needs Ray: pip install 'knowshift[ray]'") from None
     if not ray.is_initialized():
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
-    task = ray.remote(num_cpus=config.threads, max_calls=0)(_do)
+    gpus = 0 if config.device.split(":")[0] == "cpu" else 1
+    task = ray.remote(num_cpus=config.threads, num_gpus=gpus, max_calls=0)(_do)
     pending = [task.remote(run.absolute(), config, unit) for unit in units]
-    while pending:
-        finished, pending = ray.wait(pending)
-        yield from ray.get(finished)
+    try:
+        while pending:
+            finished, pending = ray.wait(pending)
+            yield from ray.get(finished)
+    except ray.exceptions.RayTaskError as failure:
+        raise failure.cause from None
+    finally:
+        for left in pending:
+            ray.cancel(left)
 
 
 EXECUTORS: dict[str, Callable[[Path, StudyConfig, Sequence[Unit], int], Iterator[tuple[str, float]]]] = {

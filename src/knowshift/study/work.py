@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from knowshift.evaluation import evaluate, few_shot, plain_question
+from knowshift.evaluation import Ask, evaluate, few_shot, plain_question
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.draws import draw_training_set
@@ -161,10 +161,13 @@ class Worker:
         known = [row["fact"] for row in self._mastery_rows if row["split"] == "train" and row["level"] == 4]
         picked = sorted(rng.permutation(len(known))[: self.config.evaluation.few_shot].tolist())
         examples = [self._facts[known[index]] for index in picked]
-        asks = {"answers": tuning_prompt, "answers_few_shot": few_shot(examples), "answers_plain": plain_question}
+        asks: dict[str, Ask] = {"answers": tuning_prompt, "answers_plain": plain_question}
+        if examples:
+            asks["answers_few_shot"] = few_shot(examples)
         for name, ask in asks.items():
-            answers = evaluate(self.base, self._asked, self._levels, ask=ask)
-            answers.write(folder / f"{name}.parquet", {**self._about(cell), "prompt": ask("QUESTION")})
+            shown = len(examples) if name == "answers_few_shot" else 0
+            answers = evaluate(self.base, self._asked, self._levels, ask=ask, first_line=shown > 0)
+            answers.write(folder / f"{name}.parquet", {**self._about(cell), "prompt": ask("QUESTION"), "shown": shown})
 
     def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
         members, record = self._train(cell)

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from knowshift.errors import InputError
+
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 
 
@@ -101,12 +103,16 @@ def pretrain(
         tokens: shape (tokens,); the rest that fills no whole step is left out.
         progress: called with (step, steps, loss in nats per token).
 
+    Raises:
+        InputError: the corpus is shorter than two steps.
+
     Returns:
         steps, tokens seen, mean loss of the last 5% of steps (nats per token), seconds.
     """
     rows = recipe.batch * recipe.context
     steps = len(tokens) // rows
-    assert steps > 0, "the corpus is shorter than one step"
+    if steps < 2:
+        raise InputError(f"a corpus of {len(tokens)} tokens: expected at least two steps of {rows}")
     data = torch.from_numpy(tokens[: steps * rows].astype(np.int64)).view(steps, recipe.batch, recipe.context)
     model.to(device).train()
     decay = [p for p in model.parameters() if p.dim() >= 2]
@@ -120,7 +126,9 @@ def pretrain(
     warmup = max(1, int(recipe.warmup * steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / (steps - warmup)))),
+        lambda step: min(
+            (step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * max(0, step - warmup) / max(1, steps - warmup)))
+        ),
     )
     began, losses = time.perf_counter(), []
     for step in range(steps):
