@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -117,7 +118,12 @@ def build_world(
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "origin": origin,
+        "facts_digest": digest([[fact.id, fact.subject, fact.answer, fact.exposures] for fact in table]),
         "seed": seed,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "longest_name": longest_name,
+        "groups": dict(Counter(f"{fact.split} {fact.domain}" for fact in facts)),
         "recipe": recipe.as_record(),
         "bands": [asdict(band) for band in bands],
         "pretraining": trained,
