@@ -265,7 +265,7 @@ def _making(evidence: Evidence) -> str:
     if isinstance(packages, dict):
         lines.append(("packages", ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))))
     timings = manifest.get("timings")
-    if isinstance(timings, dict):
+    if isinstance(timings, dict) and timings:
         seconds = [float(t) for t in timings.values() if isinstance(t, int | float)]
         lines.append(
             ("work in all", f"{sum(seconds):,.0f} seconds over {len(seconds)} pieces, those of the last start")
