@@ -247,7 +247,7 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
                 above,
                 f"The top {100 * fraction:g}% of weights hold {percent(mean_of([s for _, s, _ in held]))} of summed "
                 f"relative change, in the no-signal null {percent(mean_of([n for _, _, n in held]))} (LLaMA-3-8B: "
-                f"{percent(paper)}{by_size}): {points(above, 2)} above the null.",
+                f"{percent(paper)}{by_size}): {points(above, 2)} against the null.",
             )
         )
     return tuple(claims)
