@@ -12,7 +12,7 @@ from knowshift.cli.output import DeviceOption, DtypeOption, JsonOption, Revision
 
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
-    from knowshift.mastery_run import EngineSpec
+    from knowshift.mastery.run import EngineSpec
 
 #: Weights below this many bytes are loaded once per core.
 SMALL = 1 << 30
@@ -30,7 +30,10 @@ def mastery(
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a draw at most (paper: 32).")] = 32,
-    stopping: Annotated[str, typer.Option(help="full: every draw, as the paper.")] = "full",
+    stopping: Annotated[
+        str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
+    ] = "full",
+    error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.05,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; where not given, one per core or GPU.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,
@@ -46,12 +49,17 @@ def mastery(
 
     from knowshift.facts.sources import load_facts
     from knowshift.mastery import Protocol
-    from knowshift.mastery_run import run_mastery
+    from knowshift.mastery.run import run_mastery
 
     source = load_facts(facts)
     asked = _first(list(source.facts), limit, seed)
     protocol = Protocol(
-        draws_per_prompt=draws, temperature=temperature, max_new_tokens=max_new_tokens, seed=seed, stopping=stopping
+        draws_per_prompt=draws,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        stopping=stopping,
+        error=error,
     )
     spec, processes = _engine(model, revision, dtype, device, workers, len(asked))
     began = time.monotonic()
@@ -96,7 +104,7 @@ def _engine(
 
     import torch
 
-    from knowshift.mastery_run import PART, EngineSpec
+    from knowshift.mastery.run import PART, EngineSpec
     from knowshift.models.loading import model_folder
 
     if model.startswith(("http://", "https://")):

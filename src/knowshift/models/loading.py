@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.resources
 import os
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, nearest
+from knowshift.models.pieces import token_pieces
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -47,6 +49,11 @@ class LoadedModel:
         told = getattr(self.model.generation_config, "eos_token_id", None)
         ids = {self.tokenizer.eos_token_id, *(told if isinstance(told, list) else [told])}
         return sorted(int(i) for i in ids if i is not None)
+
+    @functools.cached_property
+    def pieces(self) -> list[bytes] | None:
+        """What each token adds to a text; None where texts must be decoded whole."""
+        return token_pieces(self.tokenizer, self.model.config.get_text_config().vocab_size)
 
     def about(self) -> dict[str, Any]:
         """What records carry: the engine, the name as given, dtype, device and identity."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +13,21 @@ from numpy.typing import NDArray
 
 from knowshift.errors import InputError
 from knowshift.models.cache import Ints
+from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
-from knowshift.models.pieces import token_pieces
 from knowshift.models.streams import stream_key, uniforms
 from knowshift.models.tree import Walk
 
-#: Nodes of one level at most, where the cache's memory does not ask for less.
+#: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
 #: Bytes that the keys and values of one level may take, by kind of device.
 CACHE_BYTES = {"cpu": 384 << 20, "cuda": 8 << 30}
+#: Bytes that prompts may take that stay read between rounds.
+STAY_BYTES = {"cpu": 640 << 20, "cuda": 16 << 30}
+#: Tokens of an ordinary prompt, and room for some more.
+ORDINARY = 32
 #: Bytes that the logits of one level may take.
 LOGIT_BYTES = 256 << 20
-#: On a CPU, bytes of logits that are turned into probabilities at once: what its own cache holds.
-SLICE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,158 @@ class SampledHits:
         return int(self.hit.shape[1])
 
 
+class TreeSession:
+    """Prompts to draw from, on a model in this process; what is drawn may be chosen round by round.
+
+    Draw i of a prompt is a function of (model, prompt, its key, seed, i): other prompts, other draws, rounds, order
+    and ``max_nodes`` change it only where float rounding moves the boundary between two tokens across a random number
+    (about one token in a million); with the same calls and threads it is the same to the bit.
+
+    Attributes:
+        hit: int8 [prompts, draws], 1 for a draw that holds an accepted answer, 0 for one that does not, -1 for one
+            that has not been made.
+        expected: float64 [prompts], how often the draws made so far came to the first token of an answer, in
+            expectation: the sum of that token's probability over all positions of all draws. NaN where an answer's
+            first token cannot be told.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        *,
+        keys: Sequence[str],
+        seed: int,
+        draws: int = 10,
+        temperature: float = 0.7,
+        max_new_tokens: int = 32,
+        max_nodes: int | None = None,
+        keep: bool = True,
+        watch: bool = True,
+        keep_texts: bool = False,
+    ) -> None:
+        """See :func:`sample`; ``keep`` lets prompts stay read between rounds, ``watch`` computes ``expected``."""
+        assert len(prompts) == len(accepted) == len(keys)
+        self.loaded, self.temperature, self.max_new_tokens = loaded, temperature, max_new_tokens
+        self._needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
+        self._encoded = encode(loaded, prompts, max_new_tokens)
+        self._streams = np.array([stream_key(seed, key) for key in keys], dtype=np.uint64)
+        self._accepted = accepted
+        self._keep = keep
+        self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
+        self.texts: list[Counter[str]] | None = [Counter() for _ in prompts] if keep_texts else None
+        self.expected = np.zeros(len(prompts))
+        self._watched: Ints | None = None
+        if watch:
+            self._watched = _first_tokens(loaded, accepted)
+            self.expected[self._watched[:, 0] < 0] = np.nan
+        self._limits = max_nodes or nodes_that_fit(loaded, self._encoded, max_new_tokens)
+        self._walk = self._new_walk()
+        self._begun = False
+        self._scored = 0
+
+    @property
+    def positions(self) -> int:
+        """Token positions computed so far."""
+        return self._walk.positions + self._scored
+
+    def draw(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
+        """Make the draws ``numbers[p]`` of every prompt p; ``begun`` hears of prompts begun, in the first round."""
+        if self._begun:
+            self._walk.again(numbers)
+        else:
+            self._begun = True
+            self._walk.run(numbers, begun)
+
+    def direct(self, prompts: Ints) -> NDArray[np.float64]:
+        """P(the answer right after the prompt) / P(its first token there), for prompts that have been read.
+
+        The first accepted answer only, spelled as the tokenizer does after a space: float64 [len(prompts)].
+        """
+        spelled: dict[str, list[int] | None] = {}
+        for answer in {self._accepted[p][0] for p in prompts}:
+            spelled[answer] = _answer_ids(self.loaded, answer)
+        answers = {int(p): spelled[self._accepted[p][0]] for p in prompts}
+        ratio = dict.fromkeys(answers, 1.0)
+        numbers = [np.empty(0, dtype=np.int64)] * len(self._encoded)
+        for p, ids in answers.items():
+            if ids is not None and len(ids) > 1:
+                numbers[p] = np.zeros(1, dtype=np.int64)
+
+        def forced(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
+            tokens = np.array([(answers[p] or [0])[s] for p, s in zip(prompt.tolist(), step.tolist(), strict=True)])
+            scaled = logits_KV.float() / self.temperature
+            chance = torch.log_softmax(scaled, dim=-1)[torch.from_numpy(row), torch.from_numpy(tokens)].exp()
+            for p, s, value in zip(prompt.tolist(), step.tolist(), chance.tolist(), strict=True):
+                if s:
+                    ratio[p] *= value
+            return tokens
+
+        walk: Walk[int] = Walk(
+            self.loaded,
+            self._encoded,
+            forced,
+            lambda count, token: count + 1,
+            lambda p, count: count >= len(answers[p] or ()),
+            lambda p, numbers, text, how: None,
+            0,
+            self.max_new_tokens,
+            [],
+            self._limits,
+            keep=True,
+        )
+        walk.share(self._walk)
+        walk.again(numbers)
+        self._scored += walk.positions
+        return np.array([ratio[int(p)] for p in prompts])
+
+    def _choose(self, logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
+        watched = None if self._watched is None else self._watched[prompt]
+        uniform = uniforms(self._streams[prompt], number, step)
+        token, chance = draw_tokens(logits_KV, row, uniform, self.temperature, watched)
+        if watched is not None:
+            np.add.at(self.expected, prompt, chance)
+        return token
+
+    def _took(self, prompt: int, numbers: Ints, text: bytes, how: str) -> None:
+        self.hit[prompt, numbers] = how == "over"
+        if self.texts is not None:
+            self.texts[prompt][text.decode("utf-8", "replace")] += len(numbers)
+
+    def _holds(self, prompt: int, text: bytes) -> bool:
+        return any(needle in text for needle in self._needles[prompt])
+
+    def _new_walk(self) -> Walk[Any]:
+        common = (self.max_new_tokens, self.loaded.stop_ids(), self._limits)
+        table = self.loaded.pieces
+        if table is not None:
+            pieces = table
+
+            def longer(text: bytes, token: int) -> bytes:
+                return text + pieces[token]
+
+            return Walk(
+                self.loaded, self._encoded, self._choose, longer, self._holds, self._took, b"", *common, keep=self._keep
+            )
+        tokenizer = self.loaded.tokenizer
+
+        def spell(ids: tuple[int, ...]) -> bytes:
+            return str(tokenizer.decode(list(ids), skip_special_tokens=True)).encode()
+
+        return Walk(
+            self.loaded,
+            self._encoded,
+            self._choose,
+            lambda text, token: (*text, token),
+            lambda prompt, text: self._holds(prompt, spell(text)),
+            lambda prompt, numbers, text, how: self._took(prompt, numbers, spell(text), how),
+            (),
+            *common,
+            keep=self._keep,
+        )
+
+
 def sample(
     loaded: LoadedModel,
     prompts: Sequence[str],
@@ -57,7 +210,6 @@ def sample(
     keys: Sequence[str],
     seed: int,
     draws: int = 10,
-    first_draw: int = 0,
     temperature: float = 0.7,
     max_new_tokens: int = 32,
     max_nodes: int | None = None,
@@ -66,61 +218,35 @@ def sample(
 ) -> SampledHits:
     """Independent draws from every prompt, each until its text holds an accepted answer, at EOS or at the limit.
 
-    The whole distribution is sampled at ``temperature`` (no top-p, no top-k; paper 2.3). Draw i of a prompt is a
-    function of (model, prompt, its key, ``seed``, i): other prompts, other draws, order and ``max_nodes`` change it
-    only where float rounding moves the boundary between two tokens across a random number (about one token in a
-    million); with the same prompts, ``max_nodes`` and threads it is the same to the bit.
+    The whole distribution is sampled at ``temperature`` (no top-p, no top-k; paper 2.3). For what a draw depends on
+    see :class:`TreeSession`.
 
     Args:
         accepted: for each prompt the answers that count as a hit, by the paper's plain substring rule.
         keys: names the random stream of each prompt, e.g. "P19.train.17/3"; equal keys draw alike.
-        first_draw: number of the first draw, to go on where an earlier call stopped.
-        max_nodes: nodes computed at once; None for as many as memory bounds allow (1 GiB of keys and values).
+        max_nodes: nodes computed at once; None for as many as memory bounds allow.
+        keep_texts: also return the texts, up to the end of the answer where one was found.
         begun: hears how many more prompts have been begun.
 
     Raises:
         InputError: a prompt without tokens or longer than the model's context, or an empty accepted answer.
     """
-    assert len(prompts) == len(accepted) == len(keys)
-    needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
-    encoded = encode(loaded, prompts, max_new_tokens)
-    streams = np.array([stream_key(seed, key) for key in keys], dtype=np.uint64)
-    hit = np.zeros((len(prompts), draws), dtype=bool)
-    texts: list[Counter[str]] | None = [Counter() for _ in prompts] if keep_texts else None
-    pieces = token_pieces(loaded.tokenizer, loaded.model.config.get_text_config().vocab_size)
-
-    def choose(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
-        return draw_tokens(logits_KV, row, uniforms(streams[prompt], number, step), temperature)
-
-    def took(prompt: int, numbers: Ints, text: bytes, how: str) -> None:
-        if how == "over":
-            hit[prompt, numbers - first_draw] = True
-        if texts is not None:
-            texts[prompt][text.decode("utf-8", "replace")] += len(numbers)
-
-    def holds(prompt: int, text: bytes) -> bool:
-        return any(needle in text for needle in needles[prompt])
-
-    numbers = np.arange(first_draw, first_draw + draws)
-    limits = (max_new_tokens, loaded.stop_ids(), max_nodes or nodes_that_fit(loaded, encoded, max_new_tokens))
-    if pieces is not None:
-        table = pieces
-        walk = Walk(loaded, encoded, choose, lambda text, token: text + table[token], holds, took, b"", *limits)
-        walk.run([numbers] * len(prompts), begun)
-        return SampledHits(hit, walk.positions, texts)
-    spell = _speller(loaded)
-    slow: Walk[tuple[int, ...]] = Walk(
+    session = TreeSession(
         loaded,
-        encoded,
-        choose,
-        lambda text, token: (*text, token),
-        lambda prompt, text: holds(prompt, spell(text)),
-        lambda prompt, numbers, text, how: took(prompt, numbers, spell(text), how),
-        (),
-        *limits,
+        prompts,
+        accepted,
+        keys=keys,
+        seed=seed,
+        draws=draws,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        max_nodes=max_nodes,
+        keep=False,
+        watch=False,
+        keep_texts=keep_texts,
     )
-    slow.run([numbers] * len(prompts), begun)
-    return SampledHits(hit, slow.positions, texts)
+    session.draw([np.arange(draws)] * len(prompts), begun)
+    return SampledHits(session.hit == 1, session.positions, session.texts)
 
 
 def greedy(
@@ -140,8 +266,6 @@ def greedy(
     def took(prompt: int, numbers: Ints, text: tuple[int, ...], how: str) -> None:
         answers[prompt] = text
 
-    fit = max_nodes or nodes_that_fit(loaded, encoded, max_new_tokens)
-    one = np.zeros(1, dtype=np.int64)
     walk: Walk[tuple[int, ...]] = Walk(
         loaded,
         encoded,
@@ -152,58 +276,11 @@ def greedy(
         (),
         max_new_tokens,
         loaded.stop_ids(),
-        fit,
+        max_nodes or nodes_that_fit(loaded, encoded, max_new_tokens),
     )
-    walk.run([one] * len(prompts))
+    walk.run([np.zeros(1, dtype=np.int64)] * len(prompts))
     texts: list[str] = loaded.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)
     return texts
-
-
-def draw_tokens(logits_KV: torch.Tensor, row_D: Ints, uniform_D: NDArray[np.float64], temperature: float) -> Ints:
-    """For every draw the token at which the cumulative distribution softmax(logits / T) passes its number in [0, 1).
-
-    The cumulative sum is taken over blocks of about sqrt(V) tokens and then within one block, so that the cost is
-    one pass over the distribution, however many draws there are. Probabilities in float32, sums of blocks in
-    float64. A token of probability zero is never drawn.
-    """
-    token = np.empty(len(row_D), dtype=np.int64)
-    order = np.argsort(row_D, kind="stable")
-    size = max(1, SLICE_BYTES // (4 * logits_KV.shape[1])) if logits_KV.device.type == "cpu" else len(logits_KV)
-    edges = np.searchsorted(row_D[order], np.arange(0, len(logits_KV) + size, size))
-    for turn, (start, end) in enumerate(itertools.pairwise(edges)):
-        if end > start:
-            mine = order[start:end]
-            part = logits_KV[turn * size : (turn + 1) * size]
-            token[mine] = _draw_slice(part, row_D[mine] - turn * size, uniform_D[mine], temperature)
-    return token
-
-
-def _draw_slice(logits_KV: torch.Tensor, row_D: Ints, uniform_D: NDArray[np.float64], temperature: float) -> Ints:
-    device, vocabulary = logits_KV.device, logits_KV.shape[1]
-    width = max(1, math.isqrt(vocabulary))
-    blocks = -(-vocabulary // width)
-    logits = logits_KV.float()
-    weight_KV = torch.empty((len(logits), blocks * width), dtype=torch.float32, device=device)
-    weight_KV[:, vocabulary:] = 0
-    torch.sub(logits, logits.amax(dim=1, keepdim=True), out=weight_KV[:, :vocabulary])
-    weight_KV[:, :vocabulary].mul_(1 / temperature).exp_()
-    grid_KBW = weight_KV.view(-1, blocks, width)
-    passed_KB = grid_KBW.sum(dim=2).double().cumsum(dim=1)
-    if not bool(torch.isfinite(passed_KB[:, -1]).all()):
-        raise InputError("the model gives logits that are not finite numbers; try --dtype float32")
-    row = torch.from_numpy(row_D).to(device)
-    mine_DB = passed_KB[row]
-    total = mine_DB[:, -1]
-    goal = torch.from_numpy(uniform_D).to(device) * total
-    goal = torch.minimum(goal, torch.nextafter(total, torch.zeros_like(total)))
-    block = (mine_DB <= goal[:, None]).sum(dim=1)
-    start = torch.where(block > 0, mine_DB.gather(1, (block - 1).clamp(min=0)[:, None])[:, 0], 0.0)
-    inner_DW = grid_KBW[row, block]
-    within = (inner_DW.double().cumsum(dim=1) <= (goal - start)[:, None]).sum(dim=1)
-    # Rounding may leave the goal just beyond the block; the last token that has a probability is then meant.
-    last = width - 1 - (inner_DW.flip(1) > 0).int().argmax(dim=1)
-    token: Ints = (block * width + torch.minimum(within, last)).cpu().numpy()
-    return token
 
 
 def encode(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -217,29 +294,37 @@ def encode(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> 
         if len(ids[i]) > 1 and ids[i][-1] == end and not prompt.endswith(str(loaded.tokenizer.eos_token)):
             ids[i] = ids[i][:-1]
         if not ids[i]:
-            raise InputError(f"prompt {i} ({prompt!r}) has no tokens")
+            raise InputError(f"prompt {prompt!r} has no tokens")
         if context is not None and len(ids[i]) + max_new_tokens > context:
             raise InputError(
-                f"prompt {i} ({prompt[:60]!r}...) has {len(ids[i])} tokens; with {max_new_tokens} new ones it does not "
-                f"fit into the model's context of {context}"
+                f"prompt {prompt[:60]!r}... has {len(ids[i])} tokens; with {max_new_tokens} new ones it does not fit "
+                f"into the model's context of {context}"
             )
     return ids
 
 
 def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """Nodes of one level whose keys, values and logits stay within the memory bounds: 32 to :data:`MAX_NODES`."""
+    length = max((len(ids) for ids in encoded), default=0) + max_new_tokens
+    # Twice: the level's own cache, and what is set aside or just being copied.
+    of_cache = 2 * bytes_of_token(loaded) * length
+    bound = CACHE_BYTES.get(loaded.model.device.type, CACHE_BYTES["cpu"])
+    fit = min(bound // of_cache, LOGIT_BYTES // (4 * loaded.model.config.get_text_config().vocab_size))
+    return int(max(32, min(MAX_NODES, fit)))
+
+
+def prompts_that_stay(loaded: LoadedModel) -> int:
+    """Prompts of an ordinary length whose keys, values and logits may stay in memory between rounds."""
+    each = ORDINARY * bytes_of_token(loaded) + 4 * int(loaded.model.config.get_text_config().vocab_size)
+    return max(1, STAY_BYTES.get(loaded.model.device.type, STAY_BYTES["cpu"]) // each)
+
+
+def bytes_of_token(loaded: LoadedModel) -> int:
+    """Bytes that keys and values of one token take in the cache."""
     config = loaded.model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    length = max((len(ids) for ids in encoded), default=0) + max_new_tokens
-    bytes_each = torch.finfo(loaded.model.dtype).bits // 8
-    # Twice: the level's own cache, and what is set aside or just being copied.
-    of_cache = 2 * 2 * config.num_hidden_layers * heads * width * length * bytes_each
-    fit = min(
-        CACHE_BYTES.get(loaded.model.device.type, CACHE_BYTES["cpu"]) // of_cache,
-        LOGIT_BYTES // (4 * config.vocab_size),
-    )
-    return int(max(32, min(MAX_NODES, fit)))
+    return int(2 * config.num_hidden_layers * heads * width * torch.finfo(loaded.model.dtype).bits // 8)
 
 
 def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
@@ -248,9 +333,21 @@ def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
     return tuple(answer.encode() for answer in answers)
 
 
-def _speller(loaded: LoadedModel) -> Callable[[tuple[int, ...]], bytes]:
-    def spell(ids: tuple[int, ...]) -> bytes:
-        text: str = loaded.tokenizer.decode(list(ids), skip_special_tokens=True)
-        return text.encode()
+def _answer_ids(loaded: LoadedModel, answer: str) -> list[int] | None:
+    """The tokens of the answer after a word and a space, or None where they are not separate from the word's."""
+    word, both = loaded.tokenizer(["is", f"is {answer}"], add_special_tokens=False)["input_ids"]
+    return list(both[len(word) :]) if both[: len(word)] == word and len(both) > len(word) else None
 
-    return spell
+
+def _first_tokens(loaded: LoadedModel, accepted: Sequence[Sequence[str]]) -> Ints:
+    """The distinct first tokens of the answers of every prompt [prompts, most], filled up with -1."""
+    known: dict[tuple[str, ...], list[int]] = {}
+    for answers in map(tuple, accepted):
+        if answers not in known:
+            spelled = [_answer_ids(loaded, answer) for answer in answers]
+            known[answers] = sorted({ids[0] for ids in spelled if ids}) if all(spelled) else []
+    width = max((len(ids) for ids in known.values()), default=1) or 1
+    table = np.full((len(accepted), width), -1, dtype=np.int64)
+    for row, answers in zip(table, map(tuple, accepted), strict=True):
+        row[: len(known[answers])] = known[answers]
+    return table

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from knowshift.errors import InputError
-from knowshift.models.sampling import SampledHits
+from knowshift.models.cache import Ints
 from knowshift.models.streams import stream_key
 from knowshift.records import digest
 
@@ -109,7 +109,7 @@ class CompletionsServer:
             "device": "server",
         }
 
-    def sample(
+    def session(
         self,
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
@@ -119,43 +119,13 @@ class CompletionsServer:
         draws: int = 10,
         temperature: float = 0.7,
         max_new_tokens: int = 32,
-        begun: Callable[[int], None] = lambda count: None,
-    ) -> SampledHits:
-        """As :func:`knowshift.models.sampling.sample`, with the server's own random numbers.
-
-        ``positions`` are the tokens the server says it has processed, 0 where it does not say.
-        """
-        hit = np.zeros((len(prompts), draws), dtype=bool)
-        used = [0] * len(prompts)
-        stopped = threading.Event()
-
-        def ask(index: int) -> None:
-            if stopped.is_set():
-                return
-            try:
-                texts, used[index] = self._draw(
-                    prompts[index], accepted[index], keys[index], seed, draws, temperature, max_new_tokens
-                )
-            except BaseException:
-                stopped.set()
-                raise
-            hit[index] = [any(answer in text for answer in accepted[index]) for text in texts]
-            begun(1)
-
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            futures = [pool.submit(ask, index) for index in range(len(prompts))]
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                stopped.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        return SampledHits(hit, sum(used))
+    ) -> ServerSession:
+        """Prompts to draw from, with the server's own random numbers."""
+        return ServerSession(self, prompts, accepted, keys, seed, draws, temperature, max_new_tokens)
 
     # -- requests ---------------------------------------------------------------------------------------------
 
-    def _draw(
+    def texts(
         self,
         prompt: str,
         accepted: Sequence[str],
@@ -165,6 +135,7 @@ class CompletionsServer:
         temperature: float,
         max_new_tokens: int,
     ) -> tuple[list[str], int]:
+        """So many texts for one prompt, and the tokens the server says it has processed (0 if it does not say)."""
         texts: list[str] = []
         used = 0
         rounds = 0
@@ -335,6 +306,66 @@ class CompletionsServer:
             self._post(self._body("a", (), 0, 1, 1.0, 1))  # if this too is refused, n was not the reason
             return False
         return len(self._read(answer, 1)[0]) == 2
+
+
+class ServerSession:
+    """Prompts to draw from on a server, round by round.
+
+    Attributes:
+        hit: int8 [prompts, draws], 1 for a draw that holds an accepted answer, 0 for one that does not, -1 for one
+            that has not been made.
+        positions: the tokens the server says it has processed.
+    """
+
+    def __init__(
+        self,
+        server: CompletionsServer,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        keys: Sequence[str],
+        seed: int,
+        draws: int,
+        temperature: float,
+        max_new_tokens: int,
+    ) -> None:
+        self._server, self._prompts, self._accepted, self._keys = server, prompts, accepted, keys
+        self._settings = (temperature, max_new_tokens)
+        self._seed = seed
+        self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
+        self.positions = 0
+
+    def draw(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
+        """As many draws of every prompt as it is given numbers; ``begun`` hears of prompts that are done."""
+        stopped = threading.Event()
+        lock = threading.Lock()
+
+        def ask(index: int) -> None:
+            if stopped.is_set():
+                return
+            accepted = self._accepted[index]
+            mine = numbers[index]
+            # The numbers name the round, so that no two rounds of a prompt use the same seeds.
+            key = f"{self._keys[index]}/{int(mine[0])}"
+            try:
+                texts, used = self._server.texts(
+                    self._prompts[index], accepted, key, self._seed, len(mine), *self._settings
+                )
+            except BaseException:
+                stopped.set()
+                raise
+            self.hit[index, mine] = [any(answer in text for answer in accepted) for text in texts]
+            with lock:
+                self.positions += used
+                begun(1)
+
+        pool = ThreadPoolExecutor(self._server.concurrency)
+        futures = [pool.submit(ask, index) for index in range(len(self._prompts)) if len(numbers[index])]
+        try:
+            for future in futures:
+                future.result()
+        finally:
+            stopped.set()
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _short(value: Any) -> str:

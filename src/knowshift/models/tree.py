@@ -22,8 +22,9 @@ from typing import Any, Generic
 
 import numpy as np
 import torch
+from transformers import DynamicCache
 
-from knowshift.models.cache import Ints, can_append, tree_cache
+from knowshift.models.cache import Ints, can_append, pick_rows, tree_cache
 from knowshift.models.front import Front, Text, distinct_runs, first_front
 from knowshift.models.linear import fast_linears
 from knowshift.models.loading import LoadedModel
@@ -33,6 +34,16 @@ FEW = 64
 
 #: (logits [K, V], row of each draw [D], its prompt [D], its number [D], its step [D]) -> its next token [D]
 Choose = Callable[[torch.Tensor, Ints, Ints, Ints, Ints], Ints]
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """Prompts of one length that have been read: one cache row and one row of logits for each."""
+
+    length: int
+    prompts: Ints
+    cache: DynamicCache
+    logits: torch.Tensor  # [prompts, V]
 
 
 @dataclass
@@ -60,9 +71,11 @@ class Walk(Generic[Text]):
     max_new_tokens: int
     stop_ids: Sequence[int]
     max_nodes: int
+    keep: bool = False  # whether prompts stay read after :meth:`run`, so that :meth:`again` can draw more
     few: int = FEW
     positions: int = 0  # token positions computed so far
     _aside: dict[int, list[Front[Text]]] = field(default_factory=dict)
+    _leaves: list[_Leaves] = field(default_factory=list)
 
     def run(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
         """Follow the draws ``numbers[p]`` of every prompt p to their ends; ``begun`` hears of prompts begun."""
@@ -85,6 +98,29 @@ class Walk(Generic[Text]):
                     self._follow(self._take(max(self._aside)), last=True)
             while self._aside:
                 self._follow(self._take(min(self._aside)), last=True)
+
+    def again(self, numbers: Sequence[Ints]) -> None:
+        """More draws from prompts that :meth:`run` has read; only new nodes are computed."""
+        assert self.keep
+        self._numbers = numbers
+        none = np.empty(0, dtype=np.int64)
+        with torch.inference_mode(), fast_linears(self.loaded.model):
+            for leaves in self._leaves:
+                rows = np.flatnonzero([len(numbers[p]) > 0 for p in leaves.prompts])
+                if not len(rows):
+                    continue
+                front: Front[Text] = Front(
+                    leaves.length - 1, leaves.cache, none, none, none, none, [], none, none, none, none
+                )
+                here = self._branch(front, leaves.logits, leaves.prompts[rows], rows, np.arange(len(leaves.prompts)))
+                if here.nodes:
+                    self._set_aside(here.part(0, here.nodes))
+            while self._aside:
+                self._follow(self._take(min(self._aside)), last=True)
+
+    def share(self, other: Walk[Any]) -> None:
+        """Draw from the prompts that ``other`` has read, which must be the same."""
+        self._lengths, self._ids, self._leaves = other._lengths, other._ids, other._leaves
 
     def _follow(self, front: Front[Text], last: bool) -> None:
         """Take a front down until nothing is left of it, or, unless it is the last, little enough to be set aside."""
@@ -130,20 +166,32 @@ class Walk(Generic[Text]):
         here = front.depth + 1  # tokens of every node, this level's included
         finished = self._lengths[front.reading] == here
         begin, begin_node = front.reading[finished], front.reading_node[finished]
-        # Texts go on from the prompts that have just been read, which come first here, and from sampled nodes.
+        wanted = np.unique(np.concatenate([begin_node, front.text_node]))
+        logits_KV = self._forward(front, wanted)
+        row = np.searchsorted(wanted, np.arange(front.nodes))
+        if self.keep and len(begin):
+            kept = torch.from_numpy(row[begin_node]).to(logits_KV.device)
+            self._leaves.append(_Leaves(here, begin, pick_rows(front.cache, begin_node), logits_KV[kept]))
+        front.reading, front.reading_node = front.reading[~finished], front.reading_node[~finished]
+        return self._branch(front, logits_KV, begin, begin_node, row)
+
+    def _branch(
+        self, front: Front[Text], logits_KV: torch.Tensor, begin: Ints, begin_node: Ints, row: Ints
+    ) -> Front[Text]:
+        """Let every draw choose its next token: those of the texts, and those that begin at prompts read just now.
+
+        ``begin_node`` is the cache row of every beginning prompt, ``row`` the row of ``logits_KV`` of every node.
+        """
         texts = [self.empty] * len(begin) + front.texts
         node = np.concatenate([begin_node, front.text_node])
-        wanted, row = np.unique(node, return_inverse=True)
-        logits_KV = self._forward(front, wanted)
         counts = np.array([len(self._numbers[p]) for p in begin], dtype=np.int64)
         prompt = np.concatenate([np.repeat(begin, counts), front.prompt])
         number = np.concatenate([*(self._numbers[p] for p in begin), front.number])
         text = np.concatenate([np.repeat(np.arange(len(begin)), counts), front.text + len(begin)])
         token = np.empty(0, dtype=np.int64)
         if len(text):
-            token = self.choose(logits_KV, row[text], prompt, number, here - self._lengths[prompt])
-        reading, at = front.reading[~finished], front.reading_node[~finished]
-        return self._children(front, reading, at, texts, node, prompt, number, text, token)
+            token = self.choose(logits_KV, row[node[text]], prompt, number, front.depth + 1 - self._lengths[prompt])
+        return self._children(front, texts, node, prompt, number, text, token)
 
     def _forward(self, front: Front[Text], wanted: Ints) -> torch.Tensor:
         """One token for every node; logits [K, V] of the wanted nodes (or of one, where none is wanted)."""
@@ -158,8 +206,6 @@ class Walk(Generic[Text]):
     def _children(
         self,
         front: Front[Text],
-        reading: Ints,
-        at: Ints,
         texts: list[Text],
         node: Ints,
         prompt: Ints,
@@ -168,7 +214,7 @@ class Walk(Generic[Text]):
         token: Ints,
     ) -> Front[Text]:
         """Split every text by its draws' tokens, report what ends, and gather what goes on."""
-        here = front.depth + 1
+        here, reading, at = front.depth + 1, front.reading, front.reading_node
         order = np.lexsort((token, text))
         starts, child = distinct_runs(np.stack([text[order], token[order]], axis=1))
         edges = [*starts.tolist(), len(order)]

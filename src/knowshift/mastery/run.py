@@ -24,7 +24,8 @@ import pyarrow.parquet as pq
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
-from knowshift.mastery import LEVELS, Engine, Protocol, measure_mastery
+from knowshift.mastery.levels import LEVELS
+from knowshift.mastery.measure import Engine, Protocol, measure_mastery
 from knowshift.models.loading import LoadedModel
 from knowshift.records import MASTERY, digest, read_table, write_json
 
