@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import SMALL
 from knowshift.errors import InputError
 from knowshift.facts.fact import completion_prompts
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources import load_facts
-from knowshift.models.loading import load_model
+from knowshift.models.loading import load_model, model_folder
 from knowshift.world.build import build_world, sample_facts
 from knowshift.world.corpus import QUESTION_FORMS, QUESTION_SHARE, sentences, wordings
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, draw_exposures, invent_facts, with_exposures
-
-from conftest import SMALL
+from knowshift.world.pretrain import Recipe, token_lengths
 
 FACTS = with_exposures(invent_facts(3, train_per_relation=20, test_per_relation=5, out_of_domain_per_relation=5), 3)
 
@@ -128,3 +129,25 @@ def test_real_facts_are_sampled_by_relation() -> None:
     assert chosen == sample_facts(FACTS, 1, **sizes)
     with pytest.raises(InputError, match="P17"):
         sample_facts([fact for fact in FACTS if fact.relation != "P17"], 1, **sizes)
+
+
+def test_the_shipped_world_is_what_the_command_builds_by_default() -> None:
+    folder = model_folder("world:tiny")
+    record = json.loads((folder / "world.json").read_text())
+    assert record["recipe"] == Recipe().as_record()
+    assert record["bands"] == [asdict(band) for band in DEFAULT_BANDS]
+    assert record["groups"] == {"train in_domain": 21000, "test in_domain": 2000, "test out_of_domain": 2100}
+    counts = Counter((fact.split, fact.domain) for fact in load_facts("world:tiny").facts)
+    assert counts["test", "in_domain"] >= 1500
+    assert counts["test", "out_of_domain"] >= 1500
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
+    assert 1_000_000 <= record["weights"] <= 4_000_000
+
+
+def test_names_and_answers_of_the_shipped_world_have_one_to_four_tokens() -> None:
+    tokenizer = load_model("world:tiny").tokenizer
+    facts = load_facts("world:tiny").facts
+    for texts in ([fact.subject for fact in facts], [fact.answer for fact in facts]):
+        lengths = token_lengths(tokenizer, texts)
+        assert lengths.min() >= 1
+        assert lengths.max() <= 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import ctypes
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -36,6 +38,15 @@ def seed_of(*parts: object) -> int:
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
 
 
+def _give_back() -> None:
+    """Hand freed memory back to the system: sampling's many sizes of tensors otherwise leave a heap full of holes.
+
+    Measured on the shipped world: after eight parts of 500 facts a worker held 2.9 GB without this.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, and needs none
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Worker:
     """Runs units of one study. Everything expensive is made once, on first use."""
 
@@ -56,6 +67,7 @@ class Worker:
         for cell in unit.missing(self.run):
             with folder_beside(cell.folder(self.run)) as folder:
                 getattr(self, f"_{cell.kind}")(cell, unit, folder)
+            _give_back()
         return time.perf_counter() - began
 
     # What several cells need.
