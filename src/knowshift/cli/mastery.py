@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,7 @@ from knowshift.cli.output import DeviceOption, DtypeOption, JsonOption, Revision
 
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
+    from knowshift.mastery.certainty import Agreement
     from knowshift.mastery.run import EngineSpec
 
 #: Weights below this many bytes are loaded once per core.
@@ -34,6 +35,9 @@ def mastery(
         str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
     ] = "full",
     error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.05,
+    compare: Annotated[Path | None, typer.Option(help="Another record of these facts: how far levels agree.")] = None,
+    certainty: Annotated[Path | None, typer.Option(help="Also write intervals and level probabilities here.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Also write prompts.csv and prompts.svg to this folder.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; where not given, one per core or GPU.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,
@@ -81,8 +85,10 @@ def mastery(
     for level, count in enumerate(outcome.levels):
         console.print(f"level {level}: {count:>8}  {count / outcome.facts:6.1%}", markup=False)
     console.print(f"wrote {output} ({outcome.facts} facts, {outcome.draws} draws, {seconds:.1f} s)", markup=False)
+    more = _extras(output, compare, certainty, prompts)
     emit(
         {
+            **more,
             "facts": outcome.facts,
             "levels": outcome.levels,
             "draws": outcome.draws,
@@ -94,6 +100,45 @@ def mastery(
         },
         as_json,
     )
+
+
+def _extras(output: Path, compare: Path | None, certainty: Path | None, prompts: Path | None) -> dict[str, Any]:
+    """What is asked for beside the record, made from the record."""
+    more: dict[str, Any] = {}
+    if compare is not None:
+        found = compare_records(compare, output)
+        more["agreement"] = {"facts": found.facts, "same": found.same, "within_one": found.within_one}
+        more["agreement"]["kappa"] = None if found.kappa != found.kappa else found.kappa
+        console.print(f"same level as in {compare}: {found.same:.1%} of {found.facts} facts", markup=False)
+    if certainty is not None:
+        from knowshift.mastery.certainty import write_certainty
+
+        write_certainty(output, certainty)
+        more["certainty"] = str(certainty)
+        console.print(f"wrote {certainty}", markup=False)
+    if prompts is not None:
+        from knowshift.mastery.prompts import write_prompts
+
+        table, figure = write_prompts(output, prompts)
+        more["prompts"] = {"table": str(table), "figure": str(figure)}
+        console.print(f"wrote {table} and {figure}", markup=False)
+    return more
+
+
+def compare_records(first: Path, second: Path) -> Agreement:
+    """Agreement on the facts that both records hold; bad records as :class:`InputError`."""
+    from knowshift.errors import InputError
+    from knowshift.mastery.certainty import agreement
+    from knowshift.records import MASTERY, read_table
+
+    levels = []
+    for path in (first, second):
+        table, _ = read_table(path, MASTERY, "mastery")
+        levels.append(dict(zip(table["fact"].to_pylist(), table["level"].to_pylist(), strict=True)))
+    common = [fact for fact in levels[0] if fact in levels[1]]
+    if not common:
+        raise InputError(f"{first}: has no fact in common with {second}")
+    return agreement([levels[0][fact] for fact in common], [levels[1][fact] for fact in common])
 
 
 def _engine(

@@ -256,6 +256,8 @@ def greedy(
 
     Equal prompts give equal texts. Of tokens with exactly equal logits the lower id is taken.
     """
+    if not prompts:
+        return []
     encoded = encode(loaded, prompts, max_new_tokens)
     answers: list[tuple[int, ...]] = [()] * len(prompts)
 

@@ -1,0 +1,257 @@
+"""The prefix tree: exact distributions on hand-made chains, the same texts as separate draws, whatever the batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from knowshift.errors import InputError
+from knowshift.models.choosing import draw_tokens
+from knowshift.models.loading import LoadedModel
+from knowshift.models.pieces import token_pieces
+from knowshift.models.sampling import TreeSession, encode, greedy, sample
+from knowshift.models.streams import philox, stream_key, uniforms
+from markov import markov_model, texts_of
+
+CHAIN = {
+    "x": {"a": 0.5, "b": 0.3, ".": 0.2},
+    "a": {"a": 0.25, "b": 0.5, ".": 0.25},
+    "b": {"c": 0.6, ".": 0.4},
+    "c": {"a": 1.0},
+    "y": {"y": 1.0},
+}
+PROMPTS = [
+    "The capital of Brehi is",
+    "The capital of Zukar is",
+    "The capital",
+    "Brehi",
+    "The capital of Brehi is",
+    "It is said that the owner of Zukar Hill is",
+    "x",
+]
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return markov_model(tmp_path_factory.mktemp("markov"), CHAIN)
+
+
+def test_philox_gives_the_published_numbers() -> None:
+    """Known answers of Philox-4x32-10 from the authors' Random123 distribution."""
+    keys = np.array([0, 0xFFFFFFFFFFFFFFFF, 0x299F31D0A4093822], dtype=np.uint64)
+    full = 0xFFFFFFFF
+    counters = np.array([[0] * 4, [full] * 4, [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344]], dtype=np.uint64)
+    expected = [
+        [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8],
+        [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ]
+    assert philox(keys, counters).tolist() == expected
+
+
+def test_uniforms_are_uniform_and_differ_by_seed_name_draw_and_step() -> None:
+    keys = np.array([stream_key(0, str(i)) for i in range(4000)], dtype=np.uint64)
+    zero = np.zeros(len(keys), dtype=np.int64)
+    values = uniforms(keys, zero, zero)
+    assert values.min() >= 0
+    assert values.max() < 1
+    assert stats.kstest(values, "uniform").pvalue > 0.01
+    assert stats.kstest(uniforms(np.repeat(keys[:1], 4000), np.arange(4000), zero), "uniform").pvalue > 0.01
+    for other in (uniforms(keys, zero + 1, zero), uniforms(keys, zero, zero + 1)):
+        assert abs(np.corrcoef(values, other)[0, 1]) < 0.06
+    assert stream_key(0, "a") != stream_key(1, "a")
+
+
+def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) -> None:
+    draws, length = 20_000, 5
+    found = sample(
+        chain, ["x"], [["#"]], keys=["k"], seed=1, draws=draws, max_new_tokens=length, keep_texts=True, max_nodes=64
+    )
+    assert found.texts is not None
+    expected: Counter[str] = Counter()
+    for (text, _), probability in texts_of(CHAIN, "x", length).items():
+        expected[text] += probability  # type: ignore[assignment]
+    assert set(found.texts[0]) <= set(expected)
+    observed = [found.texts[0][text] for text in expected]
+    assert sum(observed) == draws
+    assert stats.chisquare(observed, [draws * p for p in expected.values()]).pvalue > 0.01
+    assert found.positions < 60
+
+
+@pytest.mark.parametrize("answer", ["b", "ca", "aa"])
+def test_a_draw_ends_at_its_answer_and_hits_have_the_exact_rate(chain: LoadedModel, answer: str) -> None:
+    draws, length = 5_000, 6
+    found = sample(chain, ["x"], [[answer]], keys=[answer], seed=2, draws=draws, max_new_tokens=length, keep_texts=True)
+    ways = texts_of(CHAIN, "x", length, stop=answer)
+    rate = sum(probability for (_, how), probability in ways.items() if how == "over")
+    assert stats.binomtest(int(found.hits[0]), draws, rate).pvalue > 0.01
+    assert found.texts is not None
+    for text in found.texts[0]:
+        assert text.find(answer) in (-1, len(text) - len(answer))
+    assert found.draws == draws
+
+
+def test_each_draw_is_the_one_that_would_have_been_made_alone(small_model: LoadedModel) -> None:
+    """A naive sampler, one text at a time over the whole sequence, gives the same texts from the same streams."""
+    seed, length = 5, 7
+    found = sample(
+        small_model,
+        PROMPTS,
+        [["a"]] * len(PROMPTS),
+        keys=[str(i) for i in range(len(PROMPTS))],
+        seed=seed,
+        draws=4,
+        max_new_tokens=length,
+        keep_texts=True,
+    )
+    pieces = token_pieces(small_model.tokenizer, small_model.model.config.vocab_size)
+    assert pieces is not None
+    assert found.texts is not None
+    checked = 0
+    for p, ids in enumerate(encode(small_model, PROMPTS, length)):
+        naive: Counter[str] = Counter()
+        for draw in range(4):
+            tokens, text = list(ids), b""
+            for step in range(length):
+                with torch.inference_mode():
+                    logits = small_model.model(torch.tensor([tokens])).logits[:, -1]
+                key = np.array([stream_key(seed, str(p))], dtype=np.uint64)
+                token = draw_tokens(logits, np.array([0]), uniforms(key, np.array([draw]), np.array([step])), 0.7)[0][0]
+                if token in small_model.stop_ids():
+                    break
+                tokens.append(int(token))
+                text += pieces[token]
+                if b"a" in text:
+                    break
+            naive[text.decode("utf-8", "replace")] += 1
+            assert found.hit[p, draw] == (b"a" in text)
+            checked += 1
+        assert naive == found.texts[p]
+    assert checked == 28
+
+
+@settings(max_examples=12, deadline=None)
+@given(order=st.permutations(range(len(PROMPTS))), kept=st.integers(1, len(PROMPTS)), nodes=st.integers(2, 40))
+def test_neither_order_nor_batches_nor_company_change_a_draw(
+    chain_and_all: tuple[LoadedModel, np.ndarray], order: list[int], kept: int, nodes: int
+) -> None:
+    model, everything = chain_and_all
+    some = order[:kept]
+    found = sample(
+        model,
+        [PROMPTS[i] for i in some],
+        [["a"]] * kept,
+        keys=[str(i) for i in some],
+        seed=3,
+        draws=6,
+        max_new_tokens=9,
+        max_nodes=nodes,
+    )
+    assert (found.hit == everything[some]).all()
+
+
+@pytest.fixture(scope="module")
+def chain_and_all(small_world: Path) -> tuple[LoadedModel, np.ndarray]:
+    from knowshift.models.loading import load_model
+
+    model = load_model(str(small_world))
+    keys = [str(i) for i in range(len(PROMPTS))]
+    found = sample(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    assert 0 < found.hit.sum() < found.hit.size
+    return model, found.hit
+
+
+def test_rounds_give_the_same_draws_as_one(chain_and_all: tuple[LoadedModel, np.ndarray]) -> None:
+    model, everything = chain_and_all
+    keys = [str(i) for i in range(len(PROMPTS))]
+    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    none = np.empty(0, dtype=np.int64)
+    session.draw([np.array([4, 1]) if i % 2 else none for i in range(len(PROMPTS))])
+    assert (session.hit >= 0).sum() == 2 * 3
+    session.draw([np.array([0, 2, 3, 5]) if i % 2 else np.arange(3) for i in range(len(PROMPTS))])
+    after_two = session.positions
+    session.draw([none if i % 2 else np.arange(3, 6) for i in range(len(PROMPTS))])
+    assert (session.hit == everything).all()
+    assert session.positions > after_two
+
+
+def test_the_expectation_of_answers_is_exact_where_it_can_be_told(chain: LoadedModel) -> None:
+    """In the chain from x, within two characters, `c` comes only second and only after b: 0.3 x 0.6."""
+    session = TreeSession(chain, ["x"] * 200, [["#"]] * 200, keys=list(map(str, range(200))), seed=0, max_new_tokens=2)
+    session._watched = np.full((200, 1), chain.tokenizer.convert_tokens_to_ids("c"))
+    session.expected[:] = 0
+    session.draw([np.arange(10)] * 200)
+    assert session.expected.mean() / 10 == pytest.approx(0.3 * 0.6, abs=0.02)
+
+
+def test_direct_is_the_rest_of_the_answer_after_its_first_token(small_model: LoadedModel) -> None:
+    prompts, answer = ["The capital of Brehi is", "Brehi"], "Zukarobaq"
+    session = TreeSession(small_model, prompts, [[answer]] * 2, keys=["0", "1"], seed=0, max_new_tokens=20)
+    session.draw([np.arange(1)] * 2)
+    ratio = session.direct(np.arange(2))
+    for prompt, found in zip(prompts, ratio, strict=True):
+        begin, whole = small_model.tokenizer([prompt, f"{prompt} {answer}"])["input_ids"]
+        assert whole[: len(begin)] == begin
+        logits = small_model.model(torch.tensor([whole])).logits[0].detach() / 0.7
+        chances = torch.log_softmax(logits, -1)
+        rest = sum(float(chances[i - 1, whole[i]]) for i in range(len(begin) + 1, len(whole)))
+        assert found == pytest.approx(float(np.exp(rest)), rel=1e-3)
+        assert len(whole) > len(begin) + 1
+
+
+def test_greedy_is_what_generate_gives(small_model: LoadedModel) -> None:
+    texts = greedy(small_model, PROMPTS, max_new_tokens=9, max_nodes=8)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        ids = torch.tensor([small_model.tokenizer(prompt)["input_ids"]])
+        out = small_model.model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=9, top_k=None, top_p=None
+        )
+        assert text == small_model.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert greedy(small_model, []) == []
+
+
+def test_tokens_are_drawn_where_the_cumulative_sum_passes() -> None:
+    logits = torch.tensor([[0.0, -torch.inf, 1.0, 2.0, -torch.inf]])
+    shares = np.exp(np.array([0.0, 1.0, 2.0]) / 0.5)
+    ends = np.cumsum(shares) / shares.sum()
+    points = np.array([0.0, ends[0] - 1e-6, ends[0] + 1e-6, ends[1] + 1e-6, np.nextafter(1.0, 0.0)])
+    tokens, chance = draw_tokens(logits, np.zeros(5, dtype=np.int64), points, 0.5, np.array([[2, -1]] * 5))
+    assert tokens.tolist() == [0, 0, 2, 3, 3]
+    assert chance == pytest.approx(shares[1] / shares.sum())
+    with pytest.raises(InputError, match="not finite"):
+        draw_tokens(torch.tensor([[0.0, torch.nan]]), np.array([0]), np.array([0.5]), 1.0)
+
+
+def test_a_small_model_has_pieces_that_spell_its_texts(small_model: LoadedModel) -> None:
+    assert small_model.pieces is not None
+    ids = small_model.tokenizer("São Tomé is in 北京.", add_special_tokens=False)["input_ids"]
+    assert b"".join(small_model.pieces[i] for i in ids).decode() == "São Tomé is in 北京."
+
+
+@pytest.mark.parametrize("stopping_text", ["", "  "])
+def test_an_empty_answer_is_refused(small_model: LoadedModel, stopping_text: str) -> None:
+    with pytest.raises(InputError, match=r"k: an accepted answer is empty"):
+        sample(small_model, ["a"], [["b", stopping_text]], keys=["k"], seed=0)
+
+
+def test_a_prompt_that_does_not_fit_is_refused(small_model: LoadedModel) -> None:
+    with pytest.raises(InputError, match="does not fit into the model's context of 512"):
+        sample(small_model, ["word " * 600], [["b"]], keys=["k"], seed=0)
+
+
+def test_texts_that_must_be_decoded_whole_give_the_same_hits(chain_and_all: tuple[LoadedModel, np.ndarray]) -> None:
+    model, everything = chain_and_all
+    keys = [str(i) for i in range(len(PROMPTS))]
+    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    object.__setattr__(model, "__dict__", {**model.__dict__, "pieces": None})
+    session._walk = session._new_walk()
+    session.draw([np.arange(6)] * len(PROMPTS))
+    assert (session.hit == everything).all()
+    del model.__dict__["pieces"]
