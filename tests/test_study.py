@@ -22,7 +22,7 @@ name: small
 model: world:tiny
 facts: world:tiny
 levels: [0, 4]
-sizes: [8, 24]
+sizes: [8, 16]
 draws: 2
 keep_checkpoints: false
 mastery: {draws_per_prompt: 2, train_facts: 160, test_facts: 60, facts_per_cell: 150, max_new_tokens: 8}
@@ -188,7 +188,7 @@ def test_a_config_that_is_off_is_refused_in_one_line(change: str, said: str) -> 
 
 def test_more_facts_than_a_level_has_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="160 training facts are probed, 161 asked"):
-        run_study(parse_config(SMALL.replace("[8, 24]", "[8, 161]"), "x"), tmp_path / "run", executor="here")
+        run_study(parse_config(SMALL.replace("[8, 16]", "[8, 161]"), "x"), tmp_path / "run", executor="here")
     assert not (tmp_path / "run").exists()
 
 

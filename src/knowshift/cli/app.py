@@ -38,12 +38,18 @@ def main() -> None:
     except InputError as error:
         _refuse(str(error))
     except (typer.Abort, KeyboardInterrupt):
-        print("knowshift: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        _interrupted()
     except typer.Exit as done:
+        if done.exit_code == 130:  # what newer typer makes of an interrupt
+            _interrupted()
         sys.exit(done.exit_code)
     except _UsageError as error:
         _refuse(error.format_message())  # type: ignore[attr-defined]
+
+
+def _interrupted() -> None:
+    print("knowshift: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    sys.exit(130)
 
 
 def _refuse(message: str) -> None:
