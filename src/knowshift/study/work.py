@@ -42,7 +42,7 @@ def _steady_heap() -> None:
     """Let the C library take tensors of 8 MiB and more from the system one by one, and give them back when freed.
 
     By itself it raises that size as it goes, and sampling's many sizes of tensors then leave a heap full of holes:
-    a worker of the shipped study grew to 3 GB, and stays near 1.2 GB with this, for a few percent of its time.
+    a worker of the shipped study grew to 3 GB, and stays below 1.5 GB with this, for a few percent of its time.
     """
     with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, and needs none
         ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 8 << 20)
