@@ -34,14 +34,15 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 def main() -> None:
     """Exit 0; 2 and one line for bad input; 130 when interrupted; anything else is a bug and shows its traceback."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == 130:  # what newer typer makes of an interrupt
+            _interrupted()
+        sys.exit(code)
     except InputError as error:
         _refuse(str(error))
     except (typer.Abort, KeyboardInterrupt):
         _interrupted()
     except typer.Exit as done:
-        if done.exit_code == 130:  # what newer typer makes of an interrupt
-            _interrupted()
         sys.exit(done.exit_code)
     except _UsageError as error:
         _refuse(error.format_message())  # type: ignore[attr-defined]

@@ -99,7 +99,7 @@ class Answers:
     def text(self, column: int, facts: list[str]) -> dict[str, str]:
         """The raw answers of one model to a few facts, read again from its record."""
         table, _ = read_table(self.files[column], ANSWERS, "answers")
-        kept = table.filter(pc.is_in(table["fact"], pa.array(facts)))
+        kept = table.filter(pc.is_in(table["fact"], pa.array(facts, pa.string())))
         return dict(zip(kept["fact"].to_pylist(), (text or "" for text in kept["text"].to_pylist()), strict=True))
 
 

@@ -92,7 +92,7 @@ def run_study(
             for title, took in EXECUTORS[executor](run, config, waiting, processes):
                 seconds[title] = round(took, 2)
                 behind += missing[title]
-                ahead -= missing[title]
+                ahead = max(0.0, ahead - missing[title])
                 if progress is not None:
                     done = len(plan.units) - len(missing) + len(seconds)
                     left = (time.monotonic() - began) / behind * ahead
