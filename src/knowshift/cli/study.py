@@ -41,10 +41,16 @@ def study(
         return
 
     began = time.monotonic()
-    console.print(f"study {settings.name} in {run}: interrupt it when you like, the same command goes on", markup=False, soft_wrap=True)
+    console.print(
+        f"study {settings.name} in {run}: interrupt it when you like, the same command goes on",
+        markup=False,
+        soft_wrap=True,
+    )
 
     def tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
-        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", markup=False, soft_wrap=True)
+        console.print(
+            f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", markup=False, soft_wrap=True
+        )
 
     running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)
     from knowshift.report.page import write_report
