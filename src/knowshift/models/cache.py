@@ -9,6 +9,7 @@ keep the implementation of transformers.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,16 +27,20 @@ ROOM = 8
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values of one layer, stored as [rows, room, heads, width] and shown as [rows, heads, length, width]."""
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, arena: Arena | None = None, number: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.arena, self.number = arena, number
         self.stored: list[torch.Tensor] = []
         self.rows = 0
         self.length = 0
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.rows, heads, _, _ = key_states.shape
-        self.stored = [new.new_empty((self.rows, 0, heads, new.shape[-1])) for new in (key_states, value_states)]
+        self.rows, heads = key_states.shape[:2]
+        if self.arena is not None:
+            self.stored = self.arena.lend(self.number, key_states, value_states)
+        else:
+            self.stored = [new.new_empty((self.rows, 0, heads, new.shape[-1])) for new in (key_states, value_states)]
         self.is_initialized = True
 
     def update(
@@ -56,8 +61,8 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """The rows at ``indices``, in that order, copied; tensors that other layers may share stay untouched."""
-        self.stored = [old.index_select(0, indices) for old in self.stored]
-        self.rows = len(indices)
+        self.stored = [old[:, : self.length][indices] for old in self.stored]
+        self.arena, self.rows = None, len(indices)
         self._show()
 
     def move_rows(self, source: torch.Tensor, target: torch.Tensor, rows: int) -> None:
@@ -93,11 +98,36 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         return self.keys, self.values
 
 
-def tree_cache(config: PreTrainedConfig) -> DynamicCache:
+@dataclass
+class Arena:
+    """Memory for one cache of at most ``rows`` rows and ``length`` tokens, lent again and again.
+
+    Fresh memory costs more than what is written to it, so a walk asks for it once. Only one cache may use it at a
+    time; rows that are picked from that cache get memory of their own.
+    """
+
+    rows: int
+    length: int
+    held: dict[int, list[torch.Tensor]] = field(default_factory=dict)
+
+    def lend(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
+        """The storage of layer ``number``, [rows, length, heads, width] for keys and for values."""
+        if number not in self.held:
+            rows = max(self.rows, keys.shape[0])
+            shapes = ((rows, self.length, new.shape[1], new.shape[3]) for new in (keys, values))
+            self.held[number] = [keys.new_empty(shape) for shape in shapes]
+        return list(self.held[number])
+
+
+def tree_cache(config: PreTrainedConfig, arena: Arena | None = None) -> DynamicCache:
     """An empty cache for a model of this config, its plain layers replaced by :class:`TreeLayer`."""
     cache = DynamicCache(config=config)
     if cache.layers:
-        cache.layers = [TreeLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+        plain = [type(layer) is DynamicLayer for layer in cache.layers]
+        cache.layers = [
+            TreeLayer(arena, i) if mine else layer
+            for i, (mine, layer) in enumerate(zip(plain, cache.layers, strict=True))
+        ]
     else:
         cache.layer_class_to_replicate = TreeLayer
     return cache

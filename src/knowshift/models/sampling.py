@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
 
 from knowshift.errors import InputError
 from knowshift.models.cache import Ints
@@ -289,7 +290,7 @@ def encode(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> 
     """Token ids of the prompts as the tokenizer begins a text (BOS at most once), without an EOS at the end."""
     if not prompts:
         return []
-    ids: list[list[int]] = loaded.tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+    ids = _token_ids(loaded.tokenizer, prompts)
     end = loaded.tokenizer.eos_token_id
     context = loaded.context
     for i, prompt in enumerate(prompts):
@@ -303,6 +304,15 @@ def encode(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> 
                 f"into the model's context of {context}"
             )
     return ids
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.truncation or backend.padding:
+        slow: list[list[int]] = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
+        return slow
+    # The same ids without the masks and offsets, which take three times as long to make.
+    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=True)]
 
 
 def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from knowshift.models.cache import Ints, can_append, pick_rows, tree_cache
+from knowshift.models.cache import Arena, Ints, can_append, pick_rows, tree_cache
 from knowshift.models.front import Front, Text, distinct_runs, first_front
 from knowshift.models.linear import fast_linears
 from knowshift.models.loading import LoadedModel
@@ -88,10 +88,11 @@ class Walk(Generic[Text]):
             row[: len(ids)] = ids
         order = np.lexsort(self._ids.T[::-1])
         size = max(1, self.max_nodes // 2)
+        arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
         with torch.inference_mode(), fast_linears(self.loaded.model):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                front = first_front(tree_cache(self.loaded.model.config), group, self._ids[group])
+                front = first_front(tree_cache(self.loaded.model.config, arena), group, self._ids[group])
                 self._follow(front, last=start + size >= len(order))
                 begun(len(group))
                 while self._waiting() > self.max_nodes:
