@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from knowshift.errors import InputError
-from knowshift.weights import selection
+from knowshift.weights import radix as radix_module
+from knowshift.weights.brackets import bracketed
+from knowshift.weights.radix import radix
 from knowshift.weights.selection import Cut, choose, exact_count, fraction_name
 from knowshift.weights.tensors import Stretch, stretches, workers
 
@@ -26,8 +28,12 @@ class ListedKeys:
     def of(self, tensor: int, start: int, stop: int) -> Tensor:
         return self.tensors[tensor][start:stop].clone()
 
-    def scan(self, function: Any) -> Iterator[tuple[Stretch, Any]]:
-        parts = list(stretches([len(t) for t in self.tensors], self.piece))
+    @property
+    def sizes(self) -> list[int]:
+        return [len(tensor) for tensor in self.tensors]
+
+    def scan(self, function: Any, some: Any = None) -> Iterator[tuple[Stretch, Any]]:
+        parts = list(stretches(self.sizes, self.piece)) if some is None else some
         return zip(parts, self.run(lambda *s: function(self.of(*s)), parts), strict=True)
 
 
@@ -71,13 +77,13 @@ def test_the_first_k_are_those_of_a_stable_sort(
 def test_a_third_pass_finds_the_same_ends(lists: list[list[int]], piece: int) -> None:
     tensors = [torch.tensor(one, dtype=torch.int32) for one in lists]
     total = sum(map(len, lists))
-    kept = selection.KEPT
+    kept = radix_module.KEPT
     try:
-        selection.KEPT = 0  # as if more fell into the threshold bins than is held
+        radix_module.KEPT = 0  # as if more fell into the threshold bins than is held
         with workers(1) as run:
             cuts = choose(ListedKeys(tensors, run, piece), range(total + 1))
     finally:
-        selection.KEPT = kept
+        radix_module.KEPT = kept
     for count, cut in enumerate(cuts):
         assert chosen(tensors, cut, piece) == by_sorting(tensors, count)
 
@@ -91,6 +97,51 @@ def test_many_keys_of_one_value_across_many_pieces() -> None:
     assert int(mask.sum()) == 130_000
     assert bool(mask[-50_000:].all())
     assert bool(mask[:80_000].all())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_brackets_settle_what_counting_finds(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [60_000, 0, 1, 150_000, 90_000]
+    scores = [torch.randn(size, generator=generator).abs() * (1 + i) for i, size in enumerate(sizes)]
+    if seed % 3 == 1:  # few values, many of them equal
+        scores = [(score * 50).round() / 50 for score in scores]
+    if seed % 3 == 2:  # two in five did not change at all
+        scores = [score * (torch.rand(score.shape, generator=generator) < 0.6) for score in scores]
+    tensors = [score.view(torch.int32) for score in scores]
+    total = sum(sizes)
+    counts = [1, total // 100, total // 5, int(total * 0.59), int(total * 0.61), total - 1, total]
+    with workers(2) as run:
+        keys = ListedKeys(tensors, run, 5000)
+        guessed, counted = bracketed(keys, counts), radix(keys, counts)
+        assert guessed is not None
+        for count in counts:
+            one, other = guessed[count], counted[count]
+            assert (one.key, one.taken, one.there) == (other.key, other.taken, other.there)
+            assert [e for e in one.equals() if e[1]] == [e for e in other.equals() if e[1]]
+
+
+def test_brackets_give_up_when_the_sample_misleads() -> None:
+    torch.manual_seed(0)
+    tensors = [torch.zeros(400_000, dtype=torch.int32)]
+    with workers(1) as run:
+        keys = ListedKeys(tensors, run, 4096)
+        assert bracketed(keys, [1, 400_000]) is not None
+        sampled = torch.zeros(400_000, dtype=torch.bool)
+
+        class Misleading(ListedKeys):
+            """What the sample reads differs from what the pass reads."""
+
+            def scan(self, function: Any, some: Any = None) -> Iterator[tuple[Stretch, Any]]:
+                if some is not None:
+                    sampled[:] = True
+                    return iter(
+                        [(part, function(torch.full((part[2] - part[1],), 7, dtype=torch.int32))) for part in some]
+                    )
+                return super().scan(function)
+
+        assert bracketed(Misleading(tensors, run, 4096), [200_000]) is None
+        assert bool(sampled.all())
 
 
 def test_a_count_is_the_floor_of_the_decimal_as_written() -> None:

@@ -26,8 +26,9 @@ from knowshift.weights import criteria
 from knowshift.weights.criteria import INFINITE
 from knowshift.weights.layout import Place
 from knowshift.weights.pair import check_shapes, refuse_not_finite
+from knowshift.weights.radix import BINS, Refinement, find, upper_counts, upper_of
 from knowshift.weights.restore import FRACTIONS, as_reader, model_region
-from knowshift.weights.selection import BINS, Refinement, exact_count, find, fraction_name, upper_counts, upper_of
+from knowshift.weights.selection import exact_count, fraction_name
 from knowshift.weights.tensors import (
     LoadedTensors,
     TensorReader,

@@ -61,15 +61,17 @@ class PairKeys:
             return fapm_keys(base, tuned, self._means[tensor])
         return keys(self.criterion, base, tuned, self.pair.strict)
 
-    def scan(self, function: Callable[[Tensor], Any]) -> Iterator[tuple[Stretch, Any]]:
-        """((tensor, start, stop), function(keys)) of every stretch, in ranking order."""
-        for stretch, result in zip(
-            self._stretches(), self._run(lambda *s: function(self.of(*s)), self._stretches()), strict=True
-        ):
+    @property
+    def sizes(self) -> list[int]:
+        """Weights of each tensor; 0 for those left out by :meth:`alone`."""
+        sizes = self.pair.sizes
+        return sizes if self._only is None else [n if i == self._only else 0 for i, n in enumerate(sizes)]
+
+    def scan(
+        self, function: Callable[[Tensor], Any], some: Sequence[Stretch] | None = None
+    ) -> Iterator[tuple[Stretch, Any]]:
+        """((tensor, start, stop), function(keys)) of every stretch, or of ``some``, in ranking order."""
+        parts = list(stretches(self.sizes, self._piece)) if some is None else some
+        for stretch, result in zip(parts, self._run(lambda *s: function(self.of(*s)), parts), strict=True):
             self._progress(stretch[2] - stretch[1])
             yield stretch, result
-
-    def _stretches(self) -> Iterator[Stretch]:
-        for stretch in stretches(self.pair.sizes, self._piece):
-            if self._only is None or stretch[0] == self._only:
-                yield stretch

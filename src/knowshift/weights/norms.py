@@ -14,7 +14,8 @@ from torch import Tensor
 
 from knowshift.weights.criteria import absolute, random_keys
 from knowshift.weights.keys import PairKeys
-from knowshift.weights.selection import BINS, NOTHING, Cut, choose, upper_counts, upper_of
+from knowshift.weights.radix import BINS, upper_counts, upper_of
+from knowshift.weights.selection import NOTHING, Cut, choose
 from knowshift.weights.tensors import PIECE, Runner, WeightPair, stretches
 
 _LOW = 1 << 16

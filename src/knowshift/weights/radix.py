@@ -1,0 +1,104 @@
+"""Selection by counting: the upper 16 bits of every key, then the lower 16 inside the bins that matter.
+
+The bit pattern of a float32 is the key (see :mod:`knowshift.weights.criteria`), so inside a bin of the upper bits
+every value of the lower bits is one exact score. Nothing is sorted, nothing but counts is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from knowshift.weights.tensors import Stretch
+from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, at_least, compressed
+
+BINS = 1 << 16  # of the upper bits; keys may be negative
+_LIFT = 1 << 15
+_LOW = 1 << 16
+
+
+def radix(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold]:
+    """The threshold of each count, by counting upper bits and then lower bits."""
+    upper = torch.zeros(BINS, dtype=torch.int64)
+    for _, part in keys.scan(upper_counts):
+        upper += part
+    bins = {count: find(upper, count) for count in wanted}
+    refined = Refinement(bin_ for bin_, _ in bins.values())
+    kept = Kept(KEPT)
+    for stretch, low in keys.scan(refined.inside):
+        refined.add(low)
+        kept.add(stretch, low)
+    found = {}
+    for count, (bin_, over) in bins.items():
+        inside = refined.of(bin_)
+        low_bits, higher = find(inside, count - over)
+        key = ((bin_ - _LIFT) << 16) + low_bits
+        equals = partial(_equals, keys, key, kept, refined.place(key))
+        found[count] = Threshold(key, count - over - higher, int(inside[low_bits]), equals)
+    return found
+
+
+def _equals(keys: Keys, key: int, kept: Kept, value: int) -> Iterable[tuple[Stretch, int]]:
+    """How many equals of a key lie in each stretch: from what was kept (as ``value``), or from another pass."""
+    if kept.whole:
+        return ((stretch, int(torch.count_nonzero(held == value))) for stretch, held in kept)
+    return keys.scan(lambda values: int(torch.count_nonzero(values == key)))
+
+
+def upper_counts(keys: Tensor, weights: Tensor | None = None) -> Tensor:
+    """How many keys (or how much weight) each value of the upper bits holds: shape (BINS,), on the CPU."""
+    return torch.bincount((keys >> 16).add_(_LIFT), weights=weights, minlength=BINS).cpu()
+
+
+def upper_of(key: int) -> int:
+    """The bin of a key's upper bits."""
+    return (key >> 16) + _LIFT
+
+
+def find(counts: Tensor, wanted: int) -> tuple[int, int]:
+    """The bin, from the top, in which the ``wanted``-th weight lies, and how many lie above that bin."""
+    down = counts.flip(0).cumsum(0)
+    place = int(torch.searchsorted(down, wanted))
+    return len(counts) - 1 - place, int(down[place - 1]) if place else 0
+
+
+class Refinement:
+    """Counts of the lower 16 bits inside chosen bins of the upper bits: there each bin is one exact key."""
+
+    def __init__(self, bins: Iterable[int]) -> None:
+        self._bins = sorted(set(bins))
+        self._row = torch.full((BINS,), -1, dtype=torch.int32)
+        self._row[self._bins] = torch.arange(len(self._bins), dtype=torch.int32)
+        self._counts = torch.zeros(len(self._bins) * _LOW, dtype=torch.int64)
+
+    def inside(self, keys: Tensor) -> Tensor:
+        """Places in the table of the keys that fall in a chosen bin, in their order: int32 on the CPU."""
+        mask: Tensor | None = None
+        for bin_ in self._bins:
+            low = (bin_ - _LIFT) << 16
+            here = at_least(keys, low)
+            if bin_ < BINS - 1:
+                here &= ~at_least(keys, low + _LOW)
+            mask = here if mask is None else mask.logical_or_(here)
+        kept = keys[:0] if mask is None else compressed(keys, mask)
+        row = self._row.to(keys.device)[(kept >> 16).add_(_LIFT)]
+        return (row << 16 | (kept & 0xFFFF)).cpu()
+
+    def add(self, places: Tensor) -> None:
+        """Take in what :meth:`inside` gave; one thread at a time."""
+        if len(places) > _LOW:
+            self._counts += torch.bincount(places, minlength=len(self._counts))
+        else:
+            self._counts.index_add_(0, places, torch.ones((), dtype=torch.int64).expand(len(places)))
+
+    def of(self, bin_: int) -> Tensor:
+        """Counts of one bin's lower bits: shape (65536,)."""
+        row = int(self._row[bin_])
+        return self._counts[row * _LOW : (row + 1) * _LOW]
+
+    def place(self, key: int) -> int:
+        """Where a key of a chosen bin is counted."""
+        return int(self._row[upper_of(key)]) << 16 | (key & 0xFFFF)
