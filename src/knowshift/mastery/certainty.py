@@ -26,6 +26,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+#: Both parameters of the prior over a fact's mean rate in :func:`level_probabilities`.
+PRIOR = 0.25
+
+
 def rate_interval(prompt_hits: Sequence[int], prompt_draws: Sequence[int], confidence: float = 0.95) -> Floats:
     """Lower and upper end of an interval for R over prompts like these: float64 [2], within [0, 1].
 
@@ -68,20 +72,18 @@ def level_probabilities(
 ) -> Floats:
     """The probability of each level in another full run over the same prompts: float64 [5], sums to 1.
 
-    Each prompt's own rate is given a Beta posterior around the rates of the fact's other prompts (empirical Bayes
-    with a concentration fitted by moments, so that a prompt with few draws leans on the others), and full runs are
-    drawn from it. NaN without draws.
+    Full runs are drawn from a posterior: the mean rate over prompts from Beta(1/4 + hits, 1/4 + misses), heavy at both
+    ends as mean rates are, each prompt's own rate from the Beta distribution around it whose concentration fits the
+    spread between prompts (empirical Bayes), so that a prompt with few draws leans on the others. NaN without draws.
     """
     hits, draws = np.asarray(prompt_hits, dtype=float), np.asarray(prompt_draws, dtype=float)
     if draws.sum() == 0:
         return np.full(LEVELS, np.nan)
     rng = np.random.default_rng(seed)
-    mean = (hits.sum() + 0.5 * PSEUDO) / (draws.sum() + PSEUDO)
-    concentration = _concentration(hits[draws > 0], draws[draws > 0], float(mean))
+    concentration = _concentration(hits[draws > 0], draws[draws > 0])
+    mean = rng.beta(PRIOR + hits.sum(), PRIOR + (draws - hits).sum(), size=(samples, 1))
     rates = rng.beta(
-        np.maximum(mean * concentration + hits, 1e-9),
-        np.maximum((1 - mean) * concentration + draws - hits, 1e-9),
-        size=(samples, len(hits)),
+        np.maximum(mean * concentration + hits, 1e-9), np.maximum((1 - mean) * concentration + draws - hits, 1e-9)
     )
     again = rng.binomial(draws_per_prompt, rates).sum(axis=1)
     levels = -(-4 * again // (draws_per_prompt * len(hits)))
@@ -89,17 +91,16 @@ def level_probabilities(
     return counts
 
 
-#: Draws' worth of "one half" in the mean over prompts: a fact without a hit is not certain never to have one.
-PSEUDO = 0.5
+def _concentration(hits: Floats, draws: Floats) -> float:
+    """a + b of the Beta distribution that the prompts' rates seem to come from, by moments; between 0.2 and 200.
 
-
-def _concentration(hits: Floats, draws: Floats, mean: float) -> float:
-    """a + b of the Beta distribution that the prompts' rates seem to come from, by moments; between 0.2 and 200."""
-    if len(draws) < 2 or not 0 < hits.sum() < draws.sum():
-        return 1.0
+    Where no prompt or every draw hits, no spread is seen, and the prompts are taken to be alike.
+    """
+    mean = float(hits.sum() / draws.sum())
+    if len(draws) < 2 or not 0 < mean < 1:
+        return 200.0
     spread = float(np.average((hits / draws - mean) ** 2, weights=draws))
-    noise = mean * (1 - mean) / float(draws.mean())
-    between = max(spread - noise, 1e-6)
+    between = max(spread - mean * (1 - mean) / float(draws.mean()), 1e-6)
     return float(np.clip(mean * (1 - mean) / between - 1, 0.2, 200.0))
 
 

@@ -151,10 +151,10 @@ def _sure(session: Any, asked: Asked, fact: int, error: float) -> bool:
     least, most = plausible_hits(hits, draws, total, error)
     if level_of(least, total) == level_of(most, total):
         return True
-    return hits == 0 and level_of(most, total) <= 1 and _rest(session, asked, fact) <= REST * error
+    return hits == 0 and level_of(most, total) <= 1 and _rest(session, asked, fact, REST * error) <= REST * error
 
 
-def _rest(session: Any, asked: Asked, fact: int) -> float:
+def _rest(session: Any, asked: Asked, fact: int, enough: float) -> float:
     """Hits that the draws not yet made are expected to bring: from the probabilities of the answer's first token."""
     where = asked.facts[fact]
     expected = getattr(session, "expected", None)
@@ -162,9 +162,11 @@ def _rest(session: Any, asked: Asked, fact: int) -> float:
         return float("inf")
     made = (session.hit[where] >= 0).sum(axis=1)
     begun = np.flatnonzero(made)
-    a_draw = expected[where][begun] / made[begun]
+    a_draw = expected[where][begun] / made[begun, None]
     remaining = asked.total(fact) - int(made.sum())
-    rest = float(a_draw.mean()) * remaining
-    if rest > REST * 1e-3 and np.isfinite(rest):
-        rest = float((a_draw * session.direct(where.start + begun)).mean()) * remaining
+    rest = float(a_draw.sum(axis=1).mean()) * remaining
+    if np.isfinite(rest) and rest > enough:
+        # The first token overstates a longer answer that shares it with others.
+        whole = a_draw[:, 0] * session.direct(where.start + begun) + a_draw[:, 1]
+        rest = float(whole.mean()) * remaining
     return rest if np.isfinite(rest) else float("inf")

@@ -29,10 +29,10 @@ def draw_tokens(
     one pass over the distribution, however many draws there are. Probabilities in float32, sums of blocks in
     float64. A token of probability zero is never drawn.
 
-    Also returns the probability [D] of the tokens ``watched_DF`` together (-1: none) in each draw's distribution.
+    Also returns the probability [D, F] of each of the tokens ``watched_DF`` (-1: none) in each draw's distribution.
     """
     token = np.empty(len(row_D), dtype=np.int64)
-    chance = np.zeros(len(row_D))
+    chance = np.zeros((len(row_D), 0 if watched_DF is None else watched_DF.shape[1]))
     order = np.argsort(row_D, kind="stable")
     size = max(1, SLICE_BYTES // (4 * logits_KV.shape[1])) if logits_KV.device.type == "cpu" else len(logits_KV)
     edges = np.searchsorted(row_D[order], np.arange(0, len(logits_KV) + size, size))
@@ -79,8 +79,8 @@ def _draw_slice(
     last = width - 1 - (inner_DW.flip(1) > 0).int().argmax(dim=1)
     token: Ints = (block * width + torch.minimum(within, last)).cpu().numpy()
     if watched_DF is None:
-        return token, np.zeros(len(row_D))
+        return token, np.zeros((len(row_D), 0))
     watched = torch.from_numpy(watched_DF).to(device)
     parts = weight_KV[row[:, None], watched.clamp(min=0)].double().masked_fill(watched < 0, 0.0)
-    chance: NDArray[np.float64] = (parts.sum(dim=1) / total).cpu().numpy()
+    chance: NDArray[np.float64] = (parts / total[:, None]).cpu().numpy()
     return token, chance

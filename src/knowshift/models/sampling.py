@@ -61,9 +61,9 @@ class TreeSession:
     Attributes:
         hit: int8 [prompts, draws], 1 for a draw that holds an accepted answer, 0 for one that does not, -1 for one
             that has not been made.
-        expected: float64 [prompts], how often the draws made so far came to the first token of an answer, in
-            expectation: the sum of that token's probability over all positions of all draws. NaN where an answer's
-            first token cannot be told.
+        expected: float64 [prompts, 2], how often the draws made so far came to the first token of an answer, in
+            expectation: the sum of that token's probability over all positions of all draws; for the answer spelled
+            after a space, and for other spellings. NaN where an answer's first token cannot be told.
     """
 
     def __init__(
@@ -92,11 +92,11 @@ class TreeSession:
         self._keep = keep
         self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
         self.texts: list[Counter[str]] | None = [Counter() for _ in prompts] if keep_texts else None
-        self.expected = np.zeros(len(prompts))
-        self._watched: Ints | None = None
+        self.expected = np.zeros((len(prompts), 2))
+        self._watched: list[Ints] | None = None
         if watch:
             self._watched = _first_tokens(loaded, accepted)
-            self.expected[self._watched[:, 0] < 0] = np.nan
+            self.expected[self._watched[0][:, 0] < 0] = np.nan
         self._limits = max_nodes or nodes_that_fit(loaded, self._encoded, max_new_tokens)
         self._walk = self._new_walk()
         self._begun = False
@@ -158,11 +158,13 @@ class TreeSession:
         return np.array([ratio[int(p)] for p in prompts])
 
     def _choose(self, logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
-        watched = None if self._watched is None else self._watched[prompt]
+        watched = None if self._watched is None else np.hstack([table[prompt] for table in self._watched])
         uniform = uniforms(self._streams[prompt], number, step)
         token, chance = draw_tokens(logits_KV, row, uniform, self.temperature, watched)
-        if watched is not None:
-            np.add.at(self.expected, prompt, chance)
+        if self._watched is not None:
+            spaced = self._watched[0].shape[1]
+            both = np.stack([chance[:, :spaced].sum(axis=1), chance[:, spaced:].sum(axis=1)], axis=1)
+            np.add.at(self.expected, prompt, both)
         return token
 
     def _took(self, prompt: int, numbers: Ints, text: bytes, how: str) -> None:
@@ -351,15 +353,23 @@ def _answer_ids(loaded: LoadedModel, answer: str) -> list[int] | None:
     return list(both[len(word) :]) if both[: len(word)] == word and len(both) > len(word) else None
 
 
-def _first_tokens(loaded: LoadedModel, accepted: Sequence[Sequence[str]]) -> Ints:
-    """The distinct first tokens of the answers of every prompt [prompts, most], filled up with -1."""
-    known: dict[tuple[str, ...], list[int]] = {}
+def _first_tokens(loaded: LoadedModel, accepted: Sequence[Sequence[str]]) -> list[Ints]:
+    """The distinct first tokens of each prompt's answers, after a space and otherwise: two [prompts, most], -1 filled.
+
+    The first row of a prompt is empty where an answer cannot be told apart from the word before it.
+    """
+    known: dict[tuple[str, ...], tuple[list[int], list[int]]] = {}
     for answers in map(tuple, accepted):
         if answers not in known:
             spelled = [_answer_ids(loaded, answer) for answer in answers]
-            known[answers] = sorted({ids[0] for ids in spelled if ids}) if all(spelled) else []
-    width = max((len(ids) for ids in known.values()), default=1) or 1
-    table = np.full((len(accepted), width), -1, dtype=np.int64)
-    for row, answers in zip(table, map(tuple, accepted), strict=True):
-        row[: len(known[answers])] = known[answers]
-    return table
+            after_space = {ids[0] for ids in spelled if ids} if all(spelled) else set()
+            bare = loaded.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
+            known[answers] = (sorted(after_space), sorted({ids[0] for ids in bare if ids} - after_space))
+    tables = []
+    for which in (0, 1):
+        width = max((len(tokens[which]) for tokens in known.values()), default=1) or 1
+        table = np.full((len(accepted), width), -1, dtype=np.int64)
+        for row, answers in zip(table, map(tuple, accepted), strict=True):
+            row[: len(known[answers][which])] = known[answers][which]
+        tables.append(table)
+    return tables
