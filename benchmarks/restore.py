@@ -243,7 +243,8 @@ def print_table(found: list[Contender]) -> None:
         over_copy = f"{mine / compared:.2f}" if compared else ""
         over_script = f"{script / mine:.1f}" if script and "four" not in one.name else ""
         print(
-            f"| {one.name} | {mine:.2f} | {runs} | {processor:.2f} | {max(one.peak):.0f} | {over_copy} | {over_script} |"
+            f"| {one.name} | {mine:.2f} | {runs} | {processor:.2f} | {max(one.peak):.0f} | {over_copy} "
+            f"| {over_script} |"
         )
     sweep = median.get("knowshift, seven fractions in memory")
     both = [median[name] for name in ("authors' script 1%", "authors' script 20%") if name in median]
