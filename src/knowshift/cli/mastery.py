@@ -34,7 +34,7 @@ def mastery(
     stopping: Annotated[
         str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
     ] = "full",
-    error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.05,
+    error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.1,
     compare: Annotated[Path | None, typer.Option(help="Another record of these facts: how far levels agree.")] = None,
     certainty: Annotated[Path | None, typer.Option(help="Also write intervals and level probabilities here.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Also write prompts.csv and prompts.svg to this folder.")] = None,

@@ -31,9 +31,9 @@ Ints = NDArray[np.int64]
 
 STOPPING = ("full", "exact", "sequential")
 #: Error rate of ``sequential``; chosen with benchmarks/mastery.py, see docs/mastery.md.
-ERROR = 0.05
+ERROR = 0.1
 #: Shares of the draws after which ``sequential`` looks.
-LOOKS = (0.1, 0.2, 0.35, 0.6, 1.0)
+LOOKS = (0.1, 0.18, 0.28, 0.42, 0.58, 0.78, 1.0)
 #: Share of the prompts after which ``exact`` looks first: fewer can decide nothing but by great luck.
 FIRST_LOOK = 0.76
 #: ``sequential`` calls a fact level 0 when the remaining draws are expected to bring fewer hits than this times e.
@@ -124,7 +124,7 @@ def draw_sequential(
                 numbers[asked.facts[fact].start + prompt] = draws
             done[fact] = until
         session.draw(numbers, begun)
-        open_facts = [fact for fact in open_facts if not _sure(session, asked, fact, error)]
+        open_facts = _unsure(session, asked, open_facts, error)
         if not open_facts:
             break
     return session.hit, session.positions
@@ -145,28 +145,42 @@ def _certain(hit: NDArray[np.int8], asked: Asked, fact: int) -> bool:
     return certain_level(hits, draws, asked.total(fact)) is not None
 
 
-def _sure(session: Any, asked: Asked, fact: int, error: float) -> bool:
-    hits, draws = _tally(session.hit, asked.facts[fact])
-    total = asked.total(fact)
-    least, most = plausible_hits(hits, draws, total, error)
-    if level_of(least, total) == level_of(most, total):
-        return True
-    return hits == 0 and level_of(most, total) <= 1 and _rest(session, asked, fact, REST * error) <= REST * error
+def _unsure(session: Any, asked: Asked, facts: Sequence[int], error: float) -> list[int]:
+    """Those of the facts that need more draws."""
+    unsure: list[int] = []
+    hitless: list[int] = []
+    for fact in facts:
+        hits, draws = _tally(session.hit, asked.facts[fact])
+        total = asked.total(fact)
+        least, most = plausible_hits(hits, draws, total, error)
+        if level_of(least, total) != level_of(most, total):
+            (hitless if hits == 0 and level_of(most, total) <= 1 else unsure).append(fact)
+    if hitless and getattr(session, "expected", None) is not None:
+        rest = _rest(session, asked, hitless, REST * error)
+        unsure += [fact for fact, more in zip(hitless, rest, strict=True) if not more <= REST * error]
+    else:
+        unsure += hitless
+    return sorted(unsure)
 
 
-def _rest(session: Any, asked: Asked, fact: int, enough: float) -> float:
-    """Hits that the draws not yet made are expected to bring: from the probabilities of the answer's first token."""
-    where = asked.facts[fact]
-    expected = getattr(session, "expected", None)
-    if expected is None:
-        return float("inf")
-    made = (session.hit[where] >= 0).sum(axis=1)
-    begun = np.flatnonzero(made)
-    a_draw = expected[where][begun] / made[begun, None]
-    remaining = asked.total(fact) - int(made.sum())
-    rest = float(a_draw.sum(axis=1).mean()) * remaining
-    if np.isfinite(rest) and rest > enough:
-        # The first token overstates a longer answer that shares it with others.
-        whole = a_draw[:, 0] * session.direct(where.start + begun) + a_draw[:, 1]
-        rest = float(whole.mean()) * remaining
-    return rest if np.isfinite(rest) else float("inf")
+def _rest(session: Any, asked: Asked, facts: Sequence[int], enough: float) -> list[float]:
+    """Hits that the draws not yet made of each fact are expected to bring; NaN where the engine cannot tell.
+
+    From the probabilities of the answer's first token; where that comes to more than ``enough``, the rest of the
+    answer is looked at too, because a first token that many answers share overstates each of them.
+    """
+    begun, rates, remaining = [], [], []
+    for fact in facts:
+        where = asked.facts[fact]
+        made = (session.hit[where] >= 0).sum(axis=1)
+        own = np.flatnonzero(made)
+        begun.append(where.start + own)
+        rates.append(session.expected[where][own] / made[own, None])
+        remaining.append(asked.total(fact) - int(made.sum()))
+    rest = [float(rate.sum(axis=1).mean()) * left for rate, left in zip(rates, remaining, strict=True)]
+    long = [i for i, more in enumerate(rest) if more > enough]
+    if long:
+        ratios = session.direct(np.concatenate([begun[i] for i in long]))
+        for i, ratio in zip(long, np.split(ratios, np.cumsum([len(begun[i]) for i in long])[:-1]), strict=True):
+            rest[i] = float((rates[i][:, 0] * ratio + rates[i][:, 1]).mean()) * remaining[i]
+    return rest

@@ -101,6 +101,7 @@ class TreeSession:
         self._walk = self._new_walk()
         self._begun = False
         self._scored = 0
+        self._ratio = np.full(len(prompts), np.nan)
 
     @property
     def positions(self) -> int:
@@ -118,8 +119,15 @@ class TreeSession:
     def direct(self, prompts: Ints) -> NDArray[np.float64]:
         """P(the answer right after the prompt) / P(its first token there), for prompts that have been read.
 
-        The first accepted answer only, spelled as the tokenizer does after a space: float64 [len(prompts)].
+        The first accepted answer only, spelled as the tokenizer does after a space: float64 [len(prompts)]. Computed
+        once for each prompt; many prompts at a time are cheaper than one by one.
         """
+        new = prompts[np.isnan(self._ratio[prompts])]
+        if len(new):
+            self._ratio[new] = self._score(new)
+        return self._ratio[prompts]
+
+    def _score(self, prompts: Ints) -> NDArray[np.float64]:
         spelled: dict[str, list[int] | None] = {}
         for answer in {self._accepted[p][0] for p in prompts}:
             spelled[answer] = _answer_ids(self.loaded, answer)
