@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from knowshift.errors import InputError
+from knowshift.facts.asking import QUESTION
 from knowshift.facts.relations import RELATIONS
 
 Split = Literal["train", "test"]
@@ -19,7 +20,8 @@ class Fact:
     """One closed-book question with its answer (paper section 2).
 
     ``exposures`` is how often a pre-training corpus states the fact; it is known for invented and for
-    pre-trained worlds only. ``prompts`` overrides the relation's completion prompts (already filled in).
+    pre-trained worlds only. ``prompts`` overrides the relation's completion prompts; the subject is filled in already,
+    and ``{question}`` in them stands for the question, so that many facts may share one tuple.
     """
 
     id: str  # unique within a source, e.g. "P19.train.17"
@@ -42,7 +44,7 @@ class Fact:
 def completion_prompts(fact: Fact) -> tuple[str, ...]:
     """The prompts that mastery samples from: the fact's own, else its relation's 21 with the subject filled in."""
     if fact.prompts:
-        return fact.prompts
+        return tuple(prompt.replace(QUESTION, fact.question) for prompt in fact.prompts)
     relation = RELATIONS.get(fact.relation)
     if relation is None:
         raise InputError(f"fact {fact.id}: relation {fact.relation!r} has no completion prompts and the fact has none")

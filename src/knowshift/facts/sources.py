@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
@@ -18,6 +18,7 @@ from knowshift.facts.entity_questions import read_entity_questions
 from knowshift.facts.fact import Fact
 from knowshift.facts.fetching import fetch_entity_questions
 from knowshift.facts.leakage import Leakage, without_leaked
+from knowshift.facts.public_sets import read_nq_open, read_popqa, read_triviaqa
 from knowshift.facts.tables import read_table_facts, read_world_facts
 
 #: The forms that ``load_facts`` understands.
@@ -26,12 +27,21 @@ FORMS = (
     "entity-questions:PATH",
     "world:tiny",
     "world:PATH",
+    "popqa:FILE",
+    "triviaqa:FILE",
+    "nq-open:FILE",
     "FILE.csv",
     "FILE.jsonl",
     "FILE.parquet",
 )
 
-_SCHEMES = ("entity-questions", "world")
+#: Published sets that are one file.
+_PUBLIC: Mapping[str, Callable[[Path], tuple[Fact, ...]]] = {
+    "popqa": read_popqa,
+    "triviaqa": read_triviaqa,
+    "nq-open": read_nq_open,
+}
+_SCHEMES = ("entity-questions", "world", *_PUBLIC)
 _TABLES = (".csv", ".jsonl", ".parquet")
 _every_field = attrgetter(*(field.name for field in fields(Fact)))
 
@@ -40,7 +50,7 @@ _every_field = attrgetter(*(field.name for field in fields(Fact)))
 class FactSource:
     """Facts under a name that says where they are from, without the place on this machine."""
 
-    name: str  # "entity-questions", "world:tiny", "capitals.csv"
+    name: str  # "entity-questions", "world:tiny", "popqa:test.tsv", "capitals.csv"
     facts: tuple[Fact, ...]
     published: Leakage | None = None  # leakage in the files before any filter, where that differs
 
@@ -59,12 +69,14 @@ def load_facts(source: str, aliases: bool = True) -> FactSource:
     :class:`InputError` with one line for whatever is not there or not as it should be.
     """
     scheme, colon, rest = source.partition(":")
-    if source.lower().endswith(_TABLES) and scheme not in _SCHEMES:
+    if source.lower().endswith(_TABLES) and not _has_scheme(source):
         loaded = FactSource(Path(source).name, read_table_facts(Path(source)))
     elif scheme == "entity-questions" and not colon:
         return load_entity_questions(fetch_entity_questions(), aliases)
     elif scheme == "entity-questions" and rest:
         return load_entity_questions(Path(rest), aliases)
+    elif scheme in _PUBLIC and rest:
+        loaded = FactSource(f"{scheme}:{Path(rest).name}", _PUBLIC[scheme](Path(rest)))
     elif scheme == "world" and rest == "tiny":
         with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
             loaded = FactSource(source, read_world_facts(path))
@@ -108,6 +120,17 @@ def _world(folder: Path) -> Path:
     return folder / "facts.parquet"
 
 
+def _has_scheme(source: str) -> bool:
+    """Whether there is a scheme in front, known or not: a word and a colon, and no file of the whole name."""
+    scheme, colon, _ = source.partition(":")
+    return (
+        bool(colon)
+        and len(scheme) > 1
+        and scheme.replace("-", "").replace("_", "").isalnum()
+        and (scheme in _SCHEMES or not Path(source).exists())
+    )
+
+
 def _hint(source: str) -> str:
     path = Path(source)
     if path.suffix == ".zip" or (path.is_dir() and (path / "dataset").is_dir()):
@@ -115,4 +138,4 @@ def _hint(source: str) -> str:
     if path.is_dir() and (path / "facts.parquet").is_file():
         return f"; nearest: 'world:{source}'"
     scheme, _, rest = source.partition(":")
-    return nearest(f"{scheme}:PATH" if rest not in ("", "tiny") else source, FORMS)
+    return nearest(source if rest in ("", "tiny") else f"{scheme}:{'FILE' if path.suffix else 'PATH'}", FORMS)
