@@ -253,8 +253,8 @@ class _Stream:
             trouble: Exception | None = None
             try:
                 value, end = self._parse(self._text, self._at)
-                # A number at the edge may go on in the next piece.
-                if end < len(self._text) or self._over:
+                # A number at the edge may go on in the next piece ("1" or "1." of "1.0").
+                if self._over or self._text[end : end + 1].strip(".eE+-0123456789"):
                     self._at = end
                     return value
             except RecursionError:

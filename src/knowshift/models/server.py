@@ -380,6 +380,7 @@ class CompletionsServer:
             if response.length:
                 raise http.client.IncompleteRead(b"".join(parts), response.length)
             kept = not response.will_close
+            response.close()  # read1 does not do so by itself, and an open one keeps the connection from further use
             return response.status, response.headers, b"".join(parts).decode("utf-8", "replace")
         finally:
             with self._lock:
