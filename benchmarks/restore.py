@@ -50,6 +50,24 @@ for fraction, count in RestorationSweep(model, base, tuned=tuned).run():
     pass
 print(f"of which the sweep itself {time.perf_counter() - start:.2f} s", file=sys.stderr)
 """
+AGREEMENT = """
+import json, sys
+from pathlib import Path
+from knowshift.weights.checkpoint import StoredTensors
+from knowshift.weights.criteria import authors
+from knowshift.weights.tensors import number_of
+base, tuned, ours, theirs = (StoredTensors(Path(folder)) for folder in sys.argv[1:])
+made = json.loads((ours.folder / "knowshift.json").read_text())
+differing = tied = 0
+for name, shape in ours.shapes.items():
+    one, other = (side.read(name, 0, number_of(shape)) for side in (ours, theirs))
+    apart = one != other
+    score = authors(base.read(name, 0, number_of(shape))[apart], tuned.read(name, 0, number_of(shape))[apart])
+    differing += len(score)
+    tied += int((score == made["threshold"]).sum())
+print(f"{made['restored']} weights restored by each; {differing} weights of the outputs differ, "
+      f"{tied} of them at the threshold's own score {made['threshold']:.6g}")
+"""
 
 
 @dataclass
@@ -190,6 +208,21 @@ def contenders(base: Path, tuned: Path, scratch: Path, authors: Path | None) -> 
     return found
 
 
+def agreement(base: Path, tuned: Path, scratch: Path, authors: Path) -> None:
+    """Have both restore 1% by the authors' rule, and say where the two checkpoints differ."""
+    ours, theirs = scratch / "ours", scratch / "theirs"
+    for folder in (ours, theirs):
+        shutil.rmtree(folder, ignore_errors=True)
+    for code, arguments in (
+        (KNOWSHIFT, ("restore", base, tuned, "--criterion", "authors", "--fraction", "0.01", "--output-dir", ours)),
+        (AUTHORS, (authors, base, tuned, theirs, "1")),
+        (AGREEMENT, (base, tuned, ours, theirs)),
+    ):
+        subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True, stderr=subprocess.DEVNULL)
+    for folder in (ours, theirs):
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="scratch folder on the disk to be measured")
@@ -197,6 +230,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--times", type=int, default=1, help="size of the pair, in multiples of 8 layers")
     parser.add_argument("--also-four", action="store_true", help="restore a pair four times the size, once a round")
+    parser.add_argument("--agreement", action="store_true", help="only compare what the authors' rule selects in both")
     parser.add_argument("--only", help="only contenders whose name contains this")
     parser.add_argument("--idle", type=float, default=0, help="wait at most so many seconds for an idle machine")
     parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
@@ -206,6 +240,11 @@ def main() -> None:
         write_pair(options.folder / f"base-{options.build}", options.folder / f"tuned-{options.build}", options.build)
         return
     base, tuned = build_pair(options.folder, LAYERS * options.times)
+    if options.agreement:
+        if options.authors is None:
+            parser.error("--agreement needs --authors")
+        agreement(base, tuned, options.folder, options.authors)
+        return
     found = contenders(base, tuned, options.folder, options.authors)
     if options.also_four:
         large = build_pair(options.folder, 4 * LAYERS * options.times)

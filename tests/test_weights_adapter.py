@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import AdaptedTensors
 from knowshift.weights.checkpoint import StoredTensors
-from knowshift.weights.checkpoints import restore_checkpoints
+from knowshift.weights.checkpoints import identity, restore_checkpoints
 from knowshift.weights.pair import open_pair
 from weights_pairs import loaded, same_bits, tiny_llama
 
@@ -91,6 +91,23 @@ def test_a_restored_adapter_is_a_whole_checkpoint(tmp_path: Path) -> None:
             assert bool(((most[name] == before[name]) | (most[name] == nothing[name])).all())
     assert not (done.output["0"] / "adapter_config.json").exists()
     assert "adapter" in json.loads((done.output["0"] / "knowshift.json").read_text())["tuned"]
+
+
+def test_an_adapter_made_for_another_model_is_said_to_be(tmp_path: Path) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+    path = adapter / "adapter_config.json"
+    config = json.loads(path.read_text())
+    (tmp_path / "other").mkdir()
+    for told in ("owner/another", str(tmp_path / "other")):
+        path.write_text(json.dumps({**config, "base_model_name_or_path": told}))
+        with pytest.warns(KnowshiftWarning, match=f"made for '{told}'; it fits .*base in names and shapes"):
+            open_pair(base, adapter)
+    for told in (None, "", str(base), "owner/base"):  # the last as in a hub cache, whose folders carry the name
+        path.write_text(json.dumps({**config, "base_model_name_or_path": told}))
+        open_pair(base, adapter)
+    made = identity(open_pair(base, adapter))["tuned"]
+    assert made["made_for"] == "owner/base"
+    assert made["files"]["adapter_model.safetensors"]["bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
 
 
 def test_what_is_not_plain_lora_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +181,50 @@ def test_an_output_folder_must_be_new_and_apart(tmp_path: Path) -> None:
             restore_checkpoints(base, tuned, output, {"0.2": 0.2})
     assert (tmp_path / "full" / "file").read_text() == "mine"
     assert not (tuned / "new").exists()
+
+
+def test_an_output_folder_must_be_makeable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, tuned = save_pair(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match=r"file/deep/out: .*/file is a file, not a folder"):
+        restore_checkpoints(base, tuned, tmp_path / "file" / "deep" / "out", {"0.2": 0.2})
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "out")
+    refused(tmp_path, "out: is a mount point; expected a new folder in it")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_output_folders_parent_must_be_writable(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path)
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(InputError, match=r"closed/deep/out: the folder .*closed cannot be written to"):
+        restore_checkpoints(base, tuned, tmp_path / "closed" / "deep" / "out", {"0.2": 0.2})
+
+
+def test_an_output_may_be_a_link_to_an_empty_folder(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "far")
+    done = restore_checkpoints(base, tuned, tmp_path / "out", {"0.2": 0.2})
+    assert done.output["0.2"] == tmp_path / "out"
+    assert (tmp_path / "far" / "model.safetensors").is_file()
+
+
+def test_a_wrong_criterion_makes_no_folder_on_the_way(tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path)
+    with pytest.raises(InputError, match="criterion 'abs' is not known"):
+        restore_checkpoints(base, tuned, tmp_path / "new" / "out", {"0.2": 0.2}, criterion="abs")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_pair(tmp_path)
+
+    def full(descriptor: int, data: object, begin: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    refused(tmp_path, "out: No space left on device; nothing was written")
 
 
 def test_too_little_disk_is_known_before_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

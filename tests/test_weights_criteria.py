@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,6 +20,7 @@ from knowshift.weights.criteria import (
     relative,
     score_of,
 )
+from weights_pairs import relative_by_definition
 
 EDGES = [0.0, -0.0, 1e-45, -1e-45, 1e-38, 1.0, -1.0, 1.5, 2.0**-126, 3.4e38, -3.4e38, 1e-3, 0.1]
 weights = st.lists(
@@ -28,24 +28,12 @@ weights = st.lists(
 )
 
 
-def by_definition(p: float, s: float) -> float:
-    """r in exact steps of float32, with the ranks that the module promises."""
-    p32, s32 = np.float32(p), np.float32(s)
-    if p32 == s32:
-        return 0.0
-    if p32 == 0:
-        return math.inf
-    with np.errstate(all="ignore"):
-        change = min(np.abs(s32 - p32), np.finfo(np.float32).max)
-        return float(min(change / np.abs(p32), np.finfo(np.float32).max))
-
-
 @given(weights, st.data())
 @settings(max_examples=150, deadline=None)
 def test_relative_change_is_its_definition(base: list[float], data: st.DataObject) -> None:
     tuned = data.draw(st.lists(st.sampled_from([*base, *EDGES]), min_size=len(base), max_size=len(base)))
     score = relative(torch.tensor(base), torch.tensor(tuned), strict=True)
-    assert score.tolist() == [by_definition(p, s) for p, s in zip(base, tuned, strict=True)]
+    assert score.tolist() == [relative_by_definition(p, s) for p, s in zip(base, tuned, strict=True)]
 
 
 def test_zero_bases_rank_before_every_finite_ratio() -> None:

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from knowshift.errors import InputError
 from knowshift.weights.checkpoint import StoredTensors
-from knowshift.weights.layout import ARCHITECTURES, in_region, place
+from knowshift.weights.layout import ARCHITECTURES, depth, in_region, place
+from knowshift.weights.pair import TIED_BY_DEFAULT
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -78,6 +79,17 @@ def test_a_llama_has_the_papers_seven_modules() -> None:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert {w.module for w in in_region(shapes, "llama")} == {"q", "k", "v", "o", "gate", "up", "down"}
     assert len(in_region(shapes, "llama")) == 14
+
+
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
+def test_what_ties_head_and_embeddings_by_default_is_known(model_type: str) -> None:
+    assert AutoConfig.for_model(model_type).tie_word_embeddings == (model_type in TIED_BY_DEFAULT)
+
+
+def test_depth_counts_the_layers_of_the_whole_model() -> None:
+    for model_type in ("llama", "gpt2", "mixtral", "gpt_neox"):  # three experts in each of two layers, once
+        assert depth({name: tuple(p.shape) for name, p in tiny(model_type).named_parameters()}, model_type) == 2
+    assert depth({"a.0.weight": (4, 4)}, "t5") == 0
 
 
 def test_an_unknown_architecture_gets_all_and_no_guess() -> None:

@@ -97,6 +97,18 @@ def test_lines_scales_by_depth() -> None:
     assert torch.equal(made[name], tuned[name])
 
 
+def test_lines_goes_by_the_models_depth_whatever_layers_are_asked_for() -> None:
+    model = tiny_llama(num_hidden_layers=3)
+    base = copy_of(model)
+    move(model)
+    tuned = copy_of(model)
+    for _ in RestorationSweep(model, base, "lines", layers=(0, 1)).run([0.5]):
+        for layer, scale in enumerate((0.5, 0.75, 1.0)):
+            name = f"model.layers.{layer}.mlp.up_proj.weight"
+            expected = base[name] + scale * (tuned[name] - base[name])
+            torch.testing.assert_close(dict(model.named_parameters())[name].detach(), expected)
+
+
 def test_the_spectral_threshold_has_its_published_values() -> None:
     assert published.hard_threshold(1.0) == pytest.approx(4 / math.sqrt(3), abs=1e-12)
     # Gavish and Donoho give 2.858 for a square matrix of unknown noise: threshold over median.

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from knowshift.errors import InputError
+from knowshift.weights import restore
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.criteria import CRITERIA, keys, random_keys
 from knowshift.weights.methods import METHODS
 from knowshift.weights.restore import RestorationSweep
 from knowshift.weights.selection import exact_count
 from knowshift.weights.tensors import copy_of
-from weights_pairs import move, same_bits, save_pair, tiny_llama
+from weights_pairs import move, relative_by_definition, same_bits, save_pair, tiny_llama
 
 GROWING = [name for name in METHODS if name not in ("interpolate", "dare", "lines", "dg-hard")]
 
@@ -197,3 +198,96 @@ def test_bad_input_is_named_and_the_model_stays_as_it_was() -> None:
         list(RestorationSweep(model, spoiled).run([0.1]))
     assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
     assert dict(RestorationSweep(model, spoiled, allow_nonfinite=True).run([0.1]))[0.1] > 0
+
+
+@pytest.mark.parametrize("criterion", METHODS)
+def test_no_criterion_touches_a_model_whose_base_is_not_finite(criterion: str) -> None:
+    base, model = pair_of_models()
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    name = "model.layers.1.self_attn.v_proj.weight"  # the last in ranking order
+    base[name].view(-1)[-1] = float("nan")
+    with pytest.raises(InputError, match=f"tensor '{name}' of the base: 1 NaN and 0 infinite"):
+        list(RestorationSweep(model, base, criterion).run([0.0, 1.0]))
+    assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("most", [0, 1 << 30])
+def test_many_steps_are_told_apart_with_and_without_labels(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restore, "LABELLED", most)
+    base, model = pair_of_models()
+    for parameter in base.values():
+        parameter += 100.0  # so that every weight differs, and a restored one shows
+    sweep = RestorationSweep(model, base, "random", threads=1, piece=1 << 20)
+    for steps in (1, 2, 255, 256):
+        *_, (_, count) = sweep.run([step / 300 for step in range(steps)])
+        held = dict(model.named_parameters())
+        assert sum(int((held[n] == base[n]).sum()) for n in region_of(model)) == count
+        assert count == exact_count((steps - 1) / 300, sweep.eligible)
+
+
+AWKWARD = [
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    2.0**-126,
+    1.0,
+    -1.0,
+    1.5,
+    3.4e38,
+    -3.4e38,
+    float("inf"),
+    float("-inf"),
+    float("nan"),
+]
+
+
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    share=st.sampled_from([0.1, 0.6, 1.0]),
+    fractions=st.lists(st.floats(0, 1), min_size=1, max_size=3, unique=True),
+    piece=st.sampled_from([97, 1 << 18]),
+)
+@settings(max_examples=25, deadline=None)
+def test_zeros_denormals_infinities_and_ties_rank_as_a_sort_ranks_them(
+    seed: int, dtype: torch.dtype, share: float, fractions: list[float], piece: int
+) -> None:
+    base, model = pair_of_models(dtype)
+    names = region_of(model)
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.tensor(AWKWARD).to(dtype)
+    held = dict(model.named_parameters())
+    for side in (base, {name: p.detach() for name, p in held.items()}):
+        for name in names:
+            drawn = values[torch.randint(len(values), side[name].shape, generator=generator)]
+            awkward = torch.rand(side[name].shape, generator=generator) < share
+            side[name].copy_(torch.where(awkward, drawn, side[name]))
+    p = torch.cat([base[name].reshape(-1) for name in names])
+    s = torch.cat([held[name].detach().reshape(-1).clone() for name in names])
+    scores = [relative_by_definition(*both) for both in zip(p.tolist(), s.tolist(), strict=True)]
+    order = torch.tensor(sorted(range(len(scores)), key=lambda place: -scores[place]))  # a stable sort
+    sweep = RestorationSweep(model, base, piece=piece, allow_nonfinite=True)
+    for fraction, count in sweep.run(sorted(fractions)):
+        assert count == exact_count(fraction, sweep.eligible)
+        expected = s.clone()
+        expected[order[:count]] = p[order[:count]]
+        assert same_bits(torch.cat([held[name].detach().reshape(-1) for name in names]), expected)
+
+
+def test_authors_mode_restores_what_their_rule_does_up_to_ties() -> None:
+    base, model = pair_of_models(torch.bfloat16)
+    tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = region_of(model)
+    p = torch.cat([base[name].reshape(-1) for name in names])
+    s = torch.cat([tuned[name].reshape(-1) for name in names])
+    score = (s - p).abs() / (p.abs() + 1e-8)  # their order of steps, each rounded to bfloat16
+    held = dict(model.named_parameters())
+    for fraction, count in RestorationSweep(model, base, "authors").run([0.01, 0.2, 0.4]):
+        assert count == int(len(score) * (100 * fraction) / 100.0)  # how they count
+        last = torch.topk(score, count).values[-1]
+        now = torch.cat([held[name].detach().reshape(-1) for name in names])
+        assert torch.equal(now[score > last], p[score > last])
+        assert torch.equal(now[score < last], s[score < last])
+        tied = score == last
+        assert int((now != s)[tied].sum()) == count - int((score > last).sum())

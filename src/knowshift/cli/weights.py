@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,7 +39,7 @@ def weights(
     region: RegionOption = "layers",
     layers: LayersOption = None,
     fraction: Annotated[
-        list[float] | None, typer.Option(help="Top fractions to tabulate; the paper's seven where not given.")
+        list[str] | None, typer.Option(help="Top fractions to tabulate; the paper's seven where not given.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Write the figure here, as SVG.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write one row a tensor here, as Parquet.")] = None,
@@ -57,15 +58,14 @@ def weights(
     from knowshift.weights.restore import FRACTIONS
     from knowshift.weights.selection import exact_count
 
-    fractions = fraction or list(FRACTIONS)
+    fractions = list(_fractions(fraction).values()) if fraction else list(FRACTIONS)
     for one in fractions:
         exact_count(one, 0)
-    for path in (figure, output):
-        if path is not None and path.is_dir():
-            raise InputError(f"{path}: is a folder; expected a file to write")
+    base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)
+    _check_files([path for path in (figure, output) if path is not None], [base_folder, tuned_folder])
     pair = open_pair(
-        _folder(base, base_revision),
-        _folder(tuned, revision),
+        base_folder,
+        tuned_folder,
         region,
         layers=_layers(layers),
         allow_nonfinite=allow_nonfinite,
@@ -135,7 +135,7 @@ def restore(
             base_folder,
             tuned_folder,
             output_dir,
-            _fractions(fraction, criterion, layers),
+            _fractions(fraction) if fraction else _whole(criterion, layers),
             criterion=criterion,
             region=region,
             layers=_layers(layers),
@@ -172,14 +172,32 @@ def _folder(name: str, revision: str | None) -> Path:
     return model_folder(name, revision=revision)
 
 
-def _fractions(given: list[str] | None, criterion: str, layers: str | None) -> dict[str, float]:
+def _check_files(files: list[Path], inputs: list[Path]) -> None:
+    """Refuse, before anything is read, files that could not be written or would lie among the inputs."""
+    from knowshift.records import check_output_file
+
+    for path in files:
+        if any(folder.resolve() in path.resolve().parents for folder in inputs):
+            raise InputError(f"{path}: lies in one of the inputs; expected a file elsewhere")
+        try:
+            check_output_file(path)
+        except PermissionError as error:  # not even its folder may be looked at
+            raise InputError(f"{path}: {error.strerror}") from None
+    if len({path.resolve() for path in files}) < len(files):
+        raise InputError(f"{files[0]}: asked for as --figure and as --output; expected two files")
+
+
+def _whole(criterion: str, layers: str | None) -> dict[str, float]:
+    """What is restored where no fraction is given: all of it, where that can be meant."""
+    if criterion == "dg-hard":
+        return {criterion: 1.0}
+    if layers is not None:
+        return {"1": 1.0}
+    raise InputError("--fraction is missing: expected a number from 0 to 1 (or --layers, to put whole layers back)")
+
+
+def _fractions(given: list[str]) -> dict[str, float]:
     """The fractions by the name that each was given by."""
-    if not given:
-        if criterion == "dg-hard":
-            return {criterion: 1.0}
-        if layers is not None:
-            return {"1": 1.0}
-        raise InputError("--fraction is missing: expected a number from 0 to 1 (or --layers, to put whole layers back)")
     fractions: dict[str, float] = {}
     for text in given:
         try:
@@ -195,11 +213,10 @@ def _fractions(given: list[str] | None, criterion: str, layers: str | None) -> d
 def _layers(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
-    first, _, last = text.partition("-")
-    try:
-        return int(first), int(last or first)
-    except ValueError:
-        raise InputError(f"--layers {text!r}: expected a layer or a range such as 0-3") from None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    if found is None:
+        raise InputError(f"--layers {text!r}: expected a layer or a range such as 0-3")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def _progress() -> Progress:
@@ -213,6 +230,7 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # elsewhere it would leave an empty line before a refusal
     )
 
 

@@ -71,6 +71,7 @@ class AdaptedTensors:
         self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
         config = read_json(folder / CONFIG)
         self._check(config)
+        self.base_name = str(config.get("base_model_name_or_path") or "")  # what it says it was made for
         self._products: dict[str, _Product] = {}
         self._whole: dict[str, Tensor] = {}
         self._read(config)
@@ -119,7 +120,7 @@ class AdaptedTensors:
             pickled = sorted(found.name for pattern in PICKLED for found in self.folder.glob(pattern))
             what = f"pickled weights ({pickled[0]}) are refused" if pickled else "no adapter weights"
             raise InputError(f"{self.folder}: {what}; expected {WEIGHTS}")
-        read_shard(path)  # names what is wrong with a damaged file
+        self.shard = read_shard(path)  # names what is wrong with a damaged file
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in load_file(path).items():
             name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")

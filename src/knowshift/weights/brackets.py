@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knowshift.weights.tensors import Stretch
-from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed
+from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed, counted
 
 #: Weights in a region from which a sample pays.
 GUESS_FROM = 1 << 24
@@ -41,19 +41,19 @@ class Bracket:
 
     def sort_out(self, keys: Tensor) -> tuple[int, int, Tensor]:
         """(keys above, keys equal to ``common``, the others inside, in their order) of one stretch."""
-        over = above(keys, self.high) if self.high < _LAST else None
         inside = at_least(keys, self.low)
         number = 0
-        if over is not None:
-            inside &= ~over
-            number = int(torch.count_nonzero(over))
+        if self.high < _LAST:
+            over = above(keys, self.high)
+            inside ^= over  # what lies above the bracket also lies above its lower end
+            number = counted(over)
         equal = 0
         if self.common is not None:
             same = at_least(keys, self.common)
             if self.common < _LAST:
                 same &= ~above(keys, self.common)
             inside &= ~same
-            equal = int(torch.count_nonzero(same))
+            equal = counted(same)
         return number, equal, compressed(keys, inside).cpu()
 
 

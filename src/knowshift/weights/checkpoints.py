@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import knowshift
+from knowshift.errors import InputError
 from knowshift.records import folder_beside
-from knowshift.weights.checkpoint import StoredTensors
+from knowshift.weights.checkpoint import Shard, StoredTensors
 from knowshift.weights.criteria import NotFinite
 from knowshift.weights.methods import make_plan
 from knowshift.weights.pair import CheckpointPair, open_pair, refuse_not_finite
@@ -63,11 +65,24 @@ def restore_checkpoints(
         exact_count(fraction, 0)
     check_space(output_dir, bytes_needed(pair, len(fractions)))
     names = list(fractions)
+    eligible = sum(pair.weights.sizes)
+    shared = {
+        "made_by": f"knowshift {knowshift.__version__}",
+        **identity(pair),
+        "criterion": criterion,
+        "region": region,
+        "layers": list(layers) if layers else None,
+        "seed": seed,
+        "allow_nonfinite": allow_nonfinite,
+        "eligible": eligible,
+        **(about or {}),
+    }
     try:
-        with workers(threads) as run, folder_beside(output_dir) as beside:
+        with workers(threads) as run:
             plan = make_plan(
                 pair.weights,
                 pair.places,
+                pair.depth,
                 criterion,
                 list(fractions.values()),
                 seed,
@@ -75,33 +90,26 @@ def restore_checkpoints(
                 piece=piece,
                 progress=selecting,
             )
-            folders = [beside] if len(names) == 1 else [beside / name for name in names]
-            for folder in folders:
-                folder.mkdir(exist_ok=True)
-            written = write_checkpoints(pair, plan, folders, run, piece=piece, progress=writing)
-            eligible = sum(pair.weights.sizes)
-            for number, (name, folder, made) in enumerate(zip(names, folders, written, strict=True)):
-                assert plan.counts[number] in (None, made.restored), "counts of selection and writing differ"
-                write_provenance(
-                    folder,
-                    {
-                        "made_by": f"knowshift {knowshift.__version__}",
-                        **identity(pair),
-                        "criterion": criterion,
-                        "region": region,
-                        "layers": list(layers) if layers else None,
-                        "seed": seed,
-                        "allow_nonfinite": allow_nonfinite,
+            with folder_beside(output_dir.resolve()) as beside:
+                folders = [beside] if len(names) == 1 else [beside / name for name in names]
+                for folder in folders:
+                    folder.mkdir(exist_ok=True)
+                written = write_checkpoints(pair, plan, folders, run, piece=piece, progress=writing)
+                for number, (name, folder, made) in enumerate(zip(names, folders, written, strict=True)):
+                    assert plan.counts[number] in (None, made.restored), "counts of selection and writing differ"
+                    own = {
                         "fraction": fractions[name],
-                        "eligible": eligible,
                         "restored": made.restored,
                         "threshold": _finite(plan.thresholds[number]),
                         "files": made.files,
-                        **(about or {}),
-                    },
-                )
+                    }
+                    write_provenance(folder, {**shared, **own})
     except NotFinite:
         refuse_not_finite(pair.weights, str(base), str(tuned))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{output_dir}: {error.strerror}; nothing was written") from None
     outputs = [output_dir] if len(names) == 1 else [output_dir / name for name in names]
     return Restoration(
         eligible,
@@ -114,19 +122,15 @@ def restore_checkpoints(
 def identity(pair: CheckpointPair) -> dict[str, Any]:
     """Which files were read, for records: folder, and each weight file with its size and its header's SHA-256."""
     tuned = pair.tuned
-    return {
-        "base": _identity(pair.base),
-        "tuned": _identity(tuned) if isinstance(tuned, StoredTensors) else {"adapter": str(tuned.folder)},
-    }
+    if isinstance(tuned, StoredTensors):
+        of_tuned = {"folder": str(tuned.folder), "files": _files(tuned.shards)}
+    else:
+        of_tuned = {"adapter": str(tuned.folder), "files": _files([tuned.shard]), "made_for": tuned.base_name}
+    return {"base": {"folder": str(pair.base.folder), "files": _files(pair.base.shards)}, "tuned": of_tuned}
 
 
-def _identity(checkpoint: StoredTensors) -> dict[str, Any]:
-    return {
-        "folder": str(checkpoint.folder),
-        "files": {
-            shard.path.name: {"bytes": shard.size, "header_sha256": shard.header_sha256} for shard in checkpoint.shards
-        },
-    }
+def _files(shards: Sequence[Shard]) -> dict[str, dict[str, Any]]:
+    return {shard.path.name: {"bytes": shard.size, "header_sha256": shard.header_sha256} for shard in shards}
 
 
 def _finite(score: float | None) -> float | None:

@@ -184,6 +184,13 @@ def in_region(
     return kept
 
 
+def depth(shapes: Mapping[str, tuple[int, ...]], model_type: str) -> int:
+    """How many transformer layers a model has; 0 for an architecture whose layout is not known."""
+    if model_type not in ARCHITECTURES:
+        return 0
+    return 1 + max((place(name, shapes[name], model_type).layer or 0 for name in shapes), default=-1)
+
+
 def _belongs(where: Place, region: str) -> bool:
     if region == "layers":
         return where.layer is not None and where.kind in ("attention", "mlp", "other")

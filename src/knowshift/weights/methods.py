@@ -21,6 +21,7 @@ from knowshift.weights.layout import Place
 from knowshift.weights.norms import same_norm_cuts
 from knowshift.weights.selection import Cut, choose, exact_count
 from knowshift.weights.tensors import PIECE, Runner, WeightPair, stretches
+from knowshift.weights.thresholds import counted
 
 SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.
@@ -41,6 +42,7 @@ class Plan:
 
     pair: WeightPair
     places: Sequence[Place]
+    depth: int  # layers of the whole model
     criterion: str
     seed: int
     fractions: Sequence[float]
@@ -71,14 +73,13 @@ class Plan:
         for i in chosen:
             mask = selected(self.cuts[i][tensor], tensor, start, keys)
             values.append(mixed(mask, base, tuned))
-            restored.append(int(torch.count_nonzero(mask)))
+            restored.append(counted(mask))
         return values, restored
 
     def _blend(
         self, tensor: int, start: int, base: Tensor, tuned: Tensor, fractions: Sequence[float]
     ) -> tuple[list[Tensor], list[int]]:
         values, restored = [], []
-        numbers = [place.layer for place in self.places if place.layer is not None]
         for fraction in fractions:
             count = len(tuned)
             if fraction == 0.0:
@@ -90,7 +91,7 @@ class Plan:
             else:
                 scale = 1.0 - fraction
                 if self.criterion == "lines":
-                    scale = published.lines_scale(self.places[tensor].layer, max(numbers, default=0) + 1, fraction)
+                    scale = published.lines_scale(self.places[tensor].layer, self.depth, fraction)
                 if scale == 1.0:
                     value, count = tuned, 0
                 elif scale == 0.0:
@@ -118,14 +119,22 @@ def mixed(mask: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
 
     Bit operations take a tenth of the time of ``torch.where``, whose branches cannot be predicted here.
     """
+    value = tuned.clone()
+    mix_into(value, mask, base)
+    return value
+
+
+def mix_into(tuned: Tensor, mask: Tensor, base: Tensor) -> None:
+    """The same, in place."""
     bits = _BITS[tuned.element_size()]
-    new, old = base.to(tuned.dtype).view(bits), tuned.view(bits)
-    return ((new ^ old).bitwise_and_(mask.to(bits).neg_())).bitwise_xor_(old).view(tuned.dtype)
+    old = tuned.view(bits)
+    old.bitwise_xor_((base.to(tuned.dtype).view(bits) ^ old).bitwise_and_(mask.to(bits).neg_()))
 
 
 def make_plan(
     pair: WeightPair,
     places: Sequence[Place],
+    depth: int,
     criterion: str,
     fractions: Sequence[float],
     seed: int,
@@ -151,12 +160,12 @@ def make_plan(
     everywhere = range(len(sizes))
 
     def plan(found: Sequence[int | None], scores: Sequence[float | None], cuts: Sequence[Cuts] = ()) -> Plan:
-        return Plan(pair, places, criterion, seed, fractions, found, scores, keys, cuts)
+        return Plan(pair, places, depth, criterion, seed, fractions, found, scores, keys, cuts)
 
     if criterion in (*published.BLENDS, *published.SPECTRAL):
         return plan([None for _ in fractions], none)
     if criterion in published.PER_TENSOR:
-        per_fraction = [_within(keys, criterion, fraction) for fraction in fractions]
+        per_fraction = _within(keys, criterion, fractions)
         return plan([_count(by, sizes) for by in per_fraction], none, per_fraction)
     if criterion == SAME_NORM:
         chosen = same_norm_cuts(pair, counts, seed, run)
@@ -166,6 +175,17 @@ def make_plan(
     return plan(counts, scores, [dict.fromkeys(everywhere, (cut, None)) for cut in chosen])
 
 
+def check_unread(plan: Plan, run: Runner, piece: int = PIECE) -> None:
+    """Raise :class:`~knowshift.weights.criteria.NotFinite` for weights that making the plan had no need to look at.
+
+    A file is checked as it is written; a model that is changed in place must be known to be sound before.
+    """
+    pair = plan.pair
+    if pair.strict and plan.criterion not in _CHECKED:
+        for _ in run(lambda *stretch: check_finite(*pair.read(*stretch)), stretches(pair.sizes, piece)):
+            pass
+
+
 def selected(cuts: tuple[Cut, Cut | None], tensor: int, start: int, keys: Tensor) -> Tensor:
     """Which weights of a stretch are restored: bool, shape of ``keys``."""
     first, until = cuts
@@ -173,19 +193,22 @@ def selected(cuts: tuple[Cut, Cut | None], tensor: int, start: int, keys: Tensor
     return mask if until is None else mask | ~until.mask(tensor, start, keys)
 
 
-def _within(keys: PairKeys, criterion: str, fraction: float) -> Cuts:
-    """Cuts of one fraction, tensor by tensor."""
-    cuts: dict[int, tuple[Cut, Cut | None]] = {}
+def _within(keys: PairKeys, criterion: str, fractions: Sequence[float]) -> list[Cuts]:
+    """Cuts tensor by tensor, for each fraction; all fractions share the passes over a tensor."""
+    cuts: list[dict[int, tuple[Cut, Cut | None]]] = [{} for _ in fractions]
     for tensor, size in enumerate(keys.pair.sizes):
-        count = exact_count(fraction, size)
+        counts = [exact_count(fraction, size) for fraction in fractions]
         alone = keys.alone(tensor)
         if criterion == "fapm":
-            cuts[tensor] = (choose(alone, [count])[0], None)
-        else:
-            outliers = min(count, exact_count(published.OUTLIERS, size))
-            first, until = choose(alone, [outliers, size - count + outliers])
-            cuts[tensor] = (first, until)
-    return cuts
+            for by_tensor, cut in zip(cuts, choose(alone, counts), strict=True):
+                by_tensor[tensor] = (cut, None)
+            continue
+        outliers = [min(count, exact_count(published.OUTLIERS, size)) for count in counts]
+        ends = [size - count + out for count, out in zip(counts, outliers, strict=True)]
+        chosen = choose(alone, [*outliers, *ends])
+        for number, by_tensor in enumerate(cuts):
+            by_tensor[tensor] = (chosen[number], chosen[number + len(cuts)])
+    return list(cuts)
 
 
 def _count(cuts: Cuts, sizes: Sequence[int]) -> int:

