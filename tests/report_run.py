@@ -70,7 +70,8 @@ def build_run(path: Path, planted: Planted | None = None, shape: Shape | None = 
         text = [f" answer <b>{i}</b> & more" if h or i % 7 else "" for i, h in enumerate(hit)]
         rows = {k: [f[k] for f in facts] for k in ("fact", "relation", "split", "domain", "level")}
         graded = {"text": text, "substring_hit": hit.tolist(), "word_hit": word.tolist(), "reason": [None] * count}
-        write_table(file, ANSWERS, {**rows, **graded}, {"seed": seed})
+        asked = {"question": [f"Who is {i}?" for i in range(count)], "answer": [f"<b>{i}</b>" for i in range(count)]}
+        write_table(file, ANSWERS, {**rows, **asked, **graded}, {"seed": seed})
 
     _mastery(cell, facts, rng)
     folder = cell("base", {})

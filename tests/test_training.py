@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from knowshift.errors import InputError
 from knowshift.facts.fact import tuning_prompt
 from knowshift.facts.sources import load_facts
+from knowshift.finetune import training
 from knowshift.finetune.training import TrainingRecipe, encode_example, finetune
 from knowshift.models.loading import LoadedModel
 
@@ -50,6 +53,19 @@ def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, s
     many = finetune(small_model, facts, TrainingRecipe(learning_rate=3e-3, epochs=15), seed=3)
     assert many["train_loss"] < record["train_loss"]
     assert not small_model.model.training
+
+
+def test_scoring_the_answers_alone_changes_nothing(
+    small_model: LoadedModel, small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:16]
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    record = finetune(small_model, facts, QUICK, seed=3)
+    monkeypatch.setattr(training, "_answers_only", lambda on_cpu: nullcontext())
+    everywhere = finetune(twin, facts, QUICK, seed=3)
+    assert record["losses"] == pytest.approx(everywhere["losses"], rel=1e-5)
+    for mine, other in zip(small_model.model.parameters(), twin.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
 
 
 def test_no_facts_and_a_tokenizer_without_eos_are_refused(small_model: LoadedModel) -> None:

@@ -78,6 +78,8 @@ def evaluate(
             "split": [fact.split for fact in facts],
             "domain": [fact.domain for fact in facts],
             "level": [levels.get(fact.id) for fact in facts],
+            "question": [fact.question for fact in facts],
+            "answer": [fact.answer for fact in facts],
             "text": texts,
             "substring_hit": grade(Grader.substring),
             "word_hit": grade(Grader.word),

@@ -43,11 +43,13 @@ MASTERY = pa.schema(
     ]
 )
 
-#: One row per fact: the greedy answer as written, and both grades.
+#: One row per fact: question, the table's answer (its aliases count too), the greedy answer as written, both grades.
 ANSWERS = pa.schema(
     [
         *_FACT,
         pa.field("level", pa.int8()),
+        pa.field("question", pa.string()),
+        pa.field("answer", pa.string()),
         pa.field("text", pa.string()),
         pa.field("substring_hit", pa.bool_()),
         pa.field("word_hit", pa.bool_()),
@@ -84,6 +86,32 @@ def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]]
         beside.unlink(missing_ok=True)
 
 
+def check_output_file(path: Path) -> None:
+    """Refuse a file that could not be written, before hours of work end there.
+
+    Raises:
+        InputError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a file to write")
+    check_parent(path)
+
+
+def check_parent(path: Path) -> None:
+    """Refuse a file or folder whose nearest existing parent takes no new entries.
+
+    Raises:
+        InputError: that parent is a file, or is not writable.
+    """
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{path}: {parent} is a file, not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: the folder {parent} cannot be written to")
+
+
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
     """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
     try:
@@ -96,7 +124,10 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
         if field.name not in table.column_names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
     about = json.loads((table.schema.metadata or {}).get(b"knowshift", b"{}"))
-    return table.select(schema.names), about
+    try:
+        return table.select(schema.names).cast(schema), about
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
+        raise InputError(f"{path}: not a {kind} record: {str(error).splitlines()[0]}") from None
 
 
 def digest(value: Any) -> str:

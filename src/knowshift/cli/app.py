@@ -21,11 +21,10 @@ app = typer.Typer(
 DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
 
 for _door in DOORS:
-    try:
-        importlib.import_module(f"knowshift.cli.{_door}").register(app)
-    except ModuleNotFoundError as missing:
-        if missing.name != f"knowshift.cli.{_door}":
-            raise
+    importlib.import_module(f"knowshift.cli.{_door}").register(app)
+
+#: Commands that keep what they have done; the others start over.
+RESUMED = ("study", "mastery", "facts")
 
 # Newer typer brings its own copy of click's exceptions, older typer uses click's: ask the one that is there.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -49,7 +48,10 @@ def main() -> None:
 
 
 def _interrupted() -> None:
-    print("knowshift: interrupted; the same command goes on where it stopped", file=sys.stderr)
+    again = (
+        "goes on where it stopped" if sys.argv[1:2] and sys.argv[1] in RESUMED else "starts over; nothing was written"
+    )
+    print(f"knowshift: interrupted; the same command {again}", file=sys.stderr)
     sys.exit(130)
 
 

@@ -35,6 +35,9 @@ def mastery(
         str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
     ] = "full",
     error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.1,
+    grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
+        "substring"
+    ),
     compare: Annotated[Path | None, typer.Option(help="Another record of these facts: how far levels agree.")] = None,
     certainty: Annotated[Path | None, typer.Option(help="Also write intervals and level probabilities here.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Also write prompts.csv and prompts.svg to this folder.")] = None,
@@ -64,24 +67,27 @@ def mastery(
         seed=seed,
         stopping=stopping,
         error=error,
+        grading=grading,
     )
+    _check_extras(compare, certainty, prompts)
     spec, processes = _engine(model, revision, dtype, device, workers, len(asked))
     began = time.monotonic()
-    already: list[int] = []
+    first: list[tuple[int, float]] = []  # facts recorded already, and when the model was there
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
     with Progress(*columns, console=console, transient=not console.is_terminal) as bar:
         task = bar.add_task("facts", total=len(asked), pace="")
 
         def tell(done: int, total: int) -> None:
-            already.append(done)
-            made, took = done - already[0], time.monotonic() - began
+            if not first:
+                first.append((done, time.monotonic()))
+            made, took = done - first[0][0], time.monotonic() - first[0][1]
             pace = f"{made / took:.1f} facts/s, {_minutes(took / made * (total - done))} left" if made else ""
             bar.update(task, completed=done, pace=pace)
 
         outcome = run_mastery(spec, asked, output, protocol, workers=processes, progress=tell)
     seconds = time.monotonic() - began
-    if already[0]:
-        console.print(f"{already[0]} of {len(asked)} facts were recorded already", markup=False)
+    if first[0][0]:
+        console.print(f"{first[0][0]} of {len(asked)} facts were recorded already", markup=False)
     for level, count in enumerate(outcome.levels):
         console.print(f"level {level}: {count:>8}  {count / outcome.facts:6.1%}", markup=False)
     console.print(f"wrote {output} ({outcome.facts} facts, {outcome.draws} draws, {seconds:.1f} s)", markup=False)
@@ -100,6 +106,21 @@ def mastery(
         },
         as_json,
     )
+
+
+def _check_extras(compare: Path | None, certainty: Path | None, prompts: Path | None) -> None:
+    """Refuse what could not be read or written at the end, before the work."""
+    from knowshift.errors import InputError
+    from knowshift.records import MASTERY, check_output_file, check_parent, read_table
+
+    if compare is not None:
+        read_table(compare, MASTERY, "mastery")
+    if certainty is not None:
+        check_output_file(certainty)
+    if prompts is not None:
+        check_parent(prompts / "prompts.csv")
+        if prompts.is_file():
+            raise InputError(f"{prompts}: is a file; expected a folder")
 
 
 def _extras(output: Path, compare: Path | None, certainty: Path | None, prompts: Path | None) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from knowshift.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
+    from knowshift.models.loading import LoadedModel
 
+BaseRevisionOption = Annotated[str | None, typer.Option("--base-revision", help="The same, of BASE.")]
 FactsOption = Annotated[str, typer.Option("--facts", help="world:tiny, entity-questions:PATH, or a table.")]
 MasteryOption = Annotated[Path, typer.Option("--mastery", help="Mastery record of the base model.")]
 OutputOption = Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")]
@@ -49,12 +51,15 @@ def finetune(
     from knowshift.finetune import training
     from knowshift.finetune.draws import draw_training_set
     from knowshift.models.loading import load_model
-    from knowshift.records import folder_beside, write_json
+    from knowshift.records import check_parent, folder_beside, write_json
 
+    if not 0 < learning_rate < float("inf"):
+        raise InputError(f"--learning-rate {learning_rate}: expected a positive number")
     if strategy not in STRATEGIES:
         raise InputError(f"finetune: no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     if output_dir.exists():
         raise InputError(f"{output_dir}: exists already; a checkpoint is written to a new folder")
+    check_parent(output_dir)
     by_id, levels = _facts_and_levels(facts, mastery)
     train = {fact: its for fact, its in levels.items() if by_id[fact].split == "train"}
     relations = {fact: by_id[fact].relation for fact in train}
@@ -98,7 +103,9 @@ def evaluate(
     """Closed-book accuracy on test facts, by the base model's mastery level."""
     from knowshift import evaluation
     from knowshift.models.loading import load_model
+    from knowshift.records import check_output_file
 
+    check_output_file(output)
     by_id, levels = _facts_and_levels(facts, mastery)
     asked = [by_id[fact] for fact in levels if by_id[fact].split == "test"]
     asked = _first(asked, limit, seed)
@@ -117,10 +124,12 @@ def evaluate(
 
 def tokens(
     base: Annotated[str, typer.Argument(help="The model before fine-tuning.")],
-    tuned: Annotated[str, typer.Argument(help="The model after it.")],
+    tuned: Annotated[str, typer.Argument(help="The model after it, or a LoRA adapter folder.")],
     facts: FactsOption,
     mastery: MasteryOption,
     output: OutputOption,
+    revision: RevisionOption = None,
+    base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
@@ -128,7 +137,9 @@ def tokens(
     """KL between tuned and base on the first answer token of level-4 test facts (paper 4.1)."""
     from knowshift import token_shift
     from knowshift.models.loading import load_model
+    from knowshift.records import check_output_file
 
+    check_output_file(output)
     by_id, levels = _facts_and_levels(facts, mastery)
     rows = _mastery_rows(mastery)
     known = [by_id[fact] for fact, level in levels.items() if level == 4 and by_id[fact].split == "test"]
@@ -136,14 +147,42 @@ def tokens(
     best = token_shift.best_prompts(
         tests, {row["fact"]: row["prompt_hits"] for row in rows}, {row["fact"]: row["prompt_draws"] for row in rows}
     )
-    before = load_model(base, dtype=dtype, device=device)
-    after = load_model(tuned, dtype=dtype, device=device)
+    before = load_model(base, revision=base_revision, dtype=dtype, device=device)
+    after = _load_tuned(before, tuned, revision, dtype, device)
     shift = token_shift.token_shift(before, after, token_shift.select_items(before, known, best))
     shift.write(output, {"base": before.about(), "tuned": after.about(), "source": facts, "mastery": mastery.name})
     scored = sum(1 for value in shift.columns["kl"] if value is not None)
     mean = "none" if shift.mean is None else f"{shift.mean:.4f} nats"
     console.print(f"mean KL {mean} over {scored} of {len(known)} level-4 test facts; wrote {output}", markup=False)
     emit({"kl_mean": shift.mean, "facts": scored, "level_4_facts": len(known), "output": str(output)}, as_json)
+
+
+def _load_tuned(base: LoadedModel, name: str, revision: str | None, dtype: str, device: str) -> LoadedModel:
+    """The tuned model; of an adapter folder, a copy of the base with the adapter merged in."""
+    import copy
+    import hashlib
+    from dataclasses import replace
+
+    import torch
+
+    from knowshift.models.loading import load_model, model_folder
+    from knowshift.records import digest
+    from knowshift.weights.adapter import CONFIG, WEIGHTS, AdaptedTensors, is_adapter
+    from knowshift.weights.checkpoint import StoredTensors
+
+    folder = model_folder(name, revision=revision)
+    if not is_adapter(folder):
+        return load_model(name, revision=revision, dtype=dtype, device=device)
+    adapted = AdaptedTensors(folder, StoredTensors(base.folder))
+    model = copy.deepcopy(base.model)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for tensor in sorted(adapted.touched):
+            if tensor not in parameters:
+                raise InputError(f"{name}: the adapter changes {tensor!r}, which the loaded base does not have")
+            parameters[tensor].view(-1).copy_(adapted.read(tensor, 0, parameters[tensor].numel()))
+    files = [hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (CONFIG, WEIGHTS)]
+    return replace(base, model=model, name=name, folder=folder, identity=digest([base.identity, *files]))
 
 
 def _mastery_rows(path: Path) -> list[dict[str, Any]]:

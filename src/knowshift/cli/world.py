@@ -6,13 +6,14 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from knowshift.cli.output import JsonOption, SeedOption, console, emit
 from knowshift.errors import InputError
+from knowshift.facts.sources import load_facts
 
 if TYPE_CHECKING:
     from knowshift.world.invent import ExposureBand
@@ -24,6 +25,7 @@ def register(app: typer.Typer) -> None:
     )
     world.command()(build)
     world.command()(describe)
+    world.command()(levels)
     app.add_typer(world, name="world")
 
 
@@ -43,7 +45,7 @@ def build(
     hidden: Annotated[int, typer.Option(min=32, help="Hidden size; a multiple of 32.")] = 160,
     layers: Annotated[int, typer.Option(min=1)] = 4,
     batch: Annotated[int, typer.Option(min=1, help="Rows of 96 tokens in one step.")] = 24,
-    learning_rate: Annotated[float, typer.Option()] = 2e-3,
+    learning_rate: Annotated[float, typer.Option(min=1e-9, max=1.0)] = 2e-3,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: SeedOption = 1,
@@ -52,12 +54,16 @@ def build(
     """Draw exposures, write the corpus, train the tokenizer and pre-train the base model in one pass."""
     import torch
 
+    from knowshift.models.loading import torch_device
+    from knowshift.records import check_parent
     from knowshift.world.build import build_world, sample_facts, without_exposures
     from knowshift.world.invent import DEFAULT_BANDS, invent_facts
     from knowshift.world.pretrain import Recipe
 
     if output_dir.exists():
         raise InputError(f"{output_dir}: exists already; a world is written to a new folder")
+    check_parent(output_dir)
+    place = torch_device(device)
     if hidden % 32:
         raise InputError(f"--hidden {hidden}: expected a multiple of 32 (heads of 32)")
     sizes = {
@@ -68,8 +74,6 @@ def build(
     if facts is None:
         chosen, origin, longest = invent_facts(seed, **sizes), "invented", 4
     else:
-        from knowshift.facts.sources import load_facts
-
         source = load_facts(facts)
         # The name alone goes on record: where the file lay says nothing about its content.
         origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
@@ -101,7 +105,7 @@ def build(
             origin=origin,
             bands=bands,
             longest_name=longest,
-            device=device,
+            device=str(place),
             progress=tell,
         )
     console.print(
@@ -110,6 +114,19 @@ def build(
         markup=False,
     )
     emit({**record, "output": str(output_dir)}, as_json)
+
+
+def _record(world: str) -> dict[str, Any]:
+    """The record of how a world was made."""
+    from knowshift.models.loading import model_folder
+
+    if not world.startswith("world:"):
+        raise InputError(f"{world}: expected world:tiny or world:PATH")
+    path = model_folder(world) / "world.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not the record of a world ({error})") from None
 
 
 def _band(text: str) -> ExposureBand:
@@ -128,16 +145,7 @@ def describe(
     """How a world was made, and how its facts and exposures are spread."""
     from collections import Counter
 
-    from knowshift.facts.sources import load_facts
-    from knowshift.models.loading import model_folder
-
-    if not world.startswith("world:"):
-        raise InputError(f"{world}: expected world:tiny or world:PATH")
-    path = model_folder(world) / "world.json"
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not the record of a world ({error})") from None
+    record = _record(world)
     facts = load_facts(world).facts
     groups = Counter(f"{fact.split} {fact.domain}" for fact in facts)
     spread = Counter(_bin(fact.exposures or 0) for fact in facts)
@@ -147,6 +155,45 @@ def describe(
         console.print(f"{name}: {count} facts", markup=False)
     console.print("written: " + ", ".join(f"{name} {spread[name]}" for name in _BINS), markup=False)
     emit({**record, "groups": dict(groups), "exposures": {name: spread[name] for name in _BINS}}, as_json)
+
+
+def levels(
+    world: Annotated[str, typer.Argument(help="world:PATH, a world that was built.")],
+    output: Annotated[Path, typer.Option(help="Mastery record to write (Parquet), or to go on with.")],
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure the mastery level of every fact of a world, and keep the counts of each level in its record."""
+    from collections import Counter
+
+    from knowshift.mastery import Protocol
+    from knowshift.mastery.run import EngineSpec, run_mastery
+    from knowshift.models.loading import model_folder
+    from knowshift.records import MASTERY, read_table, write_json
+
+    record = _record(world)
+    facts = load_facts(world).facts
+    protocol = Protocol(seed=seed, stopping="exact")
+    columns = (TextColumn("mastery"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("facts", total=len(facts))
+        run_mastery(
+            EngineSpec(world, threads=1),
+            list(facts),
+            output,
+            protocol,
+            workers=workers,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    rows = read_table(output, MASTERY, "mastery")[0].select(["split", "domain", "level"]).to_pylist()
+    counts = Counter((f"{row['split']} {row['domain']}", row["level"]) for row in rows)
+    found = {group: [counts[group, level] for level in range(5)] for group in sorted({group for group, _ in counts})}
+    record["levels"] = {**found, "seed": seed, "draws_per_prompt": protocol.draws_per_prompt}
+    write_json(model_folder(world) / "world.json", record)
+    for group, those in found.items():
+        console.print(f"{group}: levels 0..4 {those}", markup=False)
+    emit({"levels": found, "output": str(output)}, as_json)
 
 
 _BINS = ("never", "1-4", "5-12", "13-26", "27-100", "over 100")

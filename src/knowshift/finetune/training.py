@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,7 @@ from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trl import SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
@@ -108,7 +110,8 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
             ),
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
-        trainer.train()
+        with _answers_only(on_cpu):
+            trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         final = next(entry for entry in reversed(trainer.state.log_history) if "train_loss" in entry)
     loaded.model.eval()
@@ -119,3 +122,21 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         "load_dtype": loaded.dtype,
         "compute_dtype": "bfloat16" if recipe.bfloat16 else str(loaded.model.dtype).removeprefix("torch."),
     }
+
+
+@contextmanager
+def _answers_only(on_cpu: bool) -> Iterator[None]:
+    """Let TRL compute logits only where there is a loss, as it does on GPUs; on a CPU it computes them everywhere.
+
+    The same loss for a fifth less time of a small model's step. A TRL that is built otherwise is left as it is.
+    """
+    name = "_use_triton"  # in this module it decides only which positions are scored
+    before = getattr(trl_utils, name, None)
+    if not on_cpu or before is None:
+        yield
+        return
+    setattr(trl_utils, name, lambda device: True)
+    try:
+        yield
+    finally:
+        setattr(trl_utils, name, before)

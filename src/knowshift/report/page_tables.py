@@ -216,9 +216,10 @@ def sample_table(samples: Sequence[Sample], heads: Sequence[str]) -> str:
     """Raw answers of one model as tuned and restored."""
     body = []
     for sample in samples:
-        cells = [f'<td class="answer">{escape(sample.fact)} <small>{escape(sample.about)}</small></td>']
+        asked = f"{escape(sample.question)} <small>{escape(sample.about)}</small>"
+        cells = [f'<td class="answer">{asked}</td>', f'<td class="answer">{escape(sample.gold)}</td>']
         for text, hit in sample.answers:
             shown = escape(text.strip()) or "<small>(empty)</small>"
             cells.append(f'<td class="answer {"hit" if hit else "miss"}">{shown}</td>')
         body.append(cells)
-    return html_table(["fact", *heads], body, "Answers as written", "answers")
+    return html_table(["question", "gold answer", *heads], body, "Answers as written", "answers")

@@ -96,11 +96,12 @@ class Answers:
     files: tuple[Path, ...]
     dropped: int
 
-    def text(self, column: int, facts: list[str]) -> dict[str, str]:
-        """The raw answers of one model to a few facts, read again from its record."""
+    def rows(self, column: int, facts: list[str]) -> dict[str, dict[str, str]]:
+        """Question, gold answer and raw text of one model on a few facts, read again from its record."""
         table, _ = read_table(self.files[column], ANSWERS, "answers")
         kept = table.filter(pc.is_in(table["fact"], pa.array(facts, pa.string())))
-        return dict(zip(kept["fact"].to_pylist(), (text or "" for text in kept["text"].to_pylist()), strict=True))
+        wanted = kept.select(["fact", "question", "answer", "text"]).to_pylist()
+        return {row["fact"]: {name: value or "" for name, value in row.items()} for row in wanted}
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from knowshift.report.scores import SEED, Model
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One fact and what each model answered, with its substring grade."""
+    """One question and what each model answered, with its substring grade."""
 
-    fact: str
+    question: str
+    gold: str
     about: str
     answers: tuple[tuple[str, bool], ...]
 
@@ -61,7 +62,7 @@ def draw_samples(evidence: Evidence, fraction: float, count: int = 10) -> Sample
     rng = np.random.default_rng(SEED)
     picked = np.sort(rng.choice(changed, size=min(count, len(changed)), replace=False)) if len(changed) else changed
     names = [evidence.answers.facts[i] for i in picked]
-    texts = [evidence.answers.text(column, names) for column in columns]
+    records = [evidence.answers.rows(column, names) for column in columns]
     rows = []
     for i, name in zip(picked, names, strict=True):
         relation = RELATIONS.get(evidence.answers.relation[i])
@@ -70,8 +71,9 @@ def draw_samples(evidence: Evidence, fraction: float, count: int = 10) -> Sample
             DOMAINS[evidence.answers.domain[i]].replace("_", "-"),
             f"test level {evidence.answers.level[i]}",
         ]
-        answers = tuple((text.get(name, ""), bool(hits[i, k])) for k, text in enumerate(texts))
-        rows.append(Sample(name, ", ".join(about), answers))
+        answers = tuple((record[name]["text"], bool(hits[i, k])) for k, record in enumerate(records))
+        asked = records[0][name]
+        rows.append(Sample(asked["question"], asked["answer"], ", ".join(about), answers))
     return Samples(
         model,
         first.draw,

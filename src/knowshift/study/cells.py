@@ -131,8 +131,8 @@ def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, mod
     tuned = [
         _tuned_unit(config, known, evaluation, level, size, draw, control)
         for level in config.levels
-        for size, control in _sizes(config)
-        for draw in range(config.draws)
+        for size, control, draws in _sizes(config)
+        for draw in range(draws)
     ]
     # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
     tuned.sort(key=lambda unit: -int(unit.cells[0].key["size"]))
@@ -144,9 +144,11 @@ def _members(probed: Sequence[int]) -> dict[str, Any]:
     return {"members": digest(list(probed)), "size": len(probed)}
 
 
-def _sizes(config: StudyConfig) -> list[tuple[int, bool]]:
-    control = [(max(config.sizes), True)] if config.control_rate is not None else []
-    return [(size, False) for size in config.sizes] + control
+def _sizes(config: StudyConfig) -> list[tuple[int, bool, int]]:
+    """(size, whether it is the learning-rate control, number of draws)."""
+    control_draws = min(config.control_draws or config.draws, config.draws)
+    control = [(max(config.sizes), True, control_draws)] if config.control_rate is not None else []
+    return [(size, False, config.draws) for size in config.sizes] + control
 
 
 def _tuned_unit(

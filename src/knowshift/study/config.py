@@ -27,6 +27,7 @@ class MasteryConfig(_Strict):
     draws_per_prompt: int = Field(10, ge=1)  # samples of each completion prompt
     temperature: float = Field(0.7, gt=0, allow_inf_nan=False)
     max_new_tokens: int = Field(32, ge=1)
+    stopping: Literal["full", "exact", "sequential"] = "full"  # exact: the same levels from fewer draws
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
@@ -77,6 +78,7 @@ class StudyConfig(_Strict):
     control_rate: float | None = Field(
         1 / 3, gt=0, allow_inf_nan=False
     )  # the largest size again at this share of the learning rate
+    control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not said
     keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
     mastery: MasteryConfig = MasteryConfig()
     training: TrainingConfig = TrainingConfig()

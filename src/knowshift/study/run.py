@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -23,11 +24,12 @@ from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.draws import level_counts
-from knowshift.models.loading import load_model
-from knowshift.records import write_json
+from knowshift.models.loading import check_model_files, load_tokenizer, model_folder, model_identity, torch_device
+from knowshift.records import check_parent, write_json
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
 from knowshift.study.work import Worker
+from knowshift.weights.checkpoint import StoredTensors
 
 #: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
 Progress = Callable[[int, int, str, float, float], None]
@@ -40,8 +42,8 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
         InputError: the source or the model cannot be read; a level cannot have the largest size at all.
     """
     source = load_facts(config.facts)
-    model = load_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
-    plan = make_plan(config, source.facts, source.digest(), model.identity)
+    model = describe_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    plan = make_plan(config, source.facts, source.digest(), model["identity"])
     probed = [source.facts[index] for index in probed_facts(source.facts, config)]
     train = sum(1 for fact in probed if fact.split == "train")
     if train < max(config.sizes):
@@ -49,10 +51,27 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
             f"{config.facts}: {train} training facts are probed, {max(config.sizes)} asked as one training set"
         )
     about = {
-        "model": {"name": config.model, **model.about(), "weights": sum(p.numel() for p in model.model.parameters())},
+        "model": {"name": config.model, **model},
         "source": {"name": config.facts, "digest": source.digest(), "facts": len(source.facts), "probed": len(probed)},
     }
     return plan, about
+
+
+def describe_model(name: str, *, revision: str | None, dtype: str, device: str) -> dict[str, Any]:
+    """What a manifest says about a model, from its files alone: a plan for 70B weights loads none of them.
+
+    Raises:
+        InputError: the folder holds no model or no tokenizer, or this machine has no such device.
+    """
+    folder = model_folder(name, revision=revision)
+    check_model_files(name, folder)
+    load_tokenizer(name, folder)
+    return {
+        "identity": model_identity(folder),
+        "dtype": dtype,
+        "device": str(torch_device(device)),
+        "weights": sum(math.prod(shape) for shape in StoredTensors(folder).shapes.values()),
+    }
 
 
 def run_study(
@@ -111,6 +130,23 @@ def _workers(config: StudyConfig) -> int:
     return max(1, cpus // config.threads)
 
 
+#: What may still be changed in a folder where nothing but mastery has been measured: sizes that the levels turned out
+#: to be too small for, above all.
+AFTER_MASTERY = frozenset(
+    {
+        "levels",
+        "sizes",
+        "draws",
+        "control_rate",
+        "control_draws",
+        "keep_checkpoints",
+        "training",
+        "evaluation",
+        "restoration",
+    }
+)
+
+
 def check_folder(run: Path, config: StudyConfig) -> None:
     """Refuse a folder that is something else's: one line, before anything is written.
 
@@ -125,6 +161,9 @@ def check_folder(run: Path, config: StudyConfig) -> None:
             raise InputError(f"{manifest}: not a readable manifest; choose another --output-dir") from None
         wanted = config.as_record()
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
+        if only_probed and AFTER_MASTERY.issuperset(different):
+            return
         if different:
             key = different[0]
             raise InputError(
@@ -133,6 +172,7 @@ def check_folder(run: Path, config: StudyConfig) -> None:
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
+    check_parent(run)
 
 
 def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
