@@ -47,6 +47,8 @@ LARGEST_ANSWER = 16 << 20
 STOPS = 4
 
 _COMPLETIONS = "/v1/completions"
+#: Beginnings of which a model is likely to continue one at least.
+_OPENINGS = ("The capital of France is", "The", "It is said that the", "a")
 
 
 @dataclass(frozen=True)
@@ -454,16 +456,17 @@ class CompletionsServer:
 
     def _leaves_stops(self) -> bool:
         """Whether a stop text stays in the text that it ends: asks the most likely text, then again with a stop."""
-        prompt = "The capital of France is"
-        plain, _ = self._read(self._ask("POST", _COMPLETIONS, self._body(prompt, (), 0, 1, 0.0, 8)), 8)
-        stop = "".join(plain).strip()[:4]
-        if not stop:
-            return False
-        try:
-            ended, _ = self._read(self._ask("POST", _COMPLETIONS, self._body(prompt, (stop,), 0, 1, 0.0, 8)), 8)
-        except _RefusedError:
-            return False
-        return any(stop in text for text in ended)
+        for prompt in _OPENINGS:
+            plain, _ = self._read(self._ask("POST", _COMPLETIONS, self._body(prompt, (), 0, 1, 0.0, 8)), 8)
+            stop = "".join(plain).strip()[:4]
+            if not stop:
+                continue
+            try:
+                ended, _ = self._read(self._ask("POST", _COMPLETIONS, self._body(prompt, (stop,), 0, 1, 0.0, 8)), 8)
+            except _RefusedError:
+                return False
+            return any(stop in text for text in ended)
+        return False
 
 
 class ServerSession:
