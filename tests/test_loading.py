@@ -48,6 +48,34 @@ def test_the_identity_changes_with_one_weight_and_not_with_the_place(copy: Path,
     assert model_identity(copy) != model_identity(small_world)
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("config.json", '"rms_norm_eps": 1e-06', '"rms_norm_eps": 1e-05'),
+        ("generation_config.json", '"eos_token_id": 2', '"eos_token_id": 3'),
+        ("tokenizer.json", '"id": 2', '"id": 3'),
+        ("tokenizer_config.json", "</s>", "<s>"),
+    ],
+)
+def test_the_identity_is_that_of_config_and_tokenizer_too(
+    copy: Path, small_world: Path, file: str, old: str, new: str
+) -> None:
+    text = (copy / file).read_text()
+    assert old in text
+    (copy / file).write_text(text.replace(old, new, 1))
+    assert model_identity(copy) != model_identity(small_world)
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "merges.txt", "vocab.json", "added_tokens.json", "t.spm"])
+def test_the_identity_changes_with_a_tokenizer_file_that_comes_and_not_with_others(copy: Path, name: str) -> None:
+    before = model_identity(copy)
+    (copy / "README.md").write_text("about")
+    (copy / "trainer_state.json").write_text("{}")
+    assert model_identity(copy) == before
+    (copy / name).write_text("{}")
+    assert model_identity(copy) != before
+
+
 def test_a_pad_token_that_ends_texts_is_warned_of(copy: Path) -> None:
     config = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(config | {"pad_token": config["eos_token"]}))

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from knowshift.errors import InputError
+from knowshift.facts.grading import Grader
 from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
 from knowshift.models.pieces import token_pieces
-from knowshift.models.sampling import TreeSession, encode, greedy, sample
+from knowshift.models.sampling import TreeSession, _settled, encode, greedy, sample
 from knowshift.models.streams import philox, stream_key, uniforms
 from markov import markov_model, texts_of
 
@@ -248,6 +249,43 @@ def test_a_prompt_that_does_not_fit_is_refused(small_model: LoadedModel) -> None
         sample(small_model, ["word " * 600], [["b"]], keys=["k"], seed=0)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    text=st.lists(st.sampled_from([*"aUS.é+& \n'", "us", "U.S.", "the ", "́", "北"]), max_size=10).map("".join),
+    more=st.lists(st.sampled_from([*"aUS.é+& \n'", "us", "A.", "the ", "́"]), max_size=5).map("".join),
+    answer=st.sampled_from(["US", "us a", "a", "The US", "U.S.", "é us"]),
+)
+def test_what_is_settled_stays_a_hit_whatever_follows(text: str, more: str, answer: str) -> None:
+    grader = Grader([answer])
+    if grader.word(_settled(text)):
+        assert grader.word(text + more)
+
+
+def test_words_are_settled_when_the_next_one_has_begun() -> None:
+    assert _settled("She was born in Paris") == "She was born in"
+    assert _settled("She was born in Paris. ") == "She was born in Paris."
+    assert _settled("by J. R. ") == ""
+    assert _settled("by J. R. R. Tolkien and") == "by J. R. R. Tolkien"
+
+
+def test_hits_at_word_boundaries_are_those_of_whole_texts(small_model: LoadedModel) -> None:
+    """Ending a draw early never changes its grade, and does save positions."""
+    keys = [str(i) for i in range(len(PROMPTS))]
+    settings = {"keys": keys, "seed": 3, "draws": 40, "max_new_tokens": 16}
+    whole = sample(small_model, PROMPTS, [["no such answer"]] * len(PROMPTS), keep_texts=True, **settings)
+    assert whole.texts is not None
+    for answer in ("is", "of the", "City"):
+        found = sample(small_model, PROMPTS, [[answer]] * len(PROMPTS), grading="word", **settings)
+        grader = Grader([answer])
+        expected = [sum(count for text, count in texts.items() if grader.word(text)) for texts in whole.texts]
+        assert found.hits.tolist() == expected
+        if answer == "is":
+            assert sum(expected) > 0
+            assert found.positions < whole.positions
+    with pytest.raises(InputError, match="grading 'words' is unknown; nearest: 'word'"):
+        sample(small_model, PROMPTS, [["is"]] * len(PROMPTS), grading="words", **settings)
+
+
 def test_texts_that_must_be_decoded_whole_give_the_same_hits(chain_and_all: tuple[LoadedModel, np.ndarray]) -> None:
     model, everything = chain_and_all
     keys = [str(i) for i in range(len(PROMPTS))]
@@ -257,3 +295,88 @@ def test_texts_that_must_be_decoded_whole_give_the_same_hits(chain_and_all: tupl
     session.draw([np.arange(6)] * len(PROMPTS))
     assert (session.hit == everything).all()
     del model.__dict__["pieces"]
+
+
+def _tiny(kind: str, **more: object) -> object:
+    """A config of this family with two layers of width 32."""
+    import transformers
+
+    common = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2}
+    return getattr(transformers, kind)(**{**common, "num_attention_heads": 2, **more})
+
+
+_LLAMA = {"intermediate_size": 64, "num_key_value_heads": 1, "max_position_embeddings": 128}
+FAMILIES = {
+    "GPT2Config": {"n_positions": 128},  # learned positions
+    "BloomConfig": {},  # no positions but in attention
+    "OPTConfig": {"ffn_dim": 64, "max_position_embeddings": 128, "word_embed_proj_dim": 32},  # positions from 2 on
+    "MistralConfig": {**_LLAMA, "sliding_window": 4},
+    "Gemma3TextConfig": {**_LLAMA, "sliding_window": 4, "head_dim": 16},  # some layers slide, some do not
+    "MixtralConfig": {**_LLAMA, "num_local_experts": 4},
+    "Lfm2Config": {**_LLAMA, "layer_types": ["conv", "full_attention"]},
+    "MambaConfig": {"state_size": 4},  # no attention at all
+}
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_any_family_of_causal_models_answers_as_generate_does(kind: str, small_world: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from knowshift.models.loading import load_model
+
+    tokenizer = AutoTokenizer.from_pretrained(small_world)
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(_tiny(kind, vocab_size=len(tokenizer), **FAMILIES[kind]))
+    with torch.no_grad():
+        for weight in made.parameters():
+            if weight.dim() > 1:
+                weight.mul_(8)  # so that the answers vary
+    made.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path))
+    texts = greedy(model, PROMPTS, max_new_tokens=7, max_nodes=4)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+        out = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=7)
+        assert text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert len(set(texts)) > 3
+    keys = [str(i) for i in range(len(PROMPTS))]
+    settings = {"keys": keys, "seed": 3, "draws": 6, "max_new_tokens": 7}
+    whole = sample(model, PROMPTS, [["a"]] * len(PROMPTS), **settings)
+    assert (sample(model, PROMPTS, [["a"]] * len(PROMPTS), max_nodes=3, **settings).hit == whole.hit).all()
+    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), **settings)
+    session.draw([np.array([4, 1])] * len(PROMPTS))
+    session.draw([np.array([0, 2, 3, 5])] * len(PROMPTS))
+    assert (session.hit == (whole.hit == 1)).all()
+
+
+def test_a_model_that_keeps_no_cache_is_refused(small_world: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from knowshift.models.loading import load_model
+
+    tokenizer = AutoTokenizer.from_pretrained(small_world)
+    config = _tiny("RwkvConfig", vocab_size=len(tokenizer), attention_hidden_size=32)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="model type 'rwkv' takes no cache"):
+        greedy(load_model(str(tmp_path)), PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_from_nearly_the_same_distribution(
+    dtype: str, small_world: Path, chain_and_all: tuple[LoadedModel, np.ndarray]
+) -> None:
+    """Per prompt, hit counts of 400 draws in either precision pass for counts of one rate."""
+    from knowshift.models.loading import load_model
+
+    model, _ = chain_and_all
+    half = load_model(str(small_world), dtype=dtype)
+    assert half.model.dtype == getattr(torch, dtype)
+    keys = [str(i) for i in range(len(PROMPTS))]
+    counts = [
+        sample(which, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=seed, draws=400, max_new_tokens=9).hits
+        for seed, which in enumerate((model, half))
+    ]
+    for ours, theirs in zip(*counts, strict=True):
+        assert stats.fisher_exact([[ours, 400 - ours], [theirs, 400 - theirs]]).pvalue > 1e-4

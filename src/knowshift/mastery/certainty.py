@@ -11,6 +11,7 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import stats
 
-from knowshift.mastery.levels import LEVELS
+from knowshift.mastery.levels import DRAWS, LEVELS
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -66,17 +67,25 @@ def rate_interval(prompt_hits: Sequence[int], prompt_draws: Sequence[int], confi
 def level_probabilities(
     prompt_hits: Sequence[int],
     prompt_draws: Sequence[int],
-    draws_per_prompt: int = 10,
-    samples: int = 2000,
+    draws_per_prompt: int = DRAWS,
+    samples: int = 500,
     seed: int = 0,
 ) -> Floats:
     """The probability of each level in another full run over the same prompts: float64 [5], sums to 1.
 
     Full runs are drawn from a posterior: the mean rate over prompts from Beta(1/4 + hits, 1/4 + misses), heavy at both
     ends as mean rates are, each prompt's own rate from the Beta distribution around it whose concentration fits the
-    spread between prompts (empirical Bayes), so that a prompt with few draws leans on the others. NaN without draws.
+    spread between prompts (empirical Bayes), so that a prompt with few draws leans on the others. With 500 samples
+    the sampling itself adds a standard error of at most 0.022. NaN without draws.
     """
-    hits, draws = np.asarray(prompt_hits, dtype=float), np.asarray(prompt_draws, dtype=float)
+    # Prompts in whatever order are the same to it, and many facts have the same counts (none at all, or all).
+    pairs = sorted(zip(prompt_draws, prompt_hits, strict=True))
+    return _level_probabilities(tuple(pairs), draws_per_prompt, samples, seed).copy()
+
+
+@lru_cache(maxsize=1 << 12)
+def _level_probabilities(pairs: tuple[tuple[int, int], ...], draws_per_prompt: int, samples: int, seed: int) -> Floats:
+    draws, hits = np.array(pairs, dtype=float).reshape(-1, 2).T
     if draws.sum() == 0:
         return np.full(LEVELS, np.nan)
     rng = np.random.default_rng(seed)
@@ -153,22 +162,26 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
     """Write :data:`CERTAINTY` for the facts of a mastery record, a bounded number of rows at a time."""
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
+    file = pq.ParquetFile(record)
+    about = json.loads((file.schema_arrow.metadata or {}).get(b"knowshift", b"{}"))
+    # Another full run makes as many draws of a prompt as this one was allowed to.
+    each = int(about.get("draws_per_prompt", DRAWS))
     told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)
     columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]
     try:
         with pq.ParquetWriter(beside, CERTAINTY.with_metadata({"knowshift": told}), compression="zstd") as writer:
-            for batch in pq.ParquetFile(record).iter_batches(1 << 14, columns=columns):
-                rows = [_certainty(row, confidence, seed) for row in batch.to_pylist()]
+            for batch in file.iter_batches(1 << 14, columns=columns):
+                rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
                 writer.write_table(pa.Table.from_pylist(rows, schema=CERTAINTY.with_metadata({"knowshift": told})))
         os.replace(beside, output)
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _certainty(row: dict[str, Any], confidence: float, seed: int) -> dict[str, Any]:
+def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, seed: int) -> dict[str, Any]:
     hits, draws = row["prompt_hits"] or [], row["prompt_draws"] or []
     low, high = rate_interval(hits, draws, confidence)
-    chances = level_probabilities(hits, draws, seed=seed)
+    chances = level_probabilities(hits, draws, draws_per_prompt, seed=seed)
     return {
         "fact": row["fact"],
         "level": row["level"],

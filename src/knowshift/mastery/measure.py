@@ -10,20 +10,23 @@ from typing import Any
 
 from knowshift.errors import InputError, nearest
 from knowshift.facts.fact import Fact, completion_prompts
-from knowshift.mastery.levels import LEVELS, level_of
+from knowshift.mastery.levels import DRAWS, LEVELS, level_of
 from knowshift.mastery.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import TreeSession, prompts_that_stay
+from knowshift.models.sampling import TreeSession, check_grading, prompts_that_stay
 from knowshift.records import MASTERY, write_table
 
-DRAWS = 10  # of each prompt
 TEMPERATURE = 0.7
 NEW_TOKENS = 32
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How mastery is measured; the defaults are the paper's (2.3)."""
+    """How mastery is measured; the defaults are the paper's (2.3).
+
+    Raises:
+        InputError: an unknown stopping rule or grading, or an error rate that is none.
+    """
 
     draws_per_prompt: int = DRAWS
     temperature: float = TEMPERATURE
@@ -31,6 +34,14 @@ class Protocol:
     seed: int = 0
     stopping: str = "full"
     error: float = ERROR  # of ``sequential``; the other rules make no error
+    grading: str = "substring"  # what a hit is: "substring" (the paper's rule) or "word" (at word boundaries)
+
+    def __post_init__(self) -> None:
+        if self.stopping not in STOPPING:
+            raise InputError(f"stopping rule {self.stopping!r} is unknown{nearest(self.stopping, STOPPING)}")
+        if not 0 < self.error < 1:
+            raise InputError(f"error rate {self.error} of the stopping rule: expected a number between 0 and 1")
+        check_grading(self.grading)
 
 
 class Engine(typing.Protocol):
@@ -83,6 +94,7 @@ def measure_mastery(
     seed: int = 0,
     stopping: str = "full",
     error: float = ERROR,
+    grading: str = "substring",
     progress: Callable[[int], None] | None = None,
 ) -> MasteryRecord:
     """Sample the completion prompts of every fact and count the draws that hold an accepted answer (paper 2.3).
@@ -93,16 +105,15 @@ def measure_mastery(
     Args:
         stopping: "full", "exact" or "sequential"; see :mod:`knowshift.mastery.stopping`.
         error: what "sequential" may err, between 0 and 1.
+        grading: what a hit is, "substring" or "word"; see :func:`knowshift.models.sampling.sample`.
         progress: hears how many more prompts have been begun.
 
     Raises:
-        InputError: an unknown rule, or a fact without prompts or with an empty answer, or with a prompt that does not
-            fit into the model's context.
+        InputError: an unknown rule or grading, or a fact without prompts or with an empty answer, or with a prompt
+            that does not fit into the model's context.
     """
-    if stopping not in STOPPING:
-        raise InputError(f"stopping rule {stopping!r} is unknown{nearest(stopping, STOPPING)}")
-    if not 0 < error < 1:
-        raise InputError(f"error rate {error} of the stopping rule: expected a number between 0 and 1")
+    protocol = Protocol(draws_per_prompt, temperature, max_new_tokens, seed, stopping, error, grading)
+    check_engine(engine, protocol)
     begun = progress or (lambda count: None)
     settings: dict[str, Any] = {
         "seed": seed,
@@ -115,7 +126,11 @@ def measure_mastery(
         prompts: Sequence[str], accepted: Sequence[Sequence[str]], keys: Sequence[str], lasting: bool
     ) -> Any:
         if isinstance(engine, LoadedModel):
-            return TreeSession(engine, prompts, accepted, keys=keys, keep=lasting, watch=lasting, **settings)
+            # First tokens cannot tell what the word rule expects: it takes answers in other spellings too.
+            watch = lasting and grading == "substring"
+            return TreeSession(
+                engine, prompts, accepted, keys=keys, keep=lasting, watch=watch, grading=grading, **settings
+            )
         return engine.session(prompts, accepted, keys=keys, **settings)
 
     hits: list[list[int]] = []
@@ -134,6 +149,12 @@ def measure_mastery(
         hits += [(hit[where] == 1).sum(axis=1).tolist() for where in asked.facts]
         draws += [(hit[where] >= 0).sum(axis=1).tolist() for where in asked.facts]
     return MasteryRecord(columns_of(facts, hits, draws), positions)
+
+
+def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
+    """Refuse what only a model in this process can do."""
+    if protocol.grading != "substring" and not isinstance(engine, LoadedModel):
+        raise InputError(f"grading {protocol.grading!r}: {engine.about()['engine']} is graded by substring only")
 
 
 def columns_of(

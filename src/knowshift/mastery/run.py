@@ -11,7 +11,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -20,14 +23,16 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.mastery.levels import LEVELS
-from knowshift.mastery.measure import Engine, Protocol, measure_mastery
+from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.loading import LoadedModel
-from knowshift.records import MASTERY, digest, read_table, write_json
+from knowshift.models.sampling import encode
+from knowshift.records import MASTERY, check_output_file, digest, read_table, write_json
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
@@ -91,11 +96,15 @@ def run_mastery(
         progress: hears (facts done, facts in all), first of all what was there already.
 
     Raises:
-        InputError: a fact cannot be asked, or ``output`` or its parts belong to another model, other facts, prompts
-            or settings. Nothing that was recorded is lost.
+        InputError: a fact cannot be asked, or ``output`` cannot be written, or it or its parts belong to another
+            model, other facts, prompts or settings, or another process is writing them. Nothing that was recorded is
+            lost.
     """
+    check_output_file(output)
     check_facts(facts)
     engine = spec.open()
+    check_engine(engine, protocol)
+    _check_lengths(engine, facts, protocol.max_new_tokens)
     about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")
@@ -104,14 +113,22 @@ def run_mastery(
         return _outcome(output)
     folder = output.with_name(output.name + ".parts")
     _check_parts(folder, about)
-    starts = list(range(0, len(facts), PART))
-    missing = [start for start in starts if not _part(folder, start).exists()]
-    done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
-    progress(done, len(facts))
-    for finished in _measure(spec, engine, facts, missing, folder, protocol, workers):
-        done += finished
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{folder}: another process is writing there; expected another --output") from None
+    try:
+        starts = list(range(0, len(facts), PART))
+        missing = [start for start in starts if not _part(folder, start).exists()]
+        done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
         progress(done, len(facts))
-    _merge([_part(folder, start) for start in starts], output, about)
+        for finished in _measure(spec, engine, facts, missing, folder, protocol, workers):
+            done += finished
+            progress(done, len(facts))
+        _merge([_part(folder, start) for start in starts], output, about)
+    finally:
+        lock.release()
     shutil.rmtree(folder)
     return _outcome(output)
 
@@ -130,6 +147,19 @@ def check_facts(facts: Sequence[Fact]) -> None:
         for answer in fact.accepted:
             if not gradable(answer):
                 raise InputError(f"fact {fact.id}: answer {answer!r} is empty after normalisation")
+
+
+def _check_lengths(engine: LoadedModel | Engine, facts: Sequence[Fact], new_tokens: int) -> None:
+    """Refuse prompts that do not fit into the model's context now, and not when their turn comes in a long run."""
+    if not isinstance(engine, LoadedModel) or engine.context is None:
+        return
+    for fact in facts:
+        # A prompt has at most as many tokens as bytes, and a few to begin with; only a long one is worth a look.
+        long = [prompt for prompt in completion_prompts(fact) if len(prompt.encode()) > engine.context - new_tokens - 8]
+        try:
+            encode(engine, long, new_tokens)
+        except InputError as error:
+            raise InputError(f"fact {fact.id}: {error}") from None
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
@@ -214,9 +244,17 @@ _engine: LoadedModel | Engine | None = None
 
 
 def _start_worker(spec: EngineSpec, turns: Any) -> None:
-    import signal
+    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends its workers
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    warnings.simplefilter("ignore", KnowshiftWarning)  # the parent has loaded the model too, and has told
     global _engine
     with turns.get_lock():
         worker = turns.value

@@ -2,8 +2,8 @@
 
 ``DynamicCache`` copies everything twice a step, once to choose rows and once to append. Here a row keeps room for
 the tokens to come, so appending writes in place; and a node's first child takes over its row, so only further
-children are copied, into rows that have become free. Layers that are not plain (sliding windows, convolution states)
-keep the implementation of transformers.
+children are copied, into rows that have become free. Layers that are not plain (sliding windows, convolution and
+recurrent states) keep the implementation of transformers.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:
     got[others] = free
     if count == rows and not len(others):
         return got
-    device = cache.layers[0].keys.device
+    device = cache.layers[0].device
     source, target = torch.from_numpy(parents[others]).to(device), torch.from_numpy(free).to(device)
     by_row = None
     for layer in cache.layers:
@@ -157,18 +157,36 @@ def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:
             continue
         if by_row is None:
             by_row = torch.from_numpy(parents[np.argsort(got)]).to(device)
-        layer.batch_select_indices(by_row)
+        _select(layer, by_row)
     return got
 
 
 def pick_rows(cache: DynamicCache, rows: Ints) -> DynamicCache:
     """A cache of the given rows of ``cache``, in that order, repeats allowed; ``cache`` itself stays as it was."""
     picked = copy.copy(cache)
-    picked.layers = [copy.copy(layer) for layer in cache.layers]
-    indices = torch.from_numpy(rows).to(cache.layers[0].keys.device)
+    picked.layers = [_copied(layer) for layer in cache.layers]
+    indices = torch.from_numpy(rows).to(cache.layers[0].device)
     for layer in picked.layers:
-        layer.batch_select_indices(indices)
+        _select(layer, indices)
     return picked
+
+
+def _copied(layer: Any) -> Any:
+    """A layer that can be changed without changing ``layer``, as long as no tensor is written to."""
+    other = copy.copy(layer)
+    for name, value in vars(layer).items():
+        if isinstance(value, dict):  # states of convolutions and recurrences, by number
+            setattr(other, name, dict(value))
+    return other
+
+
+def _select(layer: Any, rows: torch.Tensor) -> None:
+    """Let the layer have these of its rows, in new tensors."""
+    # Only keys and values know batch_select_indices; of a layer that has other states too it would select half.
+    if hasattr(layer, "recurrent_states"):
+        layer.reorder_cache(rows)
+    else:
+        layer.batch_select_indices(rows)
 
 
 def can_append(cache: DynamicCache) -> bool:
@@ -183,4 +201,7 @@ def append_rows(cache: DynamicCache, other: DynamicCache) -> None:
 
 
 def _rows(cache: DynamicCache) -> int:
-    return int(cache.layers[0].keys.shape[0])
+    layer = cache.layers[0]
+    states = [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
+    first = next((state for state in states if state is not None), None)
+    return int((layer.keys if first is None else first).shape[0])

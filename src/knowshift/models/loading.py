@@ -22,6 +22,13 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+#: Files one of which a tokenizer needs.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+#: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
+DECIDING = (
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+    *("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken"),
+)
 #: Up to this many bytes of weights are hashed whole; above it, one MiB in every 32 (see :func:`model_identity`).
 HASHED_WHOLE = 4 << 30
 
@@ -36,7 +43,7 @@ class LoadedModel:
     folder: Path
     dtype: str  # of the loaded weights, e.g. "float32"
     device: str
-    identity: str  # 16 hex digits over config and weights
+    identity: str  # 16 hex digits over config, tokenizer and weights
 
     @property
     def context(self) -> int | None:
@@ -74,9 +81,9 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
-    place = _device(device)
+    place = torch_device(device)
     folder = model_folder(name, revision=revision)
-    _check_files(name, folder)
+    check_model_files(name, folder)
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
     try:
@@ -130,9 +137,8 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
 
 def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, padding on the left; nothing here ever relies on its pad token."""
-    known = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-    if not any((folder / file).is_file() for file in known):
-        raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(known)})")
+    if not any((folder / file).is_file() for file in VOCABULARIES):
+        raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(VOCABULARIES)})")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers raises bare Exception for a damaged file
@@ -151,12 +157,16 @@ def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
 
 
 def model_identity(folder: Path) -> str:
-    """Sixteen hex digits over config.json and the weights, the same wherever the folder lies.
+    """Sixteen hex digits over all that decides what the model says, the same wherever the folder lies.
 
-    Weights of up to 4 GiB are hashed whole; larger ones by file size and the first MiB of every 32, which any
-    training run changes, but which an edit of a few neighbouring weights could escape.
+    That is the weights, config.json, generation_config.json (it names the tokens that end a text) and the
+    tokenizer's files. Weights of up to 4 GiB are hashed whole; larger ones by file size and the first MiB of every
+    32, which any training run changes, but which an edit of a few neighbouring weights could escape.
     """
-    told = hashlib.sha256((folder / "config.json").read_bytes())
+    told = hashlib.sha256()
+    for small in sorted({file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()}):
+        data = small.read_bytes()
+        told.update(f"{small.name}:{len(data)}:".encode() + data)
     files = sorted(folder.glob("*.safetensors"))
     whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
     for file in files:
@@ -169,7 +179,7 @@ def model_identity(folder: Path) -> str:
     return told.hexdigest()[:16]
 
 
-def _check_files(name: str, folder: Path) -> None:
+def check_model_files(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
             raise InputError(f"{name}: a LoRA adapter folder; merge it into its base model first")
@@ -183,7 +193,7 @@ def _check_files(name: str, folder: Path) -> None:
         raise InputError(f"{name}: no *.safetensors weights in {folder}")
 
 
-def _device(device: str) -> torch.device:
+def torch_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

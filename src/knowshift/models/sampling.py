@@ -12,13 +12,16 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, nearest
+from knowshift.facts.grading import Grader
 from knowshift.models.cache import Ints
 from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
 from knowshift.models.streams import stream_key, uniforms
 from knowshift.models.tree import Walk
 
+#: Rules for what a hit is: the paper's plain substring, or at word boundaries (:mod:`knowshift.facts.grading`).
+GRADINGS = ("substring", "word")
 #: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
 #: Bytes that the keys and values of one level may take, by kind of device.
@@ -63,7 +66,8 @@ class TreeSession:
             that has not been made.
         expected: float64 [prompts, 2], how often the draws made so far came to the first token of an answer, in
             expectation: the sum of that token's probability over all positions of all draws; for the answer spelled
-            after a space, and for other spellings. NaN where an answer's first token cannot be told.
+            after a space, and for other spellings. NaN where an answer's first token cannot be told, or where it is
+            not watched for.
     """
 
     def __init__(
@@ -81,18 +85,20 @@ class TreeSession:
         keep: bool = True,
         watch: bool = True,
         keep_texts: bool = False,
+        grading: str = "substring",
     ) -> None:
         """See :func:`sample`; ``keep`` lets prompts stay read between rounds, ``watch`` computes ``expected``."""
         assert len(prompts) == len(accepted) == len(keys)
         self.loaded, self.temperature, self.max_new_tokens = loaded, temperature, max_new_tokens
         self._needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
+        self._graders = _graders(accepted, keys) if check_grading(grading) == "word" else None
         self._encoded = encode(loaded, prompts, max_new_tokens)
         self._streams = np.array([stream_key(seed, key) for key in keys], dtype=np.uint64)
         self._accepted = accepted
         self._keep = keep
         self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
         self.texts: list[Counter[str]] | None = [Counter() for _ in prompts] if keep_texts else None
-        self.expected = np.zeros((len(prompts), 2))
+        self.expected = np.full((len(prompts), 2), 0.0 if watch else np.nan)
         self._watched: list[Ints] | None = None
         if watch:
             self._watched = _first_tokens(loaded, accepted)
@@ -176,11 +182,15 @@ class TreeSession:
         return token
 
     def _took(self, prompt: int, numbers: Ints, text: bytes, how: str) -> None:
-        self.hit[prompt, numbers] = how == "over"
+        hit = how == "over" or (self._graders is not None and self._graders[prompt].word(_shown(text)))
+        self.hit[prompt, numbers] = hit
         if self.texts is not None:
-            self.texts[prompt][text.decode("utf-8", "replace")] += len(numbers)
+            self.texts[prompt][_shown(text)] += len(numbers)
 
     def _holds(self, prompt: int, text: bytes) -> bool:
+        """Whether the text is a hit that no more tokens can undo."""
+        if self._graders is not None:
+            return self._graders[prompt].word(_settled(_shown(text)))
         return any(needle in text for needle in self._needles[prompt])
 
     def _new_walk(self) -> Walk[Any]:
@@ -225,6 +235,7 @@ def sample(
     max_new_tokens: int = 32,
     max_nodes: int | None = None,
     keep_texts: bool = False,
+    grading: str = "substring",
     begun: Callable[[int], None] = lambda count: None,
 ) -> SampledHits:
     """Independent draws from every prompt, each until its text holds an accepted answer, at EOS or at the limit.
@@ -233,10 +244,12 @@ def sample(
     see :class:`TreeSession`.
 
     Args:
-        accepted: for each prompt the answers that count as a hit, by the paper's plain substring rule.
+        accepted: for each prompt the answers that count as a hit.
         keys: names the random stream of each prompt, e.g. "P19.train.17/3"; equal keys draw alike.
         max_nodes: nodes computed at once; None for as many as memory bounds allow.
-        keep_texts: also return the texts, up to the end of the answer where one was found.
+        keep_texts: also return the texts, up to where they were decided.
+        grading: "substring", the paper's rule: a text is decided as soon as it holds an answer; or "word": at word
+            boundaries, decided when the word after the answer has begun.
         begun: hears how many more prompts have been begun.
 
     Raises:
@@ -255,6 +268,7 @@ def sample(
         keep=False,
         watch=False,
         keep_texts=keep_texts,
+        grading=grading,
     )
     session.draw([np.arange(draws)] * len(prompts), begun)
     return SampledHits(session.hit == 1, session.positions, session.texts)
@@ -342,10 +356,11 @@ def prompts_that_stay(loaded: LoadedModel) -> int:
 
 
 def bytes_of_token(loaded: LoadedModel) -> int:
-    """Bytes that keys and values of one token take in the cache."""
+    """Bytes that keys and values of one token take in the cache; for recurrent states a guess of their order."""
     config = loaded.model.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    queries = getattr(config, "num_attention_heads", None) or 1
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "head_dim", None) or config.hidden_size // queries
     return int(2 * config.num_hidden_layers * heads * width * torch.finfo(loaded.model.dtype).bits // 8)
 
 
@@ -353,6 +368,38 @@ def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
     if not answers or not all(answer.strip() for answer in answers):
         raise InputError(f"{key}: an accepted answer is empty, so every text would hold it")
     return tuple(answer.encode() for answer in answers)
+
+
+def check_grading(grading: str) -> str:
+    """``grading`` itself; :class:`InputError` where it is none of :data:`GRADINGS`."""
+    if grading not in GRADINGS:
+        raise InputError(f"grading {grading!r} is unknown{nearest(grading, GRADINGS)}")
+    return grading
+
+
+def _graders(accepted: Sequence[Sequence[str]], keys: Sequence[str]) -> list[Grader]:
+    """One grader a prompt; prompts of one fact share theirs."""
+    made: dict[tuple[str, ...], Grader] = {}
+    for answers, key in zip(map(tuple, accepted), keys, strict=True):
+        if answers not in made:
+            made[answers] = Grader(answers, key)
+    return [made[tuple(answers)] for answers in accepted]
+
+
+def _shown(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
+def _settled(text: str) -> str:
+    """The words at the beginning of a text that no continuation can change.
+
+    The last word may go on, take an accent or a "+"; and a letter with a dot may turn out to be one of several
+    initials ("J. R. R."), which are read as one word. Everything up to a blank behind a longer word stays.
+    """
+    end = max(text.rfind(" "), text.rfind("\n")) + 1
+    head = text[:end].rstrip()
+    last = head[max(head.rfind(" "), head.rfind("\n")) + 1 :].rstrip(".")
+    return head if "." not in last and sum(letter.isalnum() for letter in last) > 1 else ""
 
 
 def _answer_ids(loaded: LoadedModel, answer: str) -> list[int] | None:

@@ -15,6 +15,7 @@ Shapes: N nodes of a level, K of them with a distribution, D draws under way, V 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
+from knowshift.errors import InputError
 from knowshift.models.cache import Arena, Ints, can_append, pick_rows, tree_cache
 from knowshift.models.front import Front, Text, distinct_runs, first_front
 from knowshift.models.linear import fast_linears
@@ -200,7 +202,8 @@ class Walk(Generic[Text]):
         rows = torch.from_numpy(wanted if len(wanted) else np.zeros(1, dtype=np.int64)).to(model.device)
         tokens = torch.from_numpy(front.tokens).to(model.device)[:, None]
         with _head_on_rows(model, rows):
-            logits: torch.Tensor = model(input_ids=tokens, past_key_values=front.cache, use_cache=True).logits[:, -1]
+            given = {"input_ids": tokens, _cache_argument(model): front.cache, "use_cache": True}
+            logits: torch.Tensor = model(**given).logits[:, -1]
         self.positions += front.nodes
         return logits if len(logits) == len(rows) else logits.index_select(0, rows)
 
@@ -260,6 +263,17 @@ class Walk(Generic[Text]):
             number=number[draws],
             text=renumbered[child[goes_on]],
         )
+
+
+def _cache_argument(model: Any) -> str:
+    """The name under which the model takes a cache; other models would read every token as the first of its text."""
+    taken = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    raise InputError(
+        f"model type {model.config.model_type!r} takes no cache of what it has read; expected one that does"
+    )
 
 
 @contextmanager
