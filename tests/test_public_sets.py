@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from knowshift.cli.app import app
 from knowshift.errors import InputError, KnowshiftWarning
-from knowshift.facts import public_sets
+from knowshift.facts import encoding, public_sets
 from knowshift.facts.asking import GENERIC
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.public_sets import POPQA_RELATIONS
@@ -251,7 +251,7 @@ def test_a_spoilt_line_of_nq_open_is_named(
     tmp_path: Path, line: bytes, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if len(line) < 3_000 and b"xxx" in line:
-        monkeypatch.setattr(public_sets, "LARGEST_ROW", 1000)
+        monkeypatch.setattr(encoding, "LARGEST_ROW", 1000)
     path = tmp_path / "q.jsonl"
     path.write_bytes(json.dumps(NQ[0]).encode() + b"\n" + line + b"\n")
     refused(f"nq-open:{path}", "q.jsonl", *words)

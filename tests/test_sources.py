@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
+from knowshift.facts.encoding import LARGEST_ROW
 from knowshift.facts.entity_questions import LARGEST_FILE
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.leakage import leakage, without_leaked
@@ -349,7 +350,7 @@ def test_a_table_with_every_column(tmp_path: Path, kind: str) -> None:
         "split": "train",
         "domain": "out_of_domain",
         "aliases": ["Lima", "Lima Metropolitana"],
-        "prompts": ["{subject}'s capital is", "The capital of Peru is"],
+        "prompts": ["{subject}'s capital is", "The capital of Peru is", "{question} It is"],
         "exposures": 12,
     }
     path = table(tmp_path, kind, [row])
@@ -357,7 +358,7 @@ def test_a_table_with_every_column(tmp_path: Path, kind: str) -> None:
     assert fact.accepted == ("Lima", "Ciudad de los Reyes", "Lima Metropolitana")
     assert (fact.id, fact.relation, fact.split, fact.domain) == ("peru", "P36", "train", "out_of_domain")
     assert fact.exposures == 12
-    assert completion_prompts(fact) == ("Peru's capital is", "The capital of Peru is")
+    assert completion_prompts(fact) == ("Peru's capital is", "The capital of Peru is", "Capital of Peru? It is")
     assert load_facts(str(path), aliases=False).facts[0].accepted == ("Lima",)
 
 
@@ -407,6 +408,7 @@ def test_broken_tables_are_refused(tmp_path: Path) -> None:
     refused(file("a.jsonl", b'{"question": 1.5, "subject": "s", "answer": "a"}\n'), "line 1: question is 1.5")
     refused(file("a.jsonl", b'{"question": "\\ud83d", "subject": "s", "answer": "a"}\n'), r"question is '\ud83d'")
     refused(file("a.jsonl", b"\xff\n"), "line 1: broken JSON")
+    refused(file("a.jsonl", b"\n" + b" " * (LARGEST_ROW + 1)), "line 2: longer than 16777216 bytes")
     refused(file("a.parquet", b"PAR1"), "a.parquet: not a Parquet file")
     pq.write_table(pa.Table.from_pylist([ROW]).slice(0, 0), tmp_path / "a.parquet")
     refused(tmp_path / "a.parquet", "table is empty")

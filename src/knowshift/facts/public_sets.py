@@ -28,13 +28,11 @@ from typing import Any
 
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.asking import GENERIC
-from knowshift.facts.encoding import encodable
+from knowshift.facts.encoding import LARGEST_ROW, encodable, lines_of
 from knowshift.facts.fact import Domain, Fact, Split
 from knowshift.facts.grading import gradable
 from knowshift.facts.relations import RELATIONS
 
-#: The largest row in characters; the largest of the real ones, with pages of search results, have some ten thousand.
-LARGEST_ROW = 16 << 20
 #: Characters that are read at once.
 _PIECE = 1 << 20
 
@@ -145,21 +143,13 @@ def _times(count: int) -> str:
 
 
 def _nq_open(path: Path, split: Split, domain: Domain) -> _Rows:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LARGEST_ROW + 1):
-            number += 1
-            place = f"line {number}"
-            if len(line) > LARGEST_ROW:
-                raise InputError(f"{path}: {place}: longer than {LARGEST_ROW} bytes; expected one question")
-            if not line.strip():
-                continue
-            where = f"{path}: {place}"
-            row = _object(where, _json(where, line))
-            texts = _texts(where, "answer", row.get("answer"))
-            question = _text(where, "question", row.get("question"))
-            identity = f"nq-open.{number}"
-            yield place, Fact(identity, "nq-open", split, domain, "", question, "", prompts=GENERIC), texts
+    for place, line in lines_of(path):
+        where = f"{path}: {place}"
+        row = _object(where, _json(where, line))
+        texts = _texts(where, "answer", row.get("answer"))
+        question = _text(where, "question", row.get("question"))
+        identity = f"nq-open.{place.removeprefix('line ')}"
+        yield place, Fact(identity, "nq-open", split, domain, "", question, "", prompts=GENERIC), texts
 
 
 # -- TriviaQA -------------------------------------------------------------------------------------------------

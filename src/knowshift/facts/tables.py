@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, nearest
-from knowshift.facts.encoding import encodable
+from knowshift.facts.encoding import encodable, lines_of
 from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
 from knowshift.facts.grading import gradable
 from knowshift.records import FACTS
@@ -191,17 +191,14 @@ def _csv(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
 
 def _jsonl(path: Path) -> tuple[None, Iterator[_Row]]:
     def rows() -> Iterator[_Row]:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    cells = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}: line {number}: broken JSON ({error}); expected one object") from None
-                if not isinstance(cells, dict):
-                    raise InputError(f"{path}: line {number}: found {type(cells).__name__}; expected one object")
-                yield f"line {number}", cells
+        for place, line in lines_of(path):
+            try:
+                cells = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}: {place}: broken JSON ({error}); expected one object") from None
+            if not isinstance(cells, dict):
+                raise InputError(f"{path}: {place}: found {type(cells).__name__}; expected one object")
+            yield place, cells
 
     return None, rows()
 
