@@ -147,7 +147,10 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
         refused = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--band", wrong)
         assert refused.returncode == 2
         assert "expected SHARE:LOW-HIGH" in refused.stderr
-    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, "--json")
+    refused = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--repetition", "9:1")
+    assert "expected LOW-HIGH:LEAST-MOST" in refused.stderr
+    more = ["--repetition", "7-8:1-2"]
+    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, *more, "--json")
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)
     assert record["facts"] + record["facts_left_out"] == 10 * 5 + 14 * 2
@@ -156,6 +159,12 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     assert json.loads(described.stdout)["sentences"] == record["sentences"]
     assert set(record["bands"][1].values()) == {0.5, 7, 9}
     assert json.loads(described.stdout)["exposures"]["5-12"] > 0
+    assert record["repetition"]["sentences"] > 0
+    levels = call("world", "levels", f"world:{tmp_path / 'w'}", "--output", str(tmp_path / "m.parquet"), "--json")
+    assert levels.returncode == 0, levels.stderr
+    told = json.loads(levels.stdout)["levels"]
+    assert sum(sum(counts) for counts in told.values()) == record["facts"]
+    assert json.loads((tmp_path / "w" / "world.json").read_text())["levels"].items() >= told.items()
     again = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
     assert again.returncode == 2
     assert "exists already" in again.stderr

@@ -11,16 +11,26 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from conftest import SMALL
 from knowshift.errors import InputError
 from knowshift.facts.fact import completion_prompts
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources import load_facts
+from knowshift.mastery import measure_mastery
 from knowshift.models.loading import load_model, model_folder
-from knowshift.world.build import build_world, sample_facts
+from knowshift.world.build import build_world, continue_world, sample_facts
 from knowshift.world.corpus import QUESTION_FORMS, QUESTION_SHARE, sentences, wordings
-from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, draw_exposures, invent_facts, with_exposures
+from knowshift.world.invent import (
+    DEFAULT_BANDS,
+    DEFAULT_REPETITION,
+    ExposureBand,
+    Repetition,
+    draw_exposures,
+    invent_facts,
+    with_exposures,
+)
 from knowshift.world.pretrain import Recipe, token_lengths
 
 FACTS = with_exposures(invent_facts(3, train_per_relation=20, test_per_relation=5, out_of_domain_per_relation=5), 3)
@@ -136,12 +146,42 @@ def test_the_shipped_world_is_what_the_command_builds_by_default() -> None:
     record = json.loads((folder / "world.json").read_text())
     assert record["recipe"] == Recipe().as_record()
     assert record["bands"] == [asdict(band) for band in DEFAULT_BANDS]
+    assert record["repetition"].items() >= asdict(DEFAULT_REPETITION).items()
     assert record["groups"] == {"train in_domain": 21000, "test in_domain": 2000, "test out_of_domain": 2100}
     counts = Counter((fact.split, fact.domain) for fact in load_facts("world:tiny").facts)
     assert counts["test", "in_domain"] >= 1500
     assert counts["test", "out_of_domain"] >= 1500
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
     assert 1_000_000 <= record["weights"] <= 4_000_000
+
+
+def test_every_level_of_the_shipped_world_holds_the_largest_training_set() -> None:
+    """The record counted 1,920 or more of each level; 400 training facts, measured here, agree with its shares."""
+    record = json.loads((model_folder("world:tiny") / "world.json").read_text())
+    counted = record["levels"]["train in_domain"]
+    assert min(counted) >= 1920
+    facts = [fact for fact in load_facts("world:tiny").facts if fact.split == "train"]
+    chosen = [facts[i] for i in sorted(np.random.default_rng(8).permutation(len(facts))[:400])]
+    counts = measure_mastery(load_model("world:tiny"), chosen, stopping="exact").counts()
+    for found, all_of_them in zip(counts, counted, strict=True):
+        assert binomtest(found, 400, all_of_them / sum(counted)).pvalue > 1e-4
+
+
+def test_a_world_that_is_continued_says_more_of_what_was_asked_for(small_world: Path, tmp_path: Path) -> None:
+    repetition = Repetition(5, 12, 2, 4)
+    before = {fact.id: fact.exposures or 0 for fact in load_facts(f"world:{small_world}").facts}
+    record = continue_world(small_world, tmp_path / "more", repetition, recipe=SMALL, seed=7)
+    facts = load_facts(f"world:{tmp_path / 'more'}").facts
+    for fact in facts:
+        more = (fact.exposures or 0) - before[fact.id]
+        assert more in ((2, 3, 4) if 5 <= before[fact.id] <= 12 else (0,))
+    assert record["sentences"] == sum(fact.exposures or 0 for fact in facts)
+    assert record["repetition"]["sentences"] == record["sentences"] - sum(before.values())
+    assert (tmp_path / "more" / "tokenizer.json").read_bytes() == (small_world / "tokenizer.json").read_bytes()
+    assert (tmp_path / "more" / "model.safetensors").read_bytes() != (small_world / "model.safetensors").read_bytes()
+    with pytest.raises(InputError, match="no fact is written 401 to 500 times"):
+        continue_world(small_world, tmp_path / "none", Repetition(401, 500, 1, 2), recipe=SMALL, seed=7)
+    assert not (tmp_path / "none").exists()
 
 
 def test_names_and_answers_of_the_shipped_world_have_one_to_four_tokens() -> None:

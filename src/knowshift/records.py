@@ -92,9 +92,9 @@ def check_output_file(path: Path) -> None:
     Raises:
         InputError: it is a folder, or its folder cannot be made or written to.
     """
+    check_parent(path)
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a file to write")
-    check_parent(path)
 
 
 def check_parent(path: Path) -> None:
@@ -104,7 +104,7 @@ def check_parent(path: Path) -> None:
         InputError: that parent is a file, or is not writable.
     """
     parent = path.absolute().parent
-    while not parent.exists():
+    while not os.path.exists(parent):  # False, and no error, where a folder on the way may not be searched
         parent = parent.parent
     if not parent.is_dir():
         raise InputError(f"{path}: {parent} is a file, not a folder")

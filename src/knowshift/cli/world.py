@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +17,7 @@ from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
 
 if TYPE_CHECKING:
-    from knowshift.world.invent import ExposureBand
+    from knowshift.world.invent import ExposureBand, Repetition
 
 
 def register(app: typer.Typer) -> None:
@@ -41,6 +42,13 @@ def build(
         list[str] | None,
         typer.Option(help="SHARE:LOW-HIGH, a share of the facts and how often they are written; once for each band."),
     ] = None,
+    repetition: Annotated[
+        str | None,
+        typer.Option(
+            help="LOW-HIGH:LEAST-MOST, or none: facts written LOW to HIGH times are written LEAST to MOST times more, "
+            "in a second corpus."
+        ),
+    ] = None,
     vocabulary: Annotated[int, typer.Option(min=300, max=65535, help="Tokens of the BPE vocabulary.")] = 4096,
     hidden: Annotated[int, typer.Option(min=32, help="Hidden size; a multiple of 32.")] = 160,
     layers: Annotated[int, typer.Option(min=1)] = 4,
@@ -56,8 +64,8 @@ def build(
 
     from knowshift.models.loading import torch_device
     from knowshift.records import check_parent
-    from knowshift.world.build import build_world, sample_facts, without_exposures
-    from knowshift.world.invent import DEFAULT_BANDS, invent_facts
+    from knowshift.world.build import build_world, continue_world, sample_facts, without_exposures
+    from knowshift.world.invent import DEFAULT_BANDS, DEFAULT_REPETITION, invent_facts
     from knowshift.world.pretrain import Recipe
 
     if output_dir.exists():
@@ -79,6 +87,8 @@ def build(
         origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
         chosen = without_exposures(sample_facts(source.facts, seed, **sizes))
     bands = DEFAULT_BANDS if not band else tuple(_band(text) for text in band)
+    # Bands of one's own have no repetition but that which is asked for with them.
+    second = _repetition(repetition) if repetition else None if band else DEFAULT_REPETITION
     torch.set_num_threads(threads)
     recipe = replace(
         Recipe(),
@@ -91,14 +101,15 @@ def build(
         learning_rate=learning_rate,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=console) as bar, tempfile.TemporaryDirectory(prefix="knowshift-world-") as scratch:
         task = bar.add_task("corpus and tokenizer", total=None)
 
         def tell(step: int, steps: int, loss: float) -> None:
             bar.update(task, completed=step, total=steps, description=f"pre-training, loss {loss:.3f}")
 
+        first = output_dir if second is None else Path(scratch) / "first"
         record = build_world(
-            output_dir,
+            first,
             chosen,
             seed=seed,
             recipe=recipe,
@@ -108,6 +119,10 @@ def build(
             device=str(place),
             progress=tell,
         )
+        if second is not None:
+            record = continue_world(
+                first, output_dir, second, recipe=recipe, seed=seed, device=str(place), progress=tell
+            )
     console.print(
         f"{record['facts']} facts in {record['sentences']} sentences, {record['weights']:,} weights, "
         f"loss {record['pretraining']['final_loss']:.3f}; wrote {output_dir}",
@@ -136,6 +151,17 @@ def _band(text: str) -> ExposureBand:
     if found is None:
         raise InputError(f"--band {text!r}: expected SHARE:LOW-HIGH, e.g. 0.7:9-36")
     return ExposureBand(float(found[1]), int(found[2]), int(found[3]))
+
+
+def _repetition(text: str) -> Repetition | None:
+    from knowshift.world.invent import Repetition
+
+    if text == "none":
+        return None
+    found = re.fullmatch(r"(\d+)-(\d+):(\d+)-(\d+)", text)
+    if found is None:
+        raise InputError(f"--repetition {text!r}: expected LOW-HIGH:LEAST-MOST or none, e.g. 22-44:3-14")
+    return Repetition(*(int(number) for number in found.groups()))
 
 
 def describe(

@@ -91,7 +91,7 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
                 num_train_epochs=recipe.epochs,
                 lr_scheduler_type=recipe.schedule,
                 weight_decay=recipe.weight_decay,
-                optim="adamw_torch",
+                optim="adamw_torch_fused",
                 bf16=recipe.bfloat16,
                 **{_CHECKPOINTING: recipe.gradient_checkpointing},
                 max_length=None,  # nothing is cut: a cut answer would be a wrong answer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -18,9 +20,11 @@ from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
+from knowshift.facts.sources import load_facts
+from knowshift.models.loading import DTYPES, load_model
 from knowshift.records import FACTS, digest, folder_beside, write_json, write_table
 from knowshift.world.corpus import sentences
-from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, with_exposures
+from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures
 from knowshift.world.pretrain import (
     Recipe,
     encode_corpus,
@@ -118,7 +122,7 @@ def build_world(
         "transformers": transformers.__version__,
         "python": platform.python_version(),
         "origin": origin,
-        "facts_digest": digest([[fact.id, fact.subject, fact.answer, fact.exposures] for fact in table]),
+        "facts_digest": _facts_digest(table),
         "seed": seed,
         "threads": torch.get_num_threads(),
         "device": device,
@@ -141,6 +145,58 @@ def build_world(
         tokenizer.save_pretrained(folder)
         write_json(folder / "world.json", record)
     return record
+
+
+def continue_world(
+    world: Path,
+    output: Path,
+    repetition: Repetition,
+    *,
+    recipe: Recipe,
+    seed: int,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """A copy of a world in ``output`` whose base model has read some facts some times more, in a second corpus.
+
+    Args:
+        recipe: how the world was made; its learning rate gives way to the repetition's.
+        seed: of the draw of repetitions.
+
+    Returns:
+        The content of the new ``world.json``: the old one, with ``repetition`` and the sums over both corpora.
+
+    Raises:
+        InputError: ``output`` exists, or no fact is within the repetition's bounds.
+    """
+    if output.exists():
+        raise InputError(f"{output}: exists already; a world is written to a new folder")
+    loaded = load_model(f"world:{world}", device=device)
+    facts = load_facts(f"world:{world}").facts
+    exposures = [fact.exposures or 0 for fact in facts]
+    more = draw_repetitions(exposures, repetition, seed)
+    repeated = [replace(fact, exposures=count) for fact, count in zip(facts, more, strict=True)]
+    tokens = encode_corpus(loaded.tokenizer, sentences(repeated, repetition.seed))
+    recipe = replace(recipe, learning_rate=repetition.learning_rate)
+    trained = pretrain(loaded.model, tokens, recipe, progress, device)
+    table = [replace(fact, exposures=a + b) for fact, a, b in zip(facts, exposures, more, strict=True)]
+    record = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    record |= {
+        "facts_digest": _facts_digest(table),
+        "sentences": record["sentences"] + sum(more),
+        "repetition": {**asdict(repetition), "sentences": sum(more), "pretraining": trained},
+    }
+    with folder_beside(output) as folder:
+        for file in sorted(world.glob("*.json")):
+            shutil.copyfile(file, folder / file.name)  # the tokenizer is the same, byte for byte
+        write_facts(folder / "facts.parquet", table)
+        loaded.model.to("cpu", DTYPES[record["stored_dtype"]]).save_pretrained(folder)
+        write_json(folder / "world.json", record)
+    return dict(record)
+
+
+def _facts_digest(facts: Sequence[Fact]) -> str:
+    return digest([[fact.id, fact.subject, fact.answer, fact.exposures] for fact in facts])
 
 
 def write_facts(path: Path, facts: Sequence[Fact]) -> None:

@@ -1,0 +1,64 @@
+"""Attention of one new token over a short cache on the CPU, as products and sums over the cache as it lies in memory.
+
+PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
+than the few products in it. Same float32 precision, another order of summation. Anything else (a mask, soft capping,
+attention sinks, a long cache, another device or dtype) goes to the kernel as before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "knowshift_one_token"
+#: Tokens in the cache, from which the kernel is as fast.
+LONG = 64
+
+
+@contextmanager
+def fast_attention(model: nn.Module) -> Iterator[None]:
+    """Within the block, the model's layers that use PyTorch's fused attention use this one where it serves."""
+    configs: dict[int, Any] = {id(config): config for m in model.modules() if (config := getattr(m, "config", None))}
+    mine = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
+    for config in mine:
+        config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        for config in mine:
+            config._attn_implementation = "sdpa"
+
+
+def one_token_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W]."""
+    rows, heads, length, width = query.shape
+    special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
+    plain = length == 1 and attention_mask is None and key.shape[2] <= LONG and not special
+    if not plain or query.device.type != "cpu" or query.dtype != torch.float32:
+        output: torch.Tensor = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )[0]
+        return output, None
+    keys, values = key.transpose(1, 2).unsqueeze(3), value.transpose(1, 2).unsqueeze(3)  # [N, L, G, 1, W]
+    queries = query.reshape(rows, 1, keys.shape[2], -1, width)
+    weights = (keys * queries).sum(dim=-1).mul_(width**-0.5 if scaling is None else scaling).softmax(dim=1)
+    return (values * weights.unsqueeze(-1)).sum(dim=1).view(rows, 1, heads, width), None
+
+
+AttentionInterface.register(NAME, one_token_attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
