@@ -197,10 +197,12 @@ def _facts_and_levels(source: str, mastery: Path) -> tuple[dict[str, Fact], dict
     from knowshift.facts.sources import load_facts
 
     by_id = {fact.id: fact for fact in load_facts(source).facts}
-    levels = {row["fact"]: row["level"] for row in _mastery_rows(mastery)}
-    if stranger := next((fact for fact in levels if fact not in by_id), None):
-        raise InputError(f"{mastery}: fact {stranger!r} is not in {source}; the record belongs to other facts")
-    return by_id, levels
+    rows = _mastery_rows(mastery)
+    for row in rows:
+        fact = by_id.get(row["fact"])
+        if fact is None or fact.exposures != row["exposures"]:  # worlds number their facts alike
+            raise InputError(f"{mastery}: fact {row['fact']!r} is not that of {source}; the record is of other facts")
+    return by_id, {row["fact"]: row["level"] for row in rows}
 
 
 def _first(facts: list[Fact], limit: int | None, seed: int) -> list[Fact]:
