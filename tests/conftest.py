@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,10 @@ from knowshift.world.invent import ExposureBand, invent_facts
 from knowshift.world.pretrain import Recipe
 
 SMALL = Recipe(vocabulary=700, hidden=32, feed_forward=64, layers=2, heads=1, context=48, batch=8)
+
+
+# A shell's background jobs start with interrupts ignored, and so do their children: tests that interrupt would hang.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
