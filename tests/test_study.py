@@ -105,7 +105,6 @@ def test_killed_and_run_again_by_other_workers_it_ends_in_the_same_tables(
     assert again.returncode == 0, err
     assert _files(run / "tables") == _files(whole_run / "tables")
     assert _files(run / "figures") == _files(whole_run / "figures")
-    assert (run / "report.html").read_bytes() == (whole_run / "report.html").read_bytes()
     for file in sorted((whole_run / "cells").glob("*/*/*")):
         assert (run / file.relative_to(whole_run)).read_bytes() == file.read_bytes(), file
     assert all(path.stat().st_mtime_ns == when for path, when in done.items())
