@@ -1,7 +1,8 @@
 """Attention of one new token over a short cache on the CPU, as products and sums over the cache as it lies in memory.
 
 PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
-than the few products in it. Same float32 precision, another order of summation. Anything else (a mask, soft capping,
+than the few products in it. Rows are taken some at a time, so that the products stay in the processor's own memory.
+Same float32 precision, another order of summation. Anything else (a mask, soft capping,
 attention sinks, a long cache, another device or dtype) goes to the kernel as before.
 """
 
@@ -20,6 +21,8 @@ from transformers.masking_utils import sdpa_mask
 NAME = "knowshift_one_token"
 #: Tokens in the cache, from which the kernel is as fast.
 LONG = 64
+#: Rows at a time: their products are a megabyte or two.
+ROWS = 128
 
 
 @contextmanager
@@ -54,10 +57,18 @@ def one_token_attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )[0]
         return output, None
+    groups = key.shape[1]
+    queries = query.reshape(rows, 1, groups, heads // groups, width)
     keys, values = key.transpose(1, 2).unsqueeze(3), value.transpose(1, 2).unsqueeze(3)  # [N, L, G, 1, W]
-    queries = query.reshape(rows, 1, keys.shape[2], -1, width)
-    weights = (keys * queries).sum(dim=-1).mul_(width**-0.5 if scaling is None else scaling).softmax(dim=1)
-    return (values * weights.unsqueeze(-1)).sum(dim=1).view(rows, 1, heads, width), None
+    scale = width**-0.5 if scaling is None else scaling
+    result = query.new_empty(rows, 1, heads, width)
+    for start in range(0, rows, ROWS):
+        some = slice(start, start + ROWS)
+        weights = (keys[some] * queries[some]).sum(dim=-1).mul_(scale).softmax(dim=1)
+        torch.sum(
+            values[some] * weights.unsqueeze(-1), dim=1, out=result[some].view(-1, groups, heads // groups, width)
+        )
+    return result, None
 
 
 AttentionInterface.register(NAME, one_token_attention)
