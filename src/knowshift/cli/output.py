@@ -12,6 +12,13 @@ from rich.console import Console
 #: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
 console = Console(stderr=True)
 
+#: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.FORMS` for people.
+FACTS_FORMS = (
+    "entity-questions[:PATH], world:tiny, world:PATH, popqa:FILE, triviaqa:FILE, nq-open:FILE, "
+    "or a CSV, JSONL or Parquet table."
+)
+
+FactsOption = Annotated[str, typer.Option("--facts", help=FACTS_FORMS)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of every random choice.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]

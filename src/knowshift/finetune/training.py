@@ -16,6 +16,7 @@ from trl.trainer import utils as trl_utils
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
+from knowshift.finetune.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.models.loading import LoadedModel
 
 # transformers 5.2x renamed the option and warns at the old name.
@@ -34,6 +35,7 @@ class TrainingRecipe:
     weight_decay: float = 0.0
     bfloat16: bool = False  # autocast over float32 weights
     gradient_checkpointing: bool = False
+    shared_prefix: bool = False  # every batch as one row (knowshift.finetune.one_row): the same gradients, fewer tokens
     report_to: str = "none"  # passed on to the Trainer: trackio, wandb, tensorboard, mlflow
 
     def as_record(self) -> dict[str, Any]:
@@ -72,18 +74,23 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``dtypes``.
 
     Raises:
-        InputError: no facts.
+        InputError: no facts, or ``shared_prefix`` for a model that cannot take it.
     """
     if not facts:
         raise InputError("no training facts")
     disable_progress_bar()
-    data = Dataset.from_list([encode_example(loaded.tokenizer, fact.question, fact.answer) for fact in facts])
+    examples = [encode_example(loaded.tokenizer, fact.question, fact.answer) for fact in facts]
+    collator = None
+    if recipe.shared_prefix:
+        collator = OneRow(str(loaded.model.config._attn_implementation), loaded.model.dtype)
+        check_same_loss(loaded.model, [_labelled(example) for example in examples[: recipe.batch_size]], collator)
     on_cpu = loaded.device.split(":")[0] == "cpu"
     with tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
         trainer = SFTTrainer(
             model=loaded.model,
             processing_class=loaded.tokenizer,
-            train_dataset=data,
+            train_dataset=Dataset.from_list(examples),
+            data_collator=collator,
             args=SFTConfig(
                 output_dir=scratch,
                 learning_rate=recipe.learning_rate,
@@ -122,6 +129,12 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         "load_dtype": loaded.dtype,
         "compute_dtype": "bfloat16" if recipe.bfloat16 else str(loaded.model.dtype).removeprefix("torch."),
     }
+
+
+def _labelled(example: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The example as TRL hands it to a collator."""
+    ids, mask = example["input_ids"], example["completion_mask"]
+    return {"input_ids": ids, "labels": [token if scored else IGNORED for token, scored in zip(ids, mask, strict=True)]}
 
 
 @contextmanager

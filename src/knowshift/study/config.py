@@ -42,6 +42,7 @@ class TrainingConfig(_Strict):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     bfloat16: bool = False  # autocast over the loaded weights
     gradient_checkpointing: bool = False
+    shared_prefix: bool = False  # every batch as one row, its common beginning once: the same gradients, faster
     report_to: str = "none"  # passed through to the Trainer
 
 
