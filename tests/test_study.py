@@ -85,20 +85,26 @@ def test_the_study_ends_in_records_tables_figures_and_a_report(whole_run: Path) 
     assert list((whole_run / "tables").glob("*.csv"))
 
 
-def test_killed_and_run_again_by_other_workers_it_ends_in_the_same_tables(
+#: In the middle of the first cell, between cells of the second stage, and while the report is written.
+MOMENTS = ("cells/mastery/.*", "cells/evaluation/[0-9a-f]*", "tables/*.csv")
+
+
+def test_killed_at_any_moment_and_run_again_it_ends_in_the_same_tables(
     config_file: Path, whole_run: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "killed"
-    process = _study(config_file, run, "--executor", "processes", "--workers", "2")
-    deadline = time.monotonic() + 240
-    while len(list(run.glob("cells/evaluation/*"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    done = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/*") if not path.name.startswith(".")}
-    assert not (run / "report.html").exists()
+    done: dict[Path, int] = {}
+    for moment in MOMENTS:
+        process = _study(config_file, run, "--executor", "processes", "--workers", "2")
+        deadline = time.monotonic() + 240
+        while not list(run.glob(moment)):
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        assert all(path.stat().st_mtime_ns == when for path, when in done.items())
+        done = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/*") if not path.name.startswith(".")}
 
     again = _study(config_file, run, "--executor", "processes", "--workers", "2")
     _, err = again.communicate(timeout=300)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
-from knowshift.records import digest
+from knowshift.files import digest
 from knowshift.study.config import StudyConfig
 
 #: What the numbers of a cell may depend on, and what a manifest names.

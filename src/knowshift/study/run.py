@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from filelock import FileLock, Timeout
 from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
+from knowshift.files import check_parent, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.models.loading import check_model_files, load_tokenizer, model_folder, model_identity, torch_device
-from knowshift.records import check_parent, write_json
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
 from knowshift.study.work import Worker
@@ -103,19 +104,19 @@ def run_study(
         _sweep(run)
         missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
-        for stage in (plan.probes, plan.tuned):
-            if stage is plan.tuned:
-                check_levels(run, config, plan)
-            waiting = [unit for unit in stage if unit.title in missing]
-            processes = min(workers or _workers(config), max(1, len(waiting)))
-            for title, took in EXECUTORS[executor](run, config, waiting, processes):
-                seconds[title] = round(took, 2)
-                behind += missing[title]
-                ahead = max(0.0, ahead - missing[title])
-                if progress is not None:
-                    done = len(plan.units) - len(missing) + len(seconds)
-                    left = (time.monotonic() - began) / behind * ahead
-                    progress(done, len(plan.units), title, took, left)
+        processes = min(workers or _workers(config), max(1, len(missing)))
+        with EXECUTORS[executor](run, config, processes) as do:
+            for stage in (plan.probes, plan.tuned):
+                if stage is plan.tuned:
+                    check_levels(run, config, plan)
+                for title, took in do([unit for unit in stage if unit.title in missing]):
+                    seconds[title] = round(took, 2)
+                    behind += missing[title]
+                    ahead = max(0.0, ahead - missing[title])
+                    if progress is not None:
+                        done = len(plan.units) - len(missing) + len(seconds)
+                        left = (time.monotonic() - began) / behind * ahead
+                        progress(done, len(plan.units), title, took, left)
     finally:
         _write_manifest(run, config, plan, about, seconds)
         lock.release()
@@ -233,7 +234,9 @@ def _git_revision() -> str | None:
     return said.stdout.strip()
 
 
-# Executors: each yields (title, seconds) as units end, in any order.
+# Executors: each gives a way to do units, which yields (title, seconds) as they end, in any order.
+
+Do = Callable[[Sequence[Unit]], Iterator[tuple[str, float]]]
 
 _WORKER: Worker | None = None
 
@@ -250,9 +253,9 @@ def _do(run: Path, config: StudyConfig, unit: Unit) -> tuple[str, float]:
     return unit.title, _worker(run, config).do(unit)
 
 
-def _here(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
-    for unit in units:
-        yield _do(run, config, unit)
+@contextmanager
+def _here(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
+    yield lambda units: (_do(run, config, unit) for unit in units)
 
 
 def _begin() -> None:
@@ -268,26 +271,30 @@ def _begin() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def _processes(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
-    if not units:
-        return
-    # Spawned, not forked: torch's threads do not survive a fork.
+@contextmanager
+def _processes(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
+    # Spawned, not forked: torch's threads do not survive a fork. One pool for all stages: a worker starts for seconds.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-    try:
+
+    def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
         pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, unit) for unit in units}
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
+
+    try:
+        yield do
     except BaseException:
-        for process in list(pool._processes.values()):
+        for process in list((pool._processes or {}).values()):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
 
 
-def _ray(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) -> Iterator[tuple[str, float]]:
+@contextmanager
+def _ray(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
     try:
         import ray
     except ImportError:
@@ -296,11 +303,17 @@ def _ray(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) ->
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
     gpus = 0 if config.device.split(":")[0] == "cpu" else 1
     task = ray.remote(num_cpus=config.threads, num_gpus=gpus, max_calls=0)(_do)
-    pending = [task.remote(run.absolute(), config, unit) for unit in units]
-    try:
+    pending: list[Any] = []
+
+    def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
+        nonlocal pending
+        pending = [task.remote(run.absolute(), config, unit) for unit in units]
         while pending:
             finished, pending = ray.wait(pending)
             yield from ray.get(finished)
+
+    try:
+        yield do
     except ray.exceptions.RayTaskError as failure:
         raise failure.cause from None
     finally:
@@ -308,7 +321,7 @@ def _ray(run: Path, config: StudyConfig, units: Sequence[Unit], workers: int) ->
             ray.cancel(left)
 
 
-EXECUTORS: dict[str, Callable[[Path, StudyConfig, Sequence[Unit], int], Iterator[tuple[str, float]]]] = {
+EXECUTORS: dict[str, Callable[[Path, StudyConfig, int], AbstractContextManager[Do]]] = {
     "here": _here,
     "processes": _processes,
     "ray": _ray,

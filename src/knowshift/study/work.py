@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import ctypes
+import gc
 import time
 from dataclasses import replace
 from functools import cached_property
@@ -18,11 +19,10 @@ import torch
 from knowshift.evaluation import Ask, evaluate, few_shot, plain_question
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
+from knowshift.files import digest, folder_beside, write_json
 from knowshift.finetune.draws import draw_training_set
-from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.mastery import measure_mastery
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.records import digest, folder_beside, write_json
 from knowshift.study.cells import Cell, Unit, make_plan, probed_facts
 from knowshift.study.config import StudyConfig
 from knowshift.token_shift import ShiftItems, best_prompts, select_items, token_shift
@@ -67,6 +67,9 @@ class Worker:
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
         self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
         self._in_memory: tuple[str, LoadedModel] | None = None
+        # What is here stays: a Trainer collects garbage when it starts, and would look through all of it every time.
+        gc.collect()
+        gc.freeze()
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -135,6 +138,9 @@ class Worker:
         return self._in_memory[1]
 
     def _train(self, cell: Cell) -> tuple[list[str], dict[str, Any]]:
+        # Here and not above: TRL takes seconds to import, and what only plans or probes has no use for it.
+        from knowshift.finetune.training import TrainingRecipe, finetune
+
         key = cell.key
         train = {row["fact"]: row for row in self._mastery_rows if row["split"] == "train"}
         members = draw_training_set(
