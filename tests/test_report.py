@@ -322,6 +322,14 @@ def test_one_level_and_one_size_still_make_a_page(tmp_path: Path) -> None:
     assert "(may be chance)" in page
 
 
+@pytest.mark.parametrize(("size", "told"), [(16, True), (14, False), (240, False)])
+def test_a_level_that_draws_nearly_use_up_is_told(tmp_path: Path, size: int, told: bool) -> None:
+    shape = Shape(facts_per_level=20, sizes=(size,), levels=(2,), draws=2)
+    planted = replace(PLANTED, by_size=(1.0,), kl=(1.0,), restored=(1.0,) * 7, random=(1.0,) * 7)
+    tables = build_tables(build_run(tmp_path / "run", planted, shape))
+    assert ("Level 2 has 20 facts for draws of 16: such draws" in compose(tables, {})) == told
+
+
 def test_reporting_never_loads_torch() -> None:
     code = "import sys, knowshift.report.page, knowshift.cli.report; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

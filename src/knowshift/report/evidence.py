@@ -28,6 +28,9 @@ from knowshift.report.run_folder import (
 from knowshift.report.scores import Model, Scores
 from knowshift.study.statistics import Integers
 
+#: A level is told to be nearly used up when a training set takes this share of its facts.
+USED_UP = 0.75
+
 #: KL in nats is rounded to this before it is averaged, so that sums do not depend on the order of adding.
 KL_STEP = 2.0**-24
 
@@ -90,6 +93,17 @@ class Evidence:
     @property
     def sizes(self) -> list[int]:
         return sorted({size for _, size in self.main})
+
+    def used_up(self) -> list[tuple[int, int, int]]:
+        """(level, its largest size, its training facts) where that size takes most of what the level has."""
+        train = self.mastery.filter(pc.equal(self.mastery["split"], "train"))["level"].to_pylist()
+        largest = {level: max(s for its, s in self.main if its == level) for level in self.levels}
+        there = {level: train.count(level) for level in self.levels}
+        return [
+            (level, size, there[level])
+            for level, size in largest.items()
+            if USED_UP * there[level] < size <= there[level]
+        ]
 
     @property
     def criteria(self) -> list[str]:

@@ -85,6 +85,6 @@ def _rate_control(evidence: Evidence, largest: int) -> tuple[Claim, ...]:
             f"{largest:,} samples, both domains",
             "points",
             gap,
-            f"At the smaller learning rate, {rate:g}, best minus worst training level: {points(gap)}.",
+            f"At the smaller learning rate, {rate:.3g}, best minus worst training level: {points(gap)}.",
         ),
     )

@@ -120,7 +120,7 @@ def _rate_controls(evidence: Evidence, best: Choice) -> tuple[Claim, ...]:
     share = ""
     if best.estimate.known and best.estimate.low > 0:
         share = f", {100 * gain.value / best.estimate.value:.0f}% of what the best smaller size gains"
-    rates = f"{slow[0].setting.learning_rate:g} instead of {fast[0].setting.learning_rate:g}"
+    rates = f"{slow[0].setting.learning_rate:.3g} instead of {fast[0].setting.learning_rate:.3g}"
     return (
         Claim(
             "smaller_rate_helps",

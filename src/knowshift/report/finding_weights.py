@@ -178,7 +178,7 @@ def _smaller_rate(restored: Restored, scope: str) -> list[Claim]:
             scope,
             "points",
             ahead,
-            f"Tuned at learning rate {rate:g} with nothing restored, minus the best restored: {points(ahead)}.",
+            f"Tuned at learning rate {rate:.3g} with nothing restored, minus the best restored: {points(ahead)}.",
         )
     ]
 

@@ -128,6 +128,12 @@ def _head(evidence: Evidence, findings: Sequence[Finding], name: str) -> str:
         )
     if draws == 1:
         notes.append("With one draw each, intervals speak for these training sets only.")
+    elif used_up := evidence.used_up():
+        most = "; ".join(f"level {level} has {there:,} facts for draws of {size:,}" for level, size, there in used_up)
+        notes.append(
+            f"{most[0].upper()}{most[1:]}: such draws share most of their facts, and differ less by luck than new "
+            "facts would."
+        )
     if dropped:
         notes.append(f"{dropped:,} facts that some model has no grade for are left out.")
     return (

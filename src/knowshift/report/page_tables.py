@@ -162,8 +162,8 @@ def controls_table(controls: Table) -> str:
         [
             f"{'mean' if r['level'] == 'mean' else 'level ' + str(r['level'])}, {DOMAIN_WORDS[r['domain']]}",
             f"{r['size']:,}",
-            f"{_rate(r['accuracy'])} <small>at {escape(str(r['learning_rate']))}</small>",
-            f"{_rate(r['control_accuracy'])} <small>at {escape(str(r['control_learning_rate']))}</small>",
+            f"{_rate(r['accuracy'])} <small>at {float(r['learning_rate']):.3g}</small>",
+            f"{_rate(r['control_accuracy'])} <small>at {float(r['control_learning_rate']):.3g}</small>",
             _with_interval(r, "difference", "low", "high", True),
         ]
         for r in named
