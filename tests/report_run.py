@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, digest, write_json, write_table
+from knowshift.files import digest, write_json
+from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, write_table
 
 FRACTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 RELATIONS = {"in_domain": ("P17", "P19", "P20", "P36"), "out_of_domain": ("P26", "P40", "P50")}

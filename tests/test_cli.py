@@ -113,6 +113,17 @@ def test_bad_input_is_one_line_and_exit_two(words: list[str], said: str, tmp_pat
     assert said in done.stderr
 
 
+def test_a_warning_is_one_line_without_its_place_in_the_code(tmp_path: Path) -> None:
+    rows = [{"question": "who wrote the first", "answer": ["Ada"]}, {"question": "and in code", "answer": ["-.-"]}]
+    (tmp_path / "NQ-open.dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = call("facts", f"nq-open:{tmp_path / 'NQ-open.dev.jsonl'}", "--json")
+    assert done.returncode == 0
+    warned = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith("knowshift: warning: ")
+    assert ".py" not in done.stderr
+
+
 def test_too_many_facts_an_existing_folder_and_a_strange_record_are_refused(pipeline: dict[str, object]) -> None:
     words, folder = pipeline["words"], pipeline["folder"]
     assert isinstance(words, list)

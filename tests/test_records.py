@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from knowshift.errors import InputError
-from knowshift.records import FACTS, check_output_file, check_parent, read_table, write_table
+from knowshift.files import check_output_file, check_parent
+from knowshift.records import FACTS, read_table, write_table
 
 ROW = {
     "id": ["a"],
@@ -59,6 +60,9 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file, not a folder"):
         check_parent(tmp_path / "file" / "below")
+    if Path("/proc/self").is_dir():  # where even root may not make files
+        with pytest.raises(InputError, match="/proc cannot be written to"):
+            check_output_file(Path("/proc/file"))
     if os.geteuid() != 0:  # root may write anywhere
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(InputError, match="cannot be written to"):

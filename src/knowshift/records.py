@@ -6,13 +6,10 @@ recomputed without a model. What cannot be scored is a row with ``reason`` set, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +67,21 @@ TOKEN_SHIFT = pa.schema(
     ]
 )
 
+#: One row per fact of a world: what is true, and how often the corpus says it.
+FACTS = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("relation", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("domain", pa.string(), nullable=False),
+        pa.field("subject", pa.string(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("answer", pa.string(), nullable=False),
+        pa.field("aliases", pa.list_(pa.string())),
+        pa.field("exposures", pa.int32()),
+    ]
+)
+
 
 def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
     """Write columns as one Parquet file beside ``path`` and rename; ``about`` travels in the file's metadata."""
@@ -84,32 +96,6 @@ def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]]
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-def check_output_file(path: Path) -> None:
-    """Refuse a file that could not be written, before hours of work end there.
-
-    Raises:
-        InputError: it is a folder, or its folder cannot be made or written to.
-    """
-    check_parent(path)
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected a file to write")
-
-
-def check_parent(path: Path) -> None:
-    """Refuse a file or folder whose nearest existing parent takes no new entries.
-
-    Raises:
-        InputError: that parent is a file, or is not writable.
-    """
-    parent = path.absolute().parent
-    while not os.path.exists(parent):  # False, and no error, where a folder on the way may not be searched
-        parent = parent.parent
-    if not parent.is_dir():
-        raise InputError(f"{path}: {parent} is a file, not a folder")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: the folder {parent} cannot be written to")
 
 
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -128,45 +114,3 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
         return table.select(schema.names).cast(schema), about
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
         raise InputError(f"{path}: not a {kind} record: {str(error).splitlines()[0]}") from None
-
-
-def digest(value: Any) -> str:
-    """Sixteen hex digits of SHA-256 over canonical JSON: the name of a cell, the identity of a fact list."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
-    """A fresh folder next to ``target`` that takes its name only when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    beside.mkdir()
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside ``path`` and rename; keys sorted, so equal content is equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
-
-
-#: One row per fact of a world: what is true, and how often the corpus says it.
-FACTS = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("relation", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("domain", pa.string(), nullable=False),
-        pa.field("subject", pa.string(), nullable=False),
-        pa.field("question", pa.string(), nullable=False),
-        pa.field("answer", pa.string(), nullable=False),
-        pa.field("aliases", pa.list_(pa.string())),
-        pa.field("exposures", pa.int32()),
-    ]
-)

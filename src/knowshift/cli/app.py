@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from typing import Any
 
 import typer
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, KnowshiftWarning
 
 app = typer.Typer(
     name="knowshift",
@@ -32,6 +34,7 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 
 def main() -> None:
     """Exit 0; 2 and one line for bad input; 130 when interrupted; anything else is a bug and shows its traceback."""
+    warnings.showwarning = _show_warning
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # what newer typer makes of an interrupt
@@ -45,6 +48,17 @@ def main() -> None:
         sys.exit(done.exit_code)
     except _UsageError as error:
         _refuse(error.format_message())  # type: ignore[attr-defined]
+
+
+_PLAIN = warnings.showwarning
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """The project's own warnings are for users: one line, without the place in the code."""
+    if issubclass(category, KnowshiftWarning):
+        print(f"knowshift: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    else:
+        _PLAIN(message, category, *where, **more)
 
 
 def _interrupted() -> None:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from knowshift.cli.output import JsonOption, console, emit
-from knowshift.facts.fact import Domain, Split
-from knowshift.facts.leakage import leakage
-from knowshift.facts.relations import RELATIONS
-from knowshift.facts.sources import FactSource, load_facts, without_leaks
+from knowshift.cli.output import FACTS_FORMS, JsonOption, console, emit
 
-_GROUPS: tuple[tuple[str, Split, Domain, str], ...] = (
+if TYPE_CHECKING:
+    from knowshift.facts.sources import FactSource
+
+_GROUPS = (
     ("train_in_domain", "train", "in_domain", "in-domain training"),
     ("test_in_domain", "test", "in_domain", "in-domain test"),
     ("test_out_of_domain", "test", "out_of_domain", "out-of-domain test"),
@@ -28,16 +26,15 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def facts(
-        source: Annotated[
-            str,
-            typer.Argument(help="entity-questions[:PATH], world:tiny, world:PATH, or a CSV, JSONL or Parquet table."),
-        ],
+        source: Annotated[str, typer.Argument(help=FACTS_FORMS)],
         drop_leaks: Annotated[
             bool, typer.Option("--without-leaks", help="Leave out test facts whose question is asked in training.")
         ] = False,
         as_json: JsonOption = False,
     ) -> None:
         """Count facts by split, domain and relation, and the leakage from training into test."""
+        from knowshift.facts.sources import load_facts, without_leaks
+
         loaded = load_facts(source)
         clean = without_leaks(loaded)
         counts = summary(clean if drop_leaks else loaded)
@@ -55,7 +52,9 @@ def summary(source: FactSource) -> dict[str, Any]:
     ``leaked_test_questions`` and ``answer_overlap`` are those of the files before the filter where the source knows
     them (EntityQuestions), else those of the facts; docs/facts.md says what is compared.
     """
-    groups = Counter((fact.split, fact.domain) for fact in source.facts)
+    from knowshift.facts.leakage import leakage
+
+    groups: Counter[tuple[str, str]] = Counter((fact.split, fact.domain) for fact in source.facts)
     relations: dict[str, dict[str, int]] = {}
     for fact in source.facts:
         relations.setdefault(fact.relation, {"train": 0, "test": 0})[fact.split] += 1
@@ -71,6 +70,10 @@ def summary(source: FactSource) -> dict[str, Any]:
 
 
 def _show(counts: dict[str, Any], out: Console) -> None:
+    from rich.table import Table
+
+    from knowshift.facts.relations import RELATIONS
+
     out.print(f"{counts['source']}, digest {counts['digest']}", highlight=False)
     for key, _, _, label in _GROUPS:
         if counts[key] or not key.startswith("train_out"):

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import DeviceOption, DtypeOption, JsonOption, RevisionOption, SeedOption, console, emit
+from knowshift.cli.output import (
+    DeviceOption,
+    DtypeOption,
+    FactsOption,
+    JsonOption,
+    RevisionOption,
+    SeedOption,
+    console,
+    emit,
+)
 
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
@@ -25,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def mastery(
     model: Annotated[str, typer.Argument(help="Local folder, hub id, world:tiny, or http://... of a server.")],
-    facts: Annotated[str, typer.Option("--facts", help="world:tiny, entity-questions:PATH, or a table.")],
+    facts: FactsOption,
     output: Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")],
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
@@ -111,7 +120,8 @@ def mastery(
 def _check_extras(compare: Path | None, certainty: Path | None, prompts: Path | None) -> None:
     """Refuse what could not be read or written at the end, before the work."""
     from knowshift.errors import InputError
-    from knowshift.records import MASTERY, check_output_file, check_parent, read_table
+    from knowshift.files import check_output_file, check_parent
+    from knowshift.records import MASTERY, read_table
 
     if compare is not None:
         read_table(compare, MASTERY, "mastery")

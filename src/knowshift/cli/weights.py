@@ -174,7 +174,7 @@ def _folder(name: str, revision: str | None) -> Path:
 
 def _check_files(files: list[Path], inputs: list[Path]) -> None:
     """Refuse, before anything is read, files that could not be written or would lie among the inputs."""
-    from knowshift.records import check_output_file
+    from knowshift.files import check_output_file
 
     for path in files:
         if any(folder.resolve() in path.resolve().parents for folder in inputs):

@@ -14,7 +14,6 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from knowshift.cli.output import JsonOption, SeedOption, console, emit
 from knowshift.errors import InputError
-from knowshift.facts.sources import load_facts
 
 if TYPE_CHECKING:
     from knowshift.world.invent import ExposureBand, Repetition
@@ -62,8 +61,9 @@ def build(
     """Draw exposures, write the corpus, train the tokenizer and pre-train the base model in one pass."""
     import torch
 
+    from knowshift.facts.sources import load_facts
+    from knowshift.files import check_parent
     from knowshift.models.loading import torch_device
-    from knowshift.records import check_parent
     from knowshift.world.build import build_world, continue_world, sample_facts, without_exposures
     from knowshift.world.invent import DEFAULT_BANDS, DEFAULT_REPETITION, invent_facts
     from knowshift.world.pretrain import Recipe
@@ -171,6 +171,8 @@ def describe(
     """How a world was made, and how its facts and exposures are spread."""
     from collections import Counter
 
+    from knowshift.facts.sources import load_facts
+
     record = _record(world)
     facts = load_facts(world).facts
     groups = Counter(f"{fact.split} {fact.domain}" for fact in facts)
@@ -193,10 +195,12 @@ def levels(
     """Measure the mastery level of every fact of a world, and keep the counts of each level in its record."""
     from collections import Counter
 
+    from knowshift.facts.sources import load_facts
+    from knowshift.files import write_json
     from knowshift.mastery import Protocol
     from knowshift.mastery.run import EngineSpec, run_mastery
     from knowshift.models.loading import model_folder
-    from knowshift.records import MASTERY, read_table, write_json
+    from knowshift.records import MASTERY, read_table
 
     record = _record(world)
     facts = load_facts(world).facts

@@ -28,11 +28,12 @@ from filelock import FileLock, Timeout
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
+from knowshift.files import check_output_file, digest, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling import encode
-from knowshift.records import MASTERY, check_output_file, digest, read_table, write_json
+from knowshift.records import MASTERY, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256

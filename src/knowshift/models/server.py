@@ -31,9 +31,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 
 from knowshift.errors import InputError
+from knowshift.files import digest
 from knowshift.models.cache import Ints
 from knowshift.models.streams import stream_key
-from knowshift.records import digest
 
 #: Answers of a server that say "try again": too many requests, or trouble that may pass.
 PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))

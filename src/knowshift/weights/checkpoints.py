@@ -10,7 +10,7 @@ from typing import Any
 
 import knowshift
 from knowshift.errors import InputError
-from knowshift.records import folder_beside
+from knowshift.files import folder_beside
 from knowshift.weights.checkpoint import Shard, StoredTensors
 from knowshift.weights.criteria import NotFinite
 from knowshift.weights.methods import make_plan

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from knowshift.errors import InputError
-from knowshift.records import check_parent
+from knowshift.files import check_parent
 from knowshift.weights.adapter import AdaptedTensors
 from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
 from knowshift.weights.methods import Plan
