@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from knowshift.weights.tensors import Stretch
-from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed, counted
+from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed, counted, equal
 
 #: Weights in a region from which a sample pays.
 GUESS_FROM = 1 << 24
@@ -28,33 +28,52 @@ _WIDTH = 6.0
 #: A key is counted, not kept, when it has this share of the sample.
 _COMMON = 0.005
 _FIRST, _LAST = -(1 << 31), (1 << 31) - 1
+_LOWER = (1 << 16) - 1  # the lower half of a key
 
 
 @dataclass(frozen=True)
 class Bracket:
-    """Keys from ``low`` to ``high`` are kept, but for ``common``; that and those above ``high`` are counted."""
+    """Keys from ``low`` to ``high`` are kept, but for ``common``; that and those above ``high`` are counted.
+
+    The edges are whole bins of the upper 16 bits, so that a key's upper half tells whether it lies inside.
+    """
 
     low: int
     high: int
     common: int | None
     expected: float  # share of all keys that will be kept
 
-    def sort_out(self, keys: Tensor) -> tuple[int, int, Tensor]:
-        """(keys above, keys equal to ``common``, the others inside, in their order) of one stretch."""
-        inside = at_least(keys, self.low)
-        number = 0
+    def own(self, keys: Tensor) -> Tensor:
+        """Those of a few keys that lie inside, without the common one, in their order."""
+        mine = at_least(keys, self.low)
         if self.high < _LAST:
-            over = above(keys, self.high)
-            inside ^= over  # what lies above the bracket also lies above its lower end
-            number = counted(over)
-        equal = 0
+            mine &= ~above(keys, self.high)
         if self.common is not None:
-            same = at_least(keys, self.common)
-            if self.common < _LAST:
-                same &= ~above(keys, self.common)
+            mine &= ~equal(keys, self.common)
+        return compressed(keys, mine)
+
+
+def sort_out(brackets: Sequence[Bracket], keys: Tensor) -> list[tuple[int, int, Tensor]]:
+    """For each bracket (keys above, keys equal to ``common``, the others inside, in their order) of one stretch.
+
+    What lies in any bracket is picked out once, since picking costs more than comparing.
+    """
+    upper = (keys >> 16).to(torch.int16)
+    counts: list[tuple[int, int]] = []
+    near: Tensor | None = None
+    for bracket in brackets:
+        over = above(upper, bracket.high >> 16)
+        inside = at_least(upper, bracket.low >> 16)
+        inside ^= over  # what lies above the bracket also lies above its lower end
+        number = 0
+        if bracket.common is not None:
+            same = equal(keys, bracket.common)
             inside &= ~same
-            equal = counted(same)
-        return number, equal, compressed(keys, inside).cpu()
+            number = counted(same)
+        near = inside if near is None else near.logical_or_(inside)
+        counts.append((counted(over), number))
+    few = keys[:0].cpu() if near is None else compressed(keys, near).cpu()
+    return [(*found, bracket.own(few)) for bracket, found in zip(brackets, counts, strict=True)]
 
 
 def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
@@ -71,10 +90,7 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
     over = dict.fromkeys(wanted, 0)
     common: dict[int, list[tuple[Stretch, int]]] = {count: [] for count in wanted}
 
-    def sort_out(values: Tensor) -> list[tuple[int, int, Tensor]]:
-        return [bracket.sort_out(values) for bracket in brackets.values()]
-
-    for stretch, sorted_out in keys.scan(sort_out):
+    for stretch, sorted_out in keys.scan(partial(sort_out, list(brackets.values()))):
         for count, (number, equal, inside) in zip(brackets, sorted_out, strict=True):
             over[count] += number
             common[count].append((stretch, equal))
@@ -111,8 +127,8 @@ def _bracket(sample: NDArray[np.int32], groups: Sequence[NDArray[np.int32]], sha
     error = max(float(np.std(shares, ddof=1)) / _GROUPS**0.5, (share * (1 - share) / size) ** 0.5)
     first = int(size * (1 - share - _WIDTH * error)) - 2
     last = int(size * (1 - share + _WIDTH * error)) + 2
-    low = int(sample[first]) if first >= 0 else _FIRST
-    high = int(sample[last]) if last < size else _LAST
+    low = int(sample[first]) & ~_LOWER if first >= 0 else _FIRST
+    high = int(sample[last]) | _LOWER if last < size else _LAST
     inside = sample[np.searchsorted(sample, low) : np.searchsorted(sample, high, side="right")]
     values, counts = np.unique(inside, return_counts=True)
     most = int(counts.argmax())

@@ -67,11 +67,11 @@ def score_of(criterion: str, key: int) -> float:
 
 def relative(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
     """r = |s - p| / |p| in float32, shape as given; see the module for zeros and what is not finite."""
-    magnitude, score = base.to(torch.float32, copy=True), tuned.to(torch.float32, copy=True)
-    score.sub_(magnitude).abs_().div_(magnitude.abs_())
+    magnitude, score = base.to(torch.float32), tuned.to(torch.float32, copy=True)
+    score.sub_(magnitude).div_(magnitude).abs_()  # |s - p| / |p| to the last bit
     # Whatever needs care (a zero base, an overflow, a weight that is not finite) shows as a score that is not finite.
     if score.numel() and not _finite(score):
-        return ratio(absolute(base, tuned, strict), magnitude)
+        return ratio(absolute(base, tuned, strict), magnitude.abs())
     return score
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from knowshift.errors import InputError
 from knowshift.weights.criteria import NotFinite
 from knowshift.weights.layout import Place, depth, in_region
-from knowshift.weights.methods import Plan, check_unread, make_plan, mix_into, selected
+from knowshift.weights.methods import Plan, check_unread, make_plan, mix_into, mixed, selected
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.tensors import (
     PIECE,
@@ -149,11 +149,11 @@ class RestorationSweep:
 
     def _step(self, plan: Plan, step: int, labels: list[Tensor] | None) -> int:
         """Apply one fraction over the one before it; how many weights stand restored."""
-        self._changed = True
+        fresh, self._changed = not self._changed, True
         whole = max(self._pair.sizes) if plan.whole else self._piece
         with workers(self._threads) as run:
             counts = run(
-                lambda tensor, start, stop: self._write(plan, step, labels, tensor, start, stop),
+                lambda tensor, start, stop: self._write(plan, step, labels, fresh, tensor, start, stop),
                 stretches(self._pair.sizes, whole),
             )
             edited = sum(counts)
@@ -161,7 +161,9 @@ class RestorationSweep:
         return edited if known is None else known
 
     @torch.no_grad()
-    def _write(self, plan: Plan, step: int, labels: list[Tensor] | None, tensor: int, start: int, stop: int) -> int:
+    def _write(
+        self, plan: Plan, step: int, labels: list[Tensor] | None, fresh: bool, tensor: int, start: int, stop: int
+    ) -> int:
         name = self._pair.names[tensor]
         flat = self._model[name].view(-1)[start:stop]
         if not plan.cuts:
@@ -175,7 +177,11 @@ class RestorationSweep:
             new = selected(plan.cuts[step][tensor], tensor, start, keys)
             if step:
                 new &= ~selected(plan.cuts[step - 1][tensor], tensor, start, keys)
-        mix_into(flat, new, self._pair.base.read(name, start, stop).to(flat.device))
+        if fresh:  # written without being read: a weight file that is mapped in would be paged in twice
+            base, tuned = self._pair.read(tensor, start, stop)
+            flat.copy_(mixed(new, base.to(flat.device), tuned.to(flat.device)))
+        else:
+            mix_into(flat, new, self._pair.base.read(name, start, stop).to(flat.device))
         return 0
 
 

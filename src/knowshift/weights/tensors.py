@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-#: Weights in a piece: its working set stays near a core's cache, and the interpreter's share of the time small.
-PIECE = 1 << 18
+#: Weights in a piece: its working set stays near a core's cache, and what threads wait for the interpreter small.
+PIECE = 1 << 19
 
 #: (tensor, start, stop): a stretch of the ``tensor``-th tensor of a region.
 Stretch = tuple[int, int, int]
