@@ -91,9 +91,9 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
     common: dict[int, list[tuple[Stretch, int]]] = {count: [] for count in wanted}
 
     for stretch, sorted_out in keys.scan(partial(sort_out, list(brackets.values()))):
-        for count, (number, equal, inside) in zip(brackets, sorted_out, strict=True):
+        for count, (number, same, inside) in zip(brackets, sorted_out, strict=True):
             over[count] += number
-            common[count].append((stretch, equal))
+            common[count].append((stretch, same))
             kept[count].add(stretch, inside)
             if not kept[count].whole:
                 return None
