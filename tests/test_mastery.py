@@ -123,8 +123,8 @@ def test_sequential_spends_few_draws_where_the_level_is_clear(chain: LoadedModel
     same = sum(a == b for a, b in zip(some.columns["level"], full.columns["level"], strict=True))
     assert same >= len(FACTS) - 1
     draws = np.array(some.columns["draws"]).reshape(4, 6)
-    assert (draws[0] < 60).all()  # the model gives the answer no probability: nothing is to be expected
-    assert (draws[1] < 60).all()
+    assert (draws[0] <= 70).all()  # the model gives the answer no probability: nothing is to be expected
+    assert (draws[1] <= 70).all()
     assert draws.sum() < 0.6 * 210 * len(FACTS)
 
 

@@ -43,7 +43,7 @@ def mastery(
     stopping: Annotated[
         str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
     ] = "full",
-    error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.1,
+    error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.2,
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"
     ),

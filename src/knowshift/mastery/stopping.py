@@ -31,9 +31,9 @@ Ints = NDArray[np.int64]
 
 STOPPING = ("full", "exact", "sequential")
 #: Error rate of ``sequential``; chosen with benchmarks/mastery.py, see docs/mastery.md.
-ERROR = 0.1
+ERROR = 0.2
 #: Shares of the draws after which ``sequential`` looks.
-LOOKS = (0.1, 0.18, 0.28, 0.42, 0.58, 0.78, 1.0)
+LOOKS = (0.14, 0.3, 0.5, 0.75, 1.0)
 #: Share of the prompts after which ``exact`` looks first: fewer can decide nothing but by great luck.
 FIRST_LOOK = 0.76
 #: ``sequential`` calls a fact level 0 when the remaining draws are expected to bring fewer hits than this times e.

@@ -59,10 +59,15 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self.length
 
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """The rows at ``indices``, in that order, copied; tensors that other layers may share stay untouched."""
-        self.stored = [old[:, : self.length][indices] for old in self.stored]
-        self.arena, self.rows = None, len(indices)
+    def batch_select_indices(self, indices: torch.Tensor, room: int = 0) -> None:
+        """The rows at ``indices``, in that order, copied; tensors that other layers may share stay untouched.
+
+        ``room`` is for tokens to come, which would otherwise have to be made by copying once more.
+        """
+        picked = [old.new_empty((len(indices), self.length + room, *old.shape[2:])) for old in self.stored]
+        for new, old in zip(picked, self.stored, strict=True):
+            _take_rows(old[:, : self.length], indices, new[:, : self.length])
+        self.stored, self.arena, self.rows = picked, None, len(indices)
         self._show()
 
     def move_rows(self, source: torch.Tensor, target: torch.Tensor, rows: int) -> None:
@@ -71,18 +76,19 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
             self._reallocate(rows + rows // 4, self.stored[0].shape[1])
         if len(source):
             for stored in self.stored:
-                stored[target, : self.length] = stored[source, : self.length]
+                held = stored[:, : self.length]
+                held.index_copy_(0, target, held.index_select(0, source))
         self.rows = rows
         self._show()
 
-    def append_rows(self, other: TreeLayer) -> None:
-        """Put the rows of ``other``, whose length is the same, below these."""
+    def append_rows(self, other: TreeLayer, chosen: torch.Tensor) -> None:
+        """Put the rows ``chosen`` of ``other``, whose length is the same, below these."""
         assert self.length == other.length
-        above, rows = self.rows, self.rows + other.rows
+        above, rows = self.rows, self.rows + len(chosen)
         if rows > self.stored[0].shape[0]:
-            self._reallocate(rows, self.stored[0].shape[1])
+            self._reallocate(rows + rows // 4, self.stored[0].shape[1])
         for stored, new in zip(self.stored, other.stored, strict=True):
-            stored[above:rows, : self.length] = new[: other.rows, : self.length]
+            _take_rows(new[:, : self.length], chosen, stored[above:rows, : self.length])
         self.rows = rows
         self._show()
 
@@ -96,6 +102,12 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
     def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = (old[: self.rows, : self.length].transpose(1, 2) for old in self.stored)
         return self.keys, self.values
+
+
+def _take_rows(source: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> None:
+    """target = source[rows], as one copy; indexing with a tensor takes several times as long."""
+    if len(rows):
+        torch.index_select(source, 0, rows, out=target)
 
 
 @dataclass
@@ -161,13 +173,19 @@ def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:
     return got
 
 
-def pick_rows(cache: DynamicCache, rows: Ints) -> DynamicCache:
-    """A cache of the given rows of ``cache``, in that order, repeats allowed; ``cache`` itself stays as it was."""
+def pick_rows(cache: DynamicCache, rows: Ints, room: int = 0) -> DynamicCache:
+    """A cache of the given rows of ``cache``, in that order, repeats allowed; ``cache`` itself stays as it was.
+
+    ``room`` is how many more tokens plain layers may take before they must be copied again.
+    """
     picked = copy.copy(cache)
     picked.layers = [_copied(layer) for layer in cache.layers]
     indices = torch.from_numpy(rows).to(cache.layers[0].device)
     for layer in picked.layers:
-        _select(layer, indices)
+        if isinstance(layer, TreeLayer):
+            layer.batch_select_indices(indices, room)
+        else:
+            _select(layer, indices)
     return picked
 
 
@@ -194,10 +212,11 @@ def can_append(cache: DynamicCache) -> bool:
     return all(isinstance(layer, TreeLayer) for layer in cache.layers)
 
 
-def append_rows(cache: DynamicCache, other: DynamicCache) -> None:
-    """Put the rows of ``other`` below those of ``cache``, in place."""
+def append_rows(cache: DynamicCache, other: DynamicCache, rows: Ints) -> None:
+    """Put the given rows of ``other`` below those of ``cache``, in place; ``other`` stays as it was."""
+    chosen = torch.from_numpy(rows).to(cache.layers[0].device)
     for mine, theirs in zip(cache.layers, other.layers, strict=True):
-        mine.append_rows(theirs)
+        mine.append_rows(theirs, chosen)
 
 
 def _rows(cache: DynamicCache) -> int:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from transformers import DynamicCache
 
-from knowshift.models.cache import Ints, append_rows, continue_rows, pick_rows
+from knowshift.models.cache import ROOM, Ints, append_rows, continue_rows, pick_rows
 
 Text = TypeVar("Text")
 
@@ -32,6 +32,7 @@ class Front(Generic[Text]):
     prompt: Ints  # [D]
     number: Ints  # [D] which of its prompt's draws
     text: Ints  # [D] which of the texts
+    borrowed: bool = False  # whether the cache is another's, to be read only
 
     @property
     def nodes(self) -> int:
@@ -54,7 +55,7 @@ class Front(Generic[Text]):
         mine = (self.text >= start) & (self.text < end)
         return replace(
             self,
-            cache=pick_rows(self.cache, self.parents[nodes]),
+            cache=pick_rows(self.cache, self.parents[nodes], ROOM),
             parents=np.arange(len(nodes)),
             tokens=self.tokens[nodes],
             texts=self.texts[start:end],
@@ -62,6 +63,7 @@ class Front(Generic[Text]):
             prompt=self.prompt[mine],
             number=self.number[mine],
             text=self.text[mine] - start,
+            borrowed=False,
         )
 
     def parts(self, size: int) -> list[Front[Text]]:
@@ -69,16 +71,16 @@ class Front(Generic[Text]):
         return [self.part(start, start + size) for start in range(0, len(self.texts), size)]
 
     def join(self, other: Front[Text]) -> None:
-        """Take in a front of the same depth that is a part, so that it reads no prompt and its cache is settled."""
+        """Take in a front of the same depth that reads no prompt."""
         assert self.depth == other.depth
         assert not len(other.reading)
         self.settle()
-        append_rows(self.cache, other.cache)
+        append_rows(self.cache, other.cache, other.parents[other.text_node])
         nodes, texts = self.nodes, len(self.texts)
         self.parents = np.arange(nodes + other.nodes)
-        self.tokens = np.concatenate([self.tokens, other.tokens])
+        self.tokens = np.concatenate([self.tokens, other.tokens[other.text_node]])
         self.texts = self.texts + other.texts
-        self.text_node = np.concatenate([self.text_node, other.text_node + nodes])
+        self.text_node = np.concatenate([self.text_node, nodes + np.arange(other.nodes)])
         self.prompt = np.concatenate([self.prompt, other.prompt])
         self.number = np.concatenate([self.number, other.number])
         self.text = np.concatenate([self.text, other.text + texts])

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-#: Rows are filled up to a multiple of this. oneDNN compiles code for every number of rows that it meets, and keeps it:
-#: with the many numbers that a tree has, a worker grew by a gigabyte.
+#: Rows are filled up to a multiple of this, or to 8 or 16. oneDNN compiles code for every number of rows that it meets,
+#: and keeps it: with the many numbers that a tree has, a worker grew by a gigabyte.
 ROWS = 32
 
 
@@ -47,8 +47,9 @@ def _through_onednn(weight: torch.Tensor, bias: torch.Tensor | None) -> Callable
     def forward(input: torch.Tensor) -> torch.Tensor:
         flat = input.reshape(-1, input.shape[-1])
         rows = len(flat)
-        if rows % ROWS:
-            flat = nn.functional.pad(flat, (0, 0, 0, -rows % ROWS))
+        missing = -rows % next((few for few in (8, 16) if rows <= few), ROWS)
+        if missing:
+            flat = nn.functional.pad(flat, (0, 0, 0, missing))
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, "none", [], "")
         return result[:rows].view(*input.shape[:-1], -1)
 

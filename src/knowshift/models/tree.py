@@ -118,7 +118,8 @@ class Walk(Generic[Text]):
                 )
                 here = self._branch(front, leaves.logits, leaves.prompts[rows], rows, np.arange(len(leaves.prompts)))
                 if here.nodes:
-                    self._set_aside(here.part(0, here.nodes))
+                    here.borrowed = True
+                    self._set_aside(here)
             while self._aside:
                 self._follow(self._take(min(self._aside)), last=True)
 
@@ -149,7 +150,7 @@ class Walk(Generic[Text]):
         front = fronts.pop()
         if not fronts:
             del self._aside[depth]
-        return front
+        return front.part(0, front.nodes) if front.borrowed else front
 
     def _take_in(self, front: Front[Text]) -> None:
         """Let fronts that wait at this depth join, as far as they fit."""
