@@ -483,11 +483,12 @@ def draw_curve(told: dict[str, Any], path: Path) -> None:
                 f"{row['error']:g}" + (" (default)" if default else ""),
                 (x, y),
                 textcoords="offset points",
-                xytext=(5, -12),
+                xytext=(6, 3),
                 color="#c8553d" if default else "#444444",
             )
         axes.set_xlim(0, 100)
-        axes.set_ylim(min(heights) - 2, ceiling + 2)
+        highest = max(height + error for height, error in zip(heights, errors, strict=True))
+        axes.set_ylim(min(min(heights), ceiling) - 2, max(ceiling, highest) + 0.5)
         axes.set_xlabel("draws made, % of a full run (210 a fact)")
         axes.set_ylabel("same level as a full run, % of facts")
         axes.spines[["top", "right"]].set_visible(False)
