@@ -67,9 +67,6 @@ class Worker:
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
         self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
         self._in_memory: tuple[str, LoadedModel] | None = None
-        # What is here stays: a Trainer collects garbage when it starts, and would look through all of it every time.
-        gc.collect()
-        gc.freeze()
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -137,11 +134,18 @@ class Worker:
         assert self._in_memory is not None
         return self._in_memory[1]
 
-    def _train(self, cell: Cell) -> tuple[list[str], dict[str, Any]]:
-        # Here and not above: TRL takes seconds to import, and what only plans or probes has no use for it.
-        from knowshift.finetune.training import TrainingRecipe, finetune
+    @cached_property
+    def _training(self) -> Any:
+        """The module that trains: TRL takes seconds to import, and what only plans or probes has no use for it."""
+        from knowshift.finetune import training
 
-        key = cell.key
+        # What is here by now stays. A Trainer collects garbage when it starts, and would look through all of it.
+        gc.collect()
+        gc.freeze()
+        return training
+
+    def _train(self, cell: Cell) -> tuple[list[str], dict[str, Any]]:
+        training, key = self._training, cell.key
         train = {row["fact"]: row for row in self._mastery_rows if row["split"] == "train"}
         members = draw_training_set(
             {fact: row["level"] for fact, row in train.items()},
@@ -152,12 +156,12 @@ class Worker:
             seed=self.config.seed,
         )
         tuned = replace(self.base, model=copy.deepcopy(self.base.model), name=f"tuned {cell.digest}")
-        recipe = TrainingRecipe(
+        recipe = training.TrainingRecipe(
             **{**self.config.training.model_dump(), "learning_rate": key["learning_rate"]},
         )
         # One seed for a draw at every size and rate: what differs between cells is what was meant to differ.
         seed = seed_of(self.config.seed, "training", key["level"], key["draw"])
-        record = finetune(tuned, [self._facts[fact] for fact in members], recipe, seed=seed)
+        record = training.finetune(tuned, [self._facts[fact] for fact in members], recipe, seed=seed)
         self._in_memory = (cell.digest, tuned)
         return members, record
 
