@@ -36,7 +36,7 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 def main() -> None:
     """Exit 0; 2 and one line for bad input; 130 when interrupted; anything else is a bug and shows its traceback."""
     warnings.showwarning = _show_warning
-    gc.set_threshold(100_000, 20, 20)  # importing torch makes many objects and no garbage: a third of its time
+    gc.set_threshold(100_000, 20, 20)  # importing torch makes many objects and hardly any garbage
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # what newer typer makes of an interrupt

@@ -2,7 +2,7 @@
 
 Every token sees the shared beginning and its own example, at the position it would have alone, so loss and gradients
 are those of one padded row an example, up to float rounding. There is no padding, and the words of the fine-tuning
-prompt before the question are computed once a batch: a third fewer tokens where facts are short.
+prompt before the question are computed once a batch: 144 tokens instead of 204 for eight facts of the shipped world.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class OneRow:
     """The collator: ``examples`` with ``input_ids`` and ``labels`` become tensors of one row of T tokens.
 
     ``attention_mask`` [1, 1, T, T]: True where a token may look, or 0 and the lowest number for ``eager`` attention.
+
+    Raises :class:`InputError` for attention that takes no such mask.
     """
 
     def __init__(self, attention: str, dtype: torch.dtype) -> None:
@@ -37,7 +39,7 @@ class OneRow:
                 f"training.shared_prefix: needs attention that takes any mask ({' or '.join(_ANY_MASK)}), "
                 f"found {attention!r}"
             )
-        self._lowest = torch.finfo(dtype).min if attention == "eager" else None
+        self._added = dtype if attention == "eager" else None
 
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         shared = shared_tokens(examples)
@@ -51,8 +53,8 @@ class OneRow:
             owner += [number] * len(own)
         whose = torch.tensor(owner)
         mask = ((whose[None, :] == 0) | (whose[None, :] == whose[:, None])).tril()[None, None]
-        if self._lowest is not None:
-            mask = torch.zeros(mask.shape).masked_fill_(~mask, self._lowest)
+        if self._added is not None:
+            mask = torch.zeros(mask.shape, dtype=self._added).masked_fill_(~mask, torch.finfo(self._added).min)
         return {
             "input_ids": torch.tensor([ids]),
             "labels": torch.tensor([labels]),
