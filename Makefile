@@ -20,7 +20,7 @@ lint: $(STAMP)
 install: $(STAMP)
 
 # torch first and by itself, at its pinned version: an index may then serve a small CPU build of it.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/weights/kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

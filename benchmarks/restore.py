@@ -38,7 +38,9 @@ param_restore.run(target_model_path=sys.argv[3], original_model_path=sys.argv[2]
                   k_percent=float(sys.argv[5]), verbose=False)
 """
 SWEEP = """
-import sys, time
+import atexit, gc, sys, time
+gc.set_threshold(100_000, 20, 20)  # as in knowshift's own commands: imports are no garbage
+atexit.register(gc.freeze)
 from pathlib import Path
 from transformers import AutoModelForCausalLM
 from knowshift.weights.checkpoint import StoredTensors

@@ -24,6 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from knowshift.weights import kernels
 from knowshift.weights.checkpoint import StoredTensors, read_shard
 from knowshift.weights.checkpoints import restore_checkpoints
 from knowshift.weights.methods import METHODS
@@ -135,6 +136,19 @@ def test_the_same_command_writes_the_same_bytes(tmp_path: Path) -> None:
         restore_checkpoints(base, tuned, tmp_path / name, {"0.3": 0.3}, criterion="dare", seed=1, threads=threads)
     one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("one", "two"))
     assert one == two
+
+
+@pytest.mark.parametrize("criterion", METHODS)
+def test_without_compiled_loops_the_bytes_are_the_same(
+    criterion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = save_pair(tmp_path, dtype=torch.bfloat16)
+    fraction = 1.0 if criterion == "dg-hard" else 0.3
+    for name in ("compiled", "plain"):
+        restore_checkpoints(base, tuned, tmp_path / name, {"x": fraction}, criterion=criterion, seed=3)
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    compiled, plain = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("compiled", "plain"))
+    assert compiled == plain
 
 
 @pytest.mark.parametrize("criterion", METHODS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import sys
@@ -37,6 +38,7 @@ def main() -> None:
     """Exit 0; 2 and one line for bad input; 130 when interrupted; anything else is a bug and shows its traceback."""
     warnings.showwarning = _show_warning
     gc.set_threshold(100_000, 20, 20)  # importing torch makes many objects and hardly any garbage
+    atexit.register(gc.freeze)  # nor is there any at the end, when the interpreter would look three times more
     try:
         code = app(standalone_mode=False) or 0
         if code == 130:  # what newer typer makes of an interrupt

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from knowshift.weights import kernels
+from knowshift.weights.radix import BINS, first_key, upper_counts
 from knowshift.weights.tensors import Stretch
 from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed, counted, equal
 
@@ -27,7 +29,7 @@ _CHUNKS, _CHUNK, _GROUPS = 1024, 4096, 8
 _WIDTH = 6.0
 #: A key is counted, not kept, when it has this share of the sample.
 _COMMON = 0.005
-_FIRST, _LAST = -(1 << 31), (1 << 31) - 1
+_LAST = (1 << 31) - 1
 _LOWER = (1 << 16) - 1  # the lower half of a key
 
 
@@ -53,53 +55,56 @@ class Bracket:
         return compressed(keys, mine)
 
 
-def sort_out(brackets: Sequence[Bracket], keys: Tensor) -> list[tuple[int, int, Tensor]]:
-    """For each bracket (keys above, keys equal to ``common``, the others inside, in their order) of one stretch.
-
-    What lies in any bracket is picked out once, since picking costs more than comparing.
-    """
+def sort_out(brackets: Sequence[Bracket], keys: Tensor) -> tuple[list[int], list[int], Tensor]:
+    """(for each bracket the keys above it, for each those equal to ``common``, the others inside any, in order)."""
+    edges = [(bracket.low >> 16, bracket.high >> 16) for bracket in brackets]
+    commons = [bracket.common for bracket in brackets]
+    compiled = kernels.sort_out(keys, [low for low, _ in edges], [high for _, high in edges], commons)
+    if compiled is not None:
+        return compiled
     upper = (keys >> 16).to(torch.int16)
-    counts: list[tuple[int, int]] = []
+    above_each, same_each = [], []
     near: Tensor | None = None
-    for bracket in brackets:
-        over = above(upper, bracket.high >> 16)
-        inside = at_least(upper, bracket.low >> 16)
+    for common, (low, high) in zip(commons, edges, strict=True):
+        over = above(upper, high)
+        inside = at_least(upper, low)
         inside ^= over  # what lies above the bracket also lies above its lower end
         number = 0
-        if bracket.common is not None:
-            same = equal(keys, bracket.common)
+        if common is not None:
+            same = equal(keys, common)
             inside &= ~same
             number = counted(same)
         near = inside if near is None else near.logical_or_(inside)
-        counts.append((counted(over), number))
+        above_each.append(counted(over))
+        same_each.append(number)
     few = keys[:0].cpu() if near is None else compressed(keys, near).cpu()
-    return [(*found, bracket.own(few)) for bracket, found in zip(brackets, counts, strict=True)]
+    return above_each, same_each, few
 
 
 def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
     """The threshold of each count, or None where guessing does not do; see the module."""
     total = sum(keys.sizes)
-    parts = _places(keys.sizes)
-    drawn = [part.cpu().numpy() for _, part in keys.scan(lambda values: values, parts)]
-    groups = [np.sort(np.concatenate(drawn[group::_GROUPS])) for group in range(_GROUPS)]
-    sample = np.sort(np.concatenate(groups))
-    brackets = {count: _bracket(sample, groups, count / total) for count in wanted}
-    if sum(bracket.expected for bracket in brackets.values()) * total > KEPT / 2:
+    drawn = [part.cpu() for _, part in keys.scan(lambda values: values, _places(keys.sizes))]
+    sample = torch.cat(drawn)
+    groups = np.stack([upper_counts(torch.cat(drawn[group::_GROUPS])).numpy() for group in range(_GROUPS)])
+    brackets = [_bracket(sample, groups, count / total) for count in wanted]
+    expected = sum(bracket.expected for bracket in brackets) * total
+    if expected > KEPT / 2:
         return None
-    kept = {count: Kept(int(2 * bracket.expected * total) + (1 << 16)) for count, bracket in brackets.items()}
-    over = dict.fromkeys(wanted, 0)
-    common: dict[int, list[tuple[Stretch, int]]] = {count: [] for count in wanted}
-
-    for stretch, sorted_out in keys.scan(partial(sort_out, list(brackets.values()))):
-        for count, (number, same, inside) in zip(brackets, sorted_out, strict=True):
-            over[count] += number
-            common[count].append((stretch, same))
-            kept[count].add(stretch, inside)
-            if not kept[count].whole:
-                return None
+    kept = Kept(int(2 * expected) + (1 << 16))
+    over = [0] * len(brackets)
+    common: list[list[tuple[Stretch, int]]] = [[] for _ in brackets]
+    for stretch, (above_each, same_each, near) in keys.scan(partial(sort_out, brackets)):
+        for number, same in enumerate(same_each):
+            over[number] += above_each[number]
+            if same:
+                common[number].append((stretch, same))
+        kept.add(stretch, near)
+        if not kept.whole:
+            return None
     found = {}
-    for count, bracket in brackets.items():
-        threshold = _settle(bracket, count - over[count], common[count], kept[count])
+    for count, bracket, higher, equals in zip(wanted, brackets, over, common, strict=True):
+        threshold = _settle(bracket, count - higher, equals, kept)
         if threshold is None:
             return None
         found[count] = threshold
@@ -119,28 +124,41 @@ def _places(sizes: Sequence[int]) -> list[Stretch]:
     return places
 
 
-def _bracket(sample: NDArray[np.int32], groups: Sequence[NDArray[np.int32]], share: float) -> Bracket:
-    """Where the key that ``share`` of all keys reach must lie, going by the sample and its groups' disagreement."""
+def _bracket(sample: Tensor, groups: NDArray[np.int64], share: float) -> Bracket:
+    """Where the key that ``share`` of all keys reach must lie, going by the sample and its groups' disagreement.
+
+    ``groups`` counts the upper halves in each part of the sample: shape (parts, BINS).
+    """
     size = len(sample)
-    estimate = sample[min(size - 1, max(0, round(size * (1 - share))))]
-    shares = [1 - np.searchsorted(group, estimate) / len(group) for group in groups]
+    bins = groups.sum(axis=0)
+    up_to = bins.cumsum()
+
+    def bin_of(rank: int) -> int:
+        return int(np.searchsorted(up_to, rank, side="right"))
+
+    estimate = bin_of(min(size - 1, max(0, round(size * (1 - share)))))
+    shares = groups[:, estimate:].sum(axis=1) / groups.sum(axis=1)
     error = max(float(np.std(shares, ddof=1)) / _GROUPS**0.5, (share * (1 - share) / size) ** 0.5)
     first = int(size * (1 - share - _WIDTH * error)) - 2
     last = int(size * (1 - share + _WIDTH * error)) + 2
-    low = int(sample[first]) & ~_LOWER if first >= 0 else _FIRST
-    high = int(sample[last]) | _LOWER if last < size else _LAST
-    inside = sample[np.searchsorted(sample, low) : np.searchsorted(sample, high, side="right")]
-    values, counts = np.unique(inside, return_counts=True)
-    most = int(counts.argmax())
-    common = int(values[most]) if counts[most] > _COMMON * size else None
-    held = len(inside) - (int(counts[most]) if common is not None else 0)
+    lowest = bin_of(first) if first >= 0 else 0
+    highest = bin_of(last) if last < size else BINS - 1
+    low, high = first_key(lowest), first_key(highest) | _LOWER
+    held, common = int(bins[lowest : highest + 1].sum()), None
+    if held > _COMMON * size:
+        inside = compressed(sample, at_least(sample, low) & ~above(sample, high))
+        values, counts = np.unique(inside.numpy(), return_counts=True)
+        most = int(counts.argmax())
+        if counts[most] > _COMMON * size:
+            common = int(values[most])
+            held -= int(counts[most])
     return Bracket(low, high, common, (held + 64) / size)
 
 
 def _settle(bracket: Bracket, left: int, common: list[tuple[Stretch, int]], kept: Kept) -> Threshold | None:
     """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there."""
     equal = sum(number for _, number in common)
-    values = kept.values.numpy()
+    values = bracket.own(kept.values).numpy()
     if not 0 < left <= len(values) + equal:
         return None
     if bracket.common is not None:

@@ -25,6 +25,8 @@ import struct
 import torch
 from torch import Tensor
 
+from knowshift.weights import kernels
+
 CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors", "ties")
 
 #: The bit pattern of float32 infinity, the largest key of a score.
@@ -41,6 +43,12 @@ def keys(criterion: str, base: Tensor, tuned: Tensor, strict: bool = False) -> T
 
     With ``strict``, raises :class:`NotFinite` where a weight that the score reads is NaN or infinite.
     """
+    compiled = kernels.keys(criterion, base, tuned)
+    if compiled is not None:
+        made, finite = compiled
+        if strict and not finite:
+            raise NotFinite
+        return made
     if criterion == "relative":
         return relative(base, tuned, strict).view(torch.int32)
     if criterion == "absolute":
@@ -122,6 +130,9 @@ def random_keys(seed: int, name: str, start: int, stop: int, device: torch.devic
     Two words from SHA-256 of seed and name salt a 32-bit mixer (Wellons' lowbias32, a bijection), applied twice.
     """
     first, second = struct.unpack_from("<ii", hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    compiled = kernels.random_keys(first, second, start, stop) if device in (None, torch.device("cpu")) else None
+    if compiled is not None:
+        return compiled
     position = torch.arange(start, stop, dtype=torch.int64, device=device)
     value = (position + (position >> 32) * 0x9E3779B1).to(torch.int32) if stop >> 31 else position.to(torch.int32)
     value = _mix(_mix(value.add_(first)).bitwise_xor_(second))

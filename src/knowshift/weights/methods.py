@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from knowshift.errors import InputError, nearest
-from knowshift.weights import published
+from knowshift.weights import kernels, published
 from knowshift.weights.criteria import CRITERIA, check_finite, random_keys, score_of
 from knowshift.weights.keys import PairKeys
 from knowshift.weights.layout import Place
 from knowshift.weights.norms import same_norm_cuts
 from knowshift.weights.selection import Cut, choose, exact_count
 from knowshift.weights.tensors import PIECE, Runner, WeightPair, stretches
-from knowshift.weights.thresholds import counted
+from knowshift.weights.thresholds import counted, equal
 
 SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.
@@ -76,6 +76,20 @@ class Plan:
             restored.append(counted(mask))
         return values, restored
 
+    def label(self, tensor: int, start: int, base: Tensor, tuned: Tensor, labels: Tensor) -> None:
+        """Write the number of the first fraction that restores each weight of a stretch, or that of fractions: uint8.
+
+        ``base`` and ``tuned`` are the stretch as it was read; ``labels`` has its length.
+        """
+        keys = self.keys.given(tensor, start, base, tuned)
+        here = [cuts[tensor] for cuts in self.cuts]
+        simple = [first.within(tensor, start, len(keys)) for first, until in here if until is None]
+        if len(simple) == len(here) and kernels.label(keys, simple, labels):
+            return
+        labels.fill_(len(here))
+        for cuts in here:
+            labels -= selected(cuts, tensor, start, keys).view(torch.uint8)
+
     def _blend(
         self, tensor: int, start: int, base: Tensor, tuned: Tensor, fractions: Sequence[float]
     ) -> tuple[list[Tensor], list[int]]:
@@ -115,20 +129,24 @@ class Plan:
 
 
 def mixed(mask: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
-    """The base's value where ``mask``, the tuned one elsewhere, in the tuned dtype and bit for bit.
-
-    Bit operations take a tenth of the time of ``torch.where``, whose branches cannot be predicted here.
-    """
-    value = tuned.clone()
-    mix_into(value, mask, base)
+    """The base's value where ``mask``, the tuned one elsewhere, in the tuned dtype and bit for bit."""
+    value = torch.empty_like(tuned)
+    put_back(mask.view(torch.uint8), 1, base, tuned, value)
     return value
 
 
-def mix_into(tuned: Tensor, mask: Tensor, base: Tensor) -> None:
-    """The same, in place."""
-    bits = _BITS[tuned.element_size()]
+def put_back(labels: Tensor, step: int, base: Tensor, tuned: Tensor, out: Tensor) -> None:
+    """Write into ``out`` the base's value where the label is ``step``, else the tuned one; it may be ``tuned`` itself.
+
+    Bit operations take a tenth of the time of ``torch.where``, whose branches cannot be predicted here.
+    """
+    base = base.to(out.dtype)
+    if kernels.put_back(labels, step, base, tuned, out):
+        return
+    bits = _BITS[out.element_size()]
     old = tuned.view(bits)
-    old.bitwise_xor_((base.to(tuned.dtype).view(bits) ^ old).bitwise_and_(mask.to(bits).neg_()))
+    other = (base.view(bits) ^ old).bitwise_and_(equal(labels, step).to(bits).neg_())
+    torch.bitwise_xor(old, other, out=out.view(bits))
 
 
 def make_plan(

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from knowshift.weights import kernels
+
 #: Elementwise: every weight of the region gets a new value.
 BLENDS = ("interpolate", "dare", "lines")
 #: A selection within each tensor.
@@ -65,6 +67,9 @@ def lines_scale(layer: int | None, layers: int, fraction: float) -> float:
 
 def fapm_keys(base: Tensor, tuned: Tensor, mean: float) -> Tensor:
     """int32 keys of FAPM, the smallest S first; ``mean`` is the tensor's mean |p|. p = 0 and s != p ranks first."""
+    compiled = kernels.keys("fapm", base, tuned, mean)
+    if compiled is not None:
+        return compiled[0]
     p = base.to(torch.float32).abs()
     change = (tuned.to(torch.float32) - base.to(torch.float32)).abs()
     score = change - mean * (change / p)

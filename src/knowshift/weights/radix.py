@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from knowshift.weights import kernels
 from knowshift.weights.tensors import Stretch
 from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, at_least, compressed
 
@@ -35,7 +36,7 @@ def radix(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold]:
     for count, (bin_, over) in bins.items():
         inside = refined.of(bin_)
         low_bits, higher = find(inside, count - over)
-        key = ((bin_ - _LIFT) << 16) + low_bits
+        key = first_key(bin_) + low_bits
         equals = partial(_equals, keys, key, kept, refined.place(key))
         found[count] = Threshold(key, count - over - higher, int(inside[low_bits]), equals)
     return found
@@ -50,12 +51,20 @@ def _equals(keys: Keys, key: int, kept: Kept, value: int) -> Iterable[tuple[Stre
 
 def upper_counts(keys: Tensor, weights: Tensor | None = None) -> Tensor:
     """How many keys (or how much weight) each value of the upper bits holds: shape (BINS,), on the CPU."""
+    compiled = kernels.upper_counts(keys, weights, BINS)
+    if compiled is not None:
+        return compiled
     return torch.bincount((keys >> 16).add_(_LIFT), weights=weights, minlength=BINS).cpu()
 
 
 def upper_of(key: int) -> int:
     """The bin of a key's upper bits."""
     return (key >> 16) + _LIFT
+
+
+def first_key(bin_: int) -> int:
+    """The smallest key of a bin."""
+    return (bin_ - _LIFT) << 16
 
 
 def find(counts: Tensor, wanted: int) -> tuple[int, int]:
@@ -78,7 +87,7 @@ class Refinement:
         """Places in the table of the keys that fall in a chosen bin, in their order: int32 on the CPU."""
         mask: Tensor | None = None
         for bin_ in self._bins:
-            low = (bin_ - _LIFT) << 16
+            low = first_key(bin_)
             here = at_least(keys, low)
             if bin_ < BINS - 1:
                 here &= ~at_least(keys, low + _LOW)

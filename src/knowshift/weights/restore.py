@@ -20,13 +20,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.weights.criteria import NotFinite
 from knowshift.weights.layout import Place, depth, in_region
-from knowshift.weights.methods import Plan, check_unread, make_plan, mix_into, mixed, selected
+from knowshift.weights.methods import Plan, check_unread, make_plan, put_back, selected
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.tensors import (
     PIECE,
@@ -37,7 +38,6 @@ from knowshift.weights.tensors import (
     stretches,
     workers,
 )
-from knowshift.weights.thresholds import equal
 
 #: Up to this many weights, the step of each is worked out once, a byte a weight; above, again at every step.
 LABELLED = 1 << 30
@@ -117,7 +117,7 @@ class RestorationSweep:
             refuse_not_finite(self._pair, "the base", "the model")
         self.thresholds = dict(zip(ordered, plan.thresholds, strict=True))
         pays = 1 < len(ordered) <= _STEPS and self.eligible <= LABELLED
-        labels = self._labels(plan) if plan.cuts and pays else None
+        labels = self._unlabelled() if plan.cuts and pays else None
         for step, fraction in enumerate(ordered):
             yield fraction, self._step(plan, step, labels)
 
@@ -129,31 +129,26 @@ class RestorationSweep:
                 self._model[name].view(-1)[start:stop].copy_(self._pair.tuned.read(name, start, stop))
             self._changed = False
 
-    def _labels(self, plan: Plan) -> list[Tensor]:
-        """For each tensor, the step at which each weight is restored: uint8, flat, where the model lies."""
-        labels = [
-            torch.empty(size, dtype=torch.uint8, device=self._model[name].device)
-            for name, size in zip(self._pair.names, self._pair.sizes, strict=True)
+    def _unlabelled(self) -> list[Tensor]:
+        """Room for the step at which each weight is restored: for each tensor uint8, flat, where the model lies.
+
+        numpy asks the system for huge pages, torch does not: half a second less for half a billion weights.
+        """
+        devices = [self._model[name].device for name in self._pair.names]
+        return [
+            torch.from_numpy(np.empty(size, np.uint8))
+            if device.type == "cpu"
+            else torch.empty(size, dtype=torch.uint8, device=device)
+            for size, device in zip(self._pair.sizes, devices, strict=True)
         ]
 
-        def label(tensor: int, start: int, stop: int) -> None:
-            keys = plan.keys.of(tensor, start, stop).to(labels[tensor].device)
-            step = labels[tensor][start:stop].fill_(len(plan.cuts))
-            for cuts in plan.cuts:
-                step -= selected(cuts[tensor], tensor, start, keys).view(torch.uint8)
-
-        with workers(self._threads) as run:
-            for _ in run(label, stretches(self._pair.sizes, self._piece)):
-                pass
-        return labels
-
     def _step(self, plan: Plan, step: int, labels: list[Tensor] | None) -> int:
-        """Apply one fraction over the one before it; how many weights stand restored."""
-        fresh, self._changed = not self._changed, True
+        """Apply one fraction over the one before it; how many weights stand restored. The first step labels."""
+        self._changed = True
         whole = max(self._pair.sizes) if plan.whole else self._piece
         with workers(self._threads) as run:
             counts = run(
-                lambda tensor, start, stop: self._write(plan, step, labels, fresh, tensor, start, stop),
+                lambda tensor, start, stop: self._write(plan, step, labels, tensor, start, stop),
                 stretches(self._pair.sizes, whole),
             )
             edited = sum(counts)
@@ -161,27 +156,24 @@ class RestorationSweep:
         return edited if known is None else known
 
     @torch.no_grad()
-    def _write(
-        self, plan: Plan, step: int, labels: list[Tensor] | None, fresh: bool, tensor: int, start: int, stop: int
-    ) -> int:
+    def _write(self, plan: Plan, step: int, labels: list[Tensor] | None, tensor: int, start: int, stop: int) -> int:
         name = self._pair.names[tensor]
         flat = self._model[name].view(-1)[start:stop]
         if not plan.cuts:
             values, counts = plan.edit(tensor, start, stop, only=step)
             flat.copy_(values[0])
             return counts[0]
-        if labels is not None:
-            new = equal(labels[tensor][start:stop], step)
+        base = self._pair.base.read(name, start, stop).to(flat.device)
+        # At first written without being read: a weight file that is mapped in would be paged in twice.
+        tuned = flat if labels and step else self._pair.tuned.read(name, start, stop).to(flat.device)
+        if labels is None:
+            keys = plan.keys.given(tensor, start, base, tuned)
+            here, new = selected(plan.cuts[step][tensor], tensor, start, keys).view(torch.uint8), 1
         else:
-            keys = plan.keys.of(tensor, start, stop).to(flat.device)
-            new = selected(plan.cuts[step][tensor], tensor, start, keys)
-            if step:
-                new &= ~selected(plan.cuts[step - 1][tensor], tensor, start, keys)
-        if fresh:  # written without being read: a weight file that is mapped in would be paged in twice
-            base, tuned = self._pair.read(tensor, start, stop)
-            flat.copy_(mixed(new, base.to(flat.device), tuned.to(flat.device)))
-        else:
-            mix_into(flat, new, self._pair.base.read(name, start, stop).to(flat.device))
+            here, new = labels[tensor][start:stop], step
+            if step == 0:
+                plan.label(tensor, start, base, tuned, here)
+        put_back(here, new, base, tuned, flat)
         return 0
 
 

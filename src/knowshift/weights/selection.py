@@ -34,19 +34,22 @@ class Cut:
 
     def mask(self, tensor: int, start: int, keys: Tensor) -> Tensor:
         """Which weights of a stretch are selected: bool, shape of ``keys``."""
-        if self.count == 0:
-            return torch.zeros(keys.shape, dtype=torch.bool, device=keys.device)
-        if tensor < self.tensor:
-            return at_least(keys, self.key)
-        if tensor > self.tensor or start >= self.stop:
-            return above(keys, self.key)
-        end = self.stop - start
-        if end >= len(keys):
-            return at_least(keys, self.key)
-        return torch.cat((at_least(keys[:end], self.key), above(keys[end:], self.key)))
+        key, end = self.within(tensor, start, len(keys))
+        if end == 0:
+            return above(keys, key)
+        if end == len(keys):
+            return at_least(keys, key)
+        return torch.cat((at_least(keys[:end], key), above(keys[end:], key)))
+
+    def within(self, tensor: int, start: int, length: int) -> tuple[int, int]:
+        """The same for a stretch: keys above the first number are selected, and its equals before the second."""
+        if tensor == self.tensor:
+            return self.key, min(max(self.stop - start, 0), length)
+        return self.key, length if tensor < self.tensor else 0
 
 
-NOTHING = Cut(0, 0, 0, 0)
+#: No key lies above the largest there is.
+NOTHING = Cut(0, (1 << 31) - 1, 0, 0)
 _ALL_EQUALS = (1 << 62, 0)
 
 

@@ -1,0 +1,208 @@
+"""The compiled loops give what the tensor code gives, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from knowshift.weights import kernels
+from knowshift.weights.brackets import Bracket, sort_out
+from knowshift.weights.criteria import NotFinite, keys, random_keys
+from knowshift.weights.methods import put_back
+from knowshift.weights.published import fapm_keys
+from knowshift.weights.radix import upper_counts
+from knowshift.weights.selection import NOTHING, Cut
+
+EDGES = [0.0, -0.0, 1e-45, -1e-45, 2.0**-126, 1.0, -1.0, 1.5, 3.3e38, -3.3e38, 1e-3, float("inf"), float("nan")]
+DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+LENGTHS = [1, 7, 1023, 1024, 1025, 5000]
+
+
+@pytest.fixture
+def both(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Runs a function with the compiled loops and without: (what each gave)."""
+    compiled = kernels.library()
+    if compiled is None:
+        assert shutil.which("cc") is None or os.environ.get("KNOWSHIFT_COMPILED") == "0", (
+            "there is a compiler: build it"
+        )
+        pytest.skip("not compiled")
+
+    def run(function):  # type: ignore[no-untyped-def]
+        results = []
+        for library in (compiled, None):
+            monkeypatch.setattr(kernels, "library", lambda library=library: library)
+            results.append(function())
+        return results
+
+    return run
+
+
+def weights(length: int, seed: int, dtype: torch.dtype, edges: bool) -> tuple[Tensor, Tensor]:
+    """A base and a tuned piece; some weights unchanged, and with ``edges`` some that need care."""
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(length, generator=generator, dtype=torch.float64) * 0.02
+    tuned = base + torch.randn(length, generator=generator) * 1e-3 * (torch.rand(length, generator=generator) < 0.5)
+    if edges:
+        for side in (base, tuned):
+            some = torch.rand(length, generator=generator) < 0.2
+            values = torch.tensor(EDGES, dtype=torch.float64)
+            side[some] = values[torch.randint(len(EDGES), (length,), generator=generator)][some]
+    return base.to(dtype), tuned.to(dtype)
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+@pytest.mark.parametrize("criterion", ["relative", "absolute", "least", "magnitude", "authors", "ties", "fapm"])
+@pytest.mark.parametrize("edges", [False, True])
+def test_keys(criterion: str, edges: bool, both) -> None:  # type: ignore[no-untyped-def]
+    for seed, length in enumerate(LENGTHS):
+        for of_base in DTYPES:
+            for of_tuned in DTYPES:
+                base = weights(length, seed, of_base, edges)[0]
+                tuned = weights(length, seed, of_tuned, edges)[1]
+
+                def made(base: Tensor = base, tuned: Tensor = tuned) -> Tensor:
+                    if criterion == "fapm":
+                        return fapm_keys(base, tuned, 0.0123)
+                    return keys(criterion, base, tuned)
+
+                compiled, plain = both(made)
+                assert same(compiled, plain), (length, of_base, of_tuned)
+
+
+@pytest.mark.parametrize("criterion", ["relative", "absolute", "least", "magnitude", "authors", "ties"])
+def test_what_is_not_finite_is_noticed_wherever_it_stands(criterion: str, both) -> None:  # type: ignore[no-untyped-def]
+    for bad in (float("inf"), -float("inf"), float("nan")):
+        for place in (0, 1023, 1024, 2999):
+            for side in (0, 1):
+                pair = weights(3000, 5, torch.bfloat16, False)
+                pair[side][place] = bad
+                refused = both(lambda pair=pair: _refused(criterion, *pair))
+                assert refused == [True, True]
+    assert both(lambda: _refused(criterion, *weights(3000, 5, torch.bfloat16, False))) == [False, False]
+
+
+def _refused(criterion: str, base: Tensor, tuned: Tensor) -> bool:
+    try:
+        keys(criterion, base, tuned, strict=True)
+    except NotFinite:
+        return True
+    return False
+
+
+def test_random_keys(both) -> None:  # type: ignore[no-untyped-def]
+    for start, stop in ((0, 5000), (12345, 12350), (2**31 - 3, 2**31 + 3), (2**33, 2**33 + 9)):
+        compiled, plain = both(lambda start=start, stop=stop: random_keys(7, "model.layers.0.x", start, stop))
+        assert same(compiled, plain)
+
+
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_sorting_out_by_brackets(data: st.DataObject) -> None:
+    length = data.draw(st.sampled_from(LENGTHS))
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    spread = data.draw(st.sampled_from([4, 60, 65536]))
+    made = generator.integers(-spread // 2, spread // 2, length) << 16 | generator.integers(0, 3, length)
+    held = torch.from_numpy(made.astype(np.int32))
+    brackets = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        low, high = sorted(data.draw(st.integers(-spread // 2, spread // 2 - 1)) for _ in range(2))
+        common = data.draw(st.sampled_from([None, int(held[0]), low << 16]))
+        brackets.append(Bracket(low << 16, high << 16 | 0xFFFF, common, 0.0))
+    over, equals, near = sort_out(brackets, held)
+    for bracket, above, number in zip(brackets, over, equals, strict=True):
+        inside = [k for k in held.tolist() if bracket.low <= k <= bracket.high and k != bracket.common]
+        assert above == int((held > bracket.high).sum())
+        assert number == (0 if bracket.common is None else int((held == bracket.common).sum()))
+        assert bracket.own(near).tolist() == inside
+
+
+def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyped-def]
+    base, tuned = weights(5000, 1, torch.bfloat16, False)
+    held = keys("relative", base, tuned)
+    upper = sorted({key >> 16 for key in held.tolist()})
+    brackets = [
+        Bracket(upper[part * len(upper) // 4] << 16, upper[part * len(upper) // 4 + 5] << 16 | 0xFFFF, common, 0.0)
+        for part, common in ((0, 0), (1, None), (2, None), (3, None))
+    ]
+    compiled, plain = both(lambda: sort_out(brackets, held))
+    assert list(compiled[0]) == list(plain[0])
+    assert list(compiled[1]) == list(plain[1])
+    assert same(compiled[2], plain[2])
+    assert 0 < len(plain[2]) < len(held)
+
+
+def test_labels_count_the_cuts_that_do_not_take_a_weight(both) -> None:  # type: ignore[no-untyped-def]
+    held = torch.randint(0, 6, (3000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    cuts = [NOTHING, Cut(0, 4, 2, 1500), Cut(0, 4, 2, 2900), Cut(0, 2, 1 << 62, 0)]
+    for tensor, start in ((2, 0), (2, 1000), (2, 2899), (1, 0), (3, 0)):
+        simple = [cut.within(tensor, start, len(held)) for cut in cuts]
+        labels = torch.empty(len(held), dtype=torch.uint8)
+        assert kernels.label(held, simple, labels) == (kernels.library() is not None)
+        expected = torch.full((len(held),), len(cuts), dtype=torch.uint8)
+        for cut in cuts:
+            expected -= cut.mask(tensor, start, held).view(torch.uint8)
+        assert kernels.library() is None or same(labels, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_putting_back(dtype: torch.dtype, both) -> None:  # type: ignore[no-untyped-def]
+    base, tuned = weights(3001, 3, dtype, True)
+    labels = torch.randint(0, 3, (3001,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    for step in range(4):
+
+        def beside(step: int = step) -> Tensor:
+            out = torch.empty_like(tuned)
+            put_back(labels, step, base, tuned, out)
+            return out.view(bits)
+
+        def in_place(step: int = step) -> Tensor:
+            out = tuned.clone()
+            put_back(labels, step, base, out, out)
+            return out.view(bits)
+
+        expected = torch.where(labels == step, base.view(bits), tuned.view(bits))
+        for made in (*both(beside), *both(in_place)):
+            assert same(made, expected)
+
+
+def test_counting_by_upper_bits(both) -> None:  # type: ignore[no-untyped-def]
+    generator = torch.Generator().manual_seed(2)
+    held = torch.randint(-(2**31), 2**31 - 1, (5000,), generator=generator).to(torch.int32)
+    held[:3000] &= 0x3FFFF
+    amounts = torch.rand(5000, generator=generator, dtype=torch.float64)
+    for given_weights in (None, amounts):
+        compiled, plain = both(lambda given_weights=given_weights: upper_counts(held, given_weights))
+        assert same(compiled, plain)
+        assert float(plain.sum()) == pytest.approx(5000 if given_weights is None else float(amounts.sum()))
+
+
+def test_a_library_of_another_source_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kernels.library() is None:
+        pytest.skip("not compiled")
+    for name in ("_kernels.so", "kernels.c"):
+        shutil.copy(kernels._FILE.with_name(name), tmp_path / name)
+    monkeypatch.setattr(kernels, "_FILE", tmp_path / "_kernels.so")
+    load = kernels.library.__wrapped__
+    assert load() is not None
+    (tmp_path / "kernels.c").write_text("/* edited since */\n")
+    assert load() is None
+    (tmp_path / "_kernels.so").unlink()
+    assert load() is None
+    (tmp_path / "_kernels.so").write_bytes(b"no library")
+    assert load() is None
+    monkeypatch.undo()
+    monkeypatch.setenv("KNOWSHIFT_COMPILED", "0")
+    assert load() is None
