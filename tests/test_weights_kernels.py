@@ -125,7 +125,7 @@ def test_sorting_out_by_brackets(data: st.DataObject) -> None:
         inside = [k for k in held.tolist() if bracket.low <= k <= bracket.high and k != bracket.common]
         assert above == int((held > bracket.high).sum())
         assert number == (0 if bracket.common is None else int((held == bracket.common).sum()))
-        assert bracket.own(near).tolist() == inside
+        assert bracket.own(np.sort(near.numpy())).tolist() == sorted(inside)
 
 
 def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyped-def]

@@ -8,7 +8,7 @@ selection of :mod:`knowshift.weights.radix` does it: a guess costs time, never e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,7 +29,6 @@ _CHUNKS, _CHUNK, _GROUPS = 1024, 4096, 8
 _WIDTH = 6.0
 #: A key is counted, not kept, when it has this share of the sample.
 _COMMON = 0.005
-_LAST = (1 << 31) - 1
 _LOWER = (1 << 16) - 1  # the lower half of a key
 
 
@@ -45,14 +44,13 @@ class Bracket:
     common: int | None
     expected: float  # share of all keys that will be kept
 
-    def own(self, keys: Tensor) -> Tensor:
-        """Those of a few keys that lie inside, without the common one, in their order."""
-        mine = at_least(keys, self.low)
-        if self.high < _LAST:
-            mine &= ~above(keys, self.high)
-        if self.common is not None:
-            mine &= ~equal(keys, self.common)
-        return compressed(keys, mine)
+    def own(self, keys: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Those of ascending keys that lie inside, without the common one."""
+        inside = keys[np.searchsorted(keys, np.int32(self.low)) : np.searchsorted(keys, np.int32(self.high), "right")]
+        if self.common is None:
+            return inside
+        first, last = (np.searchsorted(inside, np.int32(self.common), side) for side in ("left", "right"))
+        return np.concatenate((inside[:first], inside[last:]))
 
 
 def sort_out(brackets: Sequence[Bracket], keys: Tensor) -> tuple[list[int], list[int], Tensor]:
@@ -102,9 +100,10 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
         kept.add(stretch, near)
         if not kept.whole:
             return None
+    near_all = np.sort(kept.values)
     found = {}
     for count, bracket, higher, equals in zip(wanted, brackets, over, common, strict=True):
-        threshold = _settle(bracket, count - higher, equals, kept)
+        threshold = _settle(bracket, count - higher, equals, near_all, kept)
         if threshold is None:
             return None
         found[count] = threshold
@@ -155,22 +154,23 @@ def _bracket(sample: Tensor, groups: NDArray[np.int64], share: float) -> Bracket
     return Bracket(low, high, common, (held + 64) / size)
 
 
-def _settle(bracket: Bracket, left: int, common: list[tuple[Stretch, int]], kept: Kept) -> Threshold | None:
-    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there."""
+def _settle(
+    bracket: Bracket, left: int, common: list[tuple[Stretch, int]], near: NDArray[np.int32], kept: Kept
+) -> Threshold | None:
+    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there.
+
+    ``near`` is all that was kept, ascending.
+    """
     equal = sum(number for _, number in common)
-    values = bracket.own(kept.values).numpy()
+    values = bracket.own(near)
     if not 0 < left <= len(values) + equal:
         return None
     if bracket.common is not None:
-        higher = int(np.count_nonzero(values > bracket.common))
+        higher = len(values) - int(np.searchsorted(values, np.int32(bracket.common)))
         if higher < left <= higher + equal:
             return Threshold(bracket.common, left - higher, equal, lambda: common)
         if left > higher + equal:
             left -= equal  # among the others the common key is passed over
-    key = int(np.partition(values, len(values) - left)[len(values) - left])
-    higher = int(np.count_nonzero(values > key))
-    return Threshold(key, left - higher, int(np.count_nonzero(values == key)), partial(_kept_equals, kept, key))
-
-
-def _kept_equals(kept: Kept, key: int) -> Iterable[tuple[Stretch, int]]:
-    return ((stretch, int(torch.count_nonzero(held == key))) for stretch, held in kept)
+    key = int(values[len(values) - left])
+    first, last = (int(np.searchsorted(values, np.int32(key), side=side)) for side in ("left", "right"))
+    return Threshold(key, left - (len(values) - last), last - first, partial(kept.equals, key))

@@ -45,7 +45,7 @@ def radix(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold]:
 def _equals(keys: Keys, key: int, kept: Kept, value: int) -> Iterable[tuple[Stretch, int]]:
     """How many equals of a key lie in each stretch: from what was kept (as ``value``), or from another pass."""
     if kept.whole:
-        return ((stretch, int(torch.count_nonzero(held == value))) for stretch, held in kept)
+        return kept.equals(value)
     return keys.scan(lambda values: int(torch.count_nonzero(values == key)))
 
 

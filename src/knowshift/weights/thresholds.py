@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from knowshift.weights.tensors import Stretch
@@ -46,32 +48,33 @@ class Threshold:
 
 
 class Kept:
-    """Something small about each stretch, in one block of memory; given up as a whole once it would not fit."""
+    """Something small about each stretch; given up as a whole once it would be more than ``capacity``."""
 
     def __init__(self, capacity: int) -> None:
         self.whole = True
-        self._block = torch.empty(capacity, dtype=torch.int32)  # takes memory only as it is filled
-        self._stretches: list[tuple[Stretch, int]] = []  # and where each ends in the block
-        self._end = 0
+        self._room = capacity
+        self._parts: list[tuple[Stretch, NDArray[np.int32]]] = []
 
     def add(self, stretch: Stretch, values: Tensor) -> None:
         """Keep one stretch's values: int32 on the CPU."""
-        self.whole = self.whole and self._end + len(values) <= len(self._block)
+        self._room -= len(values)
+        self.whole = self._room >= 0
         if self.whole:
-            self._block[self._end : self._end + len(values)] = values
-            self._end += len(values)
-            self._stretches.append((stretch, self._end))
+            self._parts.append((stretch, values.numpy()))
+        else:
+            self._parts.clear()
 
-    @property
-    def values(self) -> Tensor:
-        """All that was kept."""
-        return self._block[: self._end]
+    @cached_property
+    def values(self) -> NDArray[np.int32]:
+        """All that was kept, in order; nothing is added after this."""
+        return np.concatenate([values for _, values in self._parts] or [np.empty(0, np.int32)])
 
-    def __iter__(self) -> Iterator[tuple[Stretch, Tensor]]:
-        begin = 0
-        for stretch, end in self._stretches:
-            yield stretch, self._block[begin:end]
-            begin = end
+    def equals(self, value: int) -> Iterator[tuple[Stretch, int]]:
+        """How many times a value was kept in each stretch, where it was."""
+        ends = np.cumsum([len(values) for _, values in self._parts])
+        numbers = np.searchsorted(ends, np.flatnonzero(self.values == value), side="right")
+        for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
+            yield self._parts[number][0], int(count)
 
 
 def at_least(keys: Tensor, key: int) -> Tensor:
