@@ -23,10 +23,9 @@ import torch
 from torch import Tensor
 
 from knowshift.weights import criteria
-from knowshift.weights.criteria import INFINITE
 from knowshift.weights.layout import Place
 from knowshift.weights.pair import check_shapes, refuse_not_finite
-from knowshift.weights.radix import BINS, Refinement, find, upper_counts, upper_of
+from knowshift.weights.radix import BINS, Refinement, find, tally, upper_of
 from knowshift.weights.restore import FRACTIONS, as_reader, model_region
 from knowshift.weights.selection import exact_count, fraction_name
 from knowshift.weights.tensors import (
@@ -37,6 +36,7 @@ from knowshift.weights.tensors import (
     stretches,
     workers,
 )
+from knowshift.weights.thresholds import above, counted, equal
 
 #: The fraction whose set the tables by layer and by module describe (paper, Tables 9 and 10).
 TOP = 0.2
@@ -229,61 +229,61 @@ class _Totals:
         self.sums = {name: torch.zeros(BINS, dtype=torch.float64) for name in (*names, "squared")}
         self._rows = [[0, 0, 0.0, 0.0, 0.0] for _ in range(tensors)]
 
-    def add(self, tensor: int, part: dict[str, Any]) -> None:
-        for name, counted in part["counts"].items():
-            self.counts[name] += counted
-        for name, summed in part["sums"].items():
-            self.sums[name] += summed
+    def add(self, tensor: int, part: _First) -> None:
+        for name, (counts, sums, squares) in part.tallies.items():
+            self.counts[name] += counts
+            self.sums[name] += sums
+            if name == "absolute":
+                self.sums["squared"] += squares
         row = self._rows[tensor]
-        for column, value in enumerate(
-            (part["changed"], part["base_zero"], *(part["sums"][n].sum() for n in ("relative", "absolute", "squared")))
-        ):
-            row[column] += value.item() if isinstance(value, Tensor) else value
+        row[0] += part.changed
+        row[1] += part.base_zero
+        _, relative, _ = part.tallies["relative"]
+        _, absolute, squared = part.tallies["absolute"]
+        for column, sums in enumerate((relative, absolute, squared), start=2):
+            row[column] += float(sums.sum())
 
     def row(self, tensor: int) -> tuple[int, int, float, float, float]:
         changed, base_zero, relative, absolute, squared = self._rows[tensor]
         return int(changed), int(base_zero), relative, absolute, squared
 
 
-def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _First:
+    """One stretch in the first pass: for each score what :func:`~knowshift.weights.radix.tally` gives."""
+
+    tallies: dict[str, tuple[Tensor, Tensor, Tensor]]
+    changed: int
+    base_zero: int
+
+
+def _scores(pair: WeightPair, seed: int, tensor: int, start: int, stop: int, strict: bool) -> dict[str, Tensor]:
+    """The float32 scores of a stretch: ``relative``, ``absolute``, and ``relative`` under the null."""
     base, tuned = pair.read(tensor, start, stop)
-    absolute = criteria.absolute(base, tuned, pair.strict)
-    relative = criteria.ratio(absolute, base.to(torch.float32).abs())
-    null = null_relative(pair, seed, tensor, start, stop)
-    double = absolute.to(torch.float64)
-    scores = {"relative": relative, "absolute": absolute, "null": null}
-    keys = {name: score.view(torch.int32) for name, score in scores.items()}
-    finite = {name: _finite(score).to(torch.float64) for name, score in scores.items()}
     return {
-        "counts": {name: upper_counts(key) for name, key in keys.items()},
-        "sums": {
-            **{name: upper_counts(key, finite[name]) for name, key in keys.items()},
-            "squared": upper_counts(keys["absolute"], _finite(double * double)),
-        },
-        "changed": int(torch.count_nonzero(absolute)),
-        "base_zero": int(torch.count_nonzero(keys["relative"] == INFINITE)),
+        "relative": criteria.keys("relative", base, tuned, strict).view(torch.float32),
+        "absolute": criteria.keys("absolute", base, tuned).view(torch.float32),
+        "null": null_relative(pair, seed, tensor, start, stop),
     }
+
+
+def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> _First:
+    scores = _scores(pair, seed, tensor, start, stop, pair.strict)
+    changed = int(torch.count_nonzero(scores["absolute"]))
+    base_zero = int(torch.count_nonzero(torch.isinf(scores["relative"])))
+    return _First({name: tally(score) for name, score in scores.items()}, changed, base_zero)
 
 
 def _second_pass(
     pair: WeightPair, seed: int, curves: Mapping[str, _Curve], tensor: int, start: int, stop: int
 ) -> dict[str, Tensor]:
-    base, tuned = pair.read(tensor, start, stop)
-    scores = {
-        "relative": criteria.relative(base, tuned),
-        "absolute": criteria.absolute(base, tuned),
-        "null": null_relative(pair, seed, tensor, start, stop),
-    }
+    scores = _scores(pair, seed, tensor, start, stop, False)
     return {name: curves[name].refined.inside(score.view(torch.int32)) for name, score in scores.items()}
 
 
 def _third_pass(pair: WeightPair, key: int, tensor: int, start: int, stop: int) -> tuple[int, int]:
-    keys = criteria.relative(*pair.read(tensor, start, stop)).view(torch.int32)
-    return int(torch.count_nonzero(keys > key)), int(torch.count_nonzero(keys == key))
-
-
-def _finite(score: Tensor) -> Tensor:
-    return score.masked_fill(torch.isinf(score), 0.0)
+    keys = criteria.keys("relative", *pair.read(tensor, start, stop))
+    return counted(above(keys, key)), counted(equal(keys, key))
 
 
 class _Curve:
@@ -323,8 +323,9 @@ class _Curve:
 def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> Tensor:
     """r of the null for one piece: its own |p| with the |s - p| of other places of the same tensor.
 
-    Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted;
-    the last, shorter block is permuted in itself. All seeded, and independent of the piece size.
+    Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted, in
+    all full blocks of a tensor alike; the last, shorter block is permuted in itself. All seeded, and independent of
+    the piece size.
     """
     parts = []
     size = pair.sizes[tensor]
@@ -334,19 +335,19 @@ def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: in
         end = min(stop, first + NULL_BLOCK)
         length = min(NULL_BLOCK, size - first)
         source = _partner(seed, pair.names[tensor], block, size // NULL_BLOCK) * NULL_BLOCK
-        order = _order(seed, pair.names[tensor], block, length)[start - first : end - first]
+        order = _order(seed, pair.names[tensor], length)[start - first : end - first]
         p, s = pair.read(tensor, source, source + length)
-        change = criteria.absolute(p, s)[order.to(p.device)]
+        change = criteria.keys("absolute", p, s).view(torch.float32)
+        dealt = torch.index_select(change, 0, order.to(change.device))
         own, _ = pair.read(tensor, start, end)
-        magnitude = own.to(torch.float32).abs()
-        parts.append(criteria.ratio(change, magnitude))
+        parts.append(criteria.ratio(dealt, own.to(torch.float32).abs()))
         start = end
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, name: str, block: int, length: int) -> Tensor:
-    return torch.randperm(length, generator=_generator(seed, name, block + 1))
+def _order(seed: int, name: str, length: int) -> Tensor:
+    return torch.randperm(length, generator=_generator(seed, name, 1), dtype=torch.int32)
 
 
 @lru_cache(maxsize=64)

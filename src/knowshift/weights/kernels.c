@@ -257,3 +257,31 @@ EXPORT void knowshift_upper_counts(const int32_t *keys, int64_t count, int64_t *
 EXPORT void knowshift_upper_sums(const int32_t *keys, int64_t count, const double *weights, double *sums) {
     for (int64_t i = 0; i < count; i++) sums[(keys[i] >> 16) + 32768] += weights[i];
 }
+
+/* The same at once for keys that are scores (their bit patterns): how many, their sum and the sum of their squares. One
+ * that is not finite adds nothing to the sums. */
+EXPORT void knowshift_tally(const int32_t *keys, int64_t count, int64_t *counts, double *sums, double *squares) {
+    for (int64_t i = 0; i < count; i++) {
+        int32_t bin = (keys[i] >> 16) + 32768;
+        double score = keys[i] < INFINITE ? (double)float_of((uint32_t)keys[i]) : 0.0;
+        counts[bin]++;
+        sums[bin] += score;
+        squares[bin] += score * score;
+    }
+}
+
+/* Of the keys whose upper bits have a row (65536 of them; -1 for none): row << 16 | lower bits, in order. How many. */
+EXPORT int64_t knowshift_inside(const int32_t *keys, int64_t count, const int32_t *rows, int32_t *places) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int32_t row = rows[(keys[i] >> 16) + 32768];
+        places[found] = (int32_t)((uint32_t)row << 16 | ((uint32_t)keys[i] & 0xFFFF));
+        found += row >= 0;
+    }
+    return found;
+}
+
+/* Adds one to the count of each place. */
+EXPORT void knowshift_count(const int32_t *places, int64_t count, int64_t *counts) {
+    for (int64_t i = 0; i < count; i++) counts[places[i]]++;
+}

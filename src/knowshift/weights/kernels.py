@@ -31,6 +31,9 @@ _SIGNATURES = {
     "put_back": (None, [_int, _long, _pointer, ctypes.c_uint8, _pointer, _pointer, _pointer]),
     "upper_counts": (None, [_pointer, _long, _pointer]),
     "upper_sums": (None, [_pointer, _long, _pointer, _pointer]),
+    "tally": (None, [_pointer, _long, _pointer, _pointer, _pointer]),
+    "inside": (_long, [_pointer, _long, _pointer, _pointer]),
+    "count": (None, [_pointer, _long, _pointer]),
 }
 
 
@@ -148,3 +151,34 @@ def upper_counts(keys: Tensor, weights: Tensor | None, bins: int) -> Tensor | No
         assert weights.dtype == torch.float64
         compiled.knowshift_upper_sums(keys.data_ptr(), keys.numel(), weights.data_ptr(), made.data_ptr())
     return made
+
+
+def tally(scores: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """By the upper 16 bits of float32 scores: (how many, their sum, the sum of their squares), each (bins,)."""
+    compiled = _usable(scores)
+    if compiled is None:
+        return None
+    assert scores.dtype == torch.float32
+    counts = torch.zeros(bins, dtype=torch.int64)
+    sums, squares = torch.zeros(2, bins, dtype=torch.float64)
+    compiled.knowshift_tally(scores.data_ptr(), scores.numel(), counts.data_ptr(), sums.data_ptr(), squares.data_ptr())
+    return counts, sums, squares
+
+
+def inside(keys: Tensor, rows: Tensor) -> Tensor | None:
+    """row << 16 | lower bits of the keys whose upper bits have a row (``rows``: int32, -1 for none), in order."""
+    compiled = _usable(keys, rows)
+    if compiled is None:
+        return None
+    places = torch.empty(len(keys) + 1, dtype=torch.int32)
+    found = compiled.knowshift_inside(keys.data_ptr(), len(keys), rows.data_ptr(), places.data_ptr())
+    return places[:found].clone()
+
+
+def count(places: Tensor, counts: Tensor) -> bool:
+    """Add one to the count (int64) of each place (int32), and say that it was done."""
+    compiled = _usable(places, counts)
+    if compiled is None:
+        return False
+    compiled.knowshift_count(places.data_ptr(), len(places), counts.data_ptr())
+    return True

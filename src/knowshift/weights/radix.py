@@ -57,6 +57,18 @@ def upper_counts(keys: Tensor, weights: Tensor | None = None) -> Tensor:
     return torch.bincount((keys >> 16).add_(_LIFT), weights=weights, minlength=BINS).cpu()
 
 
+def tally(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """By the upper bits of non-negative float32 scores: (how many, their sum, the sum of their squares), on the CPU.
+
+    Each of shape (BINS,). A score that is not finite adds nothing to the sums, which are float64.
+    """
+    compiled = kernels.tally(scores, BINS)
+    if compiled is not None:
+        return compiled
+    keys, finite = scores.view(torch.int32), scores.masked_fill(~torch.isfinite(scores), 0.0).to(torch.float64)
+    return upper_counts(keys), upper_counts(keys, finite), upper_counts(keys, finite * finite)
+
+
 def upper_of(key: int) -> int:
     """The bin of a key's upper bits."""
     return (key >> 16) + _LIFT
@@ -85,6 +97,9 @@ class Refinement:
 
     def inside(self, keys: Tensor) -> Tensor:
         """Places in the table of the keys that fall in a chosen bin, in their order: int32 on the CPU."""
+        compiled = kernels.inside(keys, self._row)
+        if compiled is not None:
+            return compiled
         mask: Tensor | None = None
         for bin_ in self._bins:
             low = first_key(bin_)
@@ -98,6 +113,8 @@ class Refinement:
 
     def add(self, places: Tensor) -> None:
         """Take in what :meth:`inside` gave; one thread at a time."""
+        if kernels.count(places, self._counts):
+            return
         if len(places) > _LOW:
             self._counts += torch.bincount(places, minlength=len(self._counts))
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,33 +47,36 @@ class Threshold:
 
 
 class Kept:
-    """Something small about each stretch; given up as a whole once it would be more than ``capacity``."""
+    """Something small about each stretch, in one block of memory; given up as a whole once it would not fit.
+
+    Small pieces that stay among large ones that come and go would keep the allocator from using a place again.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.whole = True
-        self._room = capacity
-        self._parts: list[tuple[Stretch, NDArray[np.int32]]] = []
+        self._block = np.empty(capacity, np.int32)  # takes memory only as it is filled
+        self._stretches: list[Stretch] = []
+        self._ends = [0]
 
     def add(self, stretch: Stretch, values: Tensor) -> None:
         """Keep one stretch's values: int32 on the CPU."""
-        self._room -= len(values)
-        self.whole = self._room >= 0
+        end = self._ends[-1] + len(values)
+        self.whole = self.whole and end <= len(self._block)
         if self.whole:
-            self._parts.append((stretch, values.numpy()))
-        else:
-            self._parts.clear()
+            self._block[self._ends[-1] : end] = values.numpy()
+            self._stretches.append(stretch)
+            self._ends.append(end)
 
-    @cached_property
+    @property
     def values(self) -> NDArray[np.int32]:
-        """All that was kept, in order; nothing is added after this."""
-        return np.concatenate([values for _, values in self._parts] or [np.empty(0, np.int32)])
+        """All that was kept, in order."""
+        return self._block[: self._ends[-1]]
 
     def equals(self, value: int) -> Iterator[tuple[Stretch, int]]:
         """How many times a value was kept in each stretch, where it was."""
-        ends = np.cumsum([len(values) for _, values in self._parts])
-        numbers = np.searchsorted(ends, np.flatnonzero(self.values == value), side="right")
+        numbers = np.searchsorted(self._ends, np.flatnonzero(self.values == value), side="right") - 1
         for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
-            yield self._parts[number][0], int(count)
+            yield self._stretches[number], int(count)
 
 
 def at_least(keys: Tensor, key: int) -> Tensor:
