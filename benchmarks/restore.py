@@ -1,13 +1,16 @@
 """How long restoring takes, beside copying the checkpoint and beside the authors' script.
 
-    python benchmarks/restore.py --folder SCRATCH [--authors CLONE] [--runs 3] [--times 1] [--also-four] [--idle 600]
+    python benchmarks/restore.py --folder SCRATCH [--authors CLONE] [--runs 3] [--times 1] [--also-four] [--cold]
 
 Builds a pair of its own in SCRATCH (about 1.3 GB each at ``--times 1``, and as much again for an output), a Llama of
 hidden size 2048, feed-forward 8192, 8 x ``times`` layers, 32 heads, 8 key-value heads, vocabulary 32000, untied,
 bfloat16, with 60% of each matrix moved by N(0, 1e-4). CLONE is a clone of github.com/UmeanNever/ParamRestore, the
 tool of the paper's authors; it is only run, never imported here. Every contender is a process of its own, timed from
 its start to its end, one after the other in each round. Prints medians, ratios, processor seconds and peak resident
-memory. ``--idle`` waits (at most so many seconds before each command) until nothing else runs on the machine.
+memory. ``--cold`` drops both checkpoints from the system's cache before each command and waits five seconds, in which
+a virtual machine gives freed memory back: then every contender reads from the disk and fetches its memory anew. Else
+the cache is as the command before has left it, and a copy right after another output was deleted meets neither.
+``--idle`` waits (at most so many seconds before each command) until nothing else runs on the machine.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,7 +42,7 @@ param_restore.run(target_model_path=sys.argv[3], original_model_path=sys.argv[2]
 """
 SWEEP = """
 import atexit, gc, sys, time
-gc.set_threshold(100_000, 20, 20)  # as in knowshift's own commands: imports are no garbage
+gc.disable()  # what is imported is no garbage
 atexit.register(gc.freeze)
 from pathlib import Path
 from transformers import AutoModelForCausalLM
@@ -82,8 +85,10 @@ class Contender:
     processor: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
 
-    def run(self, environment: dict[str, str]) -> None:
+    def run(self, environment: dict[str, str], cold: Sequence[Path] = ()) -> None:
         command = self.command()
+        if cold:
+            forget(*cold)
         start = time.perf_counter()
         process = subprocess.Popen(
             command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -179,6 +184,16 @@ def wait_for_idle(seconds: float) -> None:
         time.sleep(0.25)
 
 
+def forget(*folders: Path) -> None:
+    """Have the system's cache drop the weights of some checkpoints, and give freed memory time to go back."""
+    for path in (path for folder in folders for path in folder.glob("*.safetensors")):
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)  # only what is on the disk can be dropped
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+    time.sleep(5)
+
+
 def contenders(base: Path, tuned: Path, scratch: Path, authors: Path | None) -> list[Contender]:
     """Everything that is timed, in the order of a round."""
     python, out = sys.executable, scratch / "out"
@@ -233,7 +248,8 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=1, help="size of the pair, in multiples of 8 layers")
     parser.add_argument("--also-four", action="store_true", help="restore a pair four times the size, once a round")
     parser.add_argument("--agreement", action="store_true", help="only compare what the authors' rule selects in both")
-    parser.add_argument("--only", help="only contenders whose name contains this")
+    parser.add_argument("--cold", action="store_true", help="read from the disk, not from the system's cache")
+    parser.add_argument("--only", action="append", help="only contenders whose name contains this; may be repeated")
     parser.add_argument("--idle", type=float, default=0, help="wait at most so many seconds for an idle machine")
     parser.add_argument("--build", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -248,18 +264,20 @@ def main() -> None:
         agreement(base, tuned, options.folder, options.authors)
         return
     found = contenders(base, tuned, options.folder, options.authors)
+    pairs = [base, tuned]
     if options.also_four:
         large = build_pair(options.folder, 4 * LAYERS * options.times)
+        pairs += large
         for one in contenders(*large, options.folder, None)[:3]:
             one.name += ", four times the size"
             found.append(one)
     if options.only:
-        found = [one for one in found if options.only in one.name]
+        found = [one for one in found if any(part in one.name for part in options.only)]
     environment = {**os.environ, "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_OFFLINE": "1"}
     for round_ in range(options.runs):
         for one in found:
             wait_for_idle(options.idle)
-            one.run(environment)
+            one.run(environment, pairs if options.cold else ())
             load = os.getloadavg()[0]
             print(
                 f"round {round_ + 1}: {one.name}: {one.seconds[-1]:.2f} s ({one.processor[-1]:.2f} of processor), "

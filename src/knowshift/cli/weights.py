@@ -10,6 +10,7 @@ import typer
 
 from knowshift.cli.output import JsonOption, SeedOption, console, emit
 from knowshift.errors import InputError
+from knowshift.heap import steady_heap
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -58,6 +59,7 @@ def weights(
     from knowshift.weights.restore import FRACTIONS
     from knowshift.weights.selection import exact_count
 
+    steady_heap()
     fractions = list(_fractions(fraction).values()) if fraction else list(FRACTIONS)
     for one in fractions:
         exact_count(one, 0)
@@ -127,6 +129,7 @@ def restore(
     """Write the tuned checkpoint with part of its change undone; transformers loads the result as it is."""
     from knowshift.weights.checkpoints import restore_checkpoints
 
+    steady_heap()
     base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)
     with _progress() as progress:
         selecting = progress.add_task("ranking weights", total=None)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import ctypes
 import gc
 import time
 from dataclasses import replace
@@ -21,6 +19,7 @@ from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.finetune.draws import draw_training_set
+from knowshift.heap import steady_heap
 from knowshift.mastery import measure_mastery
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.study.cells import Cell, Unit, make_plan, probed_facts
@@ -38,26 +37,11 @@ def seed_of(*parts: object) -> int:
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
 
 
-def _steady_heap() -> None:
-    """Let the C library keep what is freed for the next tensors, and take only the largest from the system one by one.
-
-    By itself it asks the system for every large tensor anew, whose pages then cost more than the work on them (a fifth
-    of the time of sampling), and it moves that limit as it goes.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, and needs none
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
-        libc.mallopt(_TRIM_THRESHOLD, 128 << 20)
-
-
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-
-
 class Worker:
     """Runs units of one study. Everything expensive is made once, on first use."""
 
     def __init__(self, run: Path, config: StudyConfig) -> None:
-        _steady_heap()
+        steady_heap()
         torch.set_num_threads(config.threads)
         self.run, self.config = run, config
         self.source = load_facts(config.facts)

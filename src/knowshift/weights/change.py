@@ -269,8 +269,8 @@ def _scores(pair: WeightPair, seed: int, tensor: int, start: int, stop: int, str
 
 def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> _First:
     scores = _scores(pair, seed, tensor, start, stop, pair.strict)
-    changed = int(torch.count_nonzero(scores["absolute"]))
-    base_zero = int(torch.count_nonzero(torch.isinf(scores["relative"])))
+    changed = counted(above(scores["absolute"].view(torch.int32), 0))
+    base_zero = counted(equal(scores["relative"].view(torch.int32), criteria.INFINITE))
     return _First({name: tally(score) for name, score in scores.items()}, changed, base_zero)
 
 

@@ -1,0 +1,20 @@
+"""The C library's heap, kept steady where large tensors come and go all the time."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+
+
+def steady_heap() -> None:
+    """Let the C library keep what is freed for the next tensors, and take only the largest from the system one by one.
+
+    By itself it asks the system for every large tensor anew, whose pages then cost more than the work on them (a fifth
+    of the time of sampling), and it moves that limit as it goes.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another libc has no such call, and needs none
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_TRIM_THRESHOLD, 128 << 20)
