@@ -15,6 +15,7 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import AdaptedTensors
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.checkpoints import identity, restore_checkpoints
+from knowshift.weights.loaded import as_tensor
 from knowshift.weights.pair import open_pair
 from weights_pairs import loaded, same_bits, tiny_llama
 
@@ -56,10 +57,10 @@ def test_reading_an_adapter_is_merging_it(options: dict[str, Any], dtype: torch.
     # One bfloat16 step: peft also rounds the change itself where the adapter's own weights are bfloat16.
     close = {"rtol": 0.008, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
     for name, expected in merged.items():
-        read = tensors.read(name, 0, expected.numel()).reshape(expected.shape)
+        read = as_tensor(tensors.read(name, 0, expected.numel())).reshape(expected.shape)
         assert read.dtype == expected.dtype
         torch.testing.assert_close(read, expected, **close)
-        parts = [tensors.read(name, start, min(start + 77, read.numel())) for start in range(0, read.numel(), 77)]
+        parts = [as_tensor(tensors.read(name, at, min(at + 77, read.numel()))) for at in range(0, read.numel(), 77)]
         assert same_bits(torch.cat(parts), read.reshape(-1))
         changed += name in tensors.touched
     assert changed >= 3
@@ -72,7 +73,7 @@ def test_conv1d_adapters_are_turned_round(tmp_path: Path) -> None:
     base, adapter, merged = save_adapter(tmp_path, model, **options)
     tensors = AdaptedTensors(adapter, StoredTensors(base))
     name = "transformer.h.0.attn.c_attn.weight"
-    read = tensors.read(name, 0, merged[name].numel()).reshape(merged[name].shape)
+    read = as_tensor(tensors.read(name, 0, merged[name].numel())).reshape(merged[name].shape)
     torch.testing.assert_close(read, merged[name])
 
 

@@ -1,4 +1,4 @@
-"""The compiled loops give what the tensor code gives, bit for bit."""
+"""The compiled loops give what the numpy code gives, bit for bit."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import os
 import shutil
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from knowshift.weights import kernels
 from knowshift.weights.brackets import Bracket, sort_out
 from knowshift.weights.criteria import NotFinite, keys, random_keys
 from knowshift.weights.methods import put_back
 from knowshift.weights.published import fapm_keys
-from knowshift.weights.radix import upper_counts
+from knowshift.weights.radix import Refinement, tally, upper_counts
 from knowshift.weights.selection import NOTHING, Cut
+from knowshift.weights.tensors import Array
 
 EDGES = [0.0, -0.0, 1e-45, -1e-45, 2.0**-126, 1.0, -1.0, 1.5, 3.3e38, -3.3e38, 1e-3, float("inf"), float("nan")]
-DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+DTYPES = [ml_dtypes.bfloat16, np.float16, np.float32, np.float64]
 LENGTHS = [1, 7, 1023, 1024, 1025, 5000]
 
 
@@ -46,21 +46,21 @@ def both(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     return run
 
 
-def weights(length: int, seed: int, dtype: torch.dtype, edges: bool) -> tuple[Tensor, Tensor]:
+def weights(length: int, seed: int, dtype: type, edges: bool) -> tuple[Array, Array]:
     """A base and a tuned piece; some weights unchanged, and with ``edges`` some that need care."""
-    generator = torch.Generator().manual_seed(seed)
-    base = torch.randn(length, generator=generator, dtype=torch.float64) * 0.02
-    tuned = base + torch.randn(length, generator=generator) * 1e-3 * (torch.rand(length, generator=generator) < 0.5)
+    generator = np.random.default_rng(seed)
+    base = generator.standard_normal(length) * 0.02
+    tuned = base + generator.standard_normal(length) * 1e-3 * (generator.random(length) < 0.5)
     if edges:
         for side in (base, tuned):
-            some = torch.rand(length, generator=generator) < 0.2
-            values = torch.tensor(EDGES, dtype=torch.float64)
-            side[some] = values[torch.randint(len(EDGES), (length,), generator=generator)][some]
-    return base.to(dtype), tuned.to(dtype)
+            some = generator.random(length) < 0.2
+            side[some] = generator.choice(EDGES, length)[some]
+    with np.errstate(over="ignore"):
+        return base.astype(dtype), tuned.astype(dtype)
 
 
-def same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and torch.equal(one, other)
+def same(one: Array, other: Array) -> bool:
+    return one.dtype == other.dtype and np.array_equal(one, other)
 
 
 @pytest.mark.parametrize("criterion", ["relative", "absolute", "least", "magnitude", "authors", "ties", "fapm"])
@@ -72,7 +72,7 @@ def test_keys(criterion: str, edges: bool, both) -> None:  # type: ignore[no-unt
                 base = weights(length, seed, of_base, edges)[0]
                 tuned = weights(length, seed, of_tuned, edges)[1]
 
-                def made(base: Tensor = base, tuned: Tensor = tuned) -> Tensor:
+                def made(base: Array = base, tuned: Array = tuned) -> Array:
                     if criterion == "fapm":
                         return fapm_keys(base, tuned, 0.0123)
                     return keys(criterion, base, tuned)
@@ -86,14 +86,14 @@ def test_what_is_not_finite_is_noticed_wherever_it_stands(criterion: str, both) 
     for bad in (float("inf"), -float("inf"), float("nan")):
         for place in (0, 1023, 1024, 2999):
             for side in (0, 1):
-                pair = weights(3000, 5, torch.bfloat16, False)
+                pair = weights(3000, 5, ml_dtypes.bfloat16, False)
                 pair[side][place] = bad
                 refused = both(lambda pair=pair: _refused(criterion, *pair))
                 assert refused == [True, True]
-    assert both(lambda: _refused(criterion, *weights(3000, 5, torch.bfloat16, False))) == [False, False]
+    assert both(lambda: _refused(criterion, *weights(3000, 5, ml_dtypes.bfloat16, False))) == [False, False]
 
 
-def _refused(criterion: str, base: Tensor, tuned: Tensor) -> bool:
+def _refused(criterion: str, base: Array, tuned: Array) -> bool:
     try:
         keys(criterion, base, tuned, strict=True)
     except NotFinite:
@@ -114,7 +114,7 @@ def test_sorting_out_by_brackets(data: st.DataObject) -> None:
     generator = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     spread = data.draw(st.sampled_from([4, 60, 65536]))
     made = generator.integers(-spread // 2, spread // 2, length) << 16 | generator.integers(0, 3, length)
-    held = torch.from_numpy(made.astype(np.int32))
+    held = made.astype(np.int32)
     brackets = []
     for _ in range(data.draw(st.integers(1, 4))):
         low, high = sorted(data.draw(st.integers(-spread // 2, spread // 2 - 1)) for _ in range(2))
@@ -125,11 +125,11 @@ def test_sorting_out_by_brackets(data: st.DataObject) -> None:
         inside = [k for k in held.tolist() if bracket.low <= k <= bracket.high and k != bracket.common]
         assert above == int((held > bracket.high).sum())
         assert number == (0 if bracket.common is None else int((held == bracket.common).sum()))
-        assert bracket.own(np.sort(near.numpy())).tolist() == sorted(inside)
+        assert bracket.own(np.sort(near)).tolist() == sorted(inside)
 
 
 def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyped-def]
-    base, tuned = weights(5000, 1, torch.bfloat16, False)
+    base, tuned = weights(5000, 1, ml_dtypes.bfloat16, False)
     held = keys("relative", base, tuned)
     upper = sorted({key >> 16 for key in held.tolist()})
     brackets = [
@@ -144,49 +144,78 @@ def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyp
 
 
 def test_labels_count_the_cuts_that_do_not_take_a_weight(both) -> None:  # type: ignore[no-untyped-def]
-    held = torch.randint(0, 6, (3000,), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    held = np.random.default_rng(0).integers(0, 6, 3000, np.int32)
     cuts = [NOTHING, Cut(0, 4, 2, 1500), Cut(0, 4, 2, 2900), Cut(0, 2, 1 << 62, 0)]
     for tensor, start in ((2, 0), (2, 1000), (2, 2899), (1, 0), (3, 0)):
         simple = [cut.within(tensor, start, len(held)) for cut in cuts]
-        labels = torch.empty(len(held), dtype=torch.uint8)
+        labels = np.empty(len(held), np.uint8)
         assert kernels.label(held, simple, labels) == (kernels.library() is not None)
-        expected = torch.full((len(held),), len(cuts), dtype=torch.uint8)
+        expected = np.full(len(held), len(cuts), np.uint8)
         for cut in cuts:
-            expected -= cut.mask(tensor, start, held).view(torch.uint8)
+            expected -= cut.mask(tensor, start, held).view(np.uint8)
         assert kernels.library() is None or same(labels, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_putting_back(dtype: torch.dtype, both) -> None:  # type: ignore[no-untyped-def]
+def test_putting_back(dtype: type, both) -> None:  # type: ignore[no-untyped-def]
     base, tuned = weights(3001, 3, dtype, True)
-    labels = torch.randint(0, 3, (3001,), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    labels = np.random.default_rng(1).integers(0, 3, 3001, np.uint8)
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[base.itemsize]
     for step in range(4):
 
-        def beside(step: int = step) -> Tensor:
-            out = torch.empty_like(tuned)
+        def beside(step: int = step) -> Array:
+            out = np.empty_like(tuned)
             put_back(labels, step, base, tuned, out)
             return out.view(bits)
 
-        def in_place(step: int = step) -> Tensor:
-            out = tuned.clone()
+        def in_place(step: int = step) -> Array:
+            out = tuned.copy()
             put_back(labels, step, base, out, out)
             return out.view(bits)
 
-        expected = torch.where(labels == step, base.view(bits), tuned.view(bits))
+        expected = np.where(labels == step, base.view(bits), tuned.view(bits))
         for made in (*both(beside), *both(in_place)):
             assert same(made, expected)
 
 
 def test_counting_by_upper_bits(both) -> None:  # type: ignore[no-untyped-def]
-    generator = torch.Generator().manual_seed(2)
-    held = torch.randint(-(2**31), 2**31 - 1, (5000,), generator=generator).to(torch.int32)
+    generator = np.random.default_rng(2)
+    held = generator.integers(-(2**31), 2**31 - 1, 5000).astype(np.int32)
     held[:3000] &= 0x3FFFF
-    amounts = torch.rand(5000, generator=generator, dtype=torch.float64)
+    amounts = generator.random(5000)
     for given_weights in (None, amounts):
         compiled, plain = both(lambda given_weights=given_weights: upper_counts(held, given_weights))
         assert same(compiled, plain)
-        assert float(plain.sum()) == pytest.approx(5000 if given_weights is None else float(amounts.sum()))
+        assert plain.sum() == pytest.approx(5000 if given_weights is None else amounts.sum())
+
+
+def test_tallies_of_scores(both) -> None:  # type: ignore[no-untyped-def]
+    scores = np.abs(weights(5000, 4, np.float32, False)[0])
+    scores[:1000] = 0
+    scores[1000:1003] = np.inf
+    compiled, plain = both(lambda: tally(scores))
+    for one, other in zip(compiled, plain, strict=True):
+        assert same(one, other)
+    finite = scores[np.isfinite(scores)].astype(np.float64)
+    assert [part.sum() for part in plain] == [5000, pytest.approx(finite.sum()), pytest.approx((finite**2).sum())]
+
+
+def test_counting_lower_bits_in_chosen_bins(both) -> None:  # type: ignore[no-untyped-def]
+    held = np.random.default_rng(3).integers(-(2**18), 2**18, 5000).astype(np.int32)
+
+    def counted() -> tuple[Array, Array]:
+        refined = Refinement([32768 - 2, 32768, 32768 + 1])
+        places = refined.inside(held)
+        refined.add(places)
+        refined.add(places[:10])
+        return places, np.concatenate([refined.of(bin_) for bin_ in (32768 - 2, 32768, 32768 + 1)])
+
+    (places, counts), (plain_places, plain_counts) = both(counted)
+    assert same(places, plain_places)
+    assert same(counts, plain_counts)
+    inside = np.isin(held >> 16, (-2, 0, 1))
+    assert len(places) == int(inside.sum())
+    assert int(counts.sum()) == len(places) + 10
 
 
 def test_a_library_of_another_source_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,10 +16,10 @@ from knowshift.errors import InputError
 from knowshift.weights import restore
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.criteria import CRITERIA, keys, random_keys
+from knowshift.weights.loaded import as_array, copy_of
 from knowshift.weights.methods import METHODS
 from knowshift.weights.restore import RestorationSweep
 from knowshift.weights.selection import exact_count
-from knowshift.weights.tensors import copy_of
 from weights_pairs import move, relative_by_definition, same_bits, save_pair, tiny_llama
 
 GROWING = [name for name in METHODS if name not in ("interpolate", "dare", "lines", "dg-hard")]
@@ -42,10 +43,10 @@ def brute_force(
     p = torch.cat([base[name].reshape(-1) for name in names])
     s = torch.cat([tuned[name].reshape(-1) for name in names])
     if criterion == "random":
-        key = torch.cat([random_keys(3, name, 0, base[name].numel()) for name in names])
+        key = np.concatenate([random_keys(3, name, 0, base[name].numel()) for name in names])
     else:
-        key = keys(criterion, p, s)
-    order = torch.sort(key.long(), descending=True, stable=True).indices[:count]
+        key = keys(criterion, as_array(p), as_array(s))
+    order = torch.from_numpy(np.argsort(-key.astype(np.int64), kind="stable")[:count])
     out = s.clone()
     out[order] = p[order]
     return out
@@ -126,6 +127,35 @@ def test_a_base_on_disk_streams_past_the_model(tmp_path: Path) -> None:
         sweep.undo()
     for fraction, weights in in_memory.items():
         assert all(same_bits(weight, streamed[fraction][name]) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize("most", [0, 1 << 30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_out_of_the_processors_reach_is_sent_the_same_weights(
+    most: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "LABELLED", most)
+    base, model = pair_of_models(dtype)
+    made: list[list[Tensor]] = []
+    for in_reach in (True, False):
+        monkeypatch.setattr(restore, "_is_in_reach", lambda tensor, in_reach=in_reach: in_reach)
+        sweep = RestorationSweep(model, base, piece=500)
+        made.append([torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for _ in sweep.run([0.1, 0.4])])
+        sweep.undo()
+    for one, other in zip(*made, strict=True):
+        assert same_bits(one, other)
+    assert not same_bits(made[0][0], made[0][1])
+
+
+def test_a_model_loaded_wider_than_it_is_stored_is_swept_in_its_own_dtype(tmp_path: Path) -> None:
+    base, tuned = (StoredTensors(folder) for folder in save_pair(tmp_path, dtype=torch.bfloat16))
+    model = LlamaForCausalLM.from_pretrained(tuned.folder, dtype=torch.float32)
+    narrow = LlamaForCausalLM.from_pretrained(tuned.folder, dtype=torch.bfloat16)
+    sweeps = [RestorationSweep(one, base, tuned=tuned).run([0.1, 0.4]) for one in (model, narrow)]
+    for (_, count), (_, same) in zip(*sweeps, strict=True):
+        assert count == same > 0
+        for wide, stored in zip(model.parameters(), narrow.parameters(), strict=True):
+            assert torch.equal(wide.detach(), stored.detach().float())
 
 
 def test_leaving_early_and_running_again_start_from_the_tuned_model() -> None:

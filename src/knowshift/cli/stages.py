@@ -184,6 +184,7 @@ def _load_tuned(base: LoadedModel, name: str, revision: str | None, dtype: str, 
     from knowshift.models.loading import load_model, model_folder
     from knowshift.weights.adapter import CONFIG, WEIGHTS, AdaptedTensors, is_adapter
     from knowshift.weights.checkpoint import StoredTensors
+    from knowshift.weights.loaded import as_tensor
 
     folder = model_folder(name, revision=revision)
     if not is_adapter(folder):
@@ -195,7 +196,7 @@ def _load_tuned(base: LoadedModel, name: str, revision: str | None, dtype: str, 
         for tensor in sorted(adapted.touched):
             if tensor not in parameters:
                 raise InputError(f"{name}: the adapter changes {tensor!r}, which the loaded base does not have")
-            parameters[tensor].view(-1).copy_(adapted.read(tensor, 0, parameters[tensor].numel()))
+            parameters[tensor].view(-1).copy_(as_tensor(adapted.read(tensor, 0, parameters[tensor].numel())))
     files = [hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (CONFIG, WEIGHTS)]
     return replace(base, model=model, name=name, folder=folder, identity=digest([base.identity, *files]))
 

@@ -56,8 +56,7 @@ def weights(
     from knowshift.weights.checkpoints import identity
     from knowshift.weights.criteria import NotFinite
     from knowshift.weights.pair import open_pair, refuse_not_finite
-    from knowshift.weights.restore import FRACTIONS
-    from knowshift.weights.selection import exact_count
+    from knowshift.weights.selection import FRACTIONS, exact_count
 
     steady_heap()
     fractions = list(_fractions(fraction).values()) if fraction else list(FRACTIONS)

@@ -18,12 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+import numpy as np
 
 from knowshift.errors import InputError
-from knowshift.weights.checkpoint import DTYPES, PICKLED, StoredTensors, read_json, read_shard
+from knowshift.weights.checkpoint import DTYPES, PICKLED, StoredTensors, read_json, read_shard, read_whole
+from knowshift.weights.criteria import single
+from knowshift.weights.tensors import Array
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Options that change what the adapter adds; refused rather than read as plain LoRA.
@@ -53,8 +53,8 @@ def is_adapter(folder: Path) -> bool:
 class _Product:
     """delta = scaling x left @ right, of the shape of the stored tensor; both float32."""
 
-    left: Tensor  # (rows, rank)
-    right: Tensor  # (rank, columns)
+    left: Array  # (rows, rank)
+    right: Array  # (rank, columns)
     scaling: float
 
 
@@ -73,7 +73,7 @@ class AdaptedTensors:
         self._check(config)
         self.base_name = str(config.get("base_model_name_or_path") or "")  # what it says it was made for
         self._products: dict[str, _Product] = {}
-        self._whole: dict[str, Tensor] = {}
+        self._whole: dict[str, Array] = {}
         self._read(config)
         self._block = lru_cache(maxsize=8)(self._product_block)
 
@@ -82,12 +82,12 @@ class AdaptedTensors:
         """Names of the tensors that the adapter changes."""
         return set(self._products) | set(self._whole)
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Array:
         whole = self._whole.get(name)
         base = self.base.read(name, start, stop) if whole is None else whole.reshape(-1)[start:stop]
         if name not in self._products:
             return base
-        merged = base.to(torch.float32, copy=True)
+        merged = base.astype(np.float32)
         columns = self.shapes[name][1]
         height = max(1, _BLOCK // columns)
         block = start // columns // height
@@ -97,12 +97,13 @@ class AdaptedTensors:
             first, last = max(start, begin), min(stop, begin + len(delta))
             merged[first - start : last - start] += delta[first - begin : last - begin]
             block += 1
-        return merged.to(base.dtype)
+        return merged.astype(base.dtype, copy=False)
 
-    def _product_block(self, name: str, block: int, height: int) -> Tensor:
+    def _product_block(self, name: str, block: int, height: int) -> Array:
         product = self._products[name]
         delta = product.left[block * height : (block + 1) * height] @ product.right
-        return delta.mul_(product.scaling).reshape(-1)
+        delta *= np.float32(product.scaling)
+        return delta.reshape(-1)
 
     def _check(self, config: Mapping[str, Any]) -> None:
         kind = config.get("peft_type")
@@ -121,12 +122,12 @@ class AdaptedTensors:
             what = f"pickled weights ({pickled[0]}) are refused" if pickled else "no adapter weights"
             raise InputError(f"{self.folder}: {what}; expected {WEIGHTS}")
         self.shard = read_shard(path)  # names what is wrong with a damaged file
-        parts: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in load_file(path).items():
+        parts: dict[str, dict[str, Array]] = {}
+        for key, tensor in read_whole(self.shard).items():
             name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
             found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", name)
             if found:
-                parts.setdefault(found.group(1), {})[found.group(2)] = tensor.to(torch.float32)
+                parts.setdefault(found.group(1), {})[found.group(2)] = single(tensor)
             elif name in self.base.shapes:
                 self._whole[name] = self._fitting(name, tensor)
             else:
@@ -134,7 +135,7 @@ class AdaptedTensors:
         for module, found_parts in parts.items():
             self._add(path, module, found_parts, config)
 
-    def _add(self, path: Path, module: str, parts: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    def _add(self, path: Path, module: str, parts: Mapping[str, Array], config: Mapping[str, Any]) -> None:
         name = f"{module}.weight"
         if name not in self.base.shapes:
             raise InputError(f"{path}: adapter for {module!r}, which the base {self.base.folder} does not have")
@@ -144,19 +145,23 @@ class AdaptedTensors:
             raise InputError(f"{path}: adapter for {module!r} lacks one of its two matrices")
         scaling = _scaling(module, config)
         transposed = embedding or bool(config.get("fan_in_fan_out"))
-        product = _Product(a.T.contiguous(), b.T.contiguous(), scaling) if transposed else _Product(b, a, scaling)
+        product = (
+            _Product(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scaling)
+            if transposed
+            else _Product(b, a, scaling)
+        )
         shape = (product.left.shape[0], product.right.shape[1])
         if shape != tuple(self.base.shapes[name]):
             raise InputError(f"{path}: adapter for {module!r} has shape {shape}, the base {self.base.shapes[name]}")
         self._products[name] = product
 
-    def _fitting(self, name: str, tensor: Tensor) -> Tensor:
+    def _fitting(self, name: str, tensor: Array) -> Array:
         if tuple(tensor.shape) != tuple(self.base.shapes[name]):
             raise InputError(
                 f"{self.folder / WEIGHTS}: tensor {name!r} has shape {tuple(tensor.shape)}, "
                 f"the base {self.base.shapes[name]}"
             )
-        return tensor.to(DTYPES[self.base.tensors[name].dtype])
+        return tensor.astype(DTYPES[self.base.tensors[name].dtype])
 
 
 def _scaling(module: str, config: Mapping[str, Any]) -> float:

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from knowshift.weights import kernels
 from knowshift.weights.radix import BINS, first_key, upper_counts
 from knowshift.weights.tensors import Stretch
-from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, above, at_least, compressed, counted, equal
+from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold
 
 #: Weights in a region from which a sample pays.
 GUESS_FROM = 1 << 24
@@ -53,38 +51,36 @@ class Bracket:
         return np.concatenate((inside[:first], inside[last:]))
 
 
-def sort_out(brackets: Sequence[Bracket], keys: Tensor) -> tuple[list[int], list[int], Tensor]:
+def sort_out(brackets: Sequence[Bracket], keys: NDArray[np.int32]) -> tuple[list[int], list[int], NDArray[np.int32]]:
     """(for each bracket the keys above it, for each those equal to ``common``, the others inside any, in order)."""
     edges = [(bracket.low >> 16, bracket.high >> 16) for bracket in brackets]
     commons = [bracket.common for bracket in brackets]
     compiled = kernels.sort_out(keys, [low for low, _ in edges], [high for _, high in edges], commons)
     if compiled is not None:
         return compiled
-    upper = (keys >> 16).to(torch.int16)
+    upper = (keys >> 16).astype(np.int16)
+    near = np.zeros(len(keys), np.bool_)
     above_each, same_each = [], []
-    near: Tensor | None = None
     for common, (low, high) in zip(commons, edges, strict=True):
-        over = above(upper, high)
-        inside = at_least(upper, low)
-        inside ^= over  # what lies above the bracket also lies above its lower end
+        over = upper > high
+        inside = (upper >= low) ^ over  # what lies above the bracket also lies above its lower end
         number = 0
         if common is not None:
-            same = equal(keys, common)
+            same = keys == common
             inside &= ~same
-            number = counted(same)
-        near = inside if near is None else near.logical_or_(inside)
-        above_each.append(counted(over))
+            number = int(np.count_nonzero(same))
+        near |= inside
+        above_each.append(int(np.count_nonzero(over)))
         same_each.append(number)
-    few = keys[:0].cpu() if near is None else compressed(keys, near).cpu()
-    return above_each, same_each, few
+    return above_each, same_each, keys[near]
 
 
 def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
     """The threshold of each count, or None where guessing does not do; see the module."""
     total = sum(keys.sizes)
-    drawn = [part.cpu() for _, part in keys.scan(lambda values: values, _places(keys.sizes))]
-    sample = torch.cat(drawn)
-    groups = np.stack([upper_counts(torch.cat(drawn[group::_GROUPS])).numpy() for group in range(_GROUPS)])
+    drawn = [part for _, part in keys.scan(lambda values: values, _places(keys.sizes))]
+    sample = np.concatenate(drawn)
+    groups = np.stack([upper_counts(np.concatenate(drawn[group::_GROUPS])) for group in range(_GROUPS)])
     brackets = [_bracket(sample, groups, count / total) for count in wanted]
     expected = sum(bracket.expected for bracket in brackets) * total
     if expected > KEPT / 2:
@@ -123,7 +119,7 @@ def _places(sizes: Sequence[int]) -> list[Stretch]:
     return places
 
 
-def _bracket(sample: Tensor, groups: NDArray[np.int64], share: float) -> Bracket:
+def _bracket(sample: NDArray[np.int32], groups: NDArray[np.int64], share: float) -> Bracket:
     """Where the key that ``share`` of all keys reach must lie, going by the sample and its groups' disagreement.
 
     ``groups`` counts the upper halves in each part of the sample: shape (parts, BINS).
@@ -145,8 +141,7 @@ def _bracket(sample: Tensor, groups: NDArray[np.int64], share: float) -> Bracket
     low, high = first_key(lowest), first_key(highest) | _LOWER
     held, common = int(bins[lowest : highest + 1].sum()), None
     if held > _COMMON * size:
-        inside = compressed(sample, at_least(sample, low) & ~above(sample, high))
-        values, counts = np.unique(inside.numpy(), return_counts=True)
+        values, counts = np.unique(sample[(sample >= low) & (sample <= high)], return_counts=True)
         most = int(counts.argmax())
         if counts[most] > _COMMON * size:
             common = int(values[most])

@@ -17,26 +17,21 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.weights import criteria
 from knowshift.weights.layout import Place
+from knowshift.weights.loaded import LoadedTensors, as_reader, model_region, parameters_of
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.radix import BINS, Refinement, find, tally, upper_of
-from knowshift.weights.restore import FRACTIONS, as_reader, model_region
-from knowshift.weights.selection import exact_count, fraction_name
-from knowshift.weights.tensors import (
-    LoadedTensors,
-    TensorReader,
-    WeightPair,
-    parameters_of,
-    stretches,
-    workers,
-)
-from knowshift.weights.thresholds import above, counted, equal
+from knowshift.weights.selection import FRACTIONS, exact_count, fraction_name
+from knowshift.weights.tensors import Array, TensorReader, WeightPair, stretches, workers
+
+if TYPE_CHECKING:
+    import torch
 
 #: The fraction whose set the tables by layer and by module describe (paper, Tables 9 and 10).
 TOP = 0.2
@@ -98,7 +93,7 @@ class WeightChange:
 
 
 def measure_change(
-    base: Mapping[str, Tensor] | torch.nn.Module | TensorReader,
+    base: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader,
     tuned: torch.nn.Module,
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
@@ -225,8 +220,8 @@ class _Totals:
 
     def __init__(self, tensors: int) -> None:
         names = ("relative", "absolute", "null")
-        self.counts = {name: torch.zeros(BINS, dtype=torch.int64) for name in names}
-        self.sums = {name: torch.zeros(BINS, dtype=torch.float64) for name in (*names, "squared")}
+        self.counts = {name: np.zeros(BINS, np.int64) for name in names}
+        self.sums = {name: np.zeros(BINS, np.float64) for name in (*names, "squared")}
         self._rows = [[0, 0, 0.0, 0.0, 0.0] for _ in range(tensors)]
 
     def add(self, tensor: int, part: _First) -> None:
@@ -252,44 +247,48 @@ class _Totals:
 class _First:
     """One stretch in the first pass: for each score what :func:`~knowshift.weights.radix.tally` gives."""
 
-    tallies: dict[str, tuple[Tensor, Tensor, Tensor]]
+    tallies: dict[str, tuple[Array, Array, Array]]
     changed: int
     base_zero: int
 
 
-def _scores(pair: WeightPair, seed: int, tensor: int, start: int, stop: int, strict: bool) -> dict[str, Tensor]:
+def _scores(
+    pair: WeightPair, seed: int, tensor: int, start: int, stop: int, strict: bool
+) -> dict[str, NDArray[np.float32]]:
     """The float32 scores of a stretch: ``relative``, ``absolute``, and ``relative`` under the null."""
     base, tuned = pair.read(tensor, start, stop)
     return {
-        "relative": criteria.keys("relative", base, tuned, strict).view(torch.float32),
-        "absolute": criteria.keys("absolute", base, tuned).view(torch.float32),
+        "relative": criteria.keys("relative", base, tuned, strict).view(np.float32),
+        "absolute": criteria.keys("absolute", base, tuned).view(np.float32),
         "null": null_relative(pair, seed, tensor, start, stop),
     }
 
 
 def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> _First:
     scores = _scores(pair, seed, tensor, start, stop, pair.strict)
-    changed = counted(above(scores["absolute"].view(torch.int32), 0))
-    base_zero = counted(equal(scores["relative"].view(torch.int32), criteria.INFINITE))
+    changed = int(np.count_nonzero(scores["absolute"]))
+    base_zero = int(np.count_nonzero(scores["relative"].view(np.int32) == criteria.INFINITE))
     return _First({name: tally(score) for name, score in scores.items()}, changed, base_zero)
 
 
 def _second_pass(
     pair: WeightPair, seed: int, curves: Mapping[str, _Curve], tensor: int, start: int, stop: int
-) -> dict[str, Tensor]:
+) -> dict[str, NDArray[np.int32]]:
     scores = _scores(pair, seed, tensor, start, stop, False)
-    return {name: curves[name].refined.inside(score.view(torch.int32)) for name, score in scores.items()}
+    return {name: curves[name].refined.inside(score.view(np.int32)) for name, score in scores.items()}
 
 
 def _third_pass(pair: WeightPair, key: int, tensor: int, start: int, stop: int) -> tuple[int, int]:
     keys = criteria.keys("relative", *pair.read(tensor, start, stop))
-    return counted(above(keys, key)), counted(equal(keys, key))
+    return int(np.count_nonzero(keys > key)), int(np.count_nonzero(keys == key))
 
 
 class _Curve:
     """How much of a score's sum its top weights hold, for any of the counts that it was made for."""
 
-    def __init__(self, counts: Tensor, sums: Tensor, wanted: Sequence[int], shared: _Curve | None = None) -> None:
+    def __init__(
+        self, counts: NDArray[np.int64], sums: NDArray[np.float64], wanted: Sequence[int], shared: _Curve | None = None
+    ) -> None:
         self._sums = sums
         self._total = float(sums.sum())
         self._bins = {count: find(counts, count) for count in wanted if count > 0}
@@ -312,15 +311,14 @@ class _Curve:
     def _sum(self, count: int, power: int) -> float:
         key, taken = self.threshold(count)
         bin_, low = upper_of(key), key & 0xFFFF
-        inside = self.refined.of(bin_)[low:].clone()  # every value of a refined bin is one float32, known exactly
+        inside = self.refined.of(bin_)[low:].copy()  # every value of a refined bin is one float32, known exactly
         inside[0] = taken
-        values = torch.arange(key, key - low + (1 << 16), dtype=torch.int64).to(torch.int32).view(torch.float32)
-        values = values.to(torch.float64)
-        held = torch.where(torch.isfinite(values), values, 0.0).pow(power) @ inside.to(torch.float64)
+        values = np.arange(key, key - low + (1 << 16), dtype=np.int64).astype(np.int32).view(np.float32)
+        held = np.where(np.isfinite(values), values, 0.0).astype(np.float64) ** power @ inside.astype(np.float64)
         return float(self._sums[bin_ + 1 :].sum() + held)
 
 
-def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> Tensor:
+def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> NDArray[np.float32]:
     """r of the null for one piece: its own |p| with the |s - p| of other places of the same tensor.
 
     Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted, in
@@ -337,28 +335,27 @@ def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: in
         source = _partner(seed, pair.names[tensor], block, size // NULL_BLOCK) * NULL_BLOCK
         order = _order(seed, pair.names[tensor], length)[start - first : end - first]
         p, s = pair.read(tensor, source, source + length)
-        change = criteria.keys("absolute", p, s).view(torch.float32)
-        dealt = torch.index_select(change, 0, order.to(change.device))
+        change = criteria.keys("absolute", p, s).view(np.float32)
         own, _ = pair.read(tensor, start, end)
-        parts.append(criteria.ratio(dealt, own.to(torch.float32).abs()))
+        parts.append(criteria.ratio(change.take(order), np.abs(criteria.single(own))))
         start = end
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @lru_cache(maxsize=4)
-def _order(seed: int, name: str, length: int) -> Tensor:
-    return torch.randperm(length, generator=_generator(seed, name, 1), dtype=torch.int32)
+def _order(seed: int, name: str, length: int) -> NDArray[np.int64]:
+    return _generator(seed, name, 1).permutation(length)
 
 
 @lru_cache(maxsize=64)
 def _partners(seed: int, name: str, blocks: int) -> list[int]:
-    return [int(i) for i in torch.randperm(blocks, generator=_generator(seed, name, 0))]
+    return [int(block) for block in _generator(seed, name, 0).permutation(blocks)]
 
 
 def _partner(seed: int, name: str, block: int, blocks: int) -> int:
     return block if block >= blocks else _partners(seed, name, blocks)[block]
 
 
-def _generator(seed: int, name: str, part: int) -> torch.Generator:
-    word = hashlib.sha256(f"null\0{seed}\0{name}\0{part}".encode()).digest()[:8]
-    return torch.Generator().manual_seed(int.from_bytes(word, "little") >> 1)
+def _generator(seed: int, name: str, part: int) -> np.random.Generator:
+    word = hashlib.sha256(f"null\0{seed}\0{name}\0{part}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(word, "little"))

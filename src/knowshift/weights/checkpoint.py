@@ -16,23 +16,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from knowshift.errors import InputError, nearest
-from knowshift.weights.tensors import number_of
+from knowshift.weights.tensors import BFLOAT16, Array, number_of
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": BFLOAT16,
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
 }
 #: What can be compared and restored; tensors of other dtypes are copied as they are.
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -113,6 +112,19 @@ def _stored(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:
     return StoredTensor(path, dtype, shape, data_begin + begin, data_begin + end)
 
 
+def read_whole(shard: Shard) -> dict[str, Array]:
+    """Every tensor of one (small) file, in its shape."""
+    content = np.fromfile(shard.path, np.uint8)
+    found = {}
+    for name, stored in shard.tensors.items():
+        if stored.dtype not in DTYPES:
+            raise InputError(
+                f"{shard.path}: tensor {name!r} has dtype {stored.dtype}; expected one of " + ", ".join(DTYPES)
+            )
+        found[name] = content[stored.begin : stored.end].copy().view(DTYPES[stored.dtype]).reshape(stored.shape)
+    return found
+
+
 class StoredTensors:
     """A checkpoint folder, read tensor by tensor; a :class:`~knowshift.weights.tensors.TensorReader`.
 
@@ -161,20 +173,20 @@ class StoredTensors:
             raise InputError(f"{self.folder / 'config.json'}: no model_type")
         return model_type
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Array:
         stored = self.tensors[name]
         dtype = DTYPES[stored.dtype]
-        piece = torch.empty(stop - start, dtype=dtype)
+        piece = np.empty(stop - start, dtype)
         self.read_bytes(stored.file, stored.begin + start * dtype.itemsize, piece)
         return piece
 
-    def read_bytes(self, path: Path, begin: int, piece: Tensor) -> None:
-        """Fill a contiguous tensor with the bytes of a file from ``begin``."""
+    def read_bytes(self, path: Path, begin: int, piece: Array) -> None:
+        """Fill a contiguous array with the bytes of a file from ``begin``."""
         # Descriptors are kept open: one piece in a thousand would otherwise open a file. A race opens one twice.
         descriptor = self._files.get(path)
         if descriptor is None:
             descriptor = self._files.setdefault(path, os.open(path, os.O_RDONLY))
-        buffer = memoryview(piece.view(torch.uint8).numpy().data)
+        buffer = memoryview(piece.view(np.uint8).data)
         done = 0
         while done < len(buffer):
             got = os.preadv(descriptor, [buffer[done:]], begin + done)

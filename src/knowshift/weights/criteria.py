@@ -22,23 +22,24 @@ from __future__ import annotations
 import hashlib
 import struct
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.weights import kernels
+from knowshift.weights.tensors import BFLOAT16, Array
 
 CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors", "ties")
 
 #: The bit pattern of float32 infinity, the largest key of a score.
 INFINITE = 0x7F800000
-_LARGEST = torch.finfo(torch.float32).max
+_LARGEST = np.finfo(np.float32).max
 
 
 class NotFinite(Exception):
     """A weight is NaN or infinite; whoever knows the files turns this into a refusal that names it."""
 
 
-def keys(criterion: str, base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
+def keys(criterion: str, base: Array, tuned: Array, strict: bool = False) -> NDArray[np.int32]:
     """int32 keys of a flat piece, shape as the piece, for every criterion but ``random`` (:func:`random_keys`).
 
     With ``strict``, raises :class:`NotFinite` where a weight that the score reads is NaN or infinite.
@@ -50,19 +51,19 @@ def keys(criterion: str, base: Tensor, tuned: Tensor, strict: bool = False) -> T
             raise NotFinite
         return made
     if criterion == "relative":
-        return relative(base, tuned, strict).view(torch.int32)
+        return relative(base, tuned, strict).view(np.int32)
     if criterion == "absolute":
-        return absolute(base, tuned, strict).view(torch.int32)
+        return absolute(base, tuned, strict).view(np.int32)
     if criterion == "least":
-        return INFINITE - relative(base, tuned, strict).view(torch.int32)
+        return INFINITE - relative(base, tuned, strict).view(np.int32)
     if criterion == "ties":
-        return INFINITE - absolute(base, tuned, strict).view(torch.int32)
+        return INFINITE - absolute(base, tuned, strict).view(np.int32)
     if strict:
         check_finite(base, tuned)
     if criterion == "magnitude":
-        return INFINITE - base.to(torch.float32, copy=True).abs_().nan_to_num_(nan=float("inf")).view(torch.int32)
+        return INFINITE - clamped(np.abs(single(base)), nan=np.inf).view(np.int32)
     assert criterion == "authors", criterion
-    return authors(base, tuned).view(torch.int32)
+    return authors(base, tuned).view(np.int32)
 
 
 def score_of(criterion: str, key: int) -> float:
@@ -73,76 +74,96 @@ def score_of(criterion: str, key: int) -> float:
     return float(struct.unpack("<f", struct.pack("<i", bits))[0])
 
 
-def relative(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
+def single(values: Array) -> NDArray[np.float32]:
+    """Weights as float32, shape as given; what float32 cannot hold is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32, copy=False)
+
+
+@np.errstate(all="ignore")
+def relative(base: Array, tuned: Array, strict: bool = False) -> NDArray[np.float32]:
     """r = |s - p| / |p| in float32, shape as given; see the module for zeros and what is not finite."""
-    magnitude, score = base.to(torch.float32), tuned.to(torch.float32, copy=True)
-    score.sub_(magnitude).div_(magnitude).abs_()  # |s - p| / |p| to the last bit
+    magnitude = single(base)
+    score = single(tuned) - magnitude
+    score /= magnitude
+    np.abs(score, out=score)  # |s - p| / |p| to the last bit
     # Whatever needs care (a zero base, an overflow, a weight that is not finite) shows as a score that is not finite.
-    if score.numel() and not _finite(score):
-        return ratio(absolute(base, tuned, strict), magnitude.abs())
+    if score.size and not np.isfinite(score.max()):
+        return ratio(absolute(base, tuned, strict), np.abs(magnitude))
     return score
 
 
-def absolute(base: Tensor, tuned: Tensor, strict: bool = False) -> Tensor:
+@np.errstate(all="ignore")
+def absolute(base: Array, tuned: Array, strict: bool = False) -> NDArray[np.float32]:
     """|s - p| in float32, shape as given; infinite only for a pair that is not finite and not equal."""
-    p = base.to(torch.float32)
-    change = tuned.to(torch.float32, copy=True).sub_(p).abs_()
-    if change.numel() and not _finite(change):
-        s = tuned.to(torch.float32)
-        if strict and not (_finite(p.abs()) and _finite(s.abs())):
+    p, s = single(base), single(tuned)
+    change: NDArray[np.float32] = np.abs(s - p)
+    if change.size and not np.isfinite(change.max()):
+        finite = np.isfinite(p) & np.isfinite(s)
+        if strict and not finite.all():
             raise NotFinite
-        change[torch.isinf(change) & torch.isfinite(p) & torch.isfinite(s)] = _LARGEST
-        change[torch.isnan(change)] = float("inf")
-        change[(p == s) | (torch.isnan(p) & torch.isnan(s))] = 0.0
+        change[np.isinf(change) & finite] = _LARGEST
+        change[np.isnan(change)] = np.inf
+        change[(p == s) | (np.isnan(p) & np.isnan(s))] = 0.0
     return change
 
 
-def ratio(change: Tensor, magnitude: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def ratio(change: NDArray[np.float32], magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
     """change / magnitude in float32; no change is 0, and infinite means a zero base or a change without end."""
-    score = torch.div(change, magnitude)
-    if score.numel() and not _finite(score):
-        score[torch.isinf(score) & (magnitude != 0) & torch.isfinite(change)] = _LARGEST
-        score[torch.isnan(score)] = float("inf")
+    score = change / magnitude
+    if score.size and not np.isfinite(score.max()):
+        score[np.isinf(score) & (magnitude != 0) & np.isfinite(change)] = _LARGEST
+        score[np.isnan(score)] = np.inf
         score[change == 0] = 0.0
     return score
 
 
-def check_finite(base: Tensor, tuned: Tensor) -> None:
+def check_finite(base: Array, tuned: Array) -> None:
     """Raise :class:`NotFinite` where a weight is NaN or infinite."""
-    absolute(base, tuned, strict=True)
+    compiled = kernels.keys("absolute", base, tuned)
+    if compiled is None:
+        absolute(base, tuned, strict=True)
+    elif not compiled[1]:
+        raise NotFinite
 
 
-def _finite(magnitudes: Tensor) -> bool:
-    """Whether the largest of some non-negative numbers is finite; NaN comes through as the largest."""
-    return bool(torch.isfinite(magnitudes.amax()))
-
-
-def authors(base: Tensor, tuned: Tensor) -> Tensor:
+@np.errstate(all="ignore")
+def authors(base: Array, tuned: Array) -> NDArray[np.float32]:
     """The authors' score, widened to float32; see the module."""
-    p, s = base.to(torch.bfloat16), tuned.to(torch.bfloat16)
-    score = (s - p).abs() / (p.abs() + 1e-8)
-    return score.to(torch.float32).nan_to_num_(nan=float("inf"))
+    p, s = _rounded(single(base)), _rounded(single(tuned))
+    score = _rounded(single(np.abs(_rounded(s - p)) / _rounded(single(np.abs(p) + np.float32(1e-8)))))
+    return clamped(score, nan=np.inf)
 
 
-def random_keys(seed: int, name: str, start: int, stop: int, device: torch.device | None = None) -> Tensor:
-    """int32 keys, 0 to 2^31 - 1, of positions ``start:stop``: a hash, the same for any stretch, thread or device.
+def clamped(values: NDArray[np.float32], nan: float) -> NDArray[np.float32]:
+    """``nan`` for NaN, and the largest numbers there are for infinities."""
+    return np.where(np.isnan(values), np.float32(nan), np.clip(values, -_LARGEST, _LARGEST))
+
+
+def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values.astype(BFLOAT16).astype(np.float32)
+
+
+def random_keys(seed: int, name: str, start: int, stop: int) -> NDArray[np.int32]:
+    """int32 keys, 0 to 2^31 - 1, of positions ``start:stop``: a hash, the same for any stretch or thread.
 
     Two words from SHA-256 of seed and name salt a 32-bit mixer (Wellons' lowbias32, a bijection), applied twice.
     """
-    first, second = struct.unpack_from("<ii", hashlib.sha256(f"{seed}\0{name}".encode()).digest())
-    compiled = kernels.random_keys(first, second, start, stop) if device in (None, torch.device("cpu")) else None
+    first, second = struct.unpack_from("<II", hashlib.sha256(f"{seed}\0{name}".encode()).digest())
+    compiled = kernels.random_keys(first, second, start, stop)
     if compiled is not None:
         return compiled
-    position = torch.arange(start, stop, dtype=torch.int64, device=device)
-    value = (position + (position >> 32) * 0x9E3779B1).to(torch.int32) if stop >> 31 else position.to(torch.int32)
-    value = _mix(_mix(value.add_(first)).bitwise_xor_(second))
-    return value.bitwise_and_(0x7FFFFFFF)
+    position = np.arange(start, stop, dtype=np.uint64)
+    value = (position + (position >> np.uint64(32)) * np.uint64(0x9E3779B1)).astype(np.uint32)
+    value = _mix(_mix(value + np.uint32(first)) ^ np.uint32(second))
+    return (value & np.uint32(0x7FFFFFFF)).view(np.int32)
 
 
-def _mix(value: Tensor) -> Tensor:
-    value ^= (value >> 16) & 0xFFFF
-    value *= 0x7FEB352D
-    value ^= (value >> 15) & 0x1FFFF
-    value *= 0x846CA68B - (1 << 32)
-    value ^= (value >> 16) & 0xFFFF
+def _mix(value: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    value ^= value >> np.uint32(16)
+    value *= np.uint32(0x7FEB352D)
+    value ^= value >> np.uint32(15)
+    value *= np.uint32(0x846CA68B)
+    value ^= value >> np.uint32(16)
     return value

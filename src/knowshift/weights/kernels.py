@@ -1,9 +1,9 @@
-"""The compiled loops of ``kernels.c``, for pieces in the processor's memory.
+"""The compiled loops of ``kernels.c``.
 
-Each function gives exactly what the tensor code of its caller gives, in one reading of memory, and lets other threads
+Each function gives exactly what the numpy code of its caller gives, in one reading of memory, and lets other threads
 run meanwhile. It gives None (or False) where that cannot be had: the library was not built (no C compiler at
-installation) or from another source, is switched off (``KNOWSHIFT_COMPILED=0``), or a piece lies on another device.
-The caller's own code, which is the definition, then does the work.
+installation) or from another source, is switched off (``KNOWSHIFT_COMPILED=0``), or a piece is not contiguous. The
+caller's own code, which is the definition, then does the work.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+
+from knowshift.weights.tensors import BFLOAT16, Array
 
 #: Criteria with compiled keys, as kernels.c numbers them.
 _KEYED = ("relative", "absolute", "least", "magnitude", "authors", "ties", "fapm")
@@ -55,43 +57,40 @@ def library() -> ctypes.CDLL | None:
     return found
 
 
-def _usable(*pieces: Tensor) -> ctypes.CDLL | None:
-    if any(piece.device.type != "cpu" or not piece.is_contiguous() for piece in pieces):
-        return None
-    return library()
+def _usable(*pieces: Array) -> ctypes.CDLL | None:
+    return library() if all(piece.flags.c_contiguous and piece.flags.aligned for piece in pieces) else None
 
 
-def keys(criterion: str, base: Tensor, tuned: Tensor, mean: float = 0.0) -> tuple[Tensor, bool] | None:
+def keys(criterion: str, base: Array, tuned: Array, mean: float = 0.0) -> tuple[NDArray[np.int32], bool] | None:
     """(int32 keys of a flat piece, whether every weight of it is finite); ``mean`` is what ``fapm`` needs."""
     compiled = _usable(base, tuned)
     if compiled is None or criterion not in _KEYED:
         return None
-    half = base.dtype == tuned.dtype == torch.bfloat16
+    half = base.dtype == tuned.dtype == BFLOAT16
     if not half:
-        if criterion == "authors" and torch.float64 in (base.dtype, tuned.dtype):
-            return None  # rounded to bfloat16 at once, not by way of float32
-        base, tuned = base.to(torch.float32), tuned.to(torch.float32)
-    made = torch.empty(tuned.shape, dtype=torch.int32)
+        with np.errstate(over="ignore"):
+            base, tuned = base.astype(np.float32, copy=False), tuned.astype(np.float32, copy=False)
+    made = np.empty(tuned.shape, np.int32)
     number = _KEYED.index(criterion)
     broken = compiled.knowshift_keys(
-        number, half, base.data_ptr(), tuned.data_ptr(), tuned.numel(), mean, made.data_ptr()
+        number, half, base.ctypes.data, tuned.ctypes.data, tuned.size, mean, made.ctypes.data
     )
     return made, not broken
 
 
-def random_keys(first: int, second: int, start: int, stop: int) -> Tensor | None:
+def random_keys(first: int, second: int, start: int, stop: int) -> NDArray[np.int32] | None:
     """Keys of ``criterion="random"``: the two words that salt the hash, and the positions."""
     compiled = library()
     if compiled is None:
         return None
-    made = torch.empty(stop - start, dtype=torch.int32)
-    compiled.knowshift_random_keys(first & 0xFFFFFFFF, second & 0xFFFFFFFF, start, stop - start, made.data_ptr())
+    made = np.empty(stop - start, np.int32)
+    compiled.knowshift_random_keys(first, second, start, stop - start, made.ctypes.data)
     return made
 
 
 def sort_out(
-    keys: Tensor, low: Sequence[int], high: Sequence[int], common: Sequence[int | None]
-) -> tuple[list[int], list[int], Tensor] | None:
+    keys: NDArray[np.int32], low: Sequence[int], high: Sequence[int], common: Sequence[int | None]
+) -> tuple[list[int], list[int], NDArray[np.int32]] | None:
     """For brackets of keys, by their upper halves: (keys above each, keys equal to ``common``, the keys inside any)."""
     compiled = _usable(keys)
     if compiled is None:
@@ -101,15 +100,15 @@ def sort_out(
     same = (ctypes.c_int32 * number)(*(key or 0 for key in common))
     has = (ctypes.c_uint8 * number)(*(key is not None for key in common))
     above, equal = (ctypes.c_int64 * number)(), (ctypes.c_int64 * number)()
-    near = torch.empty(len(keys) + 1, dtype=torch.int32)
+    near = np.empty(len(keys) + 1, np.int32)
     found = compiled.knowshift_sort_out(
-        keys.data_ptr(), len(keys), number, *edges, same, has, above, equal, near.data_ptr()
+        keys.ctypes.data, len(keys), number, *edges, same, has, above, equal, near.ctypes.data
     )
-    return list(above), list(equal), near[:found].clone()
+    return list(above), list(equal), near[:found].copy()
 
 
-def label(keys: Tensor, cuts: Sequence[tuple[int, int]], labels: Tensor) -> bool:
-    """Write into ``labels`` (uint8) how many cuts do not take each key, and say that it was done.
+def label(keys: NDArray[np.int32], cuts: Sequence[tuple[int, int]], labels: NDArray[np.uint8]) -> bool:
+    """Write into ``labels`` how many cuts do not take each key, and say that it was done.
 
     A cut is (its smallest key, how many of the piece's first weights it takes with that key).
     """
@@ -119,66 +118,64 @@ def label(keys: Tensor, cuts: Sequence[tuple[int, int]], labels: Tensor) -> bool
     number = len(cuts)
     least = (ctypes.c_int32 * number)(*(key for key, _ in cuts))
     ends = (ctypes.c_int64 * number)(*(end for _, end in cuts))
-    compiled.knowshift_label(keys.data_ptr(), len(keys), number, least, ends, labels.data_ptr())
+    compiled.knowshift_label(keys.ctypes.data, len(keys), number, least, ends, labels.ctypes.data)
     return True
 
 
-def put_back(labels: Tensor, step: int, base: Tensor, tuned: Tensor, out: Tensor) -> bool:
-    """Write base values into ``out`` where a label (uint8 or bool) is ``step``, else tuned ones; say that it was done.
+def put_back(labels: NDArray[np.uint8], step: int, base: Array, tuned: Array, out: Array) -> bool:
+    """Write base values into ``out`` where a label is ``step``, else tuned ones; say that it was done.
 
     All three are of one dtype; ``out`` may be ``tuned``.
     """
-    width = out.element_size()
-    compiled = _usable(labels, base, tuned, out) if width in (2, 4, 8) else None
+    compiled = _usable(labels, base, tuned, out)
     if compiled is None:
         return False
     assert base.dtype == tuned.dtype == out.dtype
     compiled.knowshift_put_back(
-        width, len(out), labels.data_ptr(), step, base.data_ptr(), tuned.data_ptr(), out.data_ptr()
+        out.itemsize, len(out), labels.ctypes.data, step, base.ctypes.data, tuned.ctypes.data, out.ctypes.data
     )
     return True
 
 
-def upper_counts(keys: Tensor, weights: Tensor | None, bins: int) -> Tensor | None:
-    """How many keys (or how much weight, float64) each value of the upper 16 bits holds: shape (bins,)."""
+def upper_counts(keys: NDArray[np.int32], weights: NDArray[np.float64] | None, bins: int) -> Array | None:
+    """How many keys (or how much weight) each value of the upper 16 bits holds: shape (bins,)."""
     compiled = _usable(keys) if weights is None else _usable(keys, weights)
     if compiled is None:
         return None
-    made = torch.zeros(bins, dtype=torch.int64 if weights is None else torch.float64)
+    made = np.zeros(bins, np.int64 if weights is None else np.float64)
     if weights is None:
-        compiled.knowshift_upper_counts(keys.data_ptr(), keys.numel(), made.data_ptr())
+        compiled.knowshift_upper_counts(keys.ctypes.data, keys.size, made.ctypes.data)
     else:
-        assert weights.dtype == torch.float64
-        compiled.knowshift_upper_sums(keys.data_ptr(), keys.numel(), weights.data_ptr(), made.data_ptr())
+        compiled.knowshift_upper_sums(keys.ctypes.data, keys.size, weights.ctypes.data, made.ctypes.data)
     return made
 
 
-def tally(scores: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor] | None:
+def tally(
+    scores: NDArray[np.float32], bins: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None:
     """By the upper 16 bits of float32 scores: (how many, their sum, the sum of their squares), each (bins,)."""
     compiled = _usable(scores)
     if compiled is None:
         return None
-    assert scores.dtype == torch.float32
-    counts = torch.zeros(bins, dtype=torch.int64)
-    sums, squares = torch.zeros(2, bins, dtype=torch.float64)
-    compiled.knowshift_tally(scores.data_ptr(), scores.numel(), counts.data_ptr(), sums.data_ptr(), squares.data_ptr())
+    counts, sums, squares = np.zeros(bins, np.int64), np.zeros(bins, np.float64), np.zeros(bins, np.float64)
+    compiled.knowshift_tally(scores.ctypes.data, scores.size, counts.ctypes.data, sums.ctypes.data, squares.ctypes.data)
     return counts, sums, squares
 
 
-def inside(keys: Tensor, rows: Tensor) -> Tensor | None:
-    """row << 16 | lower bits of the keys whose upper bits have a row (``rows``: int32, -1 for none), in order."""
+def inside(keys: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.int32] | None:
+    """row << 16 | lower bits of the keys whose upper bits have a row (``rows``: -1 for none), in order."""
     compiled = _usable(keys, rows)
     if compiled is None:
         return None
-    places = torch.empty(len(keys) + 1, dtype=torch.int32)
-    found = compiled.knowshift_inside(keys.data_ptr(), len(keys), rows.data_ptr(), places.data_ptr())
-    return places[:found].clone()
+    places = np.empty(len(keys) + 1, np.int32)
+    found = compiled.knowshift_inside(keys.ctypes.data, len(keys), rows.ctypes.data, places.ctypes.data)
+    return places[:found].copy()
 
 
-def count(places: Tensor, counts: Tensor) -> bool:
-    """Add one to the count (int64) of each place (int32), and say that it was done."""
+def count(places: NDArray[np.int32], counts: NDArray[np.int64]) -> bool:
+    """Add one to the count of each place, and say that it was done."""
     compiled = _usable(places, counts)
     if compiled is None:
         return False
-    compiled.knowshift_count(places.data_ptr(), len(places), counts.data_ptr())
+    compiled.knowshift_count(places.ctypes.data, len(places), counts.ctypes.data)
     return True

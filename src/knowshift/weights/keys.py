@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.weights.criteria import keys, random_keys
 from knowshift.weights.published import fapm_keys
-from knowshift.weights.tensors import PIECE, Runner, Stretch, WeightPair, stretches
+from knowshift.weights.tensors import PIECE, Array, Runner, Stretch, WeightPair, stretches
 
 #: Criteria whose order is the hash of a position, so that the weights need not be read.
 _BY_HASH = ("random", "same-norm")
@@ -44,17 +45,17 @@ class PairKeys:
         keys._only = tensor
         return keys
 
-    def of(self, tensor: int, start: int, stop: int) -> Tensor:
+    def of(self, tensor: int, start: int, stop: int) -> NDArray[np.int32]:
         """Keys of one stretch: int32, shape (stop - start,)."""
         if self.criterion in _BY_HASH:
-            return random_keys(self.seed, self.pair.names[tensor], start, stop, self.pair.device)
+            return random_keys(self.seed, self.pair.names[tensor], start, stop)
         base, tuned = self.pair.read(tensor, start, stop)
         return self.given(tensor, start, base, tuned)
 
-    def given(self, tensor: int, start: int, base: Tensor, tuned: Tensor) -> Tensor:
+    def given(self, tensor: int, start: int, base: Array, tuned: Array) -> NDArray[np.int32]:
         """Keys of a stretch that has been read."""
         if self.criterion in _BY_HASH:
-            return random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned), tuned.device)
+            return random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned))
         if self.criterion == "breadcrumbs":
             return keys("absolute", base, tuned, self.pair.strict)
         if self.criterion == "fapm":
@@ -68,7 +69,7 @@ class PairKeys:
         return sizes if self._only is None else [n if i == self._only else 0 for i, n in enumerate(sizes)]
 
     def scan(
-        self, function: Callable[[Tensor], Any], some: Sequence[Stretch] | None = None
+        self, function: Callable[[NDArray[np.int32]], Any], some: Sequence[Stretch] | None = None
     ) -> Iterator[tuple[Stretch, Any]]:
         """((tensor, start, stop), function(keys)) of every stretch, or of ``some``, in ranking order."""
         parts = list(stretches(self.sizes, self._piece)) if some is None else some

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.errors import InputError, nearest
 from knowshift.weights import kernels, published
-from knowshift.weights.criteria import CRITERIA, check_finite, random_keys, score_of
+from knowshift.weights.criteria import CRITERIA, check_finite, random_keys, score_of, single
 from knowshift.weights.keys import PairKeys
 from knowshift.weights.layout import Place
 from knowshift.weights.norms import same_norm_cuts
 from knowshift.weights.selection import Cut, choose, exact_count
-from knowshift.weights.tensors import PIECE, Runner, WeightPair, stretches
-from knowshift.weights.thresholds import counted, equal
+from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, stretches
 
 SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.
@@ -29,7 +29,7 @@ METHODS = (*CRITERIA, SAME_NORM, *published.PUBLISHED)
 
 #: Criteria whose keys cannot be computed without noticing what is not finite.
 _CHECKED = ("relative", "absolute", "least", "ties", "magnitude", "authors", "breadcrumbs")
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 
 #: For each tensor of the region: the weights of the first cut are restored, and those after the second, if any.
@@ -56,7 +56,7 @@ class Plan:
         """Whether tensors are edited whole: the singular values of a matrix need all of it."""
         return self.criterion in published.SPECTRAL
 
-    def edit(self, tensor: int, start: int, stop: int, only: int | None = None) -> tuple[list[Tensor], list[int]]:
+    def edit(self, tensor: int, start: int, stop: int, only: int | None = None) -> tuple[list[Array], list[int]]:
         """New values, in the tuned dtype, and how many weights were put back, for every fraction, or ``only`` one."""
         chosen = range(len(self.fractions)) if only is None else (only,)
         base, tuned = self.pair.read(tensor, start, stop)
@@ -73,11 +73,11 @@ class Plan:
         for i in chosen:
             mask = selected(self.cuts[i][tensor], tensor, start, keys)
             values.append(mixed(mask, base, tuned))
-            restored.append(counted(mask))
+            restored.append(int(np.count_nonzero(mask)))
         return values, restored
 
-    def label(self, tensor: int, start: int, base: Tensor, tuned: Tensor, labels: Tensor) -> None:
-        """Write the number of the first fraction that restores each weight of a stretch, or that of fractions: uint8.
+    def label(self, tensor: int, start: int, base: Array, tuned: Array, labels: NDArray[np.uint8]) -> None:
+        """Write the number of the first fraction that restores each weight of a stretch, or that of fractions.
 
         ``base`` and ``tuned`` are the stretch as it was read; ``labels`` has its length.
         """
@@ -86,22 +86,22 @@ class Plan:
         simple = [first.within(tensor, start, len(keys)) for first, until in here if until is None]
         if len(simple) == len(here) and kernels.label(keys, simple, labels):
             return
-        labels.fill_(len(here))
+        labels[:] = len(here)
         for cuts in here:
-            labels -= selected(cuts, tensor, start, keys).view(torch.uint8)
+            labels -= selected(cuts, tensor, start, keys).view(np.uint8)
 
     def _blend(
-        self, tensor: int, start: int, base: Tensor, tuned: Tensor, fractions: Sequence[float]
-    ) -> tuple[list[Tensor], list[int]]:
+        self, tensor: int, start: int, base: Array, tuned: Array, fractions: Sequence[float]
+    ) -> tuple[list[Array], list[int]]:
         values, restored = [], []
         for fraction in fractions:
             count = len(tuned)
             if fraction == 0.0:
                 value, count = tuned, 0
             elif self.criterion == "dare":
-                keys = random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned), tuned.device)
+                keys = random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned))
                 blended, dropped = published.dare(base, tuned, fraction, keys)
-                value, count = blended.to(tuned.dtype), int(torch.count_nonzero(dropped))
+                value, count = _as(tuned.dtype, blended), int(np.count_nonzero(dropped))
             else:
                 scale = 1.0 - fraction
                 if self.criterion == "lines":
@@ -109,44 +109,50 @@ class Plan:
                 if scale == 1.0:
                     value, count = tuned, 0
                 elif scale == 0.0:
-                    value = base.to(tuned.dtype)
+                    value = _as(tuned.dtype, base)
                 else:
-                    value = published.interpolate(base, tuned, 1.0 - scale).to(tuned.dtype)
+                    value = _as(tuned.dtype, published.interpolate(base, tuned, 1.0 - scale))
             values.append(value)
             restored.append(count)
         return values, restored
 
-    def _filter(self, tensor: int, base: Tensor, tuned: Tensor) -> tuple[Tensor, int]:
+    def _filter(self, tensor: int, base: Array, tuned: Array) -> tuple[Array, int]:
         shape = tuple(self.pair.tuned.shapes[self.pair.names[tensor]])
         if len(shape) not in (2, 3) or shape[-1] * shape[-2] < published.SMALLEST_MATRIX:
             return tuned, 0
-        p, s = base.to(torch.float32), tuned.to(torch.float32)
+        p, s = single(base), single(tuned)
         change = (s - p).reshape(-1, *shape[-2:])  # experts that are fused in one tensor are matrices of their own
-        if not torch.count_nonzero(change):
+        if not np.count_nonzero(change):
             return tuned, 0
-        kept = torch.stack([published.spectral_filter(matrix)[0] for matrix in change]).reshape(-1)
-        return (p + kept).to(tuned.dtype), len(tuned)
+        kept = np.stack([published.spectral_filter(matrix)[0] for matrix in change]).reshape(-1)
+        return _as(tuned.dtype, p + kept), len(tuned)
 
 
-def mixed(mask: Tensor, base: Tensor, tuned: Tensor) -> Tensor:
+def mixed(mask: NDArray[np.bool_], base: Array, tuned: Array) -> Array:
     """The base's value where ``mask``, the tuned one elsewhere, in the tuned dtype and bit for bit."""
-    value = torch.empty_like(tuned)
-    put_back(mask.view(torch.uint8), 1, base, tuned, value)
+    value = np.empty_like(tuned)
+    put_back(mask.view(np.uint8), 1, base, tuned, value)
     return value
 
 
-def put_back(labels: Tensor, step: int, base: Tensor, tuned: Tensor, out: Tensor) -> None:
-    """Write into ``out`` the base's value where the label is ``step``, else the tuned one; it may be ``tuned`` itself.
+def put_back(labels: NDArray[np.uint8], step: int, base: Array, tuned: Array, out: Array) -> None:
+    """Write into ``out`` the base's value where the label is ``step``, else the tuned one, in its dtype; it may be ``tuned`` itself.
 
-    Bit operations take a tenth of the time of ``torch.where``, whose branches cannot be predicted here.
+    Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot be predicted here.
     """
-    base = base.to(out.dtype)
+    base, tuned = _as(out.dtype, base), _as(out.dtype, tuned)
     if kernels.put_back(labels, step, base, tuned, out):
         return
-    bits = _BITS[out.element_size()]
+    bits = _BITS[out.itemsize]
     old = tuned.view(bits)
-    other = (base.view(bits) ^ old).bitwise_and_(equal(labels, step).to(bits).neg_())
-    torch.bitwise_xor(old, other, out=out.view(bits))
+    other = (base.view(bits) ^ old) & -(labels == step).astype(bits)
+    np.bitwise_xor(old, other, out=out.view(bits))
+
+
+def _as(dtype: np.dtype[Any], values: Array) -> Array:
+    """Rounded to a dtype; what it cannot hold is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype, copy=False)
 
 
 def make_plan(
@@ -204,8 +210,8 @@ def check_unread(plan: Plan, run: Runner, piece: int = PIECE) -> None:
             pass
 
 
-def selected(cuts: tuple[Cut, Cut | None], tensor: int, start: int, keys: Tensor) -> Tensor:
-    """Which weights of a stretch are restored: bool, shape of ``keys``."""
+def selected(cuts: tuple[Cut, Cut | None], tensor: int, start: int, keys: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which weights of a stretch are restored: shape of ``keys``."""
     first, until = cuts
     mask = first.mask(tensor, start, keys)
     return mask if until is None else mask | ~until.mask(tensor, start, keys)
@@ -240,7 +246,7 @@ def _means(pair: WeightPair, run: Runner) -> list[float]:
     sizes = pair.sizes
 
     def total(tensor: int, start: int, stop: int) -> tuple[int, float]:
-        return tensor, float(pair.read(tensor, start, stop)[0].to(torch.float64).abs().sum())
+        return tensor, float(np.abs(pair.read(tensor, start, stop)[0].astype(np.float64)).sum())
 
     sums = [0.0] * len(sizes)
     for tensor, part in run(total, stretches(sizes, PIECE)):

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
-from knowshift.weights.criteria import absolute, random_keys
+from knowshift.weights.criteria import keys, random_keys
 from knowshift.weights.keys import PairKeys
 from knowshift.weights.radix import BINS, upper_counts, upper_of
 from knowshift.weights.selection import NOTHING, Cut, choose
-from knowshift.weights.tensors import PIECE, Runner, WeightPair, stretches
+from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, stretches
 
 _LOW = 1 << 16
 
@@ -31,9 +31,9 @@ def same_norm_cuts(pair: WeightPair, counts: Sequence[int], seed: int, run: Runn
 
     def squared(tensor: int, start: int, stop: int) -> list[float]:
         base, tuned = pair.read(tensor, start, stop)
-        keys = paper.given(tensor, start, base, tuned)
+        order = paper.given(tensor, start, base, tuned)
         squares = _squares(base, tuned)
-        return [float(squares[cut.mask(tensor, start, keys)].sum()) for cut in chosen]
+        return [float(squares[cut.mask(tensor, start, order)].sum()) for cut in chosen]
 
     targets = [0.0] * len(chosen)
     for part in run(squared, stretches(pair.sizes, PIECE)):
@@ -41,40 +41,39 @@ def same_norm_cuts(pair: WeightPair, counts: Sequence[int], seed: int, run: Runn
     return _cuts(pair, targets, seed, run)
 
 
-def _squares(base: Tensor, tuned: Tensor) -> Tensor:
-    change = absolute(base, tuned).to(torch.float64)
-    return (change * change).masked_fill_(torch.isinf(change), 0.0)
+def _squares(base: Array, tuned: Array) -> NDArray[np.float64]:
+    change = keys("absolute", base, tuned).view(np.float32).astype(np.float64)
+    change[np.isinf(change)] = 0.0
+    return change * change
 
 
 def _cuts(pair: WeightPair, targets: Sequence[float], seed: int, run: Runner) -> list[Cut]:
-    def upper(tensor: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        base, tuned = pair.read(tensor, start, stop)
-        keys = random_keys(seed, pair.names[tensor], start, stop, tuned.device)
-        return upper_counts(keys), upper_counts(keys, _squares(base, tuned))
+    def upper(tensor: int, start: int, stop: int) -> tuple[Array, Array]:
+        order = random_keys(seed, pair.names[tensor], start, stop)
+        return upper_counts(order), upper_counts(order, _squares(*pair.read(tensor, start, stop)))
 
-    counts, sums = torch.zeros(BINS, dtype=torch.int64), torch.zeros(BINS, dtype=torch.float64)
+    counts, sums = np.zeros(BINS, np.int64), np.zeros(BINS, np.float64)
     for part_counts, part_sums in run(upper, stretches(pair.sizes, PIECE)):
         counts += part_counts
         sums += part_sums
     places = [_place(sums, target) for target in targets]
     bins = sorted({bin_ for bin_, _ in places})
 
-    def lower(tensor: int, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
-        base, tuned = pair.read(tensor, start, stop)
-        keys = random_keys(seed, pair.names[tensor], start, stop, tuned.device)
-        squares, high = _squares(base, tuned), keys >> 16
+    def lower(tensor: int, start: int, stop: int) -> list[tuple[Array, Array]]:
+        order = random_keys(seed, pair.names[tensor], start, stop)
+        squares, high = _squares(*pair.read(tensor, start, stop)), order >> 16
         found = []
         for bin_ in bins:
             inside = high == bin_ - BINS // 2
-            found.append(((keys[inside] & 0xFFFF).cpu(), squares[inside].cpu()))
+            found.append((order[inside] & 0xFFFF, squares[inside]))
         return found
 
-    low_counts = {bin_: torch.zeros(_LOW, dtype=torch.int64) for bin_ in bins}
-    low_sums = {bin_: torch.zeros(_LOW, dtype=torch.float64) for bin_ in bins}
+    low_counts = {bin_: np.zeros(_LOW, np.int64) for bin_ in bins}
+    low_sums = {bin_: np.zeros(_LOW, np.float64) for bin_ in bins}
     for part in run(lower, stretches(pair.sizes, PIECE)):
         for bin_, (low, squares) in zip(bins, part, strict=True):
-            low_counts[bin_] += torch.bincount(low, minlength=_LOW)
-            low_sums[bin_] += torch.bincount(low, weights=squares, minlength=_LOW)
+            low_counts[bin_] += np.bincount(low, minlength=_LOW)
+            low_sums[bin_] += np.bincount(low, weights=squares, minlength=_LOW)
     cuts = []
     for target, (bin_, over) in zip(targets, places, strict=True):
         if target <= 0.0:
@@ -88,9 +87,9 @@ def _cuts(pair: WeightPair, targets: Sequence[float], seed: int, run: Runner) ->
     return cuts
 
 
-def _place(sums: Tensor, target: float) -> tuple[int, float]:
+def _place(sums: NDArray[np.float64], target: float) -> tuple[int, float]:
     """The bin, from the top, at which the running sum reaches ``target``, and the sum above it."""
-    down = sums.flip(0).cumsum(0)
+    down = sums[::-1].cumsum()
     # Rounding may leave the last sum a hair below a target that is everything: then the last bin that holds anything.
-    reached = int(torch.searchsorted(down, min(target, float(down[-1]))))
+    reached = int(np.searchsorted(down, min(target, float(down[-1]))))
     return len(sums) - 1 - reached, float(down[reached - 1]) if reached else 0.0

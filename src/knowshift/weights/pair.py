@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-import torch
+import numpy as np
 
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
@@ -119,7 +119,7 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
     for tensor, start, stop in stretches(pair.sizes):
         sides = zip((base_name, tuned_name), pair.read(tensor, start, stop), strict=True)
         for side, values in sides:
-            nans, infinite = int(torch.isnan(values).sum()), int(torch.isinf(values).sum())
+            nans, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
             if nans or infinite:
                 counts = found.setdefault((pair.names[tensor], side), [0, 0])
                 counts[0] += nans

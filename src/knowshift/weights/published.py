@@ -1,4 +1,4 @@
-"""Published ways to undo part of a fine-tuning, as pure functions on tensors, each with its source.
+"""Published ways to undo part of a fine-tuning, as pure functions on arrays, each with its source.
 
 p is the base weight, s the tuned one. Here as everywhere ``fraction`` says how much is undone: 0 leaves the tuned
 weights as they are, bit for bit. All are computed in float32.
@@ -25,10 +25,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from knowshift.weights import kernels
+from knowshift.weights.criteria import clamped, single
+from knowshift.weights.tensors import Array
 
 #: Elementwise: every weight of the region gets a new value.
 BLENDS = ("interpolate", "dare", "lines")
@@ -42,19 +43,23 @@ OUTLIERS = 0.01
 SMALLEST_MATRIX = 1024
 
 
-def interpolate(base: Tensor, tuned: Tensor, fraction: float) -> Tensor:
+@np.errstate(all="ignore")
+def interpolate(base: Array, tuned: Array, fraction: float) -> NDArray[np.float32]:
     """s - fraction (s - p), float32, shape as given."""
-    p, s = base.to(torch.float32), tuned.to(torch.float32)
-    return s - fraction * (s - p)
+    p, s = single(base), single(tuned)
+    return s - np.float32(fraction) * (s - p)
 
 
-def dare(base: Tensor, tuned: Tensor, fraction: float, keys: Tensor) -> tuple[Tensor, Tensor]:
+@np.errstate(all="ignore")
+def dare(
+    base: Array, tuned: Array, fraction: float, keys: NDArray[np.int32]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """(values in float32, which were dropped): dropped where a uniform 31-bit key is among the first of 2^31."""
-    p, s = base.to(torch.float32), tuned.to(torch.float32)
+    p, s = single(base), single(tuned)
     if fraction == 1.0:
-        return p, torch.ones_like(keys, dtype=torch.bool)
+        return p, np.ones(keys.shape, np.bool_)
     dropped = keys < round(fraction * 2**31)
-    return torch.where(dropped, p, p + (s - p) / (1.0 - fraction)), dropped
+    return np.where(dropped, p, p + (s - p) / np.float32(1.0 - fraction)), dropped
 
 
 def lines_scale(layer: int | None, layers: int, fraction: float) -> float:
@@ -65,27 +70,28 @@ def lines_scale(layer: int | None, layers: int, fraction: float) -> float:
     return alpha + (1.0 - alpha) * (layer / (layers - 1) if layers > 1 else 1.0)
 
 
-def fapm_keys(base: Tensor, tuned: Tensor, mean: float) -> Tensor:
+@np.errstate(all="ignore")
+def fapm_keys(base: Array, tuned: Array, mean: float) -> NDArray[np.int32]:
     """int32 keys of FAPM, the smallest S first; ``mean`` is the tensor's mean |p|. p = 0 and s != p ranks first."""
     compiled = kernels.keys("fapm", base, tuned, mean)
     if compiled is not None:
         return compiled[0]
-    p = base.to(torch.float32).abs()
-    change = (tuned.to(torch.float32) - base.to(torch.float32)).abs()
-    score = change - mean * (change / p)
-    score = torch.where(change == 0, torch.zeros_like(score), score).nan_to_num_(nan=-math.inf)
-    score += 0.0  # -0.0 and 0.0 are one score
-    bits = score.view(torch.int32)
-    return ~torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # larger key, smaller score
+    p = single(base)
+    change = np.abs(single(tuned) - p)
+    score = change - np.float32(mean) * (change / np.abs(p))
+    score = clamped(np.where(change == 0, np.float32(0), score), nan=-np.inf)
+    score += np.float32(0)  # -0.0 and 0.0 are one score
+    bits = score.view(np.int32)
+    return ~np.where(bits < 0, bits ^ 0x7FFFFFFF, bits)  # larger key, smaller score
 
 
-def spectral_filter(change: Tensor) -> tuple[Tensor, int]:
+def spectral_filter(change: NDArray[np.float32]) -> tuple[NDArray[np.float32], int]:
     """DG-Hard on one matrix of changes, float32 (rows, columns): (the filtered changes, singular values kept)."""
     rows, columns = change.shape
     aspect = min(rows, columns) / max(rows, columns)
-    left, values, right = torch.linalg.svd(change, full_matrices=False)
-    noise = float(values.median()) / marchenko_pastur_median(aspect)
-    kept = int((values > hard_threshold(aspect) * noise).sum())
+    left, values, right = np.linalg.svd(change, full_matrices=False)
+    middle = float(values[len(values) // 2])  # the lower of two, as in the reference code; they descend
+    kept = int((values > hard_threshold(aspect) * middle / marchenko_pastur_median(aspect)).sum())
     return (left[:, :kept] * values[:kept]) @ right[:kept], kept
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.weights import kernels
-from knowshift.weights.tensors import Stretch
-from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold, at_least, compressed
+from knowshift.weights.tensors import Array, Stretch
+from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold
 
 BINS = 1 << 16  # of the upper bits; keys may be negative
 _LIFT = 1 << 15
@@ -23,7 +23,7 @@ _LOW = 1 << 16
 
 def radix(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold]:
     """The threshold of each count, by counting upper bits and then lower bits."""
-    upper = torch.zeros(BINS, dtype=torch.int64)
+    upper = np.zeros(BINS, np.int64)
     for _, part in keys.scan(upper_counts):
         upper += part
     bins = {count: find(upper, count) for count in wanted}
@@ -46,26 +46,26 @@ def _equals(keys: Keys, key: int, kept: Kept, value: int) -> Iterable[tuple[Stre
     """How many equals of a key lie in each stretch: from what was kept (as ``value``), or from another pass."""
     if kept.whole:
         return kept.equals(value)
-    return keys.scan(lambda values: int(torch.count_nonzero(values == key)))
+    return keys.scan(lambda values: int(np.count_nonzero(values == key)))
 
 
-def upper_counts(keys: Tensor, weights: Tensor | None = None) -> Tensor:
-    """How many keys (or how much weight) each value of the upper bits holds: shape (BINS,), on the CPU."""
+def upper_counts(keys: NDArray[np.int32], weights: NDArray[np.float64] | None = None) -> Array:
+    """How many keys (or how much weight) each value of the upper bits holds: shape (BINS,)."""
     compiled = kernels.upper_counts(keys, weights, BINS)
     if compiled is not None:
         return compiled
-    return torch.bincount((keys >> 16).add_(_LIFT), weights=weights, minlength=BINS).cpu()
+    return np.bincount((keys >> 16) + _LIFT, weights=weights, minlength=BINS)
 
 
-def tally(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """By the upper bits of non-negative float32 scores: (how many, their sum, the sum of their squares), on the CPU.
+def tally(scores: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    """By the upper bits of non-negative float32 scores: (how many, their sum, the sum of their squares).
 
     Each of shape (BINS,). A score that is not finite adds nothing to the sums, which are float64.
     """
     compiled = kernels.tally(scores, BINS)
     if compiled is not None:
         return compiled
-    keys, finite = scores.view(torch.int32), scores.masked_fill(~torch.isfinite(scores), 0.0).to(torch.float64)
+    keys, finite = scores.view(np.int32), np.where(np.isfinite(scores), scores, np.float32(0)).astype(np.float64)
     return upper_counts(keys), upper_counts(keys, finite), upper_counts(keys, finite * finite)
 
 
@@ -79,10 +79,10 @@ def first_key(bin_: int) -> int:
     return (bin_ - _LIFT) << 16
 
 
-def find(counts: Tensor, wanted: int) -> tuple[int, int]:
+def find(counts: NDArray[np.int64], wanted: int) -> tuple[int, int]:
     """The bin, from the top, in which the ``wanted``-th weight lies, and how many lie above that bin."""
-    down = counts.flip(0).cumsum(0)
-    place = int(torch.searchsorted(down, wanted))
+    down = counts[::-1].cumsum()
+    place = int(np.searchsorted(down, wanted))
     return len(counts) - 1 - place, int(down[place - 1]) if place else 0
 
 
@@ -90,37 +90,26 @@ class Refinement:
     """Counts of the lower 16 bits inside chosen bins of the upper bits: there each bin is one exact key."""
 
     def __init__(self, bins: Iterable[int]) -> None:
-        self._bins = sorted(set(bins))
-        self._row = torch.full((BINS,), -1, dtype=torch.int32)
-        self._row[self._bins] = torch.arange(len(self._bins), dtype=torch.int32)
-        self._counts = torch.zeros(len(self._bins) * _LOW, dtype=torch.int64)
+        chosen = sorted(set(bins))
+        self._row = np.full(BINS, -1, np.int32)
+        self._row[chosen] = np.arange(len(chosen))
+        self._counts = np.zeros(len(chosen) * _LOW, np.int64)
 
-    def inside(self, keys: Tensor) -> Tensor:
-        """Places in the table of the keys that fall in a chosen bin, in their order: int32 on the CPU."""
+    def inside(self, keys: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Places in the table of the keys that fall in a chosen bin, in their order."""
         compiled = kernels.inside(keys, self._row)
         if compiled is not None:
             return compiled
-        mask: Tensor | None = None
-        for bin_ in self._bins:
-            low = first_key(bin_)
-            here = at_least(keys, low)
-            if bin_ < BINS - 1:
-                here &= ~at_least(keys, low + _LOW)
-            mask = here if mask is None else mask.logical_or_(here)
-        kept = keys[:0] if mask is None else compressed(keys, mask)
-        row = self._row.to(keys.device)[(kept >> 16).add_(_LIFT)]
-        return (row << 16 | (kept & 0xFFFF)).cpu()
+        rows = self._row[(keys >> 16) + _LIFT]
+        places: NDArray[np.int32] = (rows << 16 | keys & 0xFFFF)[rows >= 0]
+        return places
 
-    def add(self, places: Tensor) -> None:
+    def add(self, places: NDArray[np.int32]) -> None:
         """Take in what :meth:`inside` gave; one thread at a time."""
-        if kernels.count(places, self._counts):
-            return
-        if len(places) > _LOW:
-            self._counts += torch.bincount(places, minlength=len(self._counts))
-        else:
-            self._counts.index_add_(0, places, torch.ones((), dtype=torch.int64).expand(len(places)))
+        if not kernels.count(places, self._counts):
+            np.add.at(self._counts, places, 1)
 
-    def of(self, bin_: int) -> Tensor:
+    def of(self, bin_: int) -> NDArray[np.int64]:
         """Counts of one bin's lower bits: shape (65536,)."""
         row = int(self._row[bin_])
         return self._counts[row * _LOW : (row + 1) * _LOW]

@@ -12,8 +12,9 @@
 All fractions are selected before the first step, in the same passes; each step changes only the weights that are new
 to it. ``criterion`` is any of :data:`knowshift.weights.methods.METHODS`. ``base`` is a mapping of tensors (names as
 ``model.named_parameters()``), another loaded model, or a reader of a checkpoint on disk
-(:class:`knowshift.weights.checkpoint.StoredTensors`), which streams past the model. The model may be on any device;
-scores are computed where it is. Leaving the loop early is fine: ``undo`` takes back what was done.
+(:class:`knowshift.weights.checkpoint.StoredTensors`), which streams past the model. The model may be on any device:
+scores are computed on the CPU, and stretches are sent to where it is. Leaving the loop early is fine: ``undo`` takes
+back what was done.
 """
 
 from __future__ import annotations
@@ -22,29 +23,28 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from knowshift.errors import InputError
 from knowshift.weights.criteria import NotFinite
-from knowshift.weights.layout import Place, depth, in_region
+from knowshift.weights.layout import depth
+from knowshift.weights.loaded import (
+    LoadedTensors,
+    as_array,
+    as_reader,
+    as_tensor,
+    model_region,
+    model_type_of,
+    parameters_of,
+)
 from knowshift.weights.methods import Plan, check_unread, make_plan, put_back, selected
 from knowshift.weights.pair import check_shapes, refuse_not_finite
-from knowshift.weights.tensors import (
-    PIECE,
-    LoadedTensors,
-    TensorReader,
-    WeightPair,
-    parameters_of,
-    stretches,
-    workers,
-)
+from knowshift.weights.selection import FRACTIONS
+from knowshift.weights.tensors import PIECE, TensorReader, WeightPair, stretches, workers
 
 #: Up to this many weights, the step of each is worked out once, a byte a weight; above, again at every step.
 LABELLED = 1 << 30
 _STEPS = 255  # that a byte can tell apart
-
-#: The paper's fractions.
-FRACTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 
 class RestorationSweep:
@@ -62,7 +62,7 @@ class RestorationSweep:
     def __init__(
         self,
         model: torch.nn.Module,
-        base: Mapping[str, Tensor] | torch.nn.Module | TensorReader,
+        base: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader,
         criterion: str = "relative",
         region: str = "layers",
         seed: int = 0,
@@ -84,9 +84,8 @@ class RestorationSweep:
         for name in names:
             if not self._model[name].is_contiguous():
                 raise InputError(f"tensor {name!r}: the loaded model holds it in strides that cannot be written flat")
-        kept = tuned or LoadedTensors({name: self._model[name].clone() for name in names})
-        device = None if tuned is None else self._model[names[0]].device
-        self._pair = WeightPair(reader, kept, names, device=device, strict=not allow_nonfinite)
+        kept = tuned or LoadedTensors({name: self._model[name].to("cpu", copy=True) for name in names})
+        self._pair = WeightPair(reader, kept, names, strict=not allow_nonfinite)
         self._changed = False
         self.eligible = sum(self._pair.sizes)
         self.thresholds: dict[float, float | None] = {}
@@ -117,7 +116,7 @@ class RestorationSweep:
             refuse_not_finite(self._pair, "the base", "the model")
         self.thresholds = dict(zip(ordered, plan.thresholds, strict=True))
         pays = 1 < len(ordered) <= _STEPS and self.eligible <= LABELLED
-        labels = self._unlabelled() if plan.cuts and pays else None
+        labels = [np.empty(size, np.uint8) for size in self._pair.sizes] if plan.cuts and pays else None
         for step, fraction in enumerate(ordered):
             yield fraction, self._step(plan, step, labels)
 
@@ -126,23 +125,10 @@ class RestorationSweep:
         if self._changed:
             for tensor, start, stop in stretches(self._pair.sizes, self._piece):
                 name = self._pair.names[tensor]
-                self._model[name].view(-1)[start:stop].copy_(self._pair.tuned.read(name, start, stop))
+                self._model[name].view(-1)[start:stop].copy_(as_tensor(self._pair.tuned.read(name, start, stop)))
             self._changed = False
 
-    def _unlabelled(self) -> list[Tensor]:
-        """Room for the step at which each weight is restored: for each tensor uint8, flat, where the model lies.
-
-        numpy asks the system for huge pages, torch does not: half a second less for half a billion weights.
-        """
-        devices = [self._model[name].device for name in self._pair.names]
-        return [
-            torch.from_numpy(np.empty(size, np.uint8))
-            if device.type == "cpu"
-            else torch.empty(size, dtype=torch.uint8, device=device)
-            for size, device in zip(self._pair.sizes, devices, strict=True)
-        ]
-
-    def _step(self, plan: Plan, step: int, labels: list[Tensor] | None) -> int:
+    def _step(self, plan: Plan, step: int, labels: list[NDArray[np.uint8]] | None) -> int:
         """Apply one fraction over the one before it; how many weights stand restored. The first step labels."""
         self._changed = True
         whole = max(self._pair.sizes) if plan.whole else self._piece
@@ -156,40 +142,35 @@ class RestorationSweep:
         return edited if known is None else known
 
     @torch.no_grad()
-    def _write(self, plan: Plan, step: int, labels: list[Tensor] | None, tensor: int, start: int, stop: int) -> int:
-        name = self._pair.names[tensor]
-        flat = self._model[name].view(-1)[start:stop]
+    def _write(
+        self, plan: Plan, step: int, labels: list[NDArray[np.uint8]] | None, tensor: int, start: int, stop: int
+    ) -> int:
+        held = self._model[self._pair.names[tensor]].view(-1)[start:stop]
         if not plan.cuts:
             values, counts = plan.edit(tensor, start, stop, only=step)
-            flat.copy_(values[0])
+            held.copy_(as_tensor(values[0]))
             return counts[0]
-        base = self._pair.base.read(name, start, stop).to(flat.device)
+        in_place = _is_in_reach(held)
+        out = as_array(held) if in_place else np.empty(stop - start, as_array(held[:0]).dtype)
+        base = self._pair.base.read(self._pair.names[tensor], start, stop)
+        if labels is not None and step and in_place:
+            put_back(labels[tensor][start:stop], step, base, out, out)
+            return 0
         # At first written without being read: a weight file that is mapped in would be paged in twice.
-        tuned = flat if labels and step else self._pair.tuned.read(name, start, stop).to(flat.device)
+        tuned = self._pair.tuned.read(self._pair.names[tensor], start, stop)
         if labels is None:
             keys = plan.keys.given(tensor, start, base, tuned)
-            here, new = selected(plan.cuts[step][tensor], tensor, start, keys).view(torch.uint8), 1
+            put_back(selected(plan.cuts[step][tensor], tensor, start, keys).view(np.uint8), 1, base, tuned, out)
         else:
-            here, new = labels[tensor][start:stop], step
+            here = labels[tensor][start:stop]
             if step == 0:
                 plan.label(tensor, start, base, tuned, here)
-        put_back(here, new, base, tuned, flat)
+            put_back((here <= step).view(np.uint8), 1, base, tuned, out)
+        if not in_place:
+            held.copy_(as_tensor(out))
         return 0
 
 
-def model_region(model: torch.nn.Module, region: str, layers: tuple[int, int] | None = None) -> list[Place]:
-    """The places of a loaded model's region; its architecture is its configuration's ``model_type``."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in parameters_of(model).items()}
-    return in_region(shapes, model_type_of(model), region, layers)
-
-
-def model_type_of(model: torch.nn.Module) -> str:
-    """A loaded model's architecture as its configuration names it, or else its class."""
-    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-
-
-def as_reader(tensors: Mapping[str, Tensor] | torch.nn.Module | TensorReader) -> TensorReader:
-    """A reader of whatever holds tensors."""
-    if isinstance(tensors, torch.nn.Module):
-        return LoadedTensors(parameters_of(tensors))
-    return LoadedTensors(tensors) if isinstance(tensors, Mapping) else tensors
+def _is_in_reach(tensor: torch.Tensor) -> bool:
+    """Whether the processor can write to it; else whole stretches are sent."""
+    return tensor.device.type == "cpu"

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from knowshift.errors import InputError
 from knowshift.weights.brackets import GUESS_FROM, bracketed
 from knowshift.weights.radix import radix
-from knowshift.weights.thresholds import Keys, Threshold, above, at_least
+from knowshift.weights.thresholds import Keys, Threshold
+
+#: The paper's fractions.
+FRACTIONS = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,13 @@ class Cut:
     tensor: int
     stop: int
 
-    def mask(self, tensor: int, start: int, keys: Tensor) -> Tensor:
-        """Which weights of a stretch are selected: bool, shape of ``keys``."""
+    def mask(self, tensor: int, start: int, keys: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """Which weights of a stretch are selected: shape of ``keys``."""
         key, end = self.within(tensor, start, len(keys))
-        if end == 0:
-            return above(keys, key)
-        if end == len(keys):
-            return at_least(keys, key)
-        return torch.cat((at_least(keys[:end], key), above(keys[end:], key)))
+        chosen = np.empty(len(keys), np.bool_)
+        np.greater_equal(keys[:end], key, out=chosen[:end])
+        np.greater(keys[end:], key, out=chosen[end:])
+        return chosen
 
     def within(self, tensor: int, start: int, length: int) -> tuple[int, int]:
         """The same for a stretch: keys above the first number are selected, and its equals before the second."""
@@ -83,7 +85,7 @@ def _cut(keys: Keys, count: int, found: Threshold) -> Cut:
     left = found.taken
     for (tensor, start, stop), number in found.equals():
         if left <= number:
-            positions = torch.nonzero(keys.of(tensor, start, stop) == found.key).reshape(-1)
+            positions = np.flatnonzero(keys.of(tensor, start, stop) == found.key)
             return Cut(count, found.key, tensor, start + int(positions[left - 1]) + 1)
         left -= number
     raise AssertionError("fewer equals than were counted")

@@ -1,22 +1,28 @@
 """Where weights are read from: one small interface, so that the same measures serve loaded and stored models.
 
-A reader gives any stretch of a tensor as a flat piece. Work is done piece by piece, in bounded memory, by one or
-several threads (torch, numpy and file reads release the interpreter's lock), and results come back in order: they do
-not depend on the size of a piece or the number of threads.
+A reader gives any stretch of a tensor as a flat piece: a numpy array, of ``ml_dtypes.bfloat16`` where that is stored.
+Comparing checkpoints on disk thus needs no torch, whose import takes a second. Work is done piece by piece, in bounded
+memory, by one or several threads (numpy, file reads and compiled loops release the interpreter's lock), and results
+come back in order: they do not depend on the size of a piece or the number of threads.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-import torch
-from torch import Tensor
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Array: TypeAlias = NDArray[Any]
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
 #: Weights in a piece: its working set stays near a core's cache, and what threads wait for the interpreter small.
 PIECE = 1 << 19
@@ -34,19 +40,8 @@ class TensorReader(Protocol):
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Name to shape of every tensor."""
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Array:
         """Weights ``start:stop`` of the flattened tensor, in the dtype in which they are held. Not to be changed."""
-
-
-class LoadedTensors:
-    """Tensors that are in memory: a state dict, or :func:`parameters_of` a model."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._tensors = tensors
-        self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in tensors.items()}
-
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        return self._tensors[name].detach().reshape(-1)[start:stop]
 
 
 class RenamedTensors:
@@ -56,18 +51,8 @@ class RenamedTensors:
         self._reader, self._origin = reader, origin
         self.shapes: Mapping[str, tuple[int, ...]] = {new: reader.shapes[old] for new, old in origin.items()}
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
+    def read(self, name: str, start: int, stop: int) -> Array:
         return self._reader.read(self._origin[name], start, stop)
-
-
-def parameters_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A model's parameters by name, tied ones once; they share memory with the model."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def copy_of(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Copies of a model's parameters on the CPU: what a base leaves behind before it is fine-tuned."""
-    return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
 
 
 @dataclass(frozen=True)
@@ -77,20 +62,16 @@ class WeightPair:
     base: TensorReader
     tuned: TensorReader
     names: Sequence[str]
-    device: torch.device | None = None  # where scores are computed; None: where the tuned tensor lies
     strict: bool = True  # refuse weights that are NaN or infinite
 
     @property
     def sizes(self) -> list[int]:
         return [number_of(self.tuned.shapes[name]) for name in self.names]
 
-    def read(self, tensor: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """(base, tuned) of one stretch, flat, as stored, on one device."""
+    def read(self, tensor: int, start: int, stop: int) -> tuple[Array, Array]:
+        """(base, tuned) of one stretch, flat, as stored."""
         name = self.names[tensor]
-        tuned = self.tuned.read(name, start, stop)
-        if self.device is not None:
-            tuned = tuned.to(self.device)
-        return self.base.read(name, start, stop).to(tuned.device), tuned
+        return self.base.read(name, start, stop), self.tuned.read(name, start, stop)
 
 
 def number_of(shape: Sequence[int]) -> int:
@@ -117,13 +98,14 @@ def cores() -> int:
 def workers(threads: int | None = None) -> Iterator[Runner]:
     """Give ``run(function, items)``, which yields ``function(*item)`` in order, a few items ahead.
 
-    ``threads`` is by default one for each core. torch computes each piece on one core while this is open, and as
-    before afterwards.
+    ``threads`` is by default one for each core.
     """
     number = threads or cores()
-    before = torch.get_num_threads()
-    pool = ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) if number > 1 else None
-    torch.set_num_threads(1)  # here too: OpenMP's idle threads would spin and take the workers' cores
+    torch = sys.modules.get("torch")  # where it is loaded, OpenMP's idle threads would spin and take the workers' cores
+    before = torch.get_num_threads() if torch else 1
+    pool = ThreadPoolExecutor(number) if number > 1 else None
+    if torch:
+        torch.set_num_threads(1)
 
     def run(function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         if pool is None:
@@ -150,4 +132,5 @@ def workers(threads: int | None = None) -> Iterator[Runner]:
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)
+        if torch:
+            torch.set_num_threads(before)

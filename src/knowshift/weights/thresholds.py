@@ -1,4 +1,4 @@
-"""What a selection works with: keys read by stretch, thresholds among them, and fast comparisons."""
+"""What a selection works with: keys read by stretch, and thresholds among them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from knowshift.weights.tensors import Stretch
 
@@ -24,11 +22,11 @@ class Keys(Protocol):
     def sizes(self) -> Sequence[int]:
         """Weights of each tensor; 0 for one that takes no part."""
 
-    def of(self, tensor: int, start: int, stop: int) -> Tensor:
+    def of(self, tensor: int, start: int, stop: int) -> NDArray[np.int32]:
         """Keys of one stretch: shape (stop - start,)."""
 
     def scan(
-        self, function: Callable[[Tensor], Any], some: Sequence[Stretch] | None = None
+        self, function: Callable[[NDArray[np.int32]], Any], some: Sequence[Stretch] | None = None
     ) -> Iterator[tuple[Stretch, Any]]:
         """((tensor, start, stop), function(keys)) of every stretch, or of ``some``, in order, computed in parallel."""
 
@@ -58,12 +56,12 @@ class Kept:
         self._stretches: list[Stretch] = []
         self._ends = [0]
 
-    def add(self, stretch: Stretch, values: Tensor) -> None:
-        """Keep one stretch's values: int32 on the CPU."""
+    def add(self, stretch: Stretch, values: NDArray[np.int32]) -> None:
+        """Keep one stretch's values: int32."""
         end = self._ends[-1] + len(values)
         self.whole = self.whole and end <= len(self._block)
         if self.whole:
-            self._block[self._ends[-1] : end] = values.numpy()
+            self._block[self._ends[-1] : end] = values
             self._stretches.append(stretch)
             self._ends.append(end)
 
@@ -77,32 +75,3 @@ class Kept:
         numbers = np.searchsorted(self._ends, np.flatnonzero(self.values == value), side="right") - 1
         for number, count in zip(*np.unique(numbers, return_counts=True), strict=True):
             yield self._stretches[number], int(count)
-
-
-def at_least(keys: Tensor, key: int) -> Tensor:
-    """keys >= key; numpy's comparison is four times as fast as torch's on the CPU."""
-    return torch.from_numpy(np.greater_equal(keys.numpy(), key)) if keys.device.type == "cpu" else keys >= key
-
-
-def above(keys: Tensor, key: int) -> Tensor:
-    """keys > key."""
-    return torch.from_numpy(np.greater(keys.numpy(), key)) if keys.device.type == "cpu" else keys > key
-
-
-def equal(values: Tensor, value: int) -> Tensor:
-    """values == value."""
-    if values.device.type == "cpu":
-        return torch.from_numpy(np.equal(values.numpy(), value))
-    return values == value
-
-
-def compressed(keys: Tensor, mask: Tensor) -> Tensor:
-    """keys[mask]; numpy's is three times as fast as torch's on the CPU."""
-    if keys.device.type == "cpu":
-        return torch.from_numpy(keys.numpy()[mask.numpy()])
-    return keys[mask]
-
-
-def counted(mask: Tensor) -> int:
-    """How many are True; numpy's count is five times as fast as torch's on the CPU."""
-    return int(np.count_nonzero(mask.numpy())) if mask.device.type == "cpu" else int(torch.count_nonzero(mask))

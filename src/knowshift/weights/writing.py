@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.files import check_parent
@@ -28,7 +26,7 @@ from knowshift.weights.adapter import AdaptedTensors
 from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
 from knowshift.weights.methods import Plan
 from knowshift.weights.pair import CheckpointPair
-from knowshift.weights.tensors import PIECE, Runner, number_of
+from knowshift.weights.tensors import PIECE, Array, Runner, number_of
 
 #: Bytes in a piece that is copied as it is.
 COPIED = 1 << 22
@@ -183,7 +181,7 @@ def _write_shard(
     descriptors = [os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644) for path in paths]
     try:
 
-        def make(job: _Job) -> tuple[list[Tensor], list[int]]:
+        def make(job: _Job) -> tuple[list[Array], list[int]]:
             values, counts = _values(pair, plan, shard, job, len(paths))
             for path, descriptor, value in zip(paths, descriptors, values, strict=True):
                 with writing:
@@ -234,7 +232,7 @@ def _copies(begin: int, end: int) -> Iterator[_Job]:
         yield _Job(start, min(start + COPIED, end), None, None)
 
 
-def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: int) -> tuple[list[Tensor], list[int]]:
+def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: int) -> tuple[list[Array], list[int]]:
     """What a job writes into each output, and how many weights it puts back."""
     if job.tensor is not None:
         assert job.name is not None
@@ -244,23 +242,23 @@ def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: 
     if job.name is not None:
         tuned = _as_stored(pair.tuned.read(job.name, job.start, job.stop), pair.layout.tensors[job.name])
         return [tuned] * outputs, [0] * outputs
-    copied = torch.empty(job.end - job.begin, dtype=torch.uint8)
+    copied = np.empty(job.end - job.begin, np.uint8)
     pair.layout.read_bytes(shard.path, job.begin, copied)
     return [copied] * outputs, [0] * outputs
 
 
-def _as_stored(value: Tensor, stored: StoredTensor) -> Tensor:
+def _as_stored(value: Array, stored: StoredTensor) -> Array:
     assert value.dtype == DTYPES[stored.dtype]
-    return value.contiguous()
+    return np.ascontiguousarray(value)
 
 
-def _bytes(value: Tensor) -> memoryview:
-    return memoryview(value.view(torch.uint8).numpy().data)
+def _bytes(value: Array) -> memoryview:
+    return memoryview(value.view(np.uint8).data)
 
 
-def _reads_back(descriptor: int, value: Tensor, begin: int) -> bool:
+def _reads_back(descriptor: int, value: Array, begin: int) -> bool:
     """Whether the file holds these bytes there."""
-    held = torch.empty_like(value)
+    held = np.empty_like(value)
     view = _bytes(held)
     if os.preadv(descriptor, [view], begin) != len(view):
         return False
