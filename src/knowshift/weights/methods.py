@@ -138,7 +138,8 @@ def mixed(mask: NDArray[np.bool_], base: Array, tuned: Array) -> Array:
 def put_back(labels: NDArray[np.uint8], step: int, base: Array, tuned: Array, out: Array) -> None:
     """Write into ``out``, in its dtype, the base's value where the label is ``step``, else the tuned one.
 
-    ``out`` may be ``tuned`` itself. Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot be predicted here.
+    ``out`` may be ``tuned`` itself. Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot
+    be predicted here.
     """
     base, tuned = _as(out.dtype, base), _as(out.dtype, tuned)
     if kernels.put_back(labels, step, base, tuned, out):
