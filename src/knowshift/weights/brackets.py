@@ -22,7 +22,7 @@ from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold
 
 #: Weights in a region from which a sample pays.
 GUESS_FROM = 1 << 24
-_CHUNKS, _CHUNK, _GROUPS = 1024, 4096, 8
+_CHUNKS, _CHUNK, _GROUPS = 512, 4096, 8
 #: Standard errors on either side of the sample's estimate.
 _WIDTH = 6.0
 #: A key is counted, not kept, when it has this share of the sample.

@@ -82,19 +82,23 @@ INLINE int32_t largest(const float *values, int count) { /* of non-negative floa
     return most;
 }
 
-INLINE void score_block(int criterion, int count, const float *p, const float *s, float mean, int32_t *keys) {
+/* Keys of one block; whether all its weights are finite. */
+INLINE int score_block(int criterion, int count, const float *p, const float *s, float mean, int32_t *keys) {
     float score[BLOCK];
+    int seen = 0; /* what is not finite shows in |s - p| and in what is made of it */
     switch (criterion) {
     case RELATIVE:
     case LEAST:
         for (int i = 0; i < count; i++) score[i] = fabsf((s[i] - p[i]) / p[i]);
-        if (largest(score, count) >= INFINITE)
+        seen = largest(score, count) < INFINITE;
+        if (!seen)
             for (int i = 0; i < count; i++) score[i] = careful_ratio(careful_change(p[i], s[i]), fabsf(p[i]));
         break;
     case ABSOLUTE:
     case TIES:
         for (int i = 0; i < count; i++) score[i] = fabsf(s[i] - p[i]);
-        if (largest(score, count) >= INFINITE)
+        seen = largest(score, count) < INFINITE;
+        if (!seen)
             for (int i = 0; i < count; i++) score[i] = careful_change(p[i], s[i]);
         break;
     case MAGNITUDE:
@@ -130,23 +134,21 @@ INLINE void score_block(int criterion, int count, const float *p, const float *s
     default: /* the smallest first */
         for (int i = 0; i < count; i++) keys[i] = INFINITE - bits_of(score[i]);
     }
+    return seen || (largest(p, count) < INFINITE && largest(s, count) < INFINITE);
 }
 
 /* Keys of count weights; whether any weight is NaN or infinite. */
 EXPORT int knowshift_keys(int criterion, int half, const void *base, const void *tuned, int64_t count, float mean,
                           int32_t *keys) {
     float p[BLOCK], s[BLOCK];
-    int32_t most = 0;
+    int finite = 1;
     for (int64_t start = 0; start < count; start += BLOCK) {
         int here = count - start < BLOCK ? (int)(count - start) : BLOCK;
         load(half, base, start, here, p);
         load(half, tuned, start, here, s);
-        int32_t one = largest(p, here), other = largest(s, here);
-        one = one > other ? one : other;
-        most = one > most ? one : most;
-        score_block(criterion, here, p, s, mean, keys + start);
+        finite &= score_block(criterion, here, p, s, mean, keys + start);
     }
-    return most >= INFINITE;
+    return !finite;
 }
 
 INLINE uint32_t mix(uint32_t value) { /* Wellons' lowbias32 */
@@ -284,4 +286,9 @@ EXPORT int64_t knowshift_inside(const int32_t *keys, int64_t count, const int32_
 /* Adds one to the count of each place. */
 EXPORT void knowshift_count(const int32_t *places, int64_t count, int64_t *counts) {
     for (int64_t i = 0; i < count; i++) counts[places[i]]++;
+}
+
+/* Whether two stretches of memory hold the same bytes. */
+EXPORT int knowshift_same(const void *one, const void *other, int64_t bytes) {
+    return memcmp(one, other, (size_t)bytes) == 0;
 }

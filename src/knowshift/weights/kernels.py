@@ -36,6 +36,7 @@ _SIGNATURES = {
     "tally": (None, [_pointer, _long, _pointer, _pointer, _pointer]),
     "inside": (_long, [_pointer, _long, _pointer, _pointer]),
     "count": (None, [_pointer, _long, _pointer]),
+    "same": (_int, [_pointer, _pointer, _long]),
 }
 
 
@@ -179,3 +180,11 @@ def count(places: NDArray[np.int32], counts: NDArray[np.int64]) -> bool:
         return False
     compiled.knowshift_count(places.ctypes.data, len(places), counts.ctypes.data)
     return True
+
+
+def same(one: Array, other: Array) -> bool | None:
+    """Whether two arrays of one size hold the same bytes."""
+    compiled = _usable(one, other)
+    if compiled is None:
+        return None
+    return bool(compiled.knowshift_same(one.ctypes.data, other.ctypes.data, one.nbytes))
