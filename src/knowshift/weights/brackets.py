@@ -43,12 +43,14 @@ class Bracket:
     expected: float  # share of all keys that will be kept
 
     def own(self, keys: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of ascending keys that lie inside, without the common one."""
-        inside = keys[np.searchsorted(keys, np.int32(self.low)) : np.searchsorted(keys, np.int32(self.high), "right")]
-        if self.common is None:
-            return inside
-        first, last = (np.searchsorted(inside, np.int32(self.common), side) for side in ("left", "right"))
-        return np.concatenate((inside[:first], inside[last:]))
+        """Those of a few keys that lie inside, without the common one, in their order."""
+        picked = kernels.pick(keys, self.low, self.high, self.common)
+        if picked is not None:
+            return picked
+        inside = (keys >= self.low) & (keys <= self.high)
+        if self.common is not None:
+            inside &= keys != self.common
+        return keys[inside]
 
 
 def sort_out(brackets: Sequence[Bracket], keys: NDArray[np.int32]) -> tuple[list[int], list[int], NDArray[np.int32]]:
@@ -83,9 +85,9 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
     groups = np.stack([upper_counts(np.concatenate(drawn[group::_GROUPS])) for group in range(_GROUPS)])
     brackets = [_bracket(sample, groups, count / total) for count in wanted]
     expected = sum(bracket.expected for bracket in brackets) * total
-    if expected > KEPT / 2:
+    if expected > KEPT:
         return None
-    kept = Kept(int(2 * expected) + (1 << 16))
+    kept = Kept(int(1.5 * expected) + (1 << 16))
     over = [0] * len(brackets)
     common: list[list[tuple[Stretch, int]]] = [[] for _ in brackets]
     for stretch, (above_each, same_each, near) in keys.scan(partial(sort_out, brackets)):
@@ -96,10 +98,9 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
         kept.add(stretch, near)
         if not kept.whole:
             return None
-    near_all = np.sort(kept.values)
     found = {}
     for count, bracket, higher, equals in zip(wanted, brackets, over, common, strict=True):
-        threshold = _settle(bracket, count - higher, equals, near_all, kept)
+        threshold = _settle(bracket, count - higher, equals, kept)
         if threshold is None:
             return None
         found[count] = threshold
@@ -149,23 +150,18 @@ def _bracket(sample: NDArray[np.int32], groups: NDArray[np.int64], share: float)
     return Bracket(low, high, common, (held + 64) / size)
 
 
-def _settle(
-    bracket: Bracket, left: int, common: list[tuple[Stretch, int]], near: NDArray[np.int32], kept: Kept
-) -> Threshold | None:
-    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there.
-
-    ``near`` is all that was kept, ascending.
-    """
+def _settle(bracket: Bracket, left: int, common: list[tuple[Stretch, int]], kept: Kept) -> Threshold | None:
+    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there."""
     equal = sum(number for _, number in common)
-    values = bracket.own(near)
+    values = bracket.own(kept.values)
     if not 0 < left <= len(values) + equal:
         return None
     if bracket.common is not None:
-        higher = len(values) - int(np.searchsorted(values, np.int32(bracket.common)))
+        higher = int(np.count_nonzero(values > bracket.common))
         if higher < left <= higher + equal:
             return Threshold(bracket.common, left - higher, equal, lambda: common)
         if left > higher + equal:
             left -= equal  # among the others the common key is passed over
-    key = int(values[len(values) - left])
-    first, last = (int(np.searchsorted(values, np.int32(key), side=side)) for side in ("left", "right"))
-    return Threshold(key, left - (len(values) - last), last - first, partial(kept.equals, key))
+    key = int(np.partition(values, len(values) - left)[len(values) - left])
+    higher = int(np.count_nonzero(values > key))
+    return Threshold(key, left - higher, int(np.count_nonzero(values == key)), partial(kept.equals, key))

@@ -215,6 +215,17 @@ EXPORT int64_t knowshift_sort_out(const int32_t *keys, int64_t count, int bracke
     return found;
 }
 
+/* The keys from low to high but for one, in order; how many. */
+EXPORT int64_t knowshift_pick(const int32_t *keys, int64_t count, int32_t low, int32_t high, int64_t but,
+                              int32_t *picked) {
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i++) {
+        picked[found] = keys[i];
+        found += (keys[i] >= low) & (keys[i] <= high) & ((int64_t)keys[i] != but);
+    }
+    return found;
+}
+
 /* The step at which each weight returns: cuts less the number of cuts that take it. A cut takes keys above its own,
  * and its equals before its end. */
 EXPORT void knowshift_label(const int32_t *keys, int64_t count, int cuts, const int32_t *key, const int64_t *end,

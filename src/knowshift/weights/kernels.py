@@ -29,6 +29,7 @@ _SIGNATURES = {
     "keys": (_int, [_int, _int, _pointer, _pointer, _long, ctypes.c_float, _pointer]),
     "random_keys": (None, [_word, _word, _long, _long, _pointer]),
     "sort_out": (_long, [_pointer, _long, _int, *[_pointer] * 7]),
+    "pick": (_long, [_pointer, _long, ctypes.c_int32, ctypes.c_int32, _long, _pointer]),
     "label": (None, [_pointer, _long, _int, _pointer, _pointer, _pointer]),
     "put_back": (None, [_int, _long, _pointer, ctypes.c_uint8, _pointer, _pointer, _pointer]),
     "upper_counts": (None, [_pointer, _long, _pointer]),
@@ -106,6 +107,19 @@ def sort_out(
         keys.ctypes.data, len(keys), number, *edges, same, has, above, equal, near.ctypes.data
     )
     return list(above), list(equal), near[:found].copy()
+
+
+def pick(keys: NDArray[np.int32], low: int, high: int, but: int | None) -> NDArray[np.int32] | None:
+    """The keys from ``low`` to ``high`` without those that equal ``but``, in order."""
+    compiled = _usable(keys)
+    if compiled is None:
+        return None
+    picked = np.empty(len(keys) + 1, np.int32)
+    nothing = 1 << 40  # no key equals it
+    found = compiled.knowshift_pick(
+        keys.ctypes.data, len(keys), low, high, nothing if but is None else but, picked.ctypes.data
+    )
+    return picked[:found]
 
 
 def label(keys: NDArray[np.int32], cuts: Sequence[tuple[int, int]], labels: NDArray[np.uint8]) -> bool:
