@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from knowshift.weights import kernels
 from knowshift.weights.brackets import Bracket, sort_out
 from knowshift.weights.criteria import NotFinite, keys, random_keys
-from knowshift.weights.methods import put_back
+from knowshift.weights.methods import mix
 from knowshift.weights.published import fapm_keys
 from knowshift.weights.radix import Refinement, tally, upper_counts
 from knowshift.weights.selection import NOTHING, Cut
@@ -147,39 +147,50 @@ def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyp
         assert len(picked) > 0
 
 
-def test_labels_count_the_cuts_that_do_not_take_a_weight(both) -> None:  # type: ignore[no-untyped-def]
-    held = np.random.default_rng(0).integers(0, 6, 3000, np.int32)
-    cuts = [NOTHING, Cut(0, 4, 2, 1500), Cut(0, 4, 2, 2900), Cut(0, 2, 1 << 62, 0)]
-    for tensor, start in ((2, 0), (2, 1000), (2, 2899), (1, 0), (3, 0)):
-        simple = [cut.within(tensor, start, len(held)) for cut in cuts]
-        labels = np.empty(len(held), np.uint8)
-        assert kernels.label(held, simple, labels) == (kernels.library() is not None)
-        expected = np.full(len(held), len(cuts), np.uint8)
-        for cut in cuts:
-            expected -= cut.mask(tensor, start, held).view(np.uint8)
-        assert kernels.library() is None or same(labels, expected)
+CUTS = [NOTHING, Cut(0, 0x3C800000, 2, 1500), Cut(0, 0, 2, 2900), Cut(0, 0x3D000000, 1 << 62, 0), Cut(0, 0, 1 << 62, 0)]
+
+
+@pytest.mark.parametrize("criterion", ["relative", "absolute", "least", "magnitude", "authors", "ties", "fapm"])
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_restoring_is_keys_and_a_mask(criterion: str, dtype: type) -> None:
+    if kernels.library() is None:
+        pytest.skip("not compiled")
+    bits = {2: np.uint16, 4: np.uint32}[np.dtype(dtype).itemsize]
+    base, tuned = weights(3001, 6, dtype, True)
+    base[::7] = tuned[::7]
+    key = fapm_keys(base, tuned, 0.01) if criterion == "fapm" else keys(criterion, base, tuned)
+    some = 0
+    for cut in [*CUTS, Cut(0, int(np.sort(key)[1500]), 2, 1200)]:
+        for tensor, start in ((2, 0), (2, 1000), (2, 2899), (1, 0), (3, 0)):
+            out = np.empty_like(tuned)
+            found = kernels.restore(criterion, base, tuned, 0.01, cut.within(tensor, start, len(out)), out)
+            mask = cut.mask(tensor, start, key)
+            assert found == (int(mask.sum()), False)
+            assert same(out.view(bits), np.where(mask, base.view(bits), tuned.view(bits)))
+            some += 0 < mask.sum() < len(mask)
+    assert some
+    plain = weights(3001, 6, dtype, False)
+    assert kernels.restore(criterion, *plain, 0.01, (0, 0), np.empty_like(plain[0]))[1]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_putting_back(dtype: type, both) -> None:  # type: ignore[no-untyped-def]
+def test_mixing(dtype: type, both) -> None:  # type: ignore[no-untyped-def]
     base, tuned = weights(3001, 3, dtype, True)
-    labels = np.random.default_rng(1).integers(0, 3, 3001, np.uint8)
+    mask = np.random.default_rng(1).random(3001) < 0.3
     bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[base.itemsize]
-    for step in range(4):
 
-        def beside(step: int = step) -> Array:
-            out = np.empty_like(tuned)
-            put_back(labels, step, base, tuned, out)
-            return out.view(bits)
+    def beside() -> Array:
+        out = np.empty_like(tuned)
+        mix(mask, base, tuned, out)
+        return out.view(bits)
 
-        def in_place(step: int = step) -> Array:
-            out = tuned.copy()
-            put_back(labels, step, base, out, out)
-            return out.view(bits)
+    def in_place() -> Array:
+        out = tuned.copy()
+        mix(mask, base, out, out)
+        return out.view(bits)
 
-        expected = np.where(labels == step, base.view(bits), tuned.view(bits))
-        for made in (*both(beside), *both(in_place)):
-            assert same(made, expected)
+    for made in (*both(beside), *both(in_place)):
+        assert same(made, np.where(mask, base.view(bits), tuned.view(bits)))
 
 
 def test_counting_by_upper_bits(both) -> None:  # type: ignore[no-untyped-def]

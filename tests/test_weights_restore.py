@@ -129,12 +129,10 @@ def test_a_base_on_disk_streams_past_the_model(tmp_path: Path) -> None:
         assert all(same_bits(weight, streamed[fraction][name]) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize("most", [0, 1 << 30])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_model_out_of_the_processors_reach_is_sent_the_same_weights(
-    most: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(restore, "LABELLED", most)
     base, model = pair_of_models(dtype)
     made: list[list[Tensor]] = []
     for in_reach in (True, False):
@@ -241,9 +239,7 @@ def test_no_criterion_touches_a_model_whose_base_is_not_finite(criterion: str) -
     assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
 
 
-@pytest.mark.parametrize("most", [0, 1 << 30])
-def test_many_steps_are_told_apart_with_and_without_labels(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restore, "LABELLED", most)
+def test_many_steps_are_told_apart() -> None:
     base, model = pair_of_models()
     for parameter in base.values():
         parameter += 100.0  # so that every weight differs, and a restored one shows

@@ -226,39 +226,54 @@ EXPORT int64_t knowshift_pick(const int32_t *keys, int64_t count, int32_t low, i
     return found;
 }
 
-/* The step at which each weight returns: cuts less the number of cuts that take it. A cut takes keys above its own,
- * and its equals before its end. */
-EXPORT void knowshift_label(const int32_t *keys, int64_t count, int cuts, const int32_t *key, const int64_t *end,
-                            uint8_t *labels) {
+#define PUT_BACK(type)                                                             \
+    for (int i = 0; i < here; i++)                                                 \
+        ((type *)out)[start + i] = taken[i] ? ((const type *)base)[start + i] : ((const type *)tuned)[start + i];
+
+/* The base's value where a key lies above key, or equals it before end, else the tuned one; out may be tuned. How many
+ * were put back; finite is set to whether every weight is. */
+EXPORT int64_t knowshift_restore(int criterion, int half, const void *base, const void *tuned, int64_t count,
+                                 float mean, int32_t key, int64_t end, void *out, int *finite) {
+    float p[BLOCK], s[BLOCK];
+    int32_t keys[BLOCK];
+    int16_t taken[BLOCK];
+    int64_t restored = 0;
+    *finite = 1;
     for (int64_t start = 0; start < count; start += BLOCK) {
         int here = count - start < BLOCK ? (int)(count - start) : BLOCK;
-        const int32_t *block = keys + start;
-        uint8_t *label = labels + start;
-        memset(label, cuts, (size_t)here);
-        for (int c = 0; c < cuts; c++) {
-            int64_t left = end[c] - start;
-            int equals = left <= 0 ? 0 : left >= here ? here : (int)left;
-            int32_t least = key[c];
-            for (int i = 0; i < equals; i++) label[i] -= block[i] >= least;
-            for (int i = equals; i < here; i++) label[i] -= block[i] > least;
+        load(half, base, start, here, p);
+        load(half, tuned, start, here, s);
+        *finite &= score_block(criterion, here, p, s, mean, keys);
+        int64_t left = end - start;
+        int equals = left <= 0 ? 0 : left >= here ? here : (int)left;
+        for (int i = 0; i < equals; i++) taken[i] = keys[i] >= key;
+        for (int i = equals; i < here; i++) taken[i] = keys[i] > key;
+        int16_t number = 0; /* a block has no more than fit */
+        for (int i = 0; i < here; i++) number += taken[i];
+        restored += number;
+        if (half) {
+            PUT_BACK(uint16_t)
+        } else {
+            PUT_BACK(uint32_t)
         }
     }
+    return restored;
 }
 
-#define PUT_BACK(type)                                                                         \
-    {                                                                                          \
-        const type *from = (const type *)base;                                                 \
-        const type *kept = (const type *)tuned;                                                \
-        type *to = (type *)out;                                                                \
-        for (int64_t i = 0; i < count; i++) to[i] = labels[i] == step ? from[i] : kept[i];     \
-    }
+#define MIX(type)                                                                                                    \
+    for (int64_t i = 0; i < count; i++)                                                                              \
+        ((type *)out)[i] = mask[i] ? ((const type *)base)[i] : ((const type *)tuned)[i];
 
-/* The base's value where the label is step, the tuned one elsewhere, for values of 2, 4 or 8 bytes. */
-EXPORT void knowshift_put_back(int width, int64_t count, const uint8_t *labels, uint8_t step, const void *base,
-                               const void *tuned, void *out) {
-    if (width == 2) PUT_BACK(uint16_t)
-    if (width == 4) PUT_BACK(uint32_t)
-    if (width == 8) PUT_BACK(uint64_t)
+/* The base's value where the mask says so, else the tuned one, for values of 2, 4 or 8 bytes; out may be tuned. */
+EXPORT void knowshift_mix(int width, int64_t count, const uint8_t *mask, const void *base, const void *tuned,
+                          void *out) {
+    if (width == 2) {
+        MIX(uint16_t)
+    } else if (width == 4) {
+        MIX(uint32_t)
+    } else {
+        MIX(uint64_t)
+    }
 }
 
 /* Adds to counts (65536) how many keys each value of the upper 16 bits holds. */

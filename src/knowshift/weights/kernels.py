@@ -22,6 +22,8 @@ from knowshift.weights.tensors import BFLOAT16, Array
 
 #: Criteria with compiled keys, as kernels.c numbers them.
 _KEYED = ("relative", "absolute", "least", "magnitude", "authors", "ties", "fapm")
+#: What they read as it is; weights of other dtypes are widened first.
+_LOADED = (BFLOAT16, np.dtype(np.float32))
 _FILE = Path(__file__).with_name("_kernels.so")
 
 _int, _long, _word, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
@@ -30,8 +32,11 @@ _SIGNATURES = {
     "random_keys": (None, [_word, _word, _long, _long, _pointer]),
     "sort_out": (_long, [_pointer, _long, _int, *[_pointer] * 7]),
     "pick": (_long, [_pointer, _long, ctypes.c_int32, ctypes.c_int32, _long, _pointer]),
-    "label": (None, [_pointer, _long, _int, _pointer, _pointer, _pointer]),
-    "put_back": (None, [_int, _long, _pointer, ctypes.c_uint8, _pointer, _pointer, _pointer]),
+    "restore": (
+        _long,
+        [_int, _int, _pointer, _pointer, _long, ctypes.c_float, ctypes.c_int32, _long, _pointer, _pointer],
+    ),
+    "mix": (None, [_int, _long, _pointer, _pointer, _pointer, _pointer]),
     "upper_counts": (None, [_pointer, _long, _pointer]),
     "upper_sums": (None, [_pointer, _long, _pointer, _pointer]),
     "tally": (None, [_pointer, _long, _pointer, _pointer, _pointer]),
@@ -122,32 +127,42 @@ def pick(keys: NDArray[np.int32], low: int, high: int, but: int | None) -> NDArr
     return picked[:found]
 
 
-def label(keys: NDArray[np.int32], cuts: Sequence[tuple[int, int]], labels: NDArray[np.uint8]) -> bool:
-    """Write into ``labels`` how many cuts do not take each key, and say that it was done.
+def restore(
+    criterion: str, base: Array, tuned: Array, mean: float, cut: tuple[int, int], out: Array
+) -> tuple[int, bool] | None:
+    """Write base values into ``out`` where a cut takes the weight, else tuned ones: (how many, whether all are finite).
 
-    A cut is (its smallest key, how many of the piece's first weights it takes with that key).
+    A cut is (its smallest key, how many of the piece's first weights it takes with that key). ``out`` may be ``tuned``.
     """
-    compiled = _usable(keys, labels)
-    if compiled is None:
-        return False
-    number = len(cuts)
-    least = (ctypes.c_int32 * number)(*(key for key, _ in cuts))
-    ends = (ctypes.c_int64 * number)(*(end for _, end in cuts))
-    compiled.knowshift_label(keys.ctypes.data, len(keys), number, least, ends, labels.ctypes.data)
-    return True
+    compiled = _usable(base, tuned, out)
+    if compiled is None or criterion not in _KEYED or not base.dtype == tuned.dtype == out.dtype in _LOADED:
+        return None
+    finite = ctypes.c_int()
+    restored = compiled.knowshift_restore(
+        _KEYED.index(criterion),
+        out.dtype == BFLOAT16,
+        base.ctypes.data,
+        tuned.ctypes.data,
+        len(out),
+        mean,
+        *cut,
+        out.ctypes.data,
+        ctypes.addressof(finite),
+    )
+    return restored, bool(finite.value)
 
 
-def put_back(labels: NDArray[np.uint8], step: int, base: Array, tuned: Array, out: Array) -> bool:
-    """Write base values into ``out`` where a label is ``step``, else tuned ones; say that it was done.
+def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> bool:
+    """Write base values into ``out`` where the mask says so, else tuned ones; say that it was done.
 
     All three are of one dtype; ``out`` may be ``tuned``.
     """
-    compiled = _usable(labels, base, tuned, out)
+    compiled = _usable(mask, base, tuned, out)
     if compiled is None:
         return False
     assert base.dtype == tuned.dtype == out.dtype
-    compiled.knowshift_put_back(
-        out.itemsize, len(out), labels.ctypes.data, step, base.ctypes.data, tuned.ctypes.data, out.ctypes.data
+    compiled.knowshift_mix(
+        out.itemsize, len(out), mask.ctypes.data, base.ctypes.data, tuned.ctypes.data, out.ctypes.data
     )
     return True
 

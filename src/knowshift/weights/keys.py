@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.weights.criteria import keys, random_keys
+from knowshift.weights import kernels
+from knowshift.weights.criteria import NotFinite, keys, random_keys
 from knowshift.weights.published import fapm_keys
+from knowshift.weights.selection import Cut
 from knowshift.weights.tensors import PIECE, Array, Runner, Stretch, WeightPair, stretches
 
 #: Criteria whose order is the hash of a position, so that the weights need not be read.
@@ -61,6 +63,17 @@ class PairKeys:
         if self.criterion == "fapm":
             return fapm_keys(base, tuned, self._means[tensor])
         return keys(self.criterion, base, tuned, self.pair.strict)
+
+    def restore(self, tensor: int, start: int, base: Array, tuned: Array, cut: Cut, out: Array) -> int | None:
+        """Write a stretch with what a cut takes put back, and how many that is; None where keys must be made first."""
+        mean = self._means[tensor] if self._means else 0.0
+        found = kernels.restore(self.criterion, base, tuned, mean, cut.within(tensor, start, len(out)), out)
+        if found is None:
+            return None
+        restored, finite = found
+        if self.pair.strict and not finite:
+            raise NotFinite
+        return restored
 
     @property
     def sizes(self) -> list[int]:

@@ -68,27 +68,23 @@ class Plan:
             filtered, count = self._filter(tensor, base, tuned)
             here = [self.fractions[i] for i in chosen]
             return [filtered if f else tuned for f in here], [count if f else 0 for f in here]
-        keys = self.keys.given(tensor, start, base, tuned)
-        values, restored = [], []
-        for i in chosen:
-            mask = selected(self.cuts[i][tensor], tensor, start, keys)
-            values.append(mixed(mask, base, tuned))
-            restored.append(int(np.count_nonzero(mask)))
+        values = [np.empty_like(tuned) for _ in chosen]
+        restored = [self.put_back(i, tensor, start, base, tuned, out) for i, out in zip(chosen, values, strict=True)]
         return values, restored
 
-    def label(self, tensor: int, start: int, base: Array, tuned: Array, labels: NDArray[np.uint8]) -> None:
-        """Write the number of the first fraction that restores each weight of a stretch, or that of fractions.
+    def put_back(self, number: int, tensor: int, start: int, base: Array, tuned: Array, out: Array) -> int:
+        """Write a stretch into ``out``, in its dtype, with what a selection's fraction restores; how many weights.
 
-        ``base`` and ``tuned`` are the stretch as it was read; ``labels`` has its length.
+        ``out`` may be ``tuned`` itself, and ``tuned`` what an earlier fraction has left: it restores the same again.
         """
-        keys = self.keys.given(tensor, start, base, tuned)
-        here = [cuts[tensor] for cuts in self.cuts]
-        simple = [first.within(tensor, start, len(keys)) for first, until in here if until is None]
-        if len(simple) == len(here) and kernels.label(keys, simple, labels):
-            return
-        labels[:] = len(here)
-        for cuts in here:
-            labels -= selected(cuts, tensor, start, keys).view(np.uint8)
+        first, until = self.cuts[number][tensor]
+        if until is None:
+            found = self.keys.restore(tensor, start, base, tuned, first, out)
+            if found is not None:
+                return found
+        mask = selected((first, until), tensor, start, self.keys.given(tensor, start, base, tuned))
+        mix(mask, base, tuned, out)
+        return int(np.count_nonzero(mask))
 
     def _blend(
         self, tensor: int, start: int, base: Array, tuned: Array, fractions: Sequence[float]
@@ -128,26 +124,17 @@ class Plan:
         return _as(tuned.dtype, p + kept), len(tuned)
 
 
-def mixed(mask: NDArray[np.bool_], base: Array, tuned: Array) -> Array:
-    """The base's value where ``mask``, the tuned one elsewhere, in the tuned dtype and bit for bit."""
-    value = np.empty_like(tuned)
-    put_back(mask.view(np.uint8), 1, base, tuned, value)
-    return value
+def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> None:
+    """Write into ``out``, in its dtype, the base's value where ``mask``, else the tuned one; it may be ``tuned``.
 
-
-def put_back(labels: NDArray[np.uint8], step: int, base: Array, tuned: Array, out: Array) -> None:
-    """Write into ``out``, in its dtype, the base's value where the label is ``step``, else the tuned one.
-
-    ``out`` may be ``tuned`` itself. Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot
-    be predicted here.
+    Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot be predicted here.
     """
     base, tuned = _as(out.dtype, base), _as(out.dtype, tuned)
-    if kernels.put_back(labels, step, base, tuned, out):
+    if kernels.mix(mask, base, tuned, out):
         return
     bits = _BITS[out.itemsize]
     old = tuned.view(bits)
-    other = (base.view(bits) ^ old) & -(labels == step).astype(bits)
-    np.bitwise_xor(old, other, out=out.view(bits))
+    np.bitwise_xor(old, (base.view(bits) ^ old) & -mask.astype(bits), out=out.view(bits))
 
 
 def _as(dtype: np.dtype[Any], values: Array) -> Array:

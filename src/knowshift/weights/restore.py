@@ -23,7 +23,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from knowshift.errors import InputError
 from knowshift.weights.criteria import NotFinite
@@ -37,14 +36,10 @@ from knowshift.weights.loaded import (
     model_type_of,
     parameters_of,
 )
-from knowshift.weights.methods import Plan, check_unread, make_plan, put_back, selected
+from knowshift.weights.methods import Plan, check_unread, make_plan
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.selection import FRACTIONS
 from knowshift.weights.tensors import PIECE, TensorReader, WeightPair, stretches, workers
-
-#: Up to this many weights, the step of each is worked out once, a byte a weight; above, again at every step.
-LABELLED = 1 << 30
-_STEPS = 255  # that a byte can tell apart
 
 
 class RestorationSweep:
@@ -87,6 +82,7 @@ class RestorationSweep:
         kept = tuned or LoadedTensors({name: self._model[name].to("cpu", copy=True) for name in names})
         self._pair = WeightPair(reader, kept, names, strict=not allow_nonfinite)
         self._changed = False
+        self._exact: set[int] = set()  # tensors that the model holds in the dtype that keys were made from
         self.eligible = sum(self._pair.sizes)
         self.thresholds: dict[float, float | None] = {}
 
@@ -115,10 +111,8 @@ class RestorationSweep:
         except NotFinite:
             refuse_not_finite(self._pair, "the base", "the model")
         self.thresholds = dict(zip(ordered, plan.thresholds, strict=True))
-        pays = 1 < len(ordered) <= _STEPS and self.eligible <= LABELLED
-        labels = [np.empty(size, np.uint8) for size in self._pair.sizes] if plan.cuts and pays else None
         for step, fraction in enumerate(ordered):
-            yield fraction, self._step(plan, step, labels)
+            yield fraction, self._step(plan, step)
 
     def undo(self) -> None:
         """Put every changed weight back to its tuned value, bit for bit."""
@@ -128,13 +122,13 @@ class RestorationSweep:
                 self._model[name].view(-1)[start:stop].copy_(as_tensor(self._pair.tuned.read(name, start, stop)))
             self._changed = False
 
-    def _step(self, plan: Plan, step: int, labels: list[NDArray[np.uint8]] | None) -> int:
-        """Apply one fraction over the one before it; how many weights stand restored. The first step labels."""
+    def _step(self, plan: Plan, step: int) -> int:
+        """Apply one fraction over the one before it; how many weights stand restored."""
         self._changed = True
         whole = max(self._pair.sizes) if plan.whole else self._piece
         with workers(self._threads) as run:
             counts = run(
-                lambda tensor, start, stop: self._write(plan, step, labels, tensor, start, stop),
+                lambda tensor, start, stop: self._write(plan, step, tensor, start, stop),
                 stretches(self._pair.sizes, whole),
             )
             edited = sum(counts)
@@ -142,33 +136,28 @@ class RestorationSweep:
         return edited if known is None else known
 
     @torch.no_grad()
-    def _write(
-        self, plan: Plan, step: int, labels: list[NDArray[np.uint8]] | None, tensor: int, start: int, stop: int
-    ) -> int:
-        held = self._model[self._pair.names[tensor]].view(-1)[start:stop]
+    def _write(self, plan: Plan, step: int, tensor: int, start: int, stop: int) -> int:
+        name = self._pair.names[tensor]
+        held = self._model[name].view(-1)[start:stop]
         if not plan.cuts:
             values, counts = plan.edit(tensor, start, stop, only=step)
             held.copy_(as_tensor(values[0]))
             return counts[0]
-        in_place = _is_in_reach(held)
-        out = as_array(held) if in_place else np.empty(stop - start, as_array(held[:0]).dtype)
-        base = self._pair.base.read(self._pair.names[tensor], start, stop)
-        if labels is not None and step and in_place:
-            put_back(labels[tensor][start:stop], step, base, out, out)
-            return 0
+        in_reach = _is_in_reach(held)
+        out = as_array(held) if in_reach else np.empty(stop - start, as_array(held[:0]).dtype)
+        base = self._pair.base.read(name, start, stop)
+        if step and in_reach and tensor in self._exact:
+            # What is not restored yet has its tuned value, so its key is found from the model itself. What is
+            # restored may be taken again, or not: it has its base value either way.
+            return plan.put_back(step, tensor, start, base, out, out)
         # At first written without being read: a weight file that is mapped in would be paged in twice.
-        tuned = self._pair.tuned.read(self._pair.names[tensor], start, stop)
-        if labels is None:
-            keys = plan.keys.given(tensor, start, base, tuned)
-            put_back(selected(plan.cuts[step][tensor], tensor, start, keys).view(np.uint8), 1, base, tuned, out)
-        else:
-            here = labels[tensor][start:stop]
-            if step == 0:
-                plan.label(tensor, start, base, tuned, here)
-            put_back((here <= step).view(np.uint8), 1, base, tuned, out)
-        if not in_place:
+        tuned = self._pair.tuned.read(name, start, stop)
+        if tuned.dtype == out.dtype:
+            self._exact.add(tensor)
+        restored = plan.put_back(step, tensor, start, base, tuned, out)
+        if not in_reach:
             held.copy_(as_tensor(out))
-        return 0
+        return restored
 
 
 def _is_in_reach(tensor: torch.Tensor) -> bool:
