@@ -121,11 +121,13 @@ def test_sorting_out_by_brackets(data: st.DataObject) -> None:
         common = data.draw(st.sampled_from([None, int(held[0]), low << 16]))
         brackets.append(Bracket(low << 16, high << 16 | 0xFFFF, common, 0.0))
     over, equals, near = sort_out(brackets, held)
+    wanted: set[int] = set()
     for bracket, above, number in zip(brackets, over, equals, strict=True):
         inside = [k for k in held.tolist() if bracket.low <= k <= bracket.high and k != bracket.common]
         assert above == int((held > bracket.high).sum())
         assert number == (0 if bracket.common is None else int((held == bracket.common).sum()))
-        assert bracket.own(near).tolist() == inside
+        wanted.update(inside)
+    assert near.tolist() == [key for key in held.tolist() if key in wanted]
 
 
 def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyped-def]
@@ -141,10 +143,6 @@ def test_sorting_out_is_the_same_without(both) -> None:  # type: ignore[no-untyp
     assert list(compiled[1]) == list(plain[1])
     assert same(compiled[2], plain[2])
     assert 0 < len(plain[2]) < len(held)
-    for bracket in brackets:
-        picked, plainly = both(lambda bracket=bracket: bracket.own(held))
-        assert same(picked, plainly)
-        assert len(picked) > 0
 
 
 CUTS = [NOTHING, Cut(0, 0x3C800000, 2, 1500), Cut(0, 0, 2, 2900), Cut(0, 0x3D000000, 1 << 62, 0), Cut(0, 0, 1 << 62, 0)]

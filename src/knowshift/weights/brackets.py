@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.weights import kernels
-from knowshift.weights.radix import BINS, first_key, upper_counts
-from knowshift.weights.tensors import Stretch
+from knowshift.weights.radix import BINS, Refinement, find, first_key, upper_counts, upper_of
+from knowshift.weights.tensors import PIECE, Stretch
 from knowshift.weights.thresholds import KEPT, Kept, Keys, Threshold
 
 #: Weights in a region from which a sample pays.
@@ -41,16 +41,6 @@ class Bracket:
     high: int
     common: int | None
     expected: float  # share of all keys that will be kept
-
-    def own(self, keys: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Those of a few keys that lie inside, without the common one, in their order."""
-        picked = kernels.pick(keys, self.low, self.high, self.common)
-        if picked is not None:
-            return picked
-        inside = (keys >= self.low) & (keys <= self.high)
-        if self.common is not None:
-            inside &= keys != self.common
-        return keys[inside]
 
 
 def sort_out(brackets: Sequence[Bracket], keys: NDArray[np.int32]) -> tuple[list[int], list[int], NDArray[np.int32]]:
@@ -98,9 +88,10 @@ def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
         kept.add(stretch, near)
         if not kept.whole:
             return None
+    upper = upper_counts(kept.values)
     found = {}
     for count, bracket, higher, equals in zip(wanted, brackets, over, common, strict=True):
-        threshold = _settle(bracket, count - higher, equals, kept)
+        threshold = _settle(bracket, count - higher, equals, kept, upper)
         if threshold is None:
             return None
         found[count] = threshold
@@ -150,18 +141,41 @@ def _bracket(sample: NDArray[np.int32], groups: NDArray[np.int64], share: float)
     return Bracket(low, high, common, (held + 64) / size)
 
 
-def _settle(bracket: Bracket, left: int, common: list[tuple[Stretch, int]], kept: Kept) -> Threshold | None:
-    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there."""
+def _settle(
+    bracket: Bracket, left: int, common: list[tuple[Stretch, int]], kept: Kept, upper: NDArray[np.int64]
+) -> Threshold | None:
+    """The threshold that leaves ``left`` weights to take inside the bracket; None when it is not there.
+
+    ``upper`` counts the upper halves of what was kept. Counted as in :mod:`knowshift.weights.radix`, not sorted: a copy
+    of what was kept would be the largest thing in memory.
+    """
     equal = sum(number for _, number in common)
-    values = bracket.own(kept.values)
-    if not 0 < left <= len(values) + equal:
-        return None
+    own = np.zeros_like(upper)
+    inside = slice(upper_of(bracket.low), upper_of(bracket.high) + 1)
+    own[inside] = upper[inside]
     if bracket.common is not None:
-        higher = int(np.count_nonzero(values > bracket.common))
+        bin_ = upper_of(bracket.common)
+        lower = _lower(kept, bin_)
+        own[bin_] -= lower[bracket.common & _LOWER]  # kept for the sake of another bracket
+        higher = int(own[bin_ + 1 :].sum() + lower[(bracket.common & _LOWER) + 1 :].sum())
         if higher < left <= higher + equal:
             return Threshold(bracket.common, left - higher, equal, lambda: common)
         if left > higher + equal:
             left -= equal  # among the others the common key is passed over
-    key = int(np.partition(values, len(values) - left)[len(values) - left])
-    higher = int(np.count_nonzero(values > key))
-    return Threshold(key, left - higher, int(np.count_nonzero(values == key)), partial(kept.equals, key))
+    if not 0 < left <= own.sum():
+        return None
+    bin_, over = find(own, left)
+    lower = _lower(kept, bin_)
+    if bracket.common is not None and bin_ == upper_of(bracket.common):
+        lower[bracket.common & _LOWER] = 0
+    place, higher = find(lower, left - over)
+    key = first_key(bin_) + place
+    return Threshold(key, left - over - higher, int(lower[place]), partial(kept.equals, key))
+
+
+def _lower(kept: Kept, bin_: int) -> NDArray[np.int64]:
+    """How often each lower half was kept in one bin of the upper ones: shape (65536,)."""
+    refined = Refinement([bin_])
+    for start in range(0, len(kept.values), PIECE):
+        refined.add(refined.inside(kept.values[start : start + PIECE]))
+    return refined.of(bin_)

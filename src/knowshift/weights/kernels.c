@@ -215,17 +215,6 @@ EXPORT int64_t knowshift_sort_out(const int32_t *keys, int64_t count, int bracke
     return found;
 }
 
-/* The keys from low to high but for one, in order; how many. */
-EXPORT int64_t knowshift_pick(const int32_t *keys, int64_t count, int32_t low, int32_t high, int64_t but,
-                              int32_t *picked) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < count; i++) {
-        picked[found] = keys[i];
-        found += (keys[i] >= low) & (keys[i] <= high) & ((int64_t)keys[i] != but);
-    }
-    return found;
-}
-
 #define PUT_BACK(type)                                                             \
     for (int i = 0; i < here; i++)                                                 \
         ((type *)out)[start + i] = taken[i] ? ((const type *)base)[start + i] : ((const type *)tuned)[start + i];

@@ -31,7 +31,6 @@ _SIGNATURES = {
     "keys": (_int, [_int, _int, _pointer, _pointer, _long, ctypes.c_float, _pointer]),
     "random_keys": (None, [_word, _word, _long, _long, _pointer]),
     "sort_out": (_long, [_pointer, _long, _int, *[_pointer] * 7]),
-    "pick": (_long, [_pointer, _long, ctypes.c_int32, ctypes.c_int32, _long, _pointer]),
     "restore": (
         _long,
         [_int, _int, _pointer, _pointer, _long, ctypes.c_float, ctypes.c_int32, _long, _pointer, _pointer],
@@ -112,19 +111,6 @@ def sort_out(
         keys.ctypes.data, len(keys), number, *edges, same, has, above, equal, near.ctypes.data
     )
     return list(above), list(equal), near[:found].copy()
-
-
-def pick(keys: NDArray[np.int32], low: int, high: int, but: int | None) -> NDArray[np.int32] | None:
-    """The keys from ``low`` to ``high`` without those that equal ``but``, in order."""
-    compiled = _usable(keys)
-    if compiled is None:
-        return None
-    picked = np.empty(len(keys) + 1, np.int32)
-    nothing = 1 << 40  # no key equals it
-    found = compiled.knowshift_pick(
-        keys.ctypes.data, len(keys), low, high, nothing if but is None else but, picked.ctypes.data
-    )
-    return picked[:found]
 
 
 def restore(
