@@ -1,6 +1,6 @@
 """Compiles src/knowshift/weights/kernels.c when knowshift is installed.
 
-Where there is no C compiler, or it fails, knowshift is installed without: the same results, several times slower
+Where there is no C compiler, or it fails, knowshift is installed without: the same results, in twice the time
 where weights are compared and restored. ``CC`` names another compiler.
 """
 
