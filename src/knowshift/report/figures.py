@@ -19,50 +19,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from knowshift.drawing import BASE, CONTROL, PAPER, RUN, STYLE
 from knowshift.report.layout import Table, signed
 from knowshift.report.published import published_concentration
 
 LEVEL_COLOURS = ("#3b1c5a", "#31688e", "#1f9e89", "#7ab51d", "#d9a400")
 LEVEL_MARKERS = ("o", "s", "D", "^", "v")
-RUN, CONTROL, BASE, PAPER = "#31688e", "#b5533c", "#555555", "#8c6bb1"
-INK, GRID = "#22252a", "#dfe2e6"
-
-_STYLE: Any = {
-    "svg.hashsalt": "knowshift",
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 10,
-    "axes.edgecolor": "#8a9099",
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "lines.linewidth": 1.8,
-    "lines.markersize": 5,
-    "legend.frameon": False,
-    "legend.fontsize": 9.5,
-    "figure.facecolor": "white",
-}
-
 Dict = dict[str, Any]
 
 
 @contextmanager
 def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, sharey=True, squeeze=False)
         yield figure, list(axes[0])
@@ -71,7 +39,7 @@ def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Fi
 def _svg(figure: Figure) -> str:
     """SVG text without date, metadata or XML header, so that it can stand in a page."""
     out = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)

@@ -2,44 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from knowshift.weights.change import WeightChange
+from knowshift.drawing import BASE, CONTROL, INK, PAPER, RUN, STYLE
+from knowshift.weights.change import Shares, WeightChange
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+#: Bars that can still be told apart by a name each.
+_NAMED = 12
+#: Letters of a name that fit below a bar.
+_SHORT = 6
 
 
 def write_figure(path: Path, change: WeightChange) -> None:
     """Write the figure as SVG, the same bytes for the same measurement."""
-    with plt.rc_context({"svg.hashsalt": "knowshift", "svg.fonttype": "none", "font.size": 9}):
-        figure, (curve, layers, modules) = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
-        for name, style in (("relative", "o-"), ("absolute", "s-"), ("squared", "^-")):
-            points = [(float(f), s) for f, s in change.concentration[name].items() if s is not None]
-            if points:
-                curve.plot(*zip(*points, strict=True), style, label=name, markersize=4)
-        points = [(float(f), s) for f, s in change.null["relative"].items() if s is not None]
-        if points:
-            curve.plot(*zip(*points, strict=True), "k--", label="relative, no-signal null")
-        curve.set(xlabel="top share of weights", ylabel="share of the summed change", ylim=(0, 1.02), xlim=(0, None))
-        curve.legend(frameon=False)
-        for axis, held, chance, what in (
-            (layers, change.layers, change.layer_weights, "layer"),
-            (modules, change.modules, change.module_weights, "module"),
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(13, 4), layout="constrained")
+        curve, layers, modules = figure.subplots(1, 3)
+        for name, style, colour in (
+            ("relative", "o-", RUN),
+            ("absolute", "s-", CONTROL),
+            ("squared", "^-", PAPER),
         ):
-            names = list(held)
-            axis.bar(names, [100 * held[name] for name in names], color="tab:blue", label="of the top 20%")
-            axis.plot(names, [100 * chance[name] for name in names], "k_", markersize=12, label="of all weights")
-            axis.set(xlabel=what, ylabel="%")
-            axis.legend(frameon=False)
-            if what == "layer" and len(names) > 12:
-                axis.set_xticks(range(0, len(names), 4))
-        figure.suptitle(
-            f"{change.changed_share:.1%} of {change.eligible:,} weights changed; "
-            "right: where the top 20% by relative change sit"
-        )
+            _curve(curve, change.concentration[name], style, colour, name)
+        _curve(curve, change.null["relative"], "--", BASE, "relative, no-signal null")
+        curve.set(xlabel="top weights (%)", ylabel="of the summed change (%)", ylim=(0, 102), xlim=(0, None))
+        curve.set_title(f"{change.changed_share:.1%} of {change.eligible:,} weights changed")
+        curve.legend(loc="lower right")
+        _bars(layers, change.layers, change.layer_weights, "layer")
+        _bars(modules, change.modules, change.module_weights, "module")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
-        plt.close(figure)
+
+
+def _curve(axes: Axes, shares: Shares, style: str, colour: str, label: str) -> None:
+    points = [(100 * float(fraction), 100 * share) for fraction, share in shares.items() if share is not None]
+    if points:
+        axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
+
+
+def _bars(axes: Axes, held: Mapping[str, float], chance: Mapping[str, float], what: str) -> None:
+    """What each layer or module holds of the top 20%, beside what it holds of all weights."""
+    names = list(held)
+    axes.bar(names, [100 * held[name] for name in names], color=RUN, label="of the top 20%")
+    width = max(4.0, 150 / max(1, len(names)))
+    axes.plot(names, [100 * chance[name] for name in names], "_", color=INK, markersize=width, label="of all weights")
+    axes.set(xlabel=what, ylabel="%")
+    axes.set_title(f"The top 20% by relative change, by {what}", pad=26)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    if max(map(len, names), default=0) > _SHORT:
+        for name in axes.get_xticklabels():
+            name.set(rotation=40, ha="right", rotation_mode="anchor")
+    if what == "layer" and len(names) > _NAMED:
+        axes.set_xticks(range(0, len(names), 4))

@@ -1,0 +1,38 @@
+"""How figures look, in the report and elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+RUN, CONTROL, BASE, PAPER = "#31688e", "#b5533c", "#555555", "#8c6bb1"
+INK, GRID = "#22252a", "#dfe2e6"
+
+STYLE: Any = {
+    "svg.hashsalt": "knowshift",
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 10,
+    "axes.edgecolor": "#8a9099",
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+    "figure.facecolor": "white",
+}
