@@ -11,11 +11,11 @@ import os
 import shlex
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from packaging.tags import platform_tags
 
 FOLDER = Path("src", "knowshift", "weights")
 #: No contraction: a fused multiply-add rounds differently. The others change no value, only what may be vectorised.
@@ -32,22 +32,28 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if self.target_name != "wheel":
             return
-        source, library = (Path(self.root) / FOLDER / name for name in ("kernels.c", "_kernels.so"))
-        library.unlink(missing_ok=True)
-        digest = f'-DKNOWSHIFT_SOURCE="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-        for extra in (CLONES, []):
-            try:
-                subprocess.run(
-                    [*compiler, *FLAGS, digest, *extra, "-o", str(library), str(source), "-lm"],
-                    check=True,
-                    capture_output=True,
-                )
-            except (OSError, subprocess.CalledProcessError):
-                continue
-            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["pure_python"] = False
-            build_data["tag"] = f"py3-none-{platform}"
-            build_data["artifacts"].append(str(FOLDER / "_kernels.so"))
+        try:
+            built = _compile(Path(self.root) / FOLDER)
+        except (OSError, ValueError):  # a tree that cannot be written to, a CC that cannot be read
+            built = False
+        if not built:
+            print("knowshift: no C compiler that works; installed without compiled loops", file=sys.stderr)
             return
-        print("knowshift: no C compiler that works; installed without compiled kernels", file=sys.stderr)
+        platform = next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{platform}"
+        build_data["artifacts"].append(str(FOLDER / "_kernels.so"))
+
+
+def _compile(folder: Path) -> bool:
+    """Build ``_kernels.so`` beside its source and put it in place at once; whether that was possible."""
+    source, library, beside = (folder / name for name in ("kernels.c", "_kernels.so", "_kernels.new.so"))
+    library.unlink(missing_ok=True)
+    digest = f'-DKNOWSHIFT_SOURCE="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    for extra in (CLONES, []):
+        command = [*compiler, *FLAGS, digest, *extra, "-o", str(beside), str(source), "-lm"]
+        if subprocess.run(command, capture_output=True).returncode == 0:
+            beside.replace(library)
+            return True
+    return False

@@ -96,6 +96,12 @@ def test_weights_that_are_not_finite_are_named_and_counted(criterion: str, side:
     assert done.restored["1"] > 0
 
 
+def test_what_float32_cannot_hold_is_infinite_and_refused(tmp_path: Path) -> None:
+    base, _ = save_pair(tmp_path)
+    edit_weights(base, lambda weights: weights.update({UP: torch.full((48, 32), 1e39, dtype=torch.float64)}))
+    refused(tmp_path, f"tensor '{UP}' of .*base: 0 NaN and 1536 infinite weights; expected finite")
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     _, tuned = save_pair(tmp_path)
     path = tuned / "model.safetensors"

@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from knowshift.weights import kernels
+from knowshift.weights import kernels, writing
 from knowshift.weights.checkpoint import StoredTensors, read_shard
 from knowshift.weights.checkpoints import restore_checkpoints
 from knowshift.weights.methods import METHODS
@@ -246,7 +246,11 @@ def test_interrupting_leaves_nothing_behind(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "out")
 
 
-def test_what_is_read_back_wrong_is_never_delivered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("block", [writing._READ_BACK, 999])
+def test_what_is_read_back_wrong_is_never_delivered(
+    block: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_READ_BACK", block)
     base, tuned = save_pair(tmp_path)
     import os
 
@@ -255,10 +259,12 @@ def test_what_is_read_back_wrong_is_never_delivered(tmp_path: Path, monkeypatch:
     def spoiled(descriptor: int, data: Any, begin: int) -> int:
         return write(descriptor, bytes(data[:-1]) + b"\x7f" if len(data) > 1000 else data, begin)
 
-    monkeypatch.setattr(os, "pwrite", spoiled)
-    with pytest.raises(OSError, match="read back differ"):
-        restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5})
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pwrite", spoiled)
+        with pytest.raises(OSError, match="read back differ"):
+            restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5})
     assert not (tmp_path / "out").exists()
+    assert restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5}).restored["0.5"] > 0
 
 
 def test_the_moved_share_is_what_was_moved(tmp_path: Path) -> None:

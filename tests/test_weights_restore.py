@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from knowshift.errors import InputError
-from knowshift.weights import restore
+from knowshift.weights import kernels, restore
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.criteria import CRITERIA, keys, random_keys
 from knowshift.weights.loaded import as_array, copy_of
@@ -154,6 +154,55 @@ def test_a_model_loaded_wider_than_it_is_stored_is_swept_in_its_own_dtype(tmp_pa
         assert count == same > 0
         for wide, stored in zip(model.parameters(), narrow.parameters(), strict=True):
             assert torch.equal(wide.detach(), stored.detach().float())
+
+
+def test_without_compiled_loops_the_steps_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, model = pair_of_models(torch.bfloat16)
+    for criterion in ("relative", "authors", "breadcrumbs", "fapm", "same-norm"):
+        made: list[list[Tensor]] = []
+        for library in (kernels.library(), None):
+            monkeypatch.setattr(kernels, "library", lambda library=library: library)
+            sweep = RestorationSweep(model, base, criterion, piece=500)
+            made.append(
+                [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for _ in sweep.run([0.1, 0.4])]
+            )
+            sweep.undo()
+        for one, other in zip(*made, strict=True):
+            assert same_bits(one, other)
+
+
+class Bare(torch.nn.Module):
+    """A model of one matrix."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Parameter(weights, requires_grad=False)
+
+
+@pytest.mark.parametrize("criterion", ["relative", "absolute", "least", "authors", "ties", "magnitude"])
+def test_a_base_value_that_the_model_cannot_hold_is_infinite_and_stops_nothing(criterion: str) -> None:
+    base = torch.full((4, 4), 1.0)
+    base[0, 0] = 7e4  # beyond float16
+    model = Bare(torch.full((4, 4), 0.5, dtype=torch.float16))
+    sweep = RestorationSweep(model, {"matrix": base}, criterion, region="all")
+    for _, count in sweep.run([0.5, 0.75, 1.0]):
+        assert int((model.matrix != 0.5).sum()) == count
+    assert torch.equal(model.matrix, base.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
+    for weights, base in ((dtype, dtype), (torch.float32, dtype), (dtype, torch.float32)):
+        model = Bare(torch.ones(40, 40).to(weights))
+        with pytest.raises(InputError, match=r"tensor 'matrix': dtype \w+ cannot be compared; expected one of float64"):
+            list(RestorationSweep(model, {"matrix": torch.zeros(40, 40).to(base)}, region="all").run([0.5]))
+
+
+def test_a_tuned_reader_of_another_model_is_refused(tmp_path: Path) -> None:
+    base, model = pair_of_models()
+    _, other = save_pair(tmp_path, hidden_size=16)
+    with pytest.raises(InputError, match=r"shape .* in the tuned reader, .* in the model"):
+        RestorationSweep(model, base, tuned=StoredTensors(other))
 
 
 def test_leaving_early_and_running_again_start_from_the_tuned_model() -> None:

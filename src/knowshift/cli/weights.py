@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -52,6 +53,7 @@ def weights(
     as_json: JsonOption = False,
 ) -> None:
     """How much two checkpoints differ and where: concentration beside its no-signal null, by layer and by module."""
+    _one_core_each()
     from knowshift.weights.change import measure_pair
     from knowshift.weights.checkpoints import identity
     from knowshift.weights.criteria import NotFinite
@@ -126,6 +128,7 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Write the tuned checkpoint with part of its change undone; transformers loads the result as it is."""
+    _one_core_each()
     from knowshift.weights.checkpoints import restore_checkpoints
 
     steady_heap()
@@ -162,6 +165,11 @@ def restore(
         },
         as_json,
     )
+
+
+def _one_core_each() -> None:
+    """Said before numpy is imported: every thread of ours has matrices of its own, which need no threads in turn."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _folder(name: str, revision: str | None) -> Path:

@@ -23,7 +23,7 @@ import numpy as np
 from knowshift.errors import InputError
 from knowshift.weights.checkpoint import DTYPES, PICKLED, StoredTensors, read_json, read_shard, read_whole
 from knowshift.weights.criteria import single
-from knowshift.weights.tensors import Array
+from knowshift.weights.tensors import Array, as_dtype
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Options that change what the adapter adds; refused rather than read as plain LoRA.
@@ -82,6 +82,7 @@ class AdaptedTensors:
         """Names of the tensors that the adapter changes."""
         return set(self._products) | set(self._whole)
 
+    @np.errstate(all="ignore")  # what is not finite is told as such, by tensor
     def read(self, name: str, start: int, stop: int) -> Array:
         whole = self._whole.get(name)
         base = self.base.read(name, start, stop) if whole is None else whole.reshape(-1)[start:stop]
@@ -97,7 +98,7 @@ class AdaptedTensors:
             first, last = max(start, begin), min(stop, begin + len(delta))
             merged[first - start : last - start] += delta[first - begin : last - begin]
             block += 1
-        return merged.astype(base.dtype, copy=False)
+        return as_dtype(base.dtype, merged)
 
     def _product_block(self, name: str, block: int, height: int) -> Array:
         product = self._products[name]
@@ -161,7 +162,7 @@ class AdaptedTensors:
                 f"{self.folder / WEIGHTS}: tensor {name!r} has shape {tuple(tensor.shape)}, "
                 f"the base {self.base.shapes[name]}"
             )
-        return tensor.astype(DTYPES[self.base.tensors[name].dtype])
+        return as_dtype(DTYPES[self.base.tensors[name].dtype], tensor)
 
 
 def _scaling(module: str, config: Mapping[str, Any]) -> float:

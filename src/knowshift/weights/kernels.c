@@ -1,8 +1,8 @@
-/* The loops that every weight goes through, compiled: keys, sorting out by brackets, labels, putting back.
+/* The loops that every weight goes through, compiled: keys, sorting out by brackets, counting, putting back.
  *
- * Each does, bit for bit, what the tensor code beside its caller does (criteria.py, brackets.py, methods.py,
- * radix.py), in one reading of memory instead of many, and without the interpreter's lock. Nothing here allocates or
- * fails. Built by hatch_build.py with floating-point contraction off: a fused multiply-add would round differently.
+ * Each does, bit for bit, what the numpy code beside its caller does (criteria.py, brackets.py, methods.py, radix.py),
+ * in one reading of memory instead of many, and without the interpreter's lock. Nothing here allocates or fails. Built
+ * by hatch_build.py with floating-point contraction off: a fused multiply-add would round differently.
  */
 #include <float.h>
 #include <math.h>
@@ -260,7 +260,7 @@ EXPORT void knowshift_mix(int width, int64_t count, const uint8_t *mask, const v
         MIX(uint16_t)
     } else if (width == 4) {
         MIX(uint32_t)
-    } else {
+    } else if (width == 8) {
         MIX(uint64_t)
     }
 }

@@ -64,7 +64,9 @@ def library() -> ctypes.CDLL | None:
 
 
 def _usable(*pieces: Array) -> ctypes.CDLL | None:
-    return library() if all(piece.flags.c_contiguous and piece.flags.aligned for piece in pieces) else None
+    """The library, for plain pieces of one size."""
+    plain = all(piece.flags.c_contiguous and piece.flags.aligned for piece in pieces)
+    return library() if plain and len({piece.size for piece in pieces}) <= 1 else None
 
 
 def keys(criterion: str, base: Array, tuned: Array, mean: float = 0.0) -> tuple[NDArray[np.int32], bool] | None:
@@ -143,7 +145,7 @@ def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> bool:
 
     All three are of one dtype; ``out`` may be ``tuned``.
     """
-    compiled = _usable(mask, base, tuned, out)
+    compiled = _usable(mask, base, tuned, out) if out.itemsize in (2, 4, 8) else None
     if compiled is None:
         return False
     assert base.dtype == tuned.dtype == out.dtype
@@ -180,7 +182,7 @@ def tally(
 
 def inside(keys: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.int32] | None:
     """row << 16 | lower bits of the keys whose upper bits have a row (``rows``: -1 for none), in order."""
-    compiled = _usable(keys, rows)
+    compiled = _usable(keys) if _usable(rows) else None
     if compiled is None:
         return None
     places = np.empty(len(keys) + 1, np.int32)
@@ -190,7 +192,7 @@ def inside(keys: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.int32
 
 def count(places: NDArray[np.int32], counts: NDArray[np.int64]) -> bool:
     """Add one to the count of each place, and say that it was done."""
-    compiled = _usable(places, counts)
+    compiled = _usable(places) if _usable(counts) else None
     if compiled is None:
         return False
     compiled.knowshift_count(places.ctypes.data, len(places), counts.ctypes.data)

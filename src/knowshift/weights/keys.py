@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +40,12 @@ class PairKeys:
         self.pair, self.criterion, self.seed = pair, criterion, seed
         self._run, self._piece, self._means, self._progress = run, piece, means, progress
         self._only: int | None = None
+
+    def unchecked(self) -> PairKeys:
+        """The same keys, of weights that are known to be sound."""
+        keys = copy.copy(self)
+        keys.pair = replace(self.pair, strict=False)
+        return keys
 
     def alone(self, tensor: int) -> PairKeys:
         """The same keys, of one tensor of the region."""

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from knowshift.errors import InputError
 from knowshift.weights.layout import Place, in_region
 from knowshift.weights.tensors import BFLOAT16, Array, TensorReader
 
 if TYPE_CHECKING:
     import torch
+
+
+_COMPARED = ("float64", "float32", "float16", "bfloat16")
 
 
 class LoadedTensors:
@@ -25,7 +29,16 @@ class LoadedTensors:
         self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in tensors.items()}
 
     def read(self, name: str, start: int, stop: int) -> Array:
-        return as_array(self._tensors[name].detach().reshape(-1)[start:stop])
+        tensor = self._tensors[name].detach()
+        check_dtype(name, tensor)
+        return as_array(tensor.reshape(-1)[start:stop])
+
+
+def check_dtype(name: str, tensor: torch.Tensor) -> None:
+    """Raise :class:`InputError` for weights that are no plain floating-point numbers: quantised ones, for instance."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _COMPARED:
+        raise InputError(f"tensor {name!r}: dtype {dtype} cannot be compared; expected one of " + ", ".join(_COMPARED))
 
 
 def as_array(tensor: torch.Tensor) -> Array:

@@ -8,8 +8,7 @@ within each tensor) or how every value is computed anew (the blends and DG-Hard 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from knowshift.weights.keys import PairKeys
 from knowshift.weights.layout import Place
 from knowshift.weights.norms import same_norm_cuts
 from knowshift.weights.selection import Cut, choose, exact_count
-from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, stretches
+from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, as_dtype, stretches
 
 SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.
@@ -55,6 +54,11 @@ class Plan:
     def whole(self) -> bool:
         """Whether tensors are edited whole: the singular values of a matrix need all of it."""
         return self.criterion in published.SPECTRAL
+
+    def unchecked(self) -> Plan:
+        """The same plan for weights that are known to be sound; what was restored may not be (rounded to infinity)."""
+        keys = self.keys.unchecked()
+        return replace(self, pair=keys.pair, keys=keys)
 
     def edit(self, tensor: int, start: int, stop: int, only: int | None = None) -> tuple[list[Array], list[int]]:
         """New values, in the tuned dtype, and how many weights were put back, for every fraction, or ``only`` one."""
@@ -97,7 +101,7 @@ class Plan:
             elif self.criterion == "dare":
                 keys = random_keys(self.seed, self.pair.names[tensor], start, start + len(tuned))
                 blended, dropped = published.dare(base, tuned, fraction, keys)
-                value, count = _as(tuned.dtype, blended), int(np.count_nonzero(dropped))
+                value, count = as_dtype(tuned.dtype, blended), int(np.count_nonzero(dropped))
             else:
                 scale = 1.0 - fraction
                 if self.criterion == "lines":
@@ -105,9 +109,9 @@ class Plan:
                 if scale == 1.0:
                     value, count = tuned, 0
                 elif scale == 0.0:
-                    value = _as(tuned.dtype, base)
+                    value = as_dtype(tuned.dtype, base)
                 else:
-                    value = _as(tuned.dtype, published.interpolate(base, tuned, 1.0 - scale))
+                    value = as_dtype(tuned.dtype, published.interpolate(base, tuned, 1.0 - scale))
             values.append(value)
             restored.append(count)
         return values, restored
@@ -121,7 +125,7 @@ class Plan:
         if not np.count_nonzero(change):
             return tuned, 0
         kept = np.stack([published.spectral_filter(matrix)[0] for matrix in change]).reshape(-1)
-        return _as(tuned.dtype, p + kept), len(tuned)
+        return as_dtype(tuned.dtype, p + kept), len(tuned)
 
 
 def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> None:
@@ -129,18 +133,12 @@ def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> None:
 
     Bit operations take a tenth of the time of ``numpy.where``, whose branches cannot be predicted here.
     """
-    base, tuned = _as(out.dtype, base), _as(out.dtype, tuned)
+    base, tuned = as_dtype(out.dtype, base), as_dtype(out.dtype, tuned)
     if kernels.mix(mask, base, tuned, out):
         return
     bits = _BITS[out.itemsize]
     old = tuned.view(bits)
     np.bitwise_xor(old, (base.view(bits) ^ old) & -mask.astype(bits), out=out.view(bits))
-
-
-def _as(dtype: np.dtype[Any], values: Array) -> Array:
-    """Rounded to a dtype; what it cannot hold is infinite."""
-    with np.errstate(over="ignore"):
-        return values.astype(dtype, copy=False)
 
 
 def make_plan(
@@ -155,7 +153,7 @@ def make_plan(
     piece: int = PIECE,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> Plan:
-    """Select for every fraction at once; reads the region two or three times for a selection, not at all for a blend.
+    """Select for every fraction at once; reads the region once to three times for a selection, not at all for a blend.
 
     Raises :class:`InputError` for an unknown criterion, a fraction outside 0..1, and fractions given to a method that
     has none (1 stands for applying it, 0 for not).
@@ -193,7 +191,7 @@ def check_unread(plan: Plan, run: Runner, piece: int = PIECE) -> None:
     A file is checked as it is written; a model that is changed in place must be known to be sound before.
     """
     pair = plan.pair
-    if pair.strict and plan.criterion not in _CHECKED:
+    if pair.strict and not (plan.criterion in _CHECKED and any(plan.counts)):
         for _ in run(lambda *stretch: check_finite(*pair.read(*stretch)), stretches(pair.sizes, piece)):
             pass
 

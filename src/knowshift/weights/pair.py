@@ -20,6 +20,7 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
 from knowshift.weights.adapter import AdaptedTensors, is_adapter
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
+from knowshift.weights.criteria import single
 from knowshift.weights.layout import ARCHITECTURES, Place, depth, in_region, place, plain_name
 from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, stretches
 
@@ -119,7 +120,8 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
     for tensor, start, stop in stretches(pair.sizes):
         sides = zip((base_name, tuned_name), pair.read(tensor, start, stop), strict=True)
         for side, values in sides:
-            nans, infinite = int(np.isnan(values).sum()), int(np.isinf(values).sum())
+            held = single(values)  # as it is compared: a float64 beyond float32 is infinite
+            nans, infinite = int(np.isnan(held).sum()), int(np.isinf(held).sum())
             if nans or infinite:
                 counts = found.setdefault((pair.names[tensor], side), [0, 0])
                 counts[0] += nans

@@ -9,8 +9,8 @@
 
     measure_change(before, model, FRACTIONS, seed)          # knowshift.weights.change: the same region's tables
 
-All fractions are selected before the first step, in the same passes; each step changes only the weights that are new
-to it. ``criterion`` is any of :data:`knowshift.weights.methods.METHODS`. ``base`` is a mapping of tensors (names as
+All fractions are selected before the first step, in the same passes; each step changes only weights that are new to
+it. ``criterion`` is any of :data:`knowshift.weights.methods.METHODS`. ``base`` is a mapping of tensors (names as
 ``model.named_parameters()``), another loaded model, or a reader of a checkpoint on disk
 (:class:`knowshift.weights.checkpoint.StoredTensors`), which streams past the model. The model may be on any device:
 scores are computed on the CPU, and stretches are sent to where it is. Leaving the loop early is fine: ``undo`` takes
@@ -32,6 +32,7 @@ from knowshift.weights.loaded import (
     as_array,
     as_reader,
     as_tensor,
+    check_dtype,
     model_region,
     model_type_of,
     parameters_of,
@@ -76,7 +77,11 @@ class RestorationSweep:
         names = [place.name for place in self._places]
         reader = as_reader(base)
         check_shapes(reader.shapes, {name: tuple(self._model[name].shape) for name in names})
+        if tuned is not None:
+            shapes = {name: tuple(self._model[name].shape) for name in names}
+            check_shapes(tuned.shapes, shapes, "the tuned reader", "the model")
         for name in names:
+            check_dtype(name, self._model[name])
             if not self._model[name].is_contiguous():
                 raise InputError(f"tensor {name!r}: the loaded model holds it in strides that cannot be written flat")
         kept = tuned or LoadedTensors({name: self._model[name].to("cpu", copy=True) for name in names})
@@ -108,6 +113,7 @@ class RestorationSweep:
                     piece=self._piece,
                 )
                 check_unread(plan, run, self._piece)
+                plan = plan.unchecked()
         except NotFinite:
             refuse_not_finite(self._pair, "the base", "the model")
         self.thresholds = dict(zip(ordered, plan.thresholds, strict=True))

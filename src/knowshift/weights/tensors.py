@@ -74,6 +74,12 @@ class WeightPair:
         return self.base.read(name, start, stop), self.tuned.read(name, start, stop)
 
 
+def as_dtype(dtype: np.dtype[Any], values: Array) -> Array:
+    """Rounded to a dtype; what it cannot hold is infinite."""
+    with np.errstate(over="ignore"):
+        return values.astype(dtype, copy=False)
+
+
 def number_of(shape: Sequence[int]) -> int:
     """How many weights a shape holds."""
     number = 1

@@ -31,6 +31,8 @@ from knowshift.weights.tensors import PIECE, Array, Runner, number_of
 
 #: Bytes in a piece that is copied as it is.
 COPIED = 1 << 22
+#: Bytes that are read back at a time.
+_READ_BACK = 1 << 26
 PROVENANCE = "knowshift.json"
 _TOKENIZER = (
     "tokenizer*",
@@ -259,17 +261,17 @@ def _bytes(value: Array) -> memoryview:
 
 def _reads_back(descriptor: int, value: Array, begin: int) -> bool:
     """Whether the file holds these bytes there."""
-    held = np.empty_like(value)
-    view = _bytes(held)
-    if os.preadv(descriptor, [view], begin) != len(view):
-        return False
-    compiled = kernels.same(value, held)
-    if compiled is not None:
-        return compiled
-    # As the widest numbers that fit: comparing bytes one by one takes ten times as long.
-    width = next(size for size in (8, 4, 2, 1) if len(view) % size == 0)
-    here, there = (np.frombuffer(_bytes(one), dtype=f"u{width}") for one in (value, held))
-    return np.array_equal(here, there)
+    wanted = value.view(np.uint8)
+    held = np.empty(min(len(wanted), _READ_BACK), np.uint8)
+    for start in range(0, len(wanted), _READ_BACK):
+        there = wanted[start : start + _READ_BACK]
+        here = held[: len(there)]
+        if os.preadv(descriptor, [here.data], begin + start) != len(there):
+            return False
+        same = kernels.same(here, there)
+        if not (np.array_equal(here, there) if same is None else same):
+            return False
+    return True
 
 
 def _write_all(descriptor: int, view: memoryview, begin: int) -> None:
