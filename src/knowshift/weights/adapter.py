@@ -22,8 +22,7 @@ import numpy as np
 
 from knowshift.errors import InputError
 from knowshift.weights.checkpoint import DTYPES, PICKLED, StoredTensors, read_json, read_shard, read_whole
-from knowshift.weights.criteria import single
-from knowshift.weights.tensors import Array, as_dtype
+from knowshift.weights.tensors import Array, as_dtype, single
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: Options that change what the adapter adds; refused rather than read as plain LoRA.

@@ -28,7 +28,7 @@ from knowshift.weights.loaded import LoadedTensors, as_reader, model_region, par
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.radix import BINS, Refinement, find, tally, upper_of
 from knowshift.weights.selection import FRACTIONS, exact_count, fraction_name
-from knowshift.weights.tensors import Array, TensorReader, WeightPair, stretches, workers
+from knowshift.weights.tensors import Array, TensorReader, WeightPair, single, stretches, workers
 
 if TYPE_CHECKING:
     import torch
@@ -337,7 +337,7 @@ def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: in
         p, s = pair.read(tensor, source, source + length)
         change = criteria.keys("absolute", p, s).view(np.float32)
         own, _ = pair.read(tensor, start, end)
-        parts.append(criteria.ratio(change.take(order), np.abs(criteria.single(own))))
+        parts.append(criteria.ratio(change.take(order), np.abs(single(own))))
         start = end
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

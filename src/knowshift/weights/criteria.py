@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.weights import kernels
-from knowshift.weights.tensors import BFLOAT16, Array
+from knowshift.weights.tensors import BFLOAT16, Array, single
 
 CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors", "ties")
 
@@ -72,12 +72,6 @@ def score_of(criterion: str, key: int) -> float:
         return float(key / 2**31)
     bits = INFINITE - key if criterion in ("least", "magnitude", "ties") else key
     return float(struct.unpack("<f", struct.pack("<i", bits))[0])
-
-
-def single(values: Array) -> NDArray[np.float32]:
-    """Weights as float32, shape as given; what float32 cannot hold is infinite."""
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32, copy=False)
 
 
 @np.errstate(all="ignore")

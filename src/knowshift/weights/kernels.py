@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.weights.tensors import BFLOAT16, Array
+from knowshift.weights.tensors import BFLOAT16, Array, single
 
 #: Criteria with compiled keys, as kernels.c numbers them.
 _KEYED = ("relative", "absolute", "least", "magnitude", "authors", "ties", "fapm")
@@ -76,8 +76,7 @@ def keys(criterion: str, base: Array, tuned: Array, mean: float = 0.0) -> tuple[
         return None
     half = base.dtype == tuned.dtype == BFLOAT16
     if not half:
-        with np.errstate(over="ignore"):
-            base, tuned = base.astype(np.float32, copy=False), tuned.astype(np.float32, copy=False)
+        base, tuned = single(base), single(tuned)
     made = np.empty(tuned.shape, np.int32)
     number = _KEYED.index(criterion)
     broken = compiled.knowshift_keys(

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from knowshift.errors import InputError, nearest
 from knowshift.weights import kernels, published
-from knowshift.weights.criteria import CRITERIA, check_finite, random_keys, score_of, single
+from knowshift.weights.criteria import CRITERIA, check_finite, random_keys, score_of
 from knowshift.weights.keys import PairKeys
 from knowshift.weights.layout import Place
 from knowshift.weights.norms import same_norm_cuts
 from knowshift.weights.selection import Cut, choose, exact_count
-from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, as_dtype, stretches
+from knowshift.weights.tensors import PIECE, Array, Runner, WeightPair, as_dtype, single, stretches
 
 SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.

@@ -20,9 +20,8 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
 from knowshift.weights.adapter import AdaptedTensors, is_adapter
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
-from knowshift.weights.criteria import single
 from knowshift.weights.layout import ARCHITECTURES, Place, depth, in_region, place, plain_name
-from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, stretches
+from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, single, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
 _BUFFERS = re.compile(

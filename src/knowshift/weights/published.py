@@ -28,8 +28,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.weights import kernels
-from knowshift.weights.criteria import clamped, single
-from knowshift.weights.tensors import Array
+from knowshift.weights.criteria import clamped
+from knowshift.weights.tensors import Array, single
 
 #: Elementwise: every weight of the region gets a new value.
 BLENDS = ("interpolate", "dare", "lines")

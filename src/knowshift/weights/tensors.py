@@ -80,6 +80,11 @@ def as_dtype(dtype: np.dtype[Any], values: Array) -> Array:
         return values.astype(dtype, copy=False)
 
 
+def single(values: Array) -> NDArray[np.float32]:
+    """Weights as float32, in which everything is compared; shape as given."""
+    return as_dtype(np.dtype(np.float32), values)
+
+
 def number_of(shape: Sequence[int]) -> int:
     """How many weights a shape holds."""
     number = 1
