@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from knowshift.errors import InputError
+from knowshift.weights.checkpoint import DTYPES, FLOATS
 from knowshift.weights.layout import Place, in_region
 from knowshift.weights.tensors import BFLOAT16, Array, TensorReader
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_COMPARED = ("float64", "float32", "float16", "bfloat16")
+_COMPARED = tuple(DTYPES[kind].name for kind in FLOATS)
 
 
 class LoadedTensors:
