@@ -134,7 +134,7 @@ def _adapter(folder: Path) -> None:
         (_a_weight_less, "1 weights are missing from the checkpoint, the first is 'model.norm.weight'"),
         (_no_end, "no end-of-sequence token"),
         (_unknown_type, "cannot load the model"),
-        (_adapter, "a LoRA adapter folder"),
+        (_adapter, "holds an adapter .* and a model"),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot load the tokenizer"),
     ],
 )

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import psutil
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from knowshift.errors import InputError, KnowshiftWarning
-from knowshift.weights.adapter import AdaptedTensors
+from knowshift.weights.adapter import FIELDS, AdaptedTensors, not_read, read_adapter
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.checkpoints import identity, restore_checkpoints
 from knowshift.weights.loaded import as_tensor
@@ -52,7 +59,7 @@ LLAMA = {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "v_proj", "down_
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_reading_an_adapter_is_merging_it(options: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
     base, adapter, merged = save_adapter(tmp_path, tiny_llama(dtype=dtype), **options)
-    tensors = AdaptedTensors(adapter, StoredTensors(base))
+    tensors = AdaptedTensors(read_adapter(adapter), StoredTensors(base))
     changed = 0
     # One bfloat16 step: peft also rounds the change itself where the adapter's own weights are bfloat16.
     close = {"rtol": 0.008, "atol": 1e-3} if dtype == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-6}
@@ -64,17 +71,6 @@ def test_reading_an_adapter_is_merging_it(options: dict[str, Any], dtype: torch.
         assert same_bits(torch.cat(parts), read.reshape(-1))
         changed += name in tensors.touched
     assert changed >= 3
-
-
-def test_conv1d_adapters_are_turned_round(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=64, vocab_size=90))
-    options = {"r": 4, "target_modules": ["c_attn"], "fan_in_fan_out": True}
-    base, adapter, merged = save_adapter(tmp_path, model, **options)
-    tensors = AdaptedTensors(adapter, StoredTensors(base))
-    name = "transformer.h.0.attn.c_attn.weight"
-    read = as_tensor(tensors.read(name, 0, merged[name].numel())).reshape(merged[name].shape)
-    torch.testing.assert_close(read, merged[name])
 
 
 def test_a_restored_adapter_is_a_whole_checkpoint(tmp_path: Path) -> None:
@@ -111,19 +107,145 @@ def test_an_adapter_made_for_another_model_is_said_to_be(tmp_path: Path) -> None
     assert made["files"]["adapter_model.safetensors"]["bytes"] == (adapter / "adapter_model.safetensors").stat().st_size
 
 
-def test_what_is_not_plain_lora_is_refused(tmp_path: Path) -> None:
-    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+def change_config(adapter: Path, **fields: Any) -> None:
     path = adapter / "adapter_config.json"
-    config = json.loads(path.read_text())
-    for change, message in (
-        ({"peft_type": "LOHA"}, "adapter of type 'LOHA'"),
-        ({"use_dora": True}, "use_dora is set"),
-        ({"target_parameters": ["x"]}, "target_parameters is set"),
+    config = {**json.loads(path.read_text()), **fields}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not MISSING}))
+
+
+MISSING = object()
+
+
+def test_every_field_of_the_configuration_is_known_or_off(tmp_path: Path) -> None:
+    """A new field of a newer peft must be looked at before its adapters are read here."""
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+    stored = StoredTensors(base)
+    assert not_read(read_adapter(adapter), stored) is None
+    told = LoraConfig().to_dict()
+    not_ours = {
+        *("use_dora", "lora_bias", "target_parameters", "use_qalora", "use_bdlora", "layer_replication"),
+        *("arrow_config", "kasa_config", "monteclora_config", "trainable_token_indices", "velora_config"),
+        *("alora_invocation_tokens", "megatron_config"),
+    }
+    assert set(told) == (set(FIELDS) | not_ours)
+    for field in [*not_ours, "a_field_of_tomorrow"]:
+        change_config(adapter, **{field: {"x": 1}})
+        assert not_read(read_adapter(adapter), stored) == f"{field} is {{'x': 1}}"
+        change_config(adapter, **{field: None})
+        assert not_read(read_adapter(adapter), stored) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"r": MISSING}, "no 'r'"),
+        ({"lora_alpha": MISSING}, "no 'lora_alpha'"),
+        ({"r": 8}, r"has matrices \(4, 48\) and .*; expected rank 8"),
+        ({"r": 0}, "PEFT cannot "),
+        ({"r": "4"}, "PEFT cannot "),
+        ({"lora_alpha": "x"}, "PEFT cannot "),
+        ({"lora_alpha": [1]}, "PEFT cannot "),
+        ({"rank_pattern": {"(": 4}}, "PEFT cannot "),
+        ({"rank_pattern": ["q_proj"]}, "PEFT cannot "),
+        ({"alpha_pattern": {"q_proj": 4, ".*q_proj": 8}}, r"gives '.*q_proj' 2 values \(4, 8\)"),
+        ({"peft_type": "LOTR"}, "adapter of type 'LOTR', which peft .* does not know"),
+        ({"peft_type": None}, "adapter of type None"),
+        ({"peft_type": ["LORA"]}, "adapter of type"),
+        ({"peft_type": "PROMPT_TUNING"}, "cannot be merged into weights"),
+        ({"peft_type": "XLORA"}, "cannot be merged into weights"),
+        ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "megatron_config is set"),
+        ({"a_field_of_tomorrow": 1}, "a_field_of_tomorrow is set, which peft .* does not know; a newer peft may"),
+        (
+            {"init_lora_weights": "pissa_niter_4"},
+            "'pissa_niter_4', which moves a part of the base .* cannot be repeated",
+        ),
+        ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "of tomorrow"}, "cannot be repeated"),
+        ({"alora_invocation_tokens": [1, 2]}, "PEFT cannot merge it|logits differ"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::knowshift.errors.KnowshiftWarning")
+def test_what_cannot_be_merged_rightly_is_refused_in_one_line(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+    change_config(adapter, **fields)
+    with pytest.raises(InputError, match=message) as refused:
+        restore_checkpoints(base, adapter, tmp_path / "out", {"0": 0.0})
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_part_of_an_adapter_is_never_merged(tmp_path: Path) -> None:
+    """PEFT itself warns at most of tensors that it finds no place for, or has none of."""
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    lost = sorted(tensors)[0]
+    for broken, message in (
+        ({name: t for name, t in tensors.items() if name != lost}, "is missing for the base"),
+        ({**tensors, lost.replace("layers.0", "layers.7"): tensors[lost].clone()}, "has no place in the base"),
     ):
-        path.write_text(json.dumps({**config, **change}))
-        with pytest.raises(InputError, match=message):
+        save_file(broken, path)
+        with pytest.warns(KnowshiftWarning, match="PEFT merges it"), pytest.raises(InputError, match=message):
             open_pair(base, adapter)
-    path.write_text(json.dumps(config))
+
+
+def test_a_merge_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
+        with pytest.raises(InputError, match=r"GB of memory, 0\.0 GB are free"):
+            open_pair(base, adapter)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    with pytest.raises(InputError, match="GB free"):
+        open_pair(base, adapter)
+
+
+def test_the_temporary_folder_of_a_merge_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    with pytest.warns(KnowshiftWarning, match=r"adapter: use_dora is True, so PEFT merges it, in a temporary folder"):
+        pair = open_pair(base, adapter)
+    assert len(list(scratch.iterdir())) == 1
+    del pair
+    gc.collect()
+    assert not list(scratch.iterdir())
+
+
+def test_both_a_model_and_an_adapter_in_one_folder_are_refused(tmp_path: Path) -> None:
+    """Transformers would put the adapter on top when it loads the folder; the weights alone do not say so."""
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+    for file in adapter.iterdir():
+        shutil.copyfile(file, base / file.name)
+    for sides in ((base, adapter), (base, base)):
+        with pytest.raises(InputError, match=r"holds an adapter .* and a model .*; expected one of the two"):
+            open_pair(*sides)
+
+
+def test_a_head_that_the_base_ties_is_compared_with_its_embeddings(tmp_path: Path) -> None:
+    """Whole checkpoints too: an untied copy of a tied model."""
+    model = tiny_llama(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path / "base")
+    tuned = tiny_llama(tie_word_embeddings=False)
+    with torch.no_grad():
+        tuned.lm_head.weight.copy_(tuned.model.embed_tokens.weight + 1.0)
+    tuned.save_pretrained(tmp_path / "tuned")
+    pair = open_pair(tmp_path / "base", tmp_path / "tuned", "embeddings")
+    assert [place.name for place in pair.places] == ["lm_head.weight", "model.embed_tokens.weight"]
+    base, head = pair.weights.read(0, 0, 90 * 32)
+    np.testing.assert_allclose(head - base, 1.0, atol=1e-6)
+    done = restore_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", {"1": 1.0}, region="embeddings")
+    again = loaded(done.output["1"])
+    assert same_bits(again["lm_head.weight"], again["model.embed_tokens.weight"])
+
+
+def test_adapters_of_one_kind_or_another_base_are_refused(tmp_path: Path) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
     with pytest.raises(InputError, match="BASE must be a whole checkpoint"):
         open_pair(adapter, adapter)
     other = tmp_path / "other"

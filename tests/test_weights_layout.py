@@ -11,7 +11,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from knowshift.errors import InputError
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.layout import ARCHITECTURES, depth, in_region, place
-from knowshift.weights.pair import TIED_BY_DEFAULT
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -83,7 +82,7 @@ def test_a_llama_has_the_papers_seven_modules() -> None:
 
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_what_ties_head_and_embeddings_by_default_is_known(model_type: str) -> None:
-    assert AutoConfig.for_model(model_type).tie_word_embeddings == (model_type in TIED_BY_DEFAULT)
+    assert AutoConfig.for_model(model_type).tie_word_embeddings == ARCHITECTURES[model_type].tied
 
 
 def test_depth_counts_the_layers_of_the_whole_model() -> None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knowshift.cli.output import (
+    BaseOption,
+    BaseRevisionOption,
     DeviceOption,
     DtypeOption,
     FactsOption,
@@ -33,7 +35,9 @@ def register(app: typer.Typer) -> None:
 
 
 def mastery(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id, world:tiny, or http://... of a server.")],
+    model: Annotated[
+        str, typer.Argument(help="Local folder, hub id, LoRA adapter, world:tiny, or http://... of a server.")
+    ],
     facts: FactsOption,
     output: Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")],
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
@@ -53,6 +57,8 @@ def mastery(
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; where not given, one per core or GPU.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,
+    base: BaseOption = None,
+    base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
@@ -65,7 +71,7 @@ def mastery(
 
     from knowshift.facts.sources import load_facts
     from knowshift.mastery import Protocol
-    from knowshift.mastery.run import run_mastery
+    from knowshift.mastery.run import EngineSpec, run_mastery
 
     source = load_facts(facts)
     asked = _first(list(source.facts), limit, seed)
@@ -79,7 +85,9 @@ def mastery(
         grading=grading,
     )
     _check_extras(compare, certainty, prompts)
-    spec, processes = _engine(model, revision, dtype, device, workers, len(asked))
+    spec, processes = _engine(
+        EngineSpec(model, revision, dtype, base=base, base_revision=base_revision), device, workers, len(asked)
+    )
     began = time.monotonic()
     first: list[tuple[int, float]] = []  # facts recorded already, and when the model was there
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[pace]}"))
@@ -172,29 +180,29 @@ def compare_records(first: Path, second: Path) -> Agreement:
     return agreement([levels[0][fact] for fact in common], [levels[1][fact] for fact in common])
 
 
-def _engine(
-    model: str, revision: str | None, dtype: str, device: str, workers: int | None, facts: int
-) -> tuple[EngineSpec, int]:
-    """How to open the engine, and how many processes: GPUs each take one, small models on a CPU one per core."""
+def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> tuple[EngineSpec, int]:
+    """Where to open the engine, and in how many processes: GPUs each take one, small models on a CPU one per core."""
     import os
+    from dataclasses import replace
 
     import torch
 
-    from knowshift.mastery.run import PART, EngineSpec
-    from knowshift.models.loading import model_folder
+    from knowshift.mastery.run import PART
+    from knowshift.models.loading import find_model
 
-    if model.startswith(("http://", "https://")):
-        return EngineSpec(model), 1
+    if spec.is_server:
+        return spec, 1
     if device in ("auto", "cuda") and torch.cuda.is_available():
         devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-        return EngineSpec(model, revision, dtype, devices), workers or len(devices)
+        return replace(spec, devices=devices), workers or len(devices)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    folder = model_folder(model, revision=revision)
-    small = sum(file.stat().st_size for file in folder.glob("*.safetensors")) < SMALL
+    files = find_model(spec.name, revision=spec.revision, base=spec.base, base_revision=spec.base_revision)
+    small = files.bytes < SMALL
     parts = -(-facts // PART)
     processes = workers or (min(cores, parts) if small else 1)
     # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
-    return EngineSpec(model, revision, dtype, ("cpu" if device == "auto" else device,), 1 if small else None), processes
+    placed = replace(spec, devices=("cpu" if device == "auto" else device,), threads=1 if small else None)
+    return placed, processes
 
 
 def _first(facts: list[Fact], limit: int | None, seed: int) -> list[Fact]:

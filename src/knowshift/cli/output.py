@@ -24,6 +24,10 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="S
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (as stored).")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="The model an adapter is put on; where not given, what it was made for.")
+]
+BaseRevisionOption = Annotated[str | None, typer.Option("--base-revision", help="The same, of the base.")]
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knowshift.cli.output import (
+    BaseOption,
+    BaseRevisionOption,
     DeviceOption,
     DtypeOption,
     FactsOption,
@@ -21,9 +23,7 @@ from knowshift.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
-    from knowshift.models.loading import LoadedModel
 
-BaseRevisionOption = Annotated[str | None, typer.Option("--base-revision", help="The same, of BASE.")]
 MasteryOption = Annotated[Path, typer.Option("--mastery", help="Mastery record of the base model.")]
 OutputOption = Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")]
 
@@ -104,13 +104,15 @@ def finetune(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id, or world:tiny.")],
+    model: Annotated[str, typer.Argument(help="Local folder, hub id, LoRA adapter, or world:tiny.")],
     facts: FactsOption,
     mastery: MasteryOption,
     output: OutputOption,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,
+    base: BaseOption = None,
+    base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
@@ -124,7 +126,7 @@ def evaluate(
     by_id, levels = _facts_and_levels(facts, mastery)
     asked = [by_id[fact] for fact in levels if by_id[fact].split == "test"]
     asked = _first(asked, limit, seed)
-    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     answers = evaluation.evaluate(loaded, asked, levels)
     answers.write(output, {**loaded.about(), "source": facts, "mastery": mastery.name, "seed": seed, "limit": limit})
     accuracy = evaluation.accuracy_by_level(answers)
@@ -152,7 +154,8 @@ def tokens(
     """KL between tuned and base on the first answer token of level-4 test facts (paper 4.1)."""
     from knowshift import token_shift
     from knowshift.files import check_output_file
-    from knowshift.models.loading import load_model
+    from knowshift.models.loading import load_model, model_folder
+    from knowshift.weights.adapter import is_adapter
 
     check_output_file(output)
     by_id, levels = _facts_and_levels(facts, mastery)
@@ -163,42 +166,21 @@ def tokens(
         tests, {row["fact"]: row["prompt_hits"] for row in rows}, {row["fact"]: row["prompt_draws"] for row in rows}
     )
     before = load_model(base, revision=base_revision, dtype=dtype, device=device)
-    after = _load_tuned(before, tuned, revision, dtype, device)
+    on_base = is_adapter(model_folder(tuned, revision=revision))
+    after = load_model(
+        tuned,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        base=base if on_base else None,
+        base_revision=base_revision if on_base else None,
+    )
     shift = token_shift.token_shift(before, after, token_shift.select_items(before, known, best))
     shift.write(output, {"base": before.about(), "tuned": after.about(), "source": facts, "mastery": mastery.name})
     scored = sum(1 for value in shift.columns["kl"] if value is not None)
     mean = "none" if shift.mean is None else f"{shift.mean:.4f} nats"
     console.print(f"mean KL {mean} over {scored} of {len(known)} level-4 test facts; wrote {output}", markup=False)
     emit({"kl_mean": shift.mean, "facts": scored, "level_4_facts": len(known), "output": str(output)}, as_json)
-
-
-def _load_tuned(base: LoadedModel, name: str, revision: str | None, dtype: str, device: str) -> LoadedModel:
-    """The tuned model; of an adapter folder, a copy of the base with the adapter merged in."""
-    import copy
-    import hashlib
-    from dataclasses import replace
-
-    import torch
-
-    from knowshift.files import digest
-    from knowshift.models.loading import load_model, model_folder
-    from knowshift.weights.adapter import CONFIG, WEIGHTS, AdaptedTensors, is_adapter
-    from knowshift.weights.checkpoint import StoredTensors
-    from knowshift.weights.loaded import as_tensor
-
-    folder = model_folder(name, revision=revision)
-    if not is_adapter(folder):
-        return load_model(name, revision=revision, dtype=dtype, device=device)
-    adapted = AdaptedTensors(folder, StoredTensors(base.folder))
-    model = copy.deepcopy(base.model)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for tensor in sorted(adapted.touched):
-            if tensor not in parameters:
-                raise InputError(f"{name}: the adapter changes {tensor!r}, which the loaded base does not have")
-            parameters[tensor].view(-1).copy_(as_tensor(adapted.read(tensor, 0, parameters[tensor].numel())))
-    files = [hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in (CONFIG, WEIGHTS)]
-    return replace(base, model=model, name=name, folder=folder, identity=digest([base.identity, *files]))
 
 
 def _mastery_rows(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import JsonOption, SeedOption, console, emit
+from knowshift.cli.output import BaseRevisionOption, JsonOption, SeedOption, console, emit
 from knowshift.errors import InputError
 from knowshift.heap import steady_heap
 
@@ -27,7 +27,6 @@ LayersOption = Annotated[
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; one a core where not given.")]
 NonfiniteOption = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights that are NaN or infinite.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of TUNED on the hub.")]
-BaseRevisionOption = Annotated[str | None, typer.Option("--base-revision", help="The same, of BASE.")]
 
 
 def register(app: typer.Typer) -> None:

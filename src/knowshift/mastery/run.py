@@ -54,10 +54,16 @@ class EngineSpec:
     dtype: str = "float32"
     devices: tuple[str, ...] = ("cpu",)
     threads: int | None = None  # of each worker; None leaves PyTorch's choice
+    base: str | None = None  # the model an adapter is put on, where it is not what it says
+    base_revision: str | None = None
+
+    @property
+    def is_server(self) -> bool:
+        return self.name.startswith(("http://", "https://"))
 
     def open(self, worker: int = 0) -> LoadedModel | Engine:
         """Load the model, or connect to the server if the name is a URL."""
-        if self.name.startswith(("http://", "https://")):
+        if self.is_server:
             from knowshift.models.server import CompletionsServer
 
             return CompletionsServer(self.name)
@@ -68,7 +74,14 @@ class EngineSpec:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.devices[worker % len(self.devices)]
-        return load_model(self.name, revision=self.revision, dtype=self.dtype, device=device)
+        return load_model(
+            self.name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=device,
+            base=self.base,
+            base_revision=self.base_revision,
+        )
 
 
 @dataclass(frozen=True)

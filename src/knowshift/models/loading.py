@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, nearest
+from knowshift.files import digest
 from knowshift.models.pieces import token_pieces
+from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
+from knowshift.weights.checkpoint import StoredTensors
+from knowshift.weights.layout import own_names
+from knowshift.weights.loaded import as_tensor
+from knowshift.weights.pair import open_tuned
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -27,6 +33,7 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", 
 #: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
 DECIDING = (
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+    "adapter_config.json",
     *("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken"),
 )
 #: Up to this many bytes of weights are hashed whole; above it, one MiB in every 32 (see :func:`model_identity`).
@@ -40,10 +47,11 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str  # as the user gave it
-    folder: Path
+    folder: Path  # of weights and configuration: the base's under an adapter, or a temporary one where PEFT merged it
     dtype: str  # of the loaded weights, e.g. "float32"
     device: str
     identity: str  # 16 hex digits over config, tokenizer and weights
+    scratch: object | None = field(default=None, repr=False, compare=False)  # keeps a temporary ``folder`` alive
 
     @property
     def context(self) -> int | None:
@@ -73,17 +81,105 @@ class LoadedModel:
         }
 
 
-def load_model(name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
-    """Load ``name``: a local folder, a hub id, ``world:tiny`` (the shipped model) or ``world:PATH`` (a built world).
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies: a folder of weights, and the adapter on top of it if there is one."""
+
+    name: str  # as the user gave it
+    weights: Path
+    adapter: Path | None = None
+
+    @property
+    def tokenizer(self) -> Path:
+        """The adapter's folder where it brings a tokenizer, else that of the weights."""
+        brought = self.adapter is not None and any((self.adapter / file).is_file() for file in VOCABULARIES)
+        return self.adapter if self.adapter is not None and brought else self.weights
+
+    @property
+    def bytes(self) -> int:
+        """What the weights take on disk."""
+        return sum(file.stat().st_size for file in self.weights.glob("*.safetensors"))
+
+    def identity(self) -> str:
+        """:func:`model_identity` of the folder, or over those of base and adapter."""
+        whole = model_identity(self.weights)
+        return whole if self.adapter is None else digest([whole, model_identity(self.adapter)])
+
+
+def find_model(
+    name: str, *, revision: str | None = None, base: str | None = None, base_revision: str | None = None
+) -> ModelFiles:
+    """Find (and fetch, where it is a hub id) a model or an adapter, and the base of an adapter.
+
+    ``base`` names the model an adapter is put on; where it is not given, the adapter's own configuration says.
+    Raises :class:`InputError` for whatever is missing or pickled, and for a ``base`` of what is no adapter.
+    """
+    folder = model_folder(name, revision=revision)
+    if not is_adapter(folder):
+        if base is not None:
+            raise InputError(f"{name}: a whole model; a base is for an adapter only")
+        check_model_files(name, folder)
+        return ModelFiles(name, folder)
+    adapter = read_adapter(folder)
+    told = base or adapter.base_name
+    if not told:
+        raise InputError(f"{name}: an adapter that does not say which model it was made for; name it with --base")
+    said = adapter.config.get("revision")
+    try:
+        weights = model_folder(told, revision=base_revision or (said if base is None else None))
+    except InputError as error:
+        raise InputError(f"{name}: made for {told!r}: {error}; name its base with --base") from None
+    if is_adapter(weights):
+        raise InputError(f"{name}: its base {told!r} is an adapter too; merge that first")
+    check_model_files(told, weights)
+    return ModelFiles(name, weights, folder)
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    base: str | None = None,
+    base_revision: str | None = None,
+) -> LoadedModel:
+    """Load ``name``: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH`` (a built world), or
+    an adapter (a folder or a hub id), which is loaded as the model that it and its base make.
 
     ``dtype`` is "float32", "bfloat16", "float16", or "auto" for the stored one; ``device`` is a torch device or
-    "auto" (cuda where there is one). Raises :class:`InputError` for whatever is missing, pickled or damaged.
+    "auto" (cuda where there is one). ``base`` and ``base_revision`` as in :func:`find_model`. Raises
+    :class:`InputError` for whatever is missing, pickled or damaged.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
     place = torch_device(device)
-    folder = model_folder(name, revision=revision)
-    check_model_files(name, folder)
+    files = find_model(name, revision=revision, base=base, base_revision=base_revision)
+    folder, scratch = files.weights, None
+    if files.adapter is None:
+        model = _load(name, folder, dtype)
+    else:
+        tuned, _ = open_tuned(files.adapter, StoredTensors(folder))
+        if isinstance(tuned, AdaptedTensors):
+            model = _load(name, folder, dtype)
+            _put(model, tuned, name)
+        else:
+            folder, scratch = tuned.folder, tuned
+            model = _load(name, folder, dtype)
+    model = model.to(place).eval()
+    return LoadedModel(
+        model=model,
+        tokenizer=load_tokenizer(name, files.tokenizer),
+        name=name,
+        folder=folder,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(place),
+        identity=files.identity(),
+        scratch=scratch,
+    )
+
+
+def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
     try:
@@ -106,16 +202,23 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
-    model = model.to(place).eval()
-    return LoadedModel(
-        model=model,
-        tokenizer=load_tokenizer(name, folder),
-        name=name,
-        folder=folder,
-        dtype=str(model.dtype).removeprefix("torch."),
-        device=str(place),
-        identity=model_identity(folder),
-    )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@torch.no_grad()
+def _put(model: PreTrainedModel, tuned: AdaptedTensors, name: str) -> None:
+    """Let the loaded base have the weights that an adapter changes."""
+    parameters = dict(model.named_parameters())
+    own = own_names(parameters)
+    for tensor in sorted(tuned.touched):
+        parameter = parameters.get(own(tensor) or "")
+        if parameter is None:  # fused in memory: the experts of a mixture
+            raise InputError(
+                f"{name}: the adapter changes {tensor!r}, which the loaded base does not have by itself; "
+                "write the merged model with `knowshift restore --fraction 0`"
+            )
+        parameter.view(-1).copy_(as_tensor(tuned.read(tensor, 0, parameter.numel())))
 
 
 def model_folder(name: str, *, revision: str | None = None) -> Path:
@@ -181,8 +284,6 @@ def model_identity(folder: Path) -> str:
 
 def check_model_files(name: str, folder: Path) -> None:
     if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise InputError(f"{name}: a LoRA adapter folder; merge it into its base model first")
         raise InputError(f"{name}: no config.json in {folder}, so it is not a model folder")
     if not any(folder.glob("*.safetensors")):
         pickled = next((file.name for pattern in PICKLED for file in sorted(folder.glob(pattern))), None)

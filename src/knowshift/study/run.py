@@ -26,7 +26,7 @@ from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, write_json
 from knowshift.finetune.draws import level_counts
-from knowshift.models.loading import check_model_files, load_tokenizer, model_folder, model_identity, torch_device
+from knowshift.models.loading import find_model, load_tokenizer, torch_device
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
 from knowshift.study.work import Worker
@@ -64,14 +64,13 @@ def describe_model(name: str, *, revision: str | None, dtype: str, device: str) 
     Raises:
         InputError: the folder holds no model or no tokenizer, or this machine has no such device.
     """
-    folder = model_folder(name, revision=revision)
-    check_model_files(name, folder)
-    load_tokenizer(name, folder)
+    files = find_model(name, revision=revision)
+    load_tokenizer(name, files.tokenizer)
     return {
-        "identity": model_identity(folder),
+        "identity": files.identity(),
         "dtype": dtype,
         "device": str(torch_device(device)),
-        "weights": sum(math.prod(shape) for shape in StoredTensors(folder).shapes.values()),
+        "weights": sum(math.prod(shape) for shape in StoredTensors(files.weights).shapes.values()),
     }
 
 

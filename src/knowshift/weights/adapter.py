@@ -1,8 +1,11 @@
 """A LoRA adapter folder read as the tuned checkpoint it stands for: base + scaling x B A, computed where it is read.
 
-The merged weight is rounded to the base's dtype, as ``peft``'s ``merge_and_unload`` does, so a checkpoint written from
-it is the merged model. No merged model is held or written to get there: products are taken block of rows by block of
-rows, always the same blocks, so a weight does not depend on the stretch in which it is read.
+The merged weight is rounded to the base's dtype, so a checkpoint written from it is the merged model. No merged model
+is held or written to get there: products are taken block of rows by block of rows, always the same blocks, so a weight
+does not depend on the stretch in which it is read.
+
+An adapter is read here only when every field of its configuration has a value whose meaning for the merged weight is
+implemented here (:func:`not_read`). Every other adapter is merged by PEFT itself (:mod:`knowshift.weights.merging`).
 
 Source: Hu et al., "LoRA", arXiv 2106.09685; file names and scaling as in peft (``alpha / r``, with rank-stabilised
 LoRA ``alpha / sqrt(r)``, arXiv 2312.03732).
@@ -12,73 +15,209 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from knowshift.errors import InputError
-from knowshift.weights.checkpoint import DTYPES, PICKLED, StoredTensors, read_json, read_shard, read_whole
+from knowshift.weights.checkpoint import (
+    DTYPES,
+    INDEX,
+    PICKLED,
+    SINGLE,
+    Shard,
+    StoredTensors,
+    read_json,
+    read_shard,
+    read_whole,
+)
+from knowshift.weights.layout import ARCHITECTURES, own_names, place, stored_transposed, tied_table
 from knowshift.weights.tensors import Array, as_dtype, single
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-#: Options that change what the adapter adds; refused rather than read as plain LoRA.
-_UNREAD = (
-    "use_dora",
-    "lora_bias",
-    "target_parameters",
-    "use_qalora",
-    "use_bdlora",
-    "layer_replication",
-    "arrow_config",
-    "kasa_config",
-    "monteclora_config",
-    "trainable_token_indices",
-    "alora_invocation_tokens",
-)
 _PREFIX = "base_model.model."
 _BLOCK = 1 << 20  # weights in a block of rows
 
 
-def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter rather than a model."""
-    return (folder / CONFIG).is_file()
+def _any(value: Any) -> bool:
+    return True
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _rank(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _patterns(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Takes regular expressions of module names with a value each."""
+
+    def hold(value: Any) -> bool:
+        if not isinstance(value, dict):
+            return value is None
+        try:
+            for pattern in value:
+                re.compile(rf"(.*\.)?({pattern})$")
+        except re.error:
+            return False
+        return all(of(one) for one in value.values())
+
+    return hold
+
+
+def _one_of(*values: Any) -> Callable[[Any], bool]:
+    return lambda value: any(value is one or (isinstance(one, str) and value == one) for one in values)
+
+
+#: The fields of peft's LoraConfig whose meaning for the merged weight is known here, and the values that are. A field
+#: that is not named must be off (false, null or empty).
+FIELDS: Mapping[str, Callable[[Any], bool]] = {
+    "peft_type": _one_of("LORA"),
+    # What the saved tensors say by themselves: which modules have matrices, which were saved whole.
+    **dict.fromkeys(
+        (
+            *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"),
+            *("task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"),
+        ),
+        _any,
+    ),
+    "bias": _one_of("none", "all", "lora_only"),
+    # Of training alone.
+    "lora_dropout": _any,
+    # Peft decides it for each module by the module's class and saves one flag for all; so does `_add`, by the layout.
+    "fan_in_fan_out": _any,
+    # It matters where head and embeddings are tied, and such an adapter is not read here.
+    "ensure_weight_tying": _any,
+    "r": _rank,
+    "lora_alpha": _number,
+    "rank_pattern": _patterns(_rank),
+    "alpha_pattern": _patterns(_number),
+    "use_rslora": _one_of(True, False, None),
+    # Those that leave the base as it is; others put a part of it into A and B.
+    "init_lora_weights": _one_of(True, False, None, "gaussian", "eva", "orthogonal"),
+    # Read by other initialisations and variants alone.
+    **dict.fromkeys(("loftq_config", "eva_config", "corda_config", "lora_ga_config"), _any),
+    **dict.fromkeys(("megatron_core", "qalora_group_size"), _any),
+}
 
 
 @dataclass(frozen=True)
-class _Product:
-    """delta = scaling x left @ right, of the shape of the stored tensor; both float32."""
+class Adapter:
+    """An adapter folder: its configuration, where its weights lie, and the model that it says it was made for."""
 
-    left: Array  # (rows, rank)
-    right: Array  # (rank, columns)
-    scaling: float
+    folder: Path
+    config: Mapping[str, Any]
+    shard: Shard
+
+    @property
+    def base_name(self) -> str:
+        """What ``base_model_name_or_path`` says; empty where it says nothing."""
+        return str(self.config.get("base_model_name_or_path") or "")
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Its tensors: key in the file -> name as the base model has it, with what the adapter adds to it."""
+        return {key: key.removeprefix(_PREFIX).replace(".base_layer.", ".") for key in self.shard.tensors}
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter rather than a model.
+
+    Raises:
+        InputError: it holds both. What transformers makes of such a folder (the model with the adapter on top) is not
+            what the model's weights say.
+    """
+    if not (folder / CONFIG).is_file():
+        return False
+    for whole in (SINGLE, INDEX):
+        if (folder / whole).is_file():
+            raise InputError(f"{folder}: holds an adapter ({CONFIG}) and a model ({whole}); expected one of the two")
+    return True
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Configuration and header of an adapter folder.
+
+    Raises:
+        InputError: a damaged configuration or file of weights, no weights, or pickled ones.
+    """
+    path = folder / WEIGHTS
+    config = read_json(folder / CONFIG)
+    if not path.is_file():
+        pickled = sorted(found.name for pattern in PICKLED for found in folder.glob(pattern))
+        what = f"pickled weights ({pickled[0]}) are refused" if pickled else "no adapter weights"
+        raise InputError(f"{folder}: {what}; expected {WEIGHTS}")
+    return Adapter(folder, config, read_shard(path))
+
+
+def check_patterns(adapter: Adapter) -> None:
+    """Refuse an adapter of which nobody can tell by what it was scaled.
+
+    Where several patterns match a module, the first one holds; and peft sorts them when it saves, so that the first
+    one of the training is lost. (The rank, unlike alpha, is told by the matrices.)
+
+    Raises:
+        InputError: ``alpha_pattern`` gives a module several values.
+    """
+    patterns = adapter.config.get("alpha_pattern")
+    if not patterns or not _patterns(_number)(patterns):
+        return
+    for module in {_module(name) for name in adapter.names.values()}:
+        values = _told(module, patterns, None)
+        if len(values) > 1:
+            raise InputError(
+                f"{adapter.folder / CONFIG}: alpha_pattern gives {module!r} {len(values)} values "
+                f"({', '.join(map(str, sorted(values)))}), and which of them held in training is not saved; "
+                "leave the one that did"
+            )
+
+
+def not_read(adapter: Adapter, base: StoredTensors) -> str | None:
+    """Why an adapter cannot be read here, in a few words, or None if it can."""
+    kind = adapter.config.get("peft_type")
+    if kind != "LORA":
+        return f"it is of type {kind!r}"
+    for field in ("r", "lora_alpha"):
+        if field not in adapter.config:
+            raise InputError(f"{adapter.folder / CONFIG}: no {field!r}")
+    for field, value in adapter.config.items():
+        known = FIELDS.get(field)
+        if (bool(value) and field not in FIELDS) or (known is not None and not known(value)):
+            return f"{field} is {_shown(value)}"
+    if base.model_type not in ARCHITECTURES:
+        return f"architecture {base.model_type!r} has no known layout"
+    if tied_table(base.shapes, base.model_type, base.config) is not None:
+        for name in adapter.names.values():
+            if _kind(name, base.model_type) in ("embeddings", "head"):
+                return f"it changes {_module(name)!r}, and the base ties head and embeddings"
+    return None
 
 
 class AdaptedTensors:
     """The base with an adapter merged in; a :class:`~knowshift.weights.tensors.TensorReader`.
 
-    Raises :class:`InputError` for an adapter that is not plain LoRA, one that names tensors the base does not have or
-    has in other shapes, and pickled or damaged adapter weights.
+    Raises :class:`InputError` for an adapter that names tensors the base does not have or has in other shapes, whose
+    matrices are not of the rank that its configuration says, and for damaged weights. Expects an adapter of which
+    :func:`not_read` says nothing.
     """
 
-    def __init__(self, folder: Path, base: StoredTensors) -> None:
-        self.folder = folder
-        self.base = base
+    def __init__(self, adapter: Adapter, base: StoredTensors) -> None:
+        self.adapter, self.base = adapter, base
         self.shapes: Mapping[str, tuple[int, ...]] = base.shapes
-        config = read_json(folder / CONFIG)
-        self._check(config)
-        self.base_name = str(config.get("base_model_name_or_path") or "")  # what it says it was made for
         self._products: dict[str, _Product] = {}
         self._whole: dict[str, Array] = {}
-        self._read(config)
+        self._read()
         self._block = lru_cache(maxsize=8)(self._product_block)
 
     @property
     def touched(self) -> set[str]:
-        """Names of the tensors that the adapter changes."""
+        """Names of the base's tensors that the adapter changes."""
         return set(self._products) | set(self._whole)
 
     @np.errstate(all="ignore")  # what is not finite is told as such, by tensor
@@ -105,73 +244,82 @@ class AdaptedTensors:
         delta *= np.float32(product.scaling)
         return delta.reshape(-1)
 
-    def _check(self, config: Mapping[str, Any]) -> None:
-        kind = config.get("peft_type")
-        if kind != "LORA":
-            raise InputError(f"{self.folder / CONFIG}: adapter of type {kind!r}; only 'LORA' can be read")
-        for option in _UNREAD:
-            if config.get(option):
-                raise InputError(
-                    f"{self.folder / CONFIG}: {option} is set; only plain LoRA can be read: merge the adapter first"
-                )
-
-    def _read(self, config: Mapping[str, Any]) -> None:
-        path = self.folder / WEIGHTS
-        if not path.is_file():
-            pickled = sorted(found.name for pattern in PICKLED for found in self.folder.glob(pattern))
-            what = f"pickled weights ({pickled[0]}) are refused" if pickled else "no adapter weights"
-            raise InputError(f"{self.folder}: {what}; expected {WEIGHTS}")
-        self.shard = read_shard(path)  # names what is wrong with a damaged file
+    def _read(self) -> None:
+        own = own_names(self.base.shapes)
         parts: dict[str, dict[str, Array]] = {}
-        for key, tensor in read_whole(self.shard).items():
-            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", name)
+        names = self.adapter.names
+        for key, tensor in read_whole(self.adapter.shard).items():
+            found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", names[key])
+            name = own(names[key])
             if found:
                 parts.setdefault(found.group(1), {})[found.group(2)] = single(tensor)
-            elif name in self.base.shapes:
+            elif name is not None:
                 self._whole[name] = self._fitting(name, tensor)
             else:
-                raise InputError(f"{path}: tensor {key!r} belongs to no tensor of the base {self.base.folder}")
-        for module, found_parts in parts.items():
-            self._add(path, module, found_parts, config)
+                self._refuse(f"tensor {key!r} belongs to no tensor of the base {self.base.folder}")
+        for module, matrices in parts.items():
+            name = own(f"{module}.weight")
+            if name is None:
+                self._refuse(f"adapter for {module!r}, which the base {self.base.folder} does not have")
+            self._add(name, module, matrices)
 
-    def _add(self, path: Path, module: str, parts: Mapping[str, Array], config: Mapping[str, Any]) -> None:
-        name = f"{module}.weight"
-        if name not in self.base.shapes:
-            raise InputError(f"{path}: adapter for {module!r}, which the base {self.base.folder} does not have")
-        embedding = "lora_embedding_A" in parts
-        a, b = (parts.get(f"lora_embedding_{x}" if embedding else f"lora_{x}") for x in "AB")
-        if a is None or b is None:
-            raise InputError(f"{path}: adapter for {module!r} lacks one of its two matrices")
-        scaling = _scaling(module, config)
-        transposed = embedding or bool(config.get("fan_in_fan_out"))
-        product = (
-            _Product(np.ascontiguousarray(a.T), np.ascontiguousarray(b.T), scaling)
-            if transposed
-            else _Product(b, a, scaling)
-        )
-        shape = (product.left.shape[0], product.right.shape[1])
-        if shape != tuple(self.base.shapes[name]):
-            raise InputError(f"{path}: adapter for {module!r} has shape {shape}, the base {self.base.shapes[name]}")
-        self._products[name] = product
+    def _add(self, name: str, module: str, matrices: Mapping[str, Array]) -> None:
+        embedding = "lora_embedding_A" in matrices
+        a, b = (matrices.get(f"lora_embedding_{x}" if embedding else f"lora_{x}") for x in "AB")
+        if a is None or b is None or len(matrices) > 2:
+            self._refuse(f"adapter for {module!r} lacks one of its two matrices")
+        ranks = _told(module, self.adapter.config.get("rank_pattern"), self.adapter.config["r"])
+        if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or a.shape[0] not in ranks:
+            expected = " or ".join(map(str, sorted(ranks)))
+            self._refuse(f"adapter for {module!r} has matrices {a.shape} and {b.shape}; expected rank {expected}")
+        scaling = _scaling(module, a.shape[0], self.adapter.config)
+        transposed = embedding or stored_transposed(name, self.base.model_type)
+        left, right = (np.ascontiguousarray(a.T), np.ascontiguousarray(b.T)) if transposed else (b, a)
+        shape = (left.shape[0], right.shape[1])
+        if shape != tuple(self.shapes[name]):
+            self._refuse(f"adapter for {module!r} has shape {shape}, the base {self.shapes[name]}")
+        self._products[name] = _Product(left, right, scaling)
 
     def _fitting(self, name: str, tensor: Array) -> Array:
-        if tuple(tensor.shape) != tuple(self.base.shapes[name]):
-            raise InputError(
-                f"{self.folder / WEIGHTS}: tensor {name!r} has shape {tuple(tensor.shape)}, "
-                f"the base {self.base.shapes[name]}"
-            )
+        if tuple(tensor.shape) != tuple(self.shapes[name]):
+            self._refuse(f"tensor {name!r} has shape {tuple(tensor.shape)}, the base {self.shapes[name]}")
         return as_dtype(DTYPES[self.base.tensors[name].dtype], tensor)
 
+    def _refuse(self, what: str) -> NoReturn:
+        raise InputError(f"{self.adapter.shard.path}: {what}")
 
-def _scaling(module: str, config: Mapping[str, Any]) -> float:
-    rank = _pattern(module, config.get("rank_pattern") or {}, config["r"])
-    alpha = _pattern(module, config.get("alpha_pattern") or {}, config["lora_alpha"])
+
+@dataclass(frozen=True)
+class _Product:
+    """delta = scaling x left @ right, of the shape of the stored tensor; both float32."""
+
+    left: Array  # (rows, rank)
+    right: Array  # (rank, columns)
+    scaling: float
+
+
+def _module(name: str) -> str:
+    """The module that a tensor of an adapter belongs to."""
+    return re.sub(r"\.(?:lora_\w+(?:\.weight)?|weight|bias)$", "", name)
+
+
+def _kind(name: str, model_type: str) -> str:
+    """The kind of place of that module: attention, mlp, embeddings, head, norms, biases or other."""
+    return place(f"{_module(name)}.weight", (1, 1), model_type).kind
+
+
+def _scaling(module: str, rank: int, config: Mapping[str, Any]) -> float:
+    """Scaling of a module's product, of which the matrices tell the rank."""
+    [alpha] = _told(module, config.get("alpha_pattern"), config["lora_alpha"])
     return float(alpha / math.sqrt(rank)) if config.get("use_rslora") else float(alpha / rank)
 
 
-def _pattern(module: str, patterns: Mapping[str, Any], otherwise: Any) -> Any:
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
+def _told(module: str, patterns: Mapping[str, Any] | None, otherwise: Any) -> set[Any]:
+    """The values that a module's patterns give it: one, unless several patterns match."""
+    matching = {value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)}
+    return matching or {otherwise}
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:60]}..."

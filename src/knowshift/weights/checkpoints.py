@@ -11,8 +11,9 @@ from typing import Any
 import knowshift
 from knowshift.errors import InputError
 from knowshift.files import folder_beside
-from knowshift.weights.checkpoint import Shard, StoredTensors
+from knowshift.weights.checkpoint import Shard
 from knowshift.weights.criteria import NotFinite
+from knowshift.weights.merging import MergedTensors
 from knowshift.weights.methods import make_plan
 from knowshift.weights.pair import CheckpointPair, open_pair, refuse_not_finite
 from knowshift.weights.selection import exact_count
@@ -121,11 +122,16 @@ def restore_checkpoints(
 
 def identity(pair: CheckpointPair) -> dict[str, Any]:
     """Which files were read, for records: folder, and each weight file with its size and its header's SHA-256."""
-    tuned = pair.tuned
-    if isinstance(tuned, StoredTensors):
-        of_tuned = {"folder": str(tuned.folder), "files": _files(tuned.shards)}
+    if pair.adapter is None:
+        of_tuned: dict[str, Any] = {"folder": str(pair.layout.folder), "files": _files(pair.layout.shards)}
     else:
-        of_tuned = {"adapter": str(tuned.folder), "files": _files([tuned.shard]), "made_for": tuned.base_name}
+        adapter = pair.adapter
+        of_tuned = {
+            "adapter": str(adapter.folder),
+            "files": _files([adapter.shard]),
+            "made_for": adapter.base_name,
+            "merged_by": pair.tuned.merged_by if isinstance(pair.tuned, MergedTensors) else "knowshift",
+        }
     return {"base": {"folder": str(pair.base.folder), "files": _files(pair.base.shards)}, "tuned": of_tuned}
 
 

@@ -11,8 +11,9 @@ embeddings and the output head stay out.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from knowshift.errors import InputError, nearest
 
@@ -78,24 +79,33 @@ class Architecture:
     modules: Mapping[str, str]
     embeddings: str
     head: str = r"lm_head"
+    table: str | None = None  # the token embeddings, where a model has others too
+    transposed: bool = False  # whether matrices inside the layers are stored (in, out): transformers' Conv1D
+    tied: bool = False  # whether the head is the token embeddings unless the configuration says otherwise
 
 
 _MODEL = r"(?:model\.)?"
 _DECODER = Architecture(_MODEL + r"layers\.", _LLAMA, _MODEL + r"embed_tokens")
+_DECODER_TIED = replace(_DECODER, tied=True)
 _MOE = Architecture(_MODEL + r"layers\.", _EXPERTS, _MODEL + r"embed_tokens")
 
 #: By ``model_type`` of the configuration.
 ARCHITECTURES: Mapping[str, Architecture] = {
-    **dict.fromkeys(
-        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "olmo3", "smollm3"),
-        _DECODER,
-    ),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3"), _DECODER),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "smollm3"), _DECODER_TIED),
     **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), _MOE),
     "mixtral": Architecture(_MODEL + r"layers\.", _MIXTRAL, _MODEL + r"embed_tokens"),
     "phi": Architecture(_MODEL + r"layers\.", _PHI, _MODEL + r"embed_tokens"),
     "phi3": Architecture(_MODEL + r"layers\.", _PHI3, _MODEL + r"embed_tokens"),
     "gpt_neox": Architecture(r"(?:gpt_neox\.)?layers\.", _NEOX, r"(?:gpt_neox\.)?embed_in", r"(?:embed_out|lm_head)"),
-    "gpt2": Architecture(r"(?:transformer\.)?h\.", _GPT2, r"(?:transformer\.)?(?:wte|wpe)"),
+    "gpt2": Architecture(
+        r"(?:transformer\.)?h\.",
+        _GPT2,
+        r"(?:transformer\.)?(?:wte|wpe)",
+        table=r"(?:transformer\.)?wte",
+        transposed=True,
+        tied=True,
+    ),
 }
 
 _ATTENTION = ("q", "k", "v", "o", "qkv")
@@ -107,6 +117,37 @@ def plain_name(name: str) -> str:
     The hub's GPT-2 lacks the prefix that a fine-tuned copy is saved with; Pythia's head has had two names.
     """
     return re.sub(r"^(?:model|transformer|gpt_neox)\.", "", name).replace("embed_out.", "lm_head.")
+
+
+def own_names(names: Collection[str]) -> Callable[[str], str | None]:
+    """What a checkpoint of these tensors calls a tensor that another may call otherwise; None for one it lacks.
+
+    Where two of its tensors differ by :func:`plain_name` alone, only exact names are found.
+    """
+    exact = set(names)
+    plain = {plain_name(name): name for name in names}
+
+    def of(name: str) -> str | None:
+        if name in exact or len(plain) < len(exact):
+            return name if name in exact else None
+        return plain.get(plain_name(name))
+
+    return of
+
+
+def stored_transposed(name: str, model_type: str) -> bool:
+    """Whether a matrix is stored (in, out) rather than (out, in), as those of a Conv1D are."""
+    family = ARCHITECTURES[model_type]
+    return family.transposed and re.match(family.layer + r"\d+\.", name) is not None
+
+
+def tied_table(names: Collection[str], model_type: str, config: Mapping[str, Any]) -> str | None:
+    """The token embeddings that the output head is by ``config.json``, or None where the two are apart (or unknown)."""
+    family = ARCHITECTURES.get(model_type)
+    if family is None or not config.get("tie_word_embeddings", family.tied):
+        return None
+    pattern = family.table or family.embeddings
+    return next((name for name in names if re.fullmatch(pattern, name.removesuffix(".weight"))), None)
 
 
 @dataclass(frozen=True)

@@ -18,30 +18,31 @@ import numpy as np
 
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
-from knowshift.weights.adapter import AdaptedTensors, is_adapter
+from knowshift.weights.adapter import AdaptedTensors, Adapter, check_patterns, is_adapter, not_read, read_adapter
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
-from knowshift.weights.layout import ARCHITECTURES, Place, depth, in_region, place, plain_name
+from knowshift.weights.layout import Place, depth, in_region, own_names, place, tied_table
+from knowshift.weights.merging import merge
 from knowshift.weights.tensors import RenamedTensors, TensorReader, WeightPair, single, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
 _BUFFERS = re.compile(
     r"(?:.*\.)?(?:rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias|attention\.bias|attention\.masked_bias)"
 )
-#: Model types whose configuration ties head and embeddings unless it says otherwise.
-TIED_BY_DEFAULT = ("gemma", "gemma2", "gemma3_text", "gpt2", "smollm3")
 
 
 @dataclass(frozen=True)
 class CheckpointPair:
     """A checked pair and the region that is compared.
 
-    ``layout`` is the checkpoint whose files an output copies: the tuned one, or the base under an adapter. ``copies``
+    ``layout`` is the checkpoint whose files an output copies: the tuned one, or the base under an adapter that is read
+    here; ``adapter`` is that which stands for the tuned one, if one does. ``copies``
     names tensors that are stored twice because they are tied: copy -> the one that is counted.
     """
 
     base: StoredTensors
     tuned: StoredTensors | AdaptedTensors
     layout: StoredTensors
+    adapter: Adapter | None
     places: Sequence[Place]
     weights: WeightPair
     region: str
@@ -59,24 +60,20 @@ def open_pair(
     allow_nonfinite: bool = False,
 ) -> CheckpointPair:
     """Open and check a pair; every :class:`InputError` names the tensor or file."""
-    if is_adapter(base_folder) and not (base_folder / "config.json").is_file():
+    if is_adapter(base_folder):
         raise InputError(f"{base_folder}: an adapter folder; BASE must be a whole checkpoint")
     base = StoredTensors(base_folder)
-    tuned: StoredTensors | AdaptedTensors
-    if is_adapter(tuned_folder):
-        tuned = AdaptedTensors(tuned_folder, base)
-        layout = base
-        _warn_of_another_base(tuned)
-    else:
-        tuned = layout = StoredTensors(tuned_folder)
-        if base.model_type != tuned.model_type:
-            raise InputError(
-                f"{tuned_folder}: architecture {tuned.model_type!r}, but {base_folder} is {base.model_type!r}"
-            )
+    tuned, adapter = open_tuned(tuned_folder, base)
+    layout = base if isinstance(tuned, AdaptedTensors) else tuned
+    if base.model_type != layout.model_type:
+        raise InputError(
+            f"{tuned_folder}: architecture {layout.model_type!r}, but {base_folder} is {base.model_type!r}"
+        )
     copies = _tied(layout)
     reader, origin = _named_alike(base, layout)
     known_tuned = _compared(layout.shapes, copies)
-    known_base = _compared(reader.shapes, {**copies, **_tied(base)})
+    unheld = {head: table for head, table in _tied(base).items() if head not in known_tuned}
+    known_base = _compared(reader.shapes, {**copies, **unheld})
     for name in sorted(known_tuned.keys() - known_base.keys()):
         raise InputError(f"tensor {name!r}: in {tuned_folder}, missing in {base_folder}")
     for name in sorted(known_base.keys() - known_tuned.keys()):
@@ -93,7 +90,23 @@ def open_pair(
                 )
     weights = WeightPair(reader, tuned, [where.name for where in places], strict=not allow_nonfinite)
     deep = depth(layout.shapes, layout.model_type)
-    return CheckpointPair(base, tuned, layout, places, weights, region, layers, deep, copies)
+    return CheckpointPair(base, tuned, layout, adapter, places, weights, region, layers, deep, copies)
+
+
+def open_tuned(folder: Path, base: StoredTensors) -> tuple[StoredTensors | AdaptedTensors, Adapter | None]:
+    """A tuned checkpoint, or the one that an adapter folder stands for on this base, and that adapter.
+
+    The one place where an adapter becomes weights: read here where all of its configuration is understood, else merged
+    by PEFT (:mod:`knowshift.weights.merging`).
+    """
+    if not is_adapter(folder):
+        return StoredTensors(folder), None
+    adapter = read_adapter(folder)
+    check_patterns(adapter)
+    why = not_read(adapter, base)
+    tuned = AdaptedTensors(adapter, base) if why is None else merge(adapter, base, why)
+    _warn_of_another_base(adapter, base)
+    return tuned, adapter
 
 
 def check_shapes(
@@ -134,14 +147,14 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
     )
 
 
-def _warn_of_another_base(adapter: AdaptedTensors) -> None:
+def _warn_of_another_base(adapter: Adapter, base: StoredTensors) -> None:
     """An adapter that fits another model's shapes would be merged into it without a word."""
-    told, here = adapter.base_name, adapter.base.folder.resolve()
+    told, here = adapter.base_name, base.folder.resolve()
     if not told or (Path(told).is_dir() and Path(told).resolve() == here):
         return
     if Path(told).is_dir() or told.rstrip("/").rpartition("/")[2] not in str(here):
         warnings.warn(
-            f"{adapter.folder / ADAPTER_CONFIG}: made for {told!r}; it fits {adapter.base.folder} in names and shapes, "
+            f"{adapter.folder / ADAPTER_CONFIG}: made for {told!r}; it fits {base.folder} in names and shapes, "
             "which does not make it the same model",
             KnowshiftWarning,
             stacklevel=3,
@@ -149,14 +162,27 @@ def _warn_of_another_base(adapter: AdaptedTensors) -> None:
 
 
 def _named_alike(base: StoredTensors, tuned: StoredTensors) -> tuple[TensorReader, dict[str, str]]:
-    """The base by the tuned side's names, and for each of these the base's own."""
-    if base.shapes.keys() == tuned.shapes.keys():
-        return base, {name: name for name in base.shapes}
-    names = {plain_name(name): name for name in tuned.shapes}
-    origin = {names.get(plain_name(name), name): name for name in base.shapes}
-    if len(names) < len(tuned.shapes) or len(origin) < len(base.shapes):  # two names would become one: keep them apart
-        return base, {name: name for name in base.shapes}
-    return RenamedTensors(base, origin), origin
+    """The base by the tuned side's names, and for each of these the base's own.
+
+    A head that the tuned side stores, and the base ties to its embeddings, is the embeddings there.
+    """
+    own = own_names(tuned.shapes)
+    origin = {own(name) or name: name for name in base.shapes}
+    if len(origin) < len(base.shapes):  # two names would become one: keep them apart
+        origin = {name: name for name in base.shapes}
+    table = tied_table(base.shapes, base.model_type, base.config)
+    if table is not None:
+        for head in _heads(tuned):
+            origin[head] = table
+    return (base if all(new == old for new, old in origin.items()) else RenamedTensors(base, origin)), origin
+
+
+def _heads(checkpoint: StoredTensors) -> list[str]:
+    return [
+        name
+        for name, shape in checkpoint.shapes.items()
+        if place(name, shape, checkpoint.model_type).kind == "head" and len(shape) == 2
+    ]
 
 
 def _compared(shapes: Mapping[str, tuple[int, ...]], copies: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
@@ -164,13 +190,8 @@ def _compared(shapes: Mapping[str, tuple[int, ...]], copies: Mapping[str, str]) 
 
 
 def _tied(checkpoint: StoredTensors) -> dict[str, str]:
-    """Heads that are the embeddings under another name (stored or not): head -> embeddings."""
-    config = checkpoint.config
-    if checkpoint.model_type not in ARCHITECTURES:
+    """Heads that are stored although they are the embeddings: head -> embeddings."""
+    table = tied_table(checkpoint.shapes, checkpoint.model_type, checkpoint.config)
+    if table is None:
         return {}
-    if not config.get("tie_word_embeddings", checkpoint.model_type in TIED_BY_DEFAULT):
-        return {}
-    places = [place(name, shape, checkpoint.model_type) for name, shape in checkpoint.shapes.items()]
-    heads = [where.name for where in places if where.kind == "head"]
-    tables = [where.name for where in places if where.kind == "embeddings"]
-    return {head: table for head in heads for table in tables if checkpoint.shapes[head] == checkpoint.shapes[table]}
+    return {head: table for head in _heads(checkpoint) if checkpoint.shapes[head] == checkpoint.shapes[table]}

@@ -140,18 +140,23 @@ def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
     """Copy configuration, generation configuration, tokenizer and index of the tuned model; the base fills gaps."""
     sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, _BESIDE_WEIGHTS)]
-    if isinstance(pair.tuned, AdaptedTensors):
-        sources.insert(0, (pair.tuned.folder, _TOKENIZER))
+    if pair.adapter is not None:
+        sources.insert(0, (pair.adapter.folder, _TOKENIZER))
     if not any(_matching(source, _TOKENIZER) for source, _ in sources):
         sources.append((pair.base.folder, _TOKENIZER))
     if not (pair.layout.folder / "generation_config.json").is_file():
         sources.append((pair.base.folder, ("generation_config.json",)))
     for source, patterns in sources:
-        for path in _matching(source, patterns):
-            if not (folder / path.name).exists():
-                shutil.copyfile(path, folder / path.name)
+        copy_files(source, folder, patterns)
     if pair.layout.index_file is not None:
         shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
+
+
+def copy_files(source: Path, target: Path, patterns: Sequence[str] = _BESIDE_WEIGHTS) -> None:
+    """Copy what stands beside the weights and is not there yet."""
+    for path in _matching(source, patterns):
+        if not (target / path.name).exists():
+            shutil.copyfile(path, target / path.name)
 
 
 def write_provenance(folder: Path, about: Mapping[str, Any]) -> None:

@@ -1,0 +1,100 @@
+"""An adapter in the place of a model, in every command: the same as the whole checkpoint that `restore` makes of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from knowshift.cli.app import main
+from knowshift.errors import InputError
+from knowshift.models.loading import load_model
+from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
+
+
+def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What a command prints with --json."""
+    monkeypatch.setattr(sys, "argv", ["knowshift", *words, "--json"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr()
+    assert ended.value.code == 0, shown.err
+    told: dict[str, Any] = json.loads(shown.out)
+    return told
+
+
+def make_adapter(world: Path, folder: Path, **options: Any) -> Path:
+    model = AutoModelForCausalLM.from_pretrained(world)
+    torch.manual_seed(3)
+    adapted = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "up_proj"], **options)
+    )
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["embed_tokens"]}], ids=str)
+@pytest.mark.filterwarnings("default::knowshift.errors.KnowshiftWarning")
+def test_commands_take_an_adapter(
+    options: dict[str, Any],
+    small_world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    world, adapter, whole = (
+        f"world:{small_world}",
+        make_adapter(small_world, tmp_path / "adapter", **options),
+        tmp_path / "whole",
+    )
+    run(["restore", str(small_world), str(adapter), "--fraction", "0", "--output-dir", str(whole)], monkeypatch, capsys)
+    base = tmp_path / "base.parquet"
+    source = ["--facts", world]
+    measured = ["--limit", "40", "--draws", "2", "--max-new-tokens", "6", "--workers", "1"]
+    run(["mastery", world, "--output", str(base), *source, *measured], monkeypatch, capsys)
+    kinds = (("mastery", measured, MASTERY, "prompt_hits"), ("evaluate", ["--mastery", str(base)], ANSWERS, "text"))
+    for command, more, schema, column in kinds:
+        seen = []
+        for model in (str(adapter), str(whole), world):
+            output = tmp_path / f"{command}-{len(seen)}.parquet"
+            run([command, model, "--output", str(output), *source, *more], monkeypatch, capsys)
+            table, about = read_table(output, schema, command)
+            seen.append((table[column].to_pylist(), about["identity"]))
+        assert seen[0][0] == seen[1][0]
+        assert len({identity for _, identity in seen}) == 3
+    shifts = []
+    for model in (str(adapter), str(whole)):
+        output = tmp_path / f"tokens-{len(shifts)}.parquet"
+        run(["tokens", world, model, "--mastery", str(base), "--output", str(output), *source], monkeypatch, capsys)
+        table, _ = read_table(output, TOKEN_SHIFT, "token shift")
+        shifts.append(table.select(["fact", "kl", "ids", "tuned_logits"]).to_pylist())
+    assert shifts[0] == shifts[1]
+    assert any(row["kl"] for row in shifts[0]) or not shifts[0]
+
+
+def test_the_base_of_an_adapter_may_be_named(small_world: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(small_world, tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    named = load_model(str(adapter), base=f"world:{small_world}")
+    found = load_model(str(adapter))
+    assert named.identity == found.identity
+    for told, message in (
+        (str(tmp_path / "gone"), r"adapter: made for '.*gone': .*: no such model folder; name its base with --base"),
+        (None, r"adapter: an adapter that does not say which model it was made for; name it with --base"),
+        (str(adapter), r"adapter: its base '.*adapter' is an adapter too; merge that first"),
+    ):
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": told}))
+        with pytest.raises(InputError, match=message):
+            load_model(str(adapter))
+    with pytest.raises(InputError, match="a whole model; a base is for an adapter only"):
+        load_model(f"world:{small_world}", base="world:tiny")
