@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import FAMILIES, byte_tokenizer, people_s_files, some_facts, tiny_checkpoint
 from torch import Tensor
 from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
 from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.saving import save_model
+from tiny_models import FAMILIES, byte_tokenizer, people_s_files, some_facts, tiny_checkpoint
 
 PROMPT = torch.tensor([[1, 30, 40, 50]])
 

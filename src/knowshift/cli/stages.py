@@ -89,7 +89,7 @@ def finetune(
         shared_prefix=shared_prefix,
         report_to=report_to,
     )
-    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", markup=False)
+    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", markup=False, soft_wrap=True)
     record = training.finetune(loaded, [by_id[fact] for fact in members], recipe, seed=seed)
     about = {
         "base": loaded.about(),
