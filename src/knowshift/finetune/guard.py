@@ -39,7 +39,7 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
     give (1 - b1) / sqrt(1 - b2) = 3.16: the case of one gradient after many zeros. Gradients that grow by b2 / b1 at
     every step come to 7.27.) Decoupled weight decay w (Loshchilov and Hutter 2019) adds lr * w * |weight|. With S the
     sum of the learning rates used and R = 2 * 1.1 * 7.27 * S for rounding, no weight p is farther from its start than
-    R + 2 S w (|p| + R). Training moves most weights by a small part of that.
+    R + 2 S w (|p| + R), as long as lr * w <= 1. Training moves most weights by a small part of that.
 
     The change is looked at in a sample of :data:`SAMPLED` weights of every tensor, kept from before the training: a
     dtype or an optimiser that fails does so all over a tensor, and a copy of all weights would double the memory.
