@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from knowshift.models.loading import load_model
+from knowshift.models.saving import save_model
+
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "knowshift", *words], capture_output=True, text=True, timeout=300)
@@ -149,6 +152,38 @@ def test_too_many_facts_an_existing_folder_and_a_strange_record_are_refused(pipe
     assert done.returncode == 2
     assert "is not that of world:tiny; the record is of other facts" in done.stderr
     assert not (folder / "x").exists()
+
+
+def test_a_training_that_cannot_be_right_leaves_one_line_and_no_folder(
+    pipeline: dict[str, object], small_world: Path, tmp_path: Path
+) -> None:
+    words = pipeline["words"]
+    assert isinstance(words, list)
+    half = load_model(str(small_world))
+    half.model.half()
+    (tmp_path / "half").mkdir()
+    save_model(half, tmp_path / "half")
+    out = ["--level", str(pipeline["level"]), "--size", "16", "--output-dir", str(tmp_path / "new" / "tuned"), *words]
+    for model, more, said in (
+        (str(pipeline["world"]), ["--dtype", "float16"], "use --dtype float32 or --dtype bfloat16"),
+        (str(tmp_path / "half"), ["--dtype", "auto"], "use --dtype float32 or --dtype bfloat16"),
+        (str(pipeline["world"]), ["--learning-rate", "1e12"], "training failed: step 2 of 2: the loss is nan"),
+    ):
+        done = call("finetune", model, *out, *more)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        told = [line for line in done.stderr.splitlines() if not line.startswith("fine-tuning ")]
+        assert len(told) == 1, done.stderr
+        assert said in told[0]
+        assert [path.name for path in tmp_path.iterdir()] == ["half"]
+
+
+def test_the_tuned_folder_is_the_base_with_other_weights(pipeline: dict[str, object], small_world: Path) -> None:
+    tuned = Path(str(pipeline["tuned"]))
+    beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tuned.iterdir()} == {*beside, "model.safetensors", "knowshift.json"}
+    for name in beside:
+        source = (small_world / name).read_text()
+        assert (tuned / name).read_text() == source.replace('"dtype": "bfloat16"', '"dtype": "float32"'), name
 
 
 def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -228,6 +229,26 @@ def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_p
     (tmp_path / "run" / "cells" / "tuned").mkdir()
     with pytest.raises(InputError, match="another config"):
         check_folder(tmp_path / "run", parse_config(small, "small"))
+
+
+def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp_path: Path) -> None:
+    text = SMALL.replace("[0, 4]", "[0]").replace("[8, 16]", "[8]").replace("draws: 2", "draws: 1", 1)
+    text = text.replace("train_facts: 160, test_facts: 60", "train_facts: 60, test_facts: 20")
+    text = text.replace("keep_checkpoints: false", "control_rate: null").replace("3.0e-4}", "3.0e-4, bfloat16: true}")
+    config, run = parse_config(text, "small"), tmp_path / "run"
+    run_study(config, run, executor="here")
+    (tuned,) = run.glob("cells/tuned/*/model")
+    tiny = load_model("world:tiny").folder
+    beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in tuned.iterdir()} == {*beside, "model.safetensors"}
+    for name in beside - {"config.json"}:
+        assert (tuned / name).read_bytes() == (tiny / name).read_bytes()
+    measures = ("evaluation", "token_shift", "weight_change", "restoration")
+    before = {path: path.read_bytes() for kind in measures for path in run.glob(f"cells/{kind}/*/*")}
+    for path in before:
+        shutil.rmtree(path.parent, ignore_errors=True)
+    run_study(config, run, executor="processes", workers=1)  # another process: nothing is in memory
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_plan_describes_the_model_that_workers_load(small_world: Path) -> None:

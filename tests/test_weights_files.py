@@ -103,13 +103,19 @@ def test_the_folder_is_complete_and_says_how_it_was_made(tmp_path: Path) -> None
     (tuned / "training_args.bin").write_bytes(b"pickle")
     (tuned / "trainer_state.json").write_text("{}")
     (tuned / "checkpoint-10").mkdir()
+    (tuned / "pytorch_model.bin.index.json").write_text("{}")
     (tuned / "LICENSE").write_text("as before")
+    (tuned / "additional_chat_templates").mkdir()
+    (tuned / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
     done = restore_checkpoints(base, tuned, tmp_path / "out", {"0.2": 0.2}, seed=4, about={"note": "test"})
     output = done.output["0.2"]
     assert output == tmp_path / "out"
-    expected = {path.name for path in tuned.iterdir()} - {"training_args.bin", "trainer_state.json", "checkpoint-10"}
+    left = {"training_args.bin", "trainer_state.json", "checkpoint-10", "pytorch_model.bin.index.json"}
+    expected = {path.name for path in tuned.iterdir()} - left
     assert {path.name for path in output.iterdir()} == expected | {"knowshift.json"}
-    assert AutoTokenizer.from_pretrained(output)("where was he")["input_ids"]
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer("where was he")["input_ids"]
+    assert tokenizer.chat_template == {"tools": "{{ messages }}"}
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]  # nothing left beside
     made = json.loads((output / "knowshift.json").read_text())
     assert made["restored"] == done.restored["0.2"] == exact_count(0.2, made["eligible"])

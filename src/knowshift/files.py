@@ -45,6 +45,16 @@ def check_parent(path: Path) -> None:
         raise InputError(f"{path}: the folder {parent} cannot be written to ({error.strerror})") from None
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Raise :class:`InputError` when the disk of ``folder`` (which may not exist yet) has less than ``needed``."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
+
+
 def digest(value: Any) -> str:
     """Sixteen hex digits of SHA-256 over canonical JSON: the name of a cell, the identity of a fact list."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]

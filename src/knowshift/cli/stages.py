@@ -60,10 +60,10 @@ def finetune(
 ) -> None:
     """Fine-tune on facts of one mastery level, balanced over relations, as the paper does."""
     from knowshift.files import check_parent, folder_beside, write_json
-    from knowshift.finetune import training
     from knowshift.finetune.draws import draw_training_set
-    from knowshift.models.loading import load_model
+    from knowshift.finetune.precision import check_trainable
 
+    check_trainable(model, dtype)  # before torch and TRL are imported
     if not 0 < learning_rate < float("inf"):
         raise InputError(f"--learning-rate {learning_rate}: expected a positive number")
     if strategy not in STRATEGIES:
@@ -75,7 +75,13 @@ def finetune(
     train = {fact: its for fact, its in levels.items() if by_id[fact].split == "train"}
     relations = {fact: by_id[fact].relation for fact in train}
     members = draw_training_set(train, relations, level=level, size=size, draw=draw, seed=seed)
+
+    from knowshift.finetune import training
+    from knowshift.models.loading import load_model
+    from knowshift.models.saving import save_model
+
     loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    check_trainable(model, loaded.dtype)  # of "auto"
     recipe = training.TrainingRecipe(
         learning_rate=learning_rate,
         batch_size=batch_size,
@@ -83,7 +89,7 @@ def finetune(
         shared_prefix=shared_prefix,
         report_to=report_to,
     )
-    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", markup=False)
+    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", markup=False, soft_wrap=True)
     record = training.finetune(loaded, [by_id[fact] for fact in members], recipe, seed=seed)
     about = {
         "base": loaded.about(),
@@ -96,8 +102,7 @@ def finetune(
         **record,
     }
     with folder_beside(output_dir) as folder:
-        loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+        save_model(loaded, folder)
         write_json(folder / "knowshift.json", about)
     console.print(f"{record['steps']} steps, loss {record['train_loss']:.3f}; wrote {output_dir}", markup=False)
     emit({"output": str(output_dir), "steps": record["steps"], "train_loss": record["train_loss"]}, as_json)

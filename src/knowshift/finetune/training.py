@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,11 @@ from trl.trainer import utils as trl_utils
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
+from knowshift.finetune.guard import BETAS, TrainingGuard
 from knowshift.finetune.one_row import IGNORED, OneRow, check_same_loss
+from knowshift.finetune.precision import check_trainable
 from knowshift.models.loading import LoadedModel
+from knowshift.models.saving import unchanged
 
 # transformers 5.2x renamed the option and warns at the old name.
 _NAMES = {field.name for field in fields(SFTConfig)}
@@ -70,14 +74,19 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: st
 def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe, *, seed: int) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
+    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is taken back.
+
     Returns:
-        ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``dtypes``.
+        ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
+        step), ``load_dtype`` and ``compute_dtype``.
 
     Raises:
-        InputError: no facts, or ``shared_prefix`` for a model that cannot take it.
+        InputError: no facts, a float16 model, ``shared_prefix`` for a model that cannot take it, or a training that
+            failed (:class:`~knowshift.finetune.guard.TrainingGuard`), whose weights are of no use.
     """
     if not facts:
         raise InputError("no training facts")
+    check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
     disable_progress_bar()
     examples = [encode_example(loaded.tokenizer, fact.question, fact.answer) for fact in facts]
     collator = None
@@ -85,10 +94,12 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         collator = OneRow(str(loaded.model.config._attn_implementation), loaded.model.dtype)
         check_same_loss(loaded.model, [_labelled(example) for example in examples[: recipe.batch_size]], collator)
     on_cpu = loaded.device.split(":")[0] == "cpu"
-    with tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
+    guard = TrainingGuard(loaded.model, loaded.name, weight_decay=recipe.weight_decay)
+    with unchanged(loaded.model), tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
         trainer = SFTTrainer(
             model=loaded.model,
-            processing_class=loaded.tokenizer,
+            processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
+            callbacks=[guard],
             train_dataset=Dataset.from_list(examples),
             data_collator=collator,
             args=SFTConfig(
@@ -99,6 +110,8 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
                 lr_scheduler_type=recipe.schedule,
                 weight_decay=recipe.weight_decay,
                 optim="adamw_torch_fused",
+                adam_beta1=BETAS[0],
+                adam_beta2=BETAS[1],
                 bf16=recipe.bfloat16,
                 **{_CHECKPOINTING: recipe.gradient_checkpointing},
                 max_length=None,  # nothing is cut: a cut answer would be a wrong answer
@@ -106,7 +119,8 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
                 completion_only_loss=True,
                 save_strategy="no",
                 logging_strategy="steps",
-                logging_steps=10,
+                logging_steps=1,  # the guard looks at every step
+                logging_nan_inf_filter=False,  # it would show the mean of earlier losses instead
                 disable_tqdm=True,
                 report_to=recipe.report_to,
                 use_cpu=on_cpu,
@@ -117,11 +131,17 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
             ),
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
-        with _answers_only(on_cpu):
-            trainer.train()
+        try:
+            with _answers_only(on_cpu):
+                trainer.train()
+        finally:
+            if recipe.gradient_checkpointing:
+                getattr(loaded.model, _CHECKPOINTING + "_disable")()
+                loaded.model.disable_input_require_grads()
+            loaded.model.eval()
+        guard.check()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
         final = next(entry for entry in reversed(trainer.state.log_history) if "train_loss" in entry)
-    loaded.model.eval()
     return {
         "steps": int(trainer.state.global_step),
         "train_loss": float(final["train_loss"]),

@@ -51,6 +51,7 @@ class LoadedModel:
     dtype: str  # of the loaded weights, e.g. "float32"
     device: str
     identity: str  # 16 hex digits over config, tokenizer and weights
+    own_tokenizer: Path | None = None  # an adapter's folder that brings a tokenizer; None where ``folder`` has it
     scratch: object | None = field(default=None, repr=False, compare=False)  # keeps a temporary ``folder`` alive
 
     @property
@@ -175,6 +176,7 @@ def load_model(
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(place),
         identity=files.identity(),
+        own_tokenizer=files.tokenizer if files.tokenizer == files.adapter else None,
         scratch=scratch,
     )
 

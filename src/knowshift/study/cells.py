@@ -23,7 +23,7 @@ from knowshift.study.config import StudyConfig
 PACKAGES = ("torch", "transformers", "trl", "tokenizers", "numpy")
 
 #: Raised when the content that a cell would have changes for the same inputs.
-CONTENT_VERSION = 1
+CONTENT_VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knowshift.errors import InputError, nearest
+from knowshift.finetune.precision import check_trainable
 from knowshift.weights.criteria import CRITERIA
 from knowshift.weights.layout import REGIONS
 
@@ -69,7 +70,7 @@ class StudyConfig(_Strict):
     model: str
     facts: str
     revision: str | None = None
-    dtype: str = "float32"  # in which the model is loaded, tuned and measured
+    dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
     device: str = "cpu"
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
     seed: int = Field(0, ge=0, lt=2**31)
@@ -143,6 +144,7 @@ def parse_config(text: str, origin: str) -> StudyConfig:
                 f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
             ) from None
         raise InputError(f"{origin}: {where}: {first['msg']} (found {first.get('input')!r})") from None
+    check_trainable(f"{origin}: dtype", config.dtype)
     if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
     restoration = config.restoration

@@ -26,6 +26,7 @@ from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, write_json
 from knowshift.finetune.draws import level_counts
+from knowshift.finetune.precision import check_trainable, stored_dtype
 from knowshift.models.loading import find_model, load_tokenizer, torch_device
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
@@ -40,10 +41,13 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
     """The plan of a study, and what its manifest says about facts and model.
 
     Raises:
-        InputError: the source or the model cannot be read; a level cannot have the largest size at all.
+        InputError: the source or the model cannot be read; the model would be trained in float16; a level cannot have
+            the largest size at all.
     """
     source = load_facts(config.facts)
     model = describe_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    if config.dtype == "auto":
+        check_trainable(config.model, stored_dtype(find_model(config.model, revision=config.revision).weights))
     plan = make_plan(config, source.facts, source.digest(), model["identity"])
     probed = [source.facts[index] for index in probed_facts(source.facts, config)]
     train = sum(1 for fact in probed if fact.split == "train")

@@ -22,6 +22,7 @@ from knowshift.finetune.draws import draw_training_set
 from knowshift.heap import steady_heap
 from knowshift.mastery import measure_mastery
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.models.saving import save_model
 from knowshift.study.cells import Cell, Unit, make_plan, probed_facts
 from knowshift.study.config import StudyConfig
 from knowshift.token_shift import ShiftItems, best_prompts, select_items, token_shift
@@ -186,9 +187,8 @@ class Worker:
         members, record = self._train(cell)
         write_json(folder / "record.json", {"facts": members, **record})
         if self.config.keep_checkpoints:
-            tuned = self._tuned_model(unit)
-            tuned.model.save_pretrained(folder / "model")
-            tuned.tokenizer.save_pretrained(folder / "model")
+            (folder / "model").mkdir()
+            save_model(self._tuned_model(unit), folder / "model")
 
     def _evaluation(self, cell: Cell, unit: Unit, folder: Path) -> None:
         evaluate(self._tuned_model(unit), self._asked, self._levels).write(

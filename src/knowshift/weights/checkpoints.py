@@ -10,7 +10,7 @@ from typing import Any
 
 import knowshift
 from knowshift.errors import InputError
-from knowshift.files import folder_beside
+from knowshift.files import check_space, folder_beside
 from knowshift.weights.checkpoint import Shard
 from knowshift.weights.criteria import NotFinite
 from knowshift.weights.merging import MergedTensors
@@ -21,7 +21,6 @@ from knowshift.weights.tensors import PIECE, workers
 from knowshift.weights.writing import (
     bytes_needed,
     check_output,
-    check_space,
     write_checkpoints,
     write_provenance,
 )

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.files import check_space
 from knowshift.weights.adapter import CONFIG, Adapter
+from knowshift.weights.beside import copy_files
 from knowshift.weights.checkpoint import DTYPES, FLOATS, StoredTensors
 from knowshift.weights.layout import own_names
 from knowshift.weights.tensors import number_of
@@ -115,8 +117,6 @@ def _refused(adapter: Adapter) -> Any:
 
 def _check_room(adapter: Adapter, base: StoredTensors, size: int) -> None:
     import psutil
-
-    from knowshift.weights.writing import check_space
 
     needed = int(_MEMORY * size * (8 if _double(base) else 4))
     free = psutil.virtual_memory().available
@@ -257,8 +257,6 @@ def _round(model: PreTrainedModel, base: StoredTensors) -> None:
 
 def _describe(base: StoredTensors, target: Path, untied: bool) -> None:
     """What stands beside the base's weights; its configuration says that head and embeddings are apart, if they are."""
-    from knowshift.weights.writing import copy_files
-
     for file in ("config.json", "generation_config.json"):
         (target / file).unlink(missing_ok=True)
     copy_files(base.folder, target)

@@ -24,6 +24,7 @@ from knowshift.errors import InputError
 from knowshift.files import check_parent
 from knowshift.weights import kernels
 from knowshift.weights.adapter import AdaptedTensors
+from knowshift.weights.beside import BESIDE_WEIGHTS, TOKENIZER, copy_files, files_beside
 from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
 from knowshift.weights.methods import Plan
 from knowshift.weights.pair import CheckpointPair
@@ -34,25 +35,6 @@ COPIED = 1 << 22
 #: Bytes that are read back at a time.
 _READ_BACK = 1 << 26
 PROVENANCE = "knowshift.json"
-_TOKENIZER = (
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "spiece*",
-)
-_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "*.py", "LICENSE*", "NOTICE*", "USE_POLICY*")
-_LEFT_BEHIND = (
-    "trainer_state.json",
-    "adapter_config.json",
-    "optimizer*",
-    "knowshift*.json",
-    "*.safetensors.index.json",
-)
 
 
 @dataclass(frozen=True)
@@ -106,16 +88,6 @@ def bytes_needed(pair: CheckpointPair, checkpoints: int) -> int:
     return checkpoints * (sum(shard.size for shard in pair.layout.shards) + (1 << 26))
 
 
-def check_space(folder: Path, needed: int) -> None:
-    """Raise :class:`InputError` when the disk of ``folder`` (which may not exist yet) has less than ``needed``."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise InputError(f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
-
-
 def check_output(folder: Path, inputs: Sequence[Path]) -> None:
     """Raise :class:`InputError` when the output folder is an input, inside one, holds anything, or cannot be made."""
     try:
@@ -139,11 +111,11 @@ def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
 
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
     """Copy configuration, generation configuration, tokenizer and index of the tuned model; the base fills gaps."""
-    sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, _BESIDE_WEIGHTS)]
+    sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, BESIDE_WEIGHTS)]
     if pair.adapter is not None:
-        sources.insert(0, (pair.adapter.folder, _TOKENIZER))
-    if not any(_matching(source, _TOKENIZER) for source, _ in sources):
-        sources.append((pair.base.folder, _TOKENIZER))
+        sources.insert(0, (pair.adapter.folder, TOKENIZER))
+    if not any(files_beside(source, TOKENIZER) for source, _ in sources):
+        sources.append((pair.base.folder, TOKENIZER))
     if not (pair.layout.folder / "generation_config.json").is_file():
         sources.append((pair.base.folder, ("generation_config.json",)))
     for source, patterns in sources:
@@ -152,23 +124,10 @@ def copy_beside(pair: CheckpointPair, folder: Path) -> None:
         shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
 
 
-def copy_files(source: Path, target: Path, patterns: Sequence[str] = _BESIDE_WEIGHTS) -> None:
-    """Copy what stands beside the weights and is not there yet."""
-    for path in _matching(source, patterns):
-        if not (target / path.name).exists():
-            shutil.copyfile(path, target / path.name)
-
-
 def write_provenance(folder: Path, about: Mapping[str, Any]) -> None:
     """Write ``knowshift.json``: how the checkpoint was made."""
     text = json.dumps(about, indent=1, sort_keys=True) + "\n"
     (folder / PROVENANCE).write_text(text, encoding="utf-8")
-
-
-def _matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    left = {path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)}
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found - left)
 
 
 def _write_shard(
