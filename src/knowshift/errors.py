@@ -49,10 +49,9 @@ def border(doing: str) -> Iterator[None]:
     """Turn what a library raises inside the block into ``InputError(f"{doing}: {cause}")``, chained to its cause.
 
     ``doing`` names the input and what fails, e.g. "FOLDER: cannot load the model". An exception is a library's when
-    its innermost frame lies outside this package, or when its type is a library's (a compiled library leaves no frame),
-    the system's (OSError) or lack of memory. Any other exception is a bug of ours and passes as it is, also where a
-    library called our code and wrapped what that raised. Interrupts, SystemExit and an InputError pass too. Do not yield
-    to a caller from inside the block: what the caller raises would be taken for the library's.
+    its innermost frame lies outside this package, when its type is a library's (compiled ones leave no frame) or the
+    system's (OSError), or when memory is lacking. Any other is a bug of ours and passes as it is, also where a library
+    called our code and wrapped what that raised. Interrupts, SystemExit and an InputError pass too.
     """
     try:
         yield
