@@ -60,7 +60,7 @@ def border(doing: str) -> Iterator[None]:
     except Exception as error:
         inner = _origin(error)
         if isinstance(inner, InputError):
-            raise inner from error
+            raise inner from None
         if _is_ours(inner):
             raise
         raise InputError(f"{doing}: {cause_of(error)}") from error

@@ -299,6 +299,5 @@ def _outcome(output: Path) -> Outcome:
     levels = table["level"].to_pylist()
     counts = [levels.count(level) for level in range(LEVELS)]
     draws = sum(count or 0 for count in table["draws"].to_pylist())
-    return Outcome(
-        len(levels), counts, levels.count(None), draws, int(read_about(output, "mastery").get("positions", 0))
-    )
+    positions = int(read_about(output, "mastery").get("positions", 0))
+    return Outcome(len(levels), counts, levels.count(None), draws, positions)
