@@ -31,12 +31,21 @@ def write_figure(path: Path, change: WeightChange) -> None:
             _curve(curve, change.concentration[name], style, colour, name)
         _curve(curve, change.null["relative"], "--", BASE, "relative, no-signal null")
         curve.set(xlabel="top weights (%)", ylabel="of the summed change (%)", ylim=(0, 102), xlim=(0, None))
-        curve.set_title(f"{change.changed_share:.1%} of {change.eligible:,} weights changed")
+        curve.set_title(_title(change))
         curve.legend(loc="lower right")
         _bars(layers, change.layers, change.layer_weights, "layer")
         _bars(modules, change.modules, change.module_weights, "module")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _title(change: WeightChange) -> str:
+    """How much changed, and below it how much of that is mere rounding, where the dtypes differ."""
+    title = f"{change.changed_share:.1%} of {change.eligible:,} weights changed"
+    rounding = change.rounding
+    if rounding is None or rounding.share_of_changed is None:
+        return title
+    return f"{title}\nrounding to {' or '.join(rounding.to)} explains {rounding.share_of_changed:.1%} of these"
 
 
 def _curve(axes: Axes, shares: Shares, style: str, colour: str, label: str) -> None:
