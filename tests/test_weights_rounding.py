@@ -225,7 +225,7 @@ def test_a_bfloat16_copy_is_told_as_one_in_text_json_record_and_figure(tmp_path:
         f"({result['changed_share']:.2%} of all) changed by no more than rounding to bfloat16 explains"
     ) in err
     assert sum(pq.read_table(tmp_path / "w.parquet")["rounded"].to_pylist()) == result["changed"]
-    assert "rounding to bfloat16 explains 100.0% of these" in (tmp_path / "f.svg").read_text()
+    assert "100.0% of these by rounding to bfloat16" in (tmp_path / "f.svg").read_text()
 
 
 def test_training_is_what_is_left_when_rounding_is_told_apart(tmp_path: Path, run: Run) -> None:
@@ -267,3 +267,19 @@ def test_the_number_of_pieces_and_threads_does_not_matter() -> None:
     assert 0 < first["explained"] < first["weights"]
     for piece, threads in ((61, 1), (500, 2)):
         assert plain(measure_pair(pair, places, [0.2], threads=threads, piece=piece))["rounding"] == first
+
+
+def test_a_base_value_beyond_the_tuned_dtype_is_refused_and_not_written_as_infinity(tmp_path: Path, run: Run) -> None:
+    base, tuned = save_pair(tmp_path)
+    weights = load_file(base / "model.safetensors")
+    weights[UP][3, 4] = 7e4
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    recast(tuned, F16)
+    for criterion in ("relative", "interpolate"):
+        words = ("--fraction", "1", "--criterion", criterion, "--output-dir", tmp_path / "o")
+        code, _, err = run("restore", base, tuned, *words)
+        assert code == 2
+        assert f"knowshift: tensor '{UP}': a restored weight is beyond float16" in err
+        assert not (tmp_path / "o").exists()
+    assert run("restore", base, tuned, *words, "--allow-nonfinite")[0] == 0
+    assert torch.isinf(load_file(tmp_path / "o" / "model.safetensors")[UP][3, 4])

@@ -12,7 +12,7 @@ round are bfloat16 and float16.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,12 +42,12 @@ class Rounding:
     def told(self, base: str, tuned: str, eligible: int) -> str:
         """The sentence that people read; ``eligible`` is the region's number of weights."""
         part = "" if self.weights == eligible else f" in {self.weights:,} of these weights"
-        stored = f"{base} is stored in {_either(self.base)}, {tuned} in {_either(self.tuned)}{part}"
+        stored = f"{base} is stored in {' and '.join(self.base)}, {tuned} in {' and '.join(self.tuned)}{part}"
         if self.share_of_changed is None:
             return f"{stored}; no weight changed"
         return (
             f"{stored}: {self.share_of_changed:.2%} of the weights that changed ({self.share_of_all:.2%} of all) "
-            f"changed by no more than rounding to {_either(self.to)} explains"
+            f"changed by no more than rounding to {' or '.join(self.to)} explains"
         )
 
 
@@ -122,7 +122,3 @@ def _rounding_dtypes(*pair: str) -> list[str]:
     """The names of the narrower of two dtypes, or of both where they take the same number of bytes."""
     width = {name: 2 if name in _NARROW else np.dtype(name).itemsize for name in pair}
     return [name for name in pair if width[name] == min(width.values())]
-
-
-def _either(names: Iterable[str]) -> str:
-    return " or ".join(names)
