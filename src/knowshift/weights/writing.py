@@ -254,8 +254,8 @@ def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: 
 
 def _check_range(pair: CheckpointPair, plan: Plan, job: _Job, values: Sequence[Array]) -> None:
     """Refuse finite weights that became infinite in the tuned dtype: base values of a wider one, or computed ones."""
-    assert job.tensor is not None
-    if plan.cuts and values[0].dtype == pair.weights.read(job.tensor, job.start, job.start)[0].dtype:
+    assert job.name is not None
+    if plan.cuts and values[0].dtype == pair.weights.base.read(job.name, 0, 0).dtype:
         return  # a selection between values of one dtype makes no new ones
     for value in values:
         if not np.isfinite(value).all():
