@@ -13,7 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
@@ -89,6 +95,8 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
     hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
     with border(f"{name}: cannot load the model"):
         try:
+            if (folder / "generation_config.json").is_file():  # one that cannot be read would be passed over
+                GenerationConfig.from_pretrained(folder)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype="auto" if dtype == "auto" else DTYPES[dtype],

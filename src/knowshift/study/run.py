@@ -208,7 +208,10 @@ def _write_manifest(
     run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
 ) -> None:
     path = run / "manifest.json"
-    before = json.loads(path.read_text(encoding="utf-8")).get("timings", {}) if path.exists() else {}
+    before = {}
+    if path.exists():
+        with border(f"{path}: not a readable manifest"):
+            before = json.loads(path.read_text(encoding="utf-8")).get("timings", {})
     write_json(
         path,
         {
