@@ -1,9 +1,28 @@
-"""The two ways the project speaks of bad news: an input it refuses, and a warning that a result may mislead."""
+"""How the project speaks of bad news: an input it refuses, a warning that a result may mislead, and one border.
+
+Libraries raise whatever they like for a file that they cannot use, and no list of their exceptions stays complete.
+:func:`border` is the one place where such an exception becomes an :class:`InputError`; what our own code raises is a
+bug and passes through.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+#: Characters of a library's message that are shown.
+_LONGEST = 300
+#: Types whose messages say little without the type's name: "KeyError: 'yarn'".
+_TERSE = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, NameError)
+#: How memory that cannot be had is told; torch says so with exceptions of several types.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+#: Escape sequences of terminals, whole: colours and movements, titles and links, and two-character ones.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -~]"
+)
+_PACKAGE = __name__.partition(".")[0]
 
 
 class InputError(ValueError):
@@ -23,3 +42,73 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, choices, n=1)
     hint = f"; nearest: {near[0]!r}" if near else ""
     return f"{hint}; available: {', '.join(choices)}"
+
+
+@contextmanager
+def border(doing: str) -> Iterator[None]:
+    """Turn what a library raises inside the block into ``InputError(f"{doing}: {cause}")``, chained to its cause.
+
+    ``doing`` names the input and what fails, e.g. "FOLDER: cannot load the model". An exception is a library's when
+    its innermost frame lies outside this package, when its type is a library's (compiled ones leave no frame) or the
+    system's (OSError), or when memory is lacking. Any other is a bug of ours and passes as it is, also where a library
+    called our code and wrapped what that raised. Interrupts, SystemExit and an InputError pass too.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        inner = _origin(error)
+        if isinstance(inner, InputError):
+            raise inner from None
+        if _is_ours(inner):
+            raise
+        raise InputError(f"{doing}: {cause_of(error)}") from error
+
+
+def cause_of(error: BaseException) -> str:
+    """What an exception says, as part of one line: printable, at most 300 characters, told apart from mere names."""
+    lines = [printable(line) for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    text = lines[0] if lines else ""
+    if text.endswith(":") and len(lines) > 1:  # a headline, which says nothing without what stands below it
+        text = f"{text} {lines[1]}"
+    name = type(error).__name__
+    if isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(sign in text.lower() for sign in _NO_MEMORY):
+        text = f"not enough memory ({text})" if text else "not enough memory"
+    elif not text:
+        text = name
+    elif " " not in text or isinstance(error, _TERSE):
+        text = f"{name}: {text}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Text without what could steer a terminal: escape sequences and control characters; runs of blanks are one."""
+    plain = _ESCAPES.sub("", text)
+    return " ".join("".join(char if char.isprintable() else " " for char in plain).split())
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The exception at the bottom of ``raise ... from ...``, if that is of ours; else the exception itself."""
+    inner, seen = error, {id(error)}
+    while inner.__cause__ is not None and id(inner.__cause__) not in seen:
+        inner = inner.__cause__
+        seen.add(id(inner))
+    return inner if isinstance(inner, InputError) or _is_ours(inner) else error
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether our own code raised it: see :func:`border`."""
+    if isinstance(error, (OSError, MemoryError)) or not _is_of(type(error).__module__, ("builtins", _PACKAGE)):
+        return False
+    trace = error.__traceback__
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    return _is_of(str(trace.tb_frame.f_globals.get("__name__")), (_PACKAGE,))
+
+
+def _is_of(module: str, packages: tuple[str, ...]) -> bool:
+    return module.partition(".")[0] in packages

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 
 _FACT = [
     pa.field("fact", pa.string(), nullable=False),
@@ -89,28 +89,40 @@ def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]]
     assert not missing, f"columns missing: {missing}"
     described = schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)})
     table = pa.table({name: rows[name] for name in schema.names}, schema=described)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        pq.write_table(table, beside, compression="zstd")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with border(f"{path}: cannot be written"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            pq.write_table(table, beside, compression="zstd")
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
 
 
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
     """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
-    try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such {kind} record") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    with border(f"{path}: not a Parquet file"):
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such {kind} record") from error
     for field in schema:
         if field.name not in table.column_names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
-    about = json.loads((table.schema.metadata or {}).get(b"knowshift", b"{}"))
-    try:
+    with border(f"{path}: not a {kind} record"):
+        about = json.loads((table.schema.metadata or {}).get(b"knowshift", b"{}"))
+        if not isinstance(about, dict):
+            raise InputError(f"{path}: not a {kind} record: its metadata is no JSON object")
         return table.select(schema.names).cast(schema), about
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ValueError) as error:
-        raise InputError(f"{path}: not a {kind} record: {str(error).splitlines()[0]}") from None
+
+
+def read_columns(path: Path, columns: Sequence[str], kind: str) -> pa.Table:
+    """Some columns of a record file of our own, as they are stored; an :class:`InputError` names a damaged file."""
+    with border(f"{path}: not a {kind} record"):
+        return pq.read_table(path, columns=list(columns))
+
+
+def read_about(path: Path, kind: str) -> dict[str, Any]:
+    """What a record file of our own says about itself; an :class:`InputError` names a damaged file."""
+    with border(f"{path}: not a {kind} record"):
+        return dict(json.loads((pq.read_schema(path).metadata or {}).get(b"knowshift", b"{}")))

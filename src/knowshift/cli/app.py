@@ -11,7 +11,7 @@ from typing import Any
 
 import typer
 
-from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.errors import InputError, KnowshiftWarning, printable
 
 app = typer.Typer(
     name="knowshift",
@@ -60,7 +60,7 @@ _PLAIN = warnings.showwarning
 def _show_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
     """The project's own warnings are for users: one line, without the place in the code."""
     if issubclass(category, KnowshiftWarning):
-        print(f"knowshift: warning: {' '.join(str(message).split())}", file=sys.stderr)
+        print(f"knowshift: warning: {printable(str(message))}", file=sys.stderr)
     else:
         _PLAIN(message, category, *where, **more)
 
@@ -75,5 +75,5 @@ def _interrupted() -> None:
 
 def _refuse(message: str) -> None:
     if message:  # empty where the help was shown instead
-        print(f"knowshift: {' '.join(message.split())}", file=sys.stderr)
+        print(f"knowshift: {printable(message)}", file=sys.stderr)
     sys.exit(2)

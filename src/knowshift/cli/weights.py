@@ -251,6 +251,8 @@ def _print_change(change: WeightChange, base: str, tuned: str) -> None:
         f"of region {change.region!r} changed",
         markup=False,
     )
+    if change.rounding is not None:
+        console.print(change.rounding.told(base, tuned, change.eligible), markup=False)
     table = Table(title="Share of the summed change in the top weights, % (null: own |p| with own |change| at random)")
     table.add_column("top")
     for name in change.concentration:

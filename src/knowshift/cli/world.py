@@ -13,7 +13,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from knowshift.cli.output import JsonOption, SeedOption, console, emit
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 
 if TYPE_CHECKING:
     from knowshift.world.invent import ExposureBand, Repetition
@@ -138,10 +138,11 @@ def _record(world: str) -> dict[str, Any]:
     if not world.startswith("world:"):
         raise InputError(f"{world}: expected world:tiny or world:PATH")
     path = model_folder(world) / "world.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not the record of a world ({error})") from None
+    with border(f"{path}: not the record of a world"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(record, dict):
+        raise InputError(f"{path}: not the record of a world: expected a JSON object")
+    return record
 
 
 def _band(text: str) -> ExposureBand:

@@ -21,7 +21,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import stats
 
+from knowshift.errors import border
 from knowshift.mastery.levels import DRAWS, LEVELS
+from knowshift.records import read_about
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -162,8 +164,9 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
     """Write :data:`CERTAINTY` for the facts of a mastery record, a bounded number of rows at a time."""
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    file = pq.ParquetFile(record)
-    about = json.loads((file.schema_arrow.metadata or {}).get(b"knowshift", b"{}"))
+    about = read_about(record, "mastery")
+    with border(f"{record}: not a mastery record"):
+        file = pq.ParquetFile(record)
     # Another full run makes as many draws of a prompt as this one was allowed to.
     each = int(about.get("draws_per_prompt", DRAWS))
     told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from knowshift.errors import border
 from knowshift.facts.relations import RELATIONS
 
 Counts = NDArray[np.int16]
@@ -70,9 +71,10 @@ def _stacked(blocks: Sequence[Counts]) -> Counts:
 
 def write_prompts(record: Path, folder: Path) -> tuple[Path, Path]:
     """Write ``prompts.csv`` and ``prompts.svg`` for a mastery record into ``folder``; returns both paths."""
-    rows = prompt_rates(
-        pq.ParquetFile(record).iter_batches(1 << 14, columns=["relation", "prompt_hits", "prompt_draws"])
-    )
+    with border(f"{record}: not a mastery record"):
+        rows = prompt_rates(
+            pq.ParquetFile(record).iter_batches(1 << 14, columns=["relation", "prompt_hits", "prompt_draws"])
+        )
     folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "prompts.csv", folder / "prompts.svg"
     with table.open("w", newline="", encoding="utf-8") as stream:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.errors import InputError, KnowshiftWarning, border
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, write_json
@@ -33,7 +33,7 @@ from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling import encode
-from knowshift.records import MASTERY, read_table
+from knowshift.records import MASTERY, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
@@ -195,10 +195,10 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
     """Start the folder of parts, or make sure that the one that is there belongs to this run."""
     label = folder / "about.json"
     if folder.exists():
-        try:
+        with border(f"{folder}: exists, but holds no parts of a mastery run"):
             told = json.loads(label.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise InputError(f"{folder}: exists, but holds no parts of a mastery run") from None
+        if not isinstance(told, dict):
+            raise InputError(f"{folder}: exists, but holds no parts of a mastery run")
         _check_same(folder, about, told)
         return
     folder.mkdir(parents=True)
@@ -289,14 +289,14 @@ def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path,
 
 def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
     """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
-    positions = sum(_told(part)["positions"] for part in parts)
+    positions = sum(read_about(part, "mastery").get("positions", 0) for part in parts)
     schema = MASTERY.with_metadata({"knowshift": json.dumps({**about, "positions": positions}, sort_keys=True)})
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     try:
         with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
             held: list[pa.Table] = []
             for part in parts:
-                held.append(pq.read_table(part).replace_schema_metadata(schema.metadata))
+                held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
                 if sum(table.num_rows for table in held) >= ROWS:
                     writer.write_table(pa.concat_tables(held).combine_chunks())
                     held = []
@@ -307,14 +307,10 @@ def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> Non
         beside.unlink(missing_ok=True)
 
 
-def _told(path: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((pq.read_schema(path).metadata or {})[b"knowshift"])
-    return told
-
-
 def _outcome(output: Path) -> Outcome:
-    table = pq.read_table(output, columns=["level", "draws"])
+    table = read_columns(output, ["level", "draws"], "mastery")
     levels = table["level"].to_pylist()
     counts = [levels.count(level) for level in range(LEVELS)]
     draws = sum(count or 0 for count in table["draws"].to_pylist())
-    return Outcome(len(levels), counts, levels.count(None), draws, int(_told(output).get("positions", 0)))
+    positions = int(read_about(output, "mastery").get("positions", 0))
+    return Outcome(len(levels), counts, levels.count(None), draws, positions)

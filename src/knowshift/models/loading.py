@@ -12,10 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
-from knowshift.errors import InputError, KnowshiftWarning, nearest
+from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
 from knowshift.files import digest
 from knowshift.models.pieces import token_pieces
 from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
@@ -167,7 +174,8 @@ def load_model(
         else:
             folder, scratch = tuned.folder, tuned
             model = _load(name, folder, dtype)
-    model = model.to(place).eval()
+    with border(f"{name}: cannot move the model to {place}"):
+        model = model.to(place).eval()
     return LoadedModel(
         model=model,
         tokenizer=load_tokenizer(name, files.tokenizer),
@@ -184,23 +192,22 @@ def load_model(
 def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise InputError(f"{name}: cannot load the model: {_first_line(error)}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise InputError(f"{name}: damaged safetensors file in {folder}: {_first_line(error)}") from error
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+    with border(f"{name}: cannot load the model"):
+        try:
+            if (folder / "generation_config.json").is_file():  # one that cannot be read would be passed over
+                GenerationConfig.from_pretrained(folder)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype="auto" if dtype == "auto" else DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+        except SafetensorError as error:
+            raise InputError(f"{name}: damaged safetensors file in {folder}: {cause_of(error)}") from error
+        finally:
+            if bars:
+                hf_logging.enable_progress_bar()
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
@@ -232,11 +239,12 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
                 "world:tiny: this installation carries no tiny model; build one with `knowshift world build`"
             )
         return folder
-    path = Path(name.removeprefix("world:")).expanduser()
-    if path.is_dir():
-        return path
-    if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():
-        raise InputError(f"{name}: no such model folder")
+    with border(f"{name}: cannot be looked up as a model folder"):
+        path = Path(name.removeprefix("world:")).expanduser()
+        if path.is_dir():
+            return path
+        if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():
+            raise InputError(f"{name}: no such model folder")
     return _from_hub(name, revision)
 
 
@@ -244,14 +252,13 @@ def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer, padding on the left; nothing here ever relies on its pad token."""
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(VOCABULARIES)})")
-    try:
+    with border(f"{name}: cannot load the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises bare Exception for a damaged file
-        raise InputError(f"{name}: cannot load the tokenizer: {_first_line(error)}") from error
+        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     tokenizer.padding_side = "left"
-    if tokenizer.eos_token_id is None:
+    if end is None:
         raise InputError(f"{name}: the tokenizer has no end-of-sequence token, so no text could ever end")
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id:
+    if pad is not None and pad == end:
         warnings.warn(
             f"{name}: the pad token equals the end-of-sequence token {tokenizer.eos_token!r}; sampling and answering "
             "here never pad, but other tools may cut or empty texts",
@@ -269,31 +276,33 @@ def model_identity(folder: Path) -> str:
     32, which any training run changes, but which an edit of a few neighbouring weights could escape.
     """
     told = hashlib.sha256()
-    for small in sorted({file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()}):
-        data = small.read_bytes()
-        told.update(f"{small.name}:{len(data)}:".encode() + data)
-    files = sorted(folder.glob("*.safetensors"))
-    whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
-    for file in files:
-        told.update(f"{file.name}:{file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                told.update(block)
-                if not whole:
-                    stream.seek(31 << 20, os.SEEK_CUR)
+    with border(f"{folder}: cannot be read"):
+        for small in sorted({file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()}):
+            data = small.read_bytes()
+            told.update(f"{small.name}:{len(data)}:".encode() + data)
+        files = sorted(folder.glob("*.safetensors"))
+        whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
+        for file in files:
+            told.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    told.update(block)
+                    if not whole:
+                        stream.seek(31 << 20, os.SEEK_CUR)
     return told.hexdigest()[:16]
 
 
 def check_model_files(name: str, folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{name}: no config.json in {folder}, so it is not a model folder")
-    if not any(folder.glob("*.safetensors")):
-        pickled = next((file.name for pattern in PICKLED for file in sorted(folder.glob(pattern))), None)
-        if pickled:
-            raise InputError(
-                f"{name}: only pickled weights ({pickled}), which are refused; convert them to safetensors"
-            )
-        raise InputError(f"{name}: no *.safetensors weights in {folder}")
+    with border(f"{name}: cannot be read"):
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{name}: no config.json in {folder}, so it is not a model folder")
+        if not any(folder.glob("*.safetensors")):
+            pickled = next((file.name for pattern in PICKLED for file in sorted(folder.glob(pattern))), None)
+            if pickled:
+                raise InputError(
+                    f"{name}: only pickled weights ({pickled}), which are refused; convert them to safetensors"
+                )
+            raise InputError(f"{name}: no *.safetensors weights in {folder}")
 
 
 def torch_device(device: str) -> torch.device:
@@ -312,14 +321,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
-    except HFValidationError as error:
-        raise InputError(f"{name}: no such folder, and not a hub id of the form owner/name") from error
-    except (OSError, ValueError) as error:  # every hub error is one of the two
-        raise InputError(f"{name}: no such folder, and the hub did not give it: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    with border(f"{name}: no such folder, and the hub did not give it"):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        except HFValidationError as error:
+            raise InputError(f"{name}: no such folder, and not a hub id of the form owner/name") from error

@@ -2,9 +2,9 @@
 
 The whole distribution must be sampled, and servers differ in what they do by themselves (a model's own top-k of 50,
 llama.cpp's top-k of 40 and min-p of 0.05, greedy answers of `transformers serve`), so the fields that switch this off
-are sent in each server's dialect. What a server can do is tried out, not believed: whether one request returns as
-many texts as a prompt has draws (else each draw is a request), and whether a stop text stays in the text it ends
-(else none is sent, since a hit must be seen).
+are sent in each server's dialect. What a server can do is tried out, not believed: how its version spells these fields,
+whether one request returns as many texts as a prompt has draws (else each draw is a request), and whether a stop text
+stays in the text it ends (else none is sent, since a hit must be seen).
 
 The URL is that of the server (``http://host:8000`` or ``http://host:8000/v1``), with ``#NAME`` behind it where the
 server has several models. Settings come from the environment, see docs/servers.md. A server's numbers are its own:
@@ -24,7 +24,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -33,10 +32,13 @@ import numpy as np
 from knowshift.errors import InputError
 from knowshift.files import digest
 from knowshift.models.cache import Ints
+from knowshift.models.dialects import DIALECTS, Dialect
 from knowshift.models.streams import stream_key
 
 #: Answers of a server that say "try again": too many requests, or trouble that may pass.
 PASSING = frozenset((408, 425, 429, 500, 502, 503, 504))
+#: Answers of a server that does not take a request as it is written.
+BAD_REQUEST = frozenset((400, 422))
 #: Seconds between two attempts at most, where the server does not ask for more.
 LONGEST_PAUSE = 30.0
 #: Seconds that a connection may take to open; what follows has the time of a request.
@@ -49,39 +51,6 @@ STOPS = 4
 _COMPLETIONS = "/v1/completions"
 #: Beginnings of which a model is likely to continue one at least.
 _OPENINGS = ("The capital of France is", "The", "It is said that the", "a")
-
-
-@dataclass(frozen=True)
-class Dialect:
-    """What a kind of server needs to be told beyond OpenAI's own fields."""
-
-    name: str
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    without: tuple[str, ...] = ()  # fields that must not be sent
-    generation_config: bool = False  # sampling is set by a JSON string of that name (`transformers serve`)
-
-
-DIALECTS = {
-    # A model's own generation_config.json may set a repetition penalty, which both would apply unasked.
-    "vllm": Dialect("vllm", {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "include_stop_str_in_output": True}),
-    "sglang": Dialect("sglang", {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "no_stop_trim": True}),
-    # Temperature alone in the chain of samplers; the rest for versions that apply a sampler outside it.
-    "llamacpp": Dialect(
-        "llamacpp",
-        {
-            "samplers": ["temperature"],
-            "dynatemp_range": 0.0,
-            "mirostat": 0,
-            "top_k": 0,
-            "min_p": 0.0,
-            "typical_p": 1.0,
-            "repeat_penalty": 1.0,
-        },
-    ),
-    "tgi": Dialect("tgi", {"repetition_penalty": 1.0}, without=("top_p",)),  # refuses a top_p of 1
-    "transformers": Dialect("transformers", generation_config=True),
-    "openai": Dialect("openai"),
-}
 
 
 class ServerError(InputError):
@@ -145,7 +114,7 @@ class CompletionsServer:
         listed = self._models()
         self.model = self._chosen(listed)
         self._told = next((entry for entry in listed if entry["id"] == self.model), {})
-        self.dialect = self._dialect(listed)
+        self.dialect = self._spelled(self._dialect(listed))
         self.keeps_stops = self._leaves_stops()
 
     def about(self) -> dict[str, Any]:
@@ -453,6 +422,22 @@ class CompletionsServer:
             if "Unexpected fields" in str(error):
                 return DIALECTS["transformers"]
         return DIALECTS["openai"]
+
+    def _spelled(self, dialect: Dialect) -> Dialect:
+        """The dialect with the first spellings that the server takes; only a bad request moves on to the next."""
+        if not dialect.spellings:
+            return dialect
+        last: _RefusedError | None = None
+        for self.dialect in dialect.spelled():
+            try:
+                self._ask("POST", _COMPLETIONS, self._body("a", (), 0, 1, 1.0, 1))
+            except _RefusedError as refused:
+                if refused.status not in BAD_REQUEST:
+                    raise
+                last = refused
+            else:
+                return self.dialect
+        raise ServerError(f"{last} (tried {dialect.tried()})")
 
     def _leaves_stops(self) -> bool:
         """Whether a stop text stays in the text that it ends: asks the most likely text, then again with a stop."""

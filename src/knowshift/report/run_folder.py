@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
 
 DOMAINS = ("in_domain", "out_of_domain")
@@ -135,12 +135,11 @@ class Run:
 def open_run(path: Path) -> Run:
     """Read a run folder's manifest and find its finished cells; an :class:`InputError` says what is not a run."""
     file = path / "manifest.json"
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: not a run folder: manifest.json is missing") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
+    with border(f"{file}: not readable JSON"):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: not a run folder: manifest.json is missing") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("cells"), list):
         raise InputError(f"{file}: no list of cells; expected the manifest of a study")
     cells = []
@@ -166,10 +165,8 @@ def _order(key: Mapping[str, Any]) -> tuple[Any, ...]:
 def read_cell_json(cell: Cell, name: str) -> dict[str, Any]:
     """A JSON file of a cell, as an object."""
     file = cell.folder / name
-    try:
+    with border(f"{file}: not readable JSON"):
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: not readable JSON ({str(error).splitlines()[0]})") from None
     if not isinstance(value, dict):
         raise InputError(f"{file}: found {type(value).__name__}, expected a JSON object")
     return value

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, border, nearest
 from knowshift.finetune.precision import check_trainable
 from knowshift.weights.criteria import CRITERIA
 from knowshift.weights.layout import REGIONS
@@ -119,19 +119,15 @@ def load_config(path: Path) -> StudyConfig:
     Raises:
         InputError: no such file, not YAML, an unknown key (with the nearest), a value of the wrong kind.
     """
-    try:
+    with border(f"{path}: cannot be read"):
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
     return parse_config(text, str(path))
 
 
 def parse_config(text: str, origin: str) -> StudyConfig:
     """Parse and check YAML text; ``origin`` names it in errors."""
-    try:
+    with border(f"{origin}: not YAML"):
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{origin}: not YAML ({str(error).splitlines()[0]})") from None
     if not isinstance(data, dict):
         raise InputError(f"{origin}: expected a mapping of keys to values, found {type(data).__name__}")
     try:

@@ -18,16 +18,16 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from knowshift import __version__
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.finetune.precision import check_trainable, stored_dtype
 from knowshift.models.loading import find_model, load_tokenizer, torch_device
+from knowshift.records import read_columns
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
 from knowshift.study.work import Worker
@@ -159,10 +159,12 @@ def check_folder(run: Path, config: StudyConfig) -> None:
     """
     manifest = run / "manifest.json"
     if manifest.exists():
-        try:
-            found = dict(json.loads(manifest.read_text(encoding="utf-8"))["config"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{manifest}: not a readable manifest; choose another --output-dir") from None
+        unreadable = f"{manifest}: not a readable manifest; choose another --output-dir"
+        with border(unreadable):
+            told = json.loads(manifest.read_text(encoding="utf-8"))
+        found = told.get("config") if isinstance(told, dict) else None
+        if not isinstance(found, dict):
+            raise InputError(unreadable)
         wanted = config.as_record()
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
@@ -186,7 +188,7 @@ def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
         InputError: the first such level, with what it has and what was asked.
     """
     files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
-    tables = [pq.read_table(file, columns=["split", "level"]) for file in files]
+    tables = [read_columns(file, ["split", "level"], "mastery") for file in files]
     levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
     counts = level_counts(levels)
     for level in config.levels:
@@ -209,7 +211,10 @@ def _write_manifest(
     run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
 ) -> None:
     path = run / "manifest.json"
-    before = json.loads(path.read_text(encoding="utf-8")).get("timings", {}) if path.exists() else {}
+    before = {}
+    if path.exists():
+        with border(f"{path}: not a readable manifest"):
+            before = json.loads(path.read_text(encoding="utf-8")).get("timings", {})
     write_json(
         path,
         {

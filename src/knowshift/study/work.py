@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from knowshift.evaluation import Ask, evaluate, few_shot, plain_question
@@ -23,6 +22,7 @@ from knowshift.heap import steady_heap
 from knowshift.mastery import measure_mastery
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.saving import save_model
+from knowshift.records import read_columns
 from knowshift.study.cells import Cell, Unit, make_plan, probed_facts
 from knowshift.study.config import StudyConfig
 from knowshift.token_shift import ShiftItems, best_prompts, select_items, token_shift
@@ -74,7 +74,7 @@ class Worker:
         return [
             row
             for cell in cells
-            for row in pq.read_table(cell.folder(self.run) / "mastery.parquet", columns=columns).to_pylist()
+            for row in read_columns(cell.folder(self.run) / "mastery.parquet", columns, "mastery").to_pylist()
         ]
 
     @cached_property

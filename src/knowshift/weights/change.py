@@ -27,8 +27,9 @@ from knowshift.weights.layout import Place
 from knowshift.weights.loaded import LoadedTensors, as_reader, model_region, parameters_of
 from knowshift.weights.pair import check_shapes, refuse_not_finite
 from knowshift.weights.radix import BINS, Refinement, find, tally, upper_of
+from knowshift.weights.rounding import Rounding, explained, rounding_of
 from knowshift.weights.selection import FRACTIONS, exact_count, fraction_name
-from knowshift.weights.tensors import Array, TensorReader, WeightPair, single, stretches, workers
+from knowshift.weights.tensors import Array, Stretch, TensorReader, WeightPair, single, stretches, workers
 
 if TYPE_CHECKING:
     import torch
@@ -58,6 +59,7 @@ class TensorChange:
     absolute_sum: float
     squared_sum: float
     top: int  # how many of its weights are in the top 20% by relative change
+    rounded: int | None  # how many changed by no more than rounding explains; None where both dtypes are equal
 
     @property
     def rms(self) -> float:
@@ -81,6 +83,7 @@ class WeightChange:
     modules: dict[str, float]  # module -> share of the top-20% set
     layer_weights: dict[str, float]  # layer -> share of the region's weights: what chance would give
     module_weights: dict[str, float]
+    rounding: Rounding | None  # None where both sides have equal dtypes
     tensors: list[TensorChange]
 
     def largest(self, number: int = 10) -> list[TensorChange]:
@@ -168,7 +171,7 @@ def measure_pair(
         top[tensor] += here
         taken -= here
     tensors = [
-        TensorChange(place.name, place.layer, place.module, sizes[i], *first.row(i), top[i])
+        TensorChange(place.name, place.layer, place.module, sizes[i], *first.row(i), top[i], first.rounded[i])
         for i, place in enumerate(places)
     ]
     changed = sum(t.changed for t in tensors)
@@ -187,6 +190,7 @@ def measure_pair(
         modules=by_module(lambda t: t.top),
         layer_weights=by_layer(lambda t: t.size),
         module_weights=by_module(lambda t: t.size),
+        rounding=rounding_of(first.dtypes, sizes, first.rounded, changed),
         tensors=tensors,
     )
 
@@ -223,6 +227,8 @@ class _Totals:
         self.counts = {name: np.zeros(BINS, np.int64) for name in names}
         self.sums = {name: np.zeros(BINS, np.float64) for name in (*names, "squared")}
         self._rows = [[0, 0, 0.0, 0.0, 0.0] for _ in range(tensors)]
+        self.dtypes = [("", "")] * tensors
+        self.rounded: list[int | None] = [None] * tensors
 
     def add(self, tensor: int, part: _First) -> None:
         for name, (counts, sums, squares) in part.tallies.items():
@@ -230,6 +236,9 @@ class _Totals:
             self.sums[name] += sums
             if name == "absolute":
                 self.sums["squared"] += squares
+        self.dtypes[tensor] = part.dtypes
+        if part.rounded is not None:
+            self.rounded[tensor] = (self.rounded[tensor] or 0) + part.rounded
         row = self._rows[tensor]
         row[0] += part.changed
         row[1] += part.base_zero
@@ -250,31 +259,37 @@ class _First:
     tallies: dict[str, tuple[Array, Array, Array]]
     changed: int
     base_zero: int
+    dtypes: tuple[str, str]
+    rounded: int | None  # None where the dtypes are equal
 
 
 def _scores(
-    pair: WeightPair, seed: int, tensor: int, start: int, stop: int, strict: bool
+    pair: WeightPair, seed: int, stretch: Stretch, base: Array, tuned: Array, strict: bool
 ) -> dict[str, NDArray[np.float32]]:
-    """The float32 scores of a stretch: ``relative``, ``absolute``, and ``relative`` under the null."""
-    base, tuned = pair.read(tensor, start, stop)
+    """The float32 scores of a stretch as read: ``relative``, ``absolute``, and ``relative`` under the null."""
     return {
         "relative": criteria.keys("relative", base, tuned, strict).view(np.float32),
         "absolute": criteria.keys("absolute", base, tuned).view(np.float32),
-        "null": null_relative(pair, seed, tensor, start, stop),
+        "null": null_relative(pair, seed, *stretch),
     }
 
 
 def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> _First:
-    scores = _scores(pair, seed, tensor, start, stop, pair.strict)
+    base, tuned = pair.read(tensor, start, stop)
+    scores = _scores(pair, seed, (tensor, start, stop), base, tuned, pair.strict)
     changed = int(np.count_nonzero(scores["absolute"]))
     base_zero = int(np.count_nonzero(scores["relative"].view(np.int32) == criteria.INFINITE))
-    return _First({name: tally(score) for name, score in scores.items()}, changed, base_zero)
+    rounded = None
+    if base.dtype != tuned.dtype:
+        rounded = explained(base, tuned, scores["absolute"])
+    tallies = {name: tally(score) for name, score in scores.items()}
+    return _First(tallies, changed, base_zero, (base.dtype.name, tuned.dtype.name), rounded)
 
 
 def _second_pass(
     pair: WeightPair, seed: int, curves: Mapping[str, _Curve], tensor: int, start: int, stop: int
 ) -> dict[str, NDArray[np.int32]]:
-    scores = _scores(pair, seed, tensor, start, stop, False)
+    scores = _scores(pair, seed, (tensor, start, stop), *pair.read(tensor, start, stop), False)
     return {name: curves[name].refined.inside(score.view(np.int32)) for name, score in scores.items()}
 
 

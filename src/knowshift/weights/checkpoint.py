@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, border, nearest
 from knowshift.weights.tensors import BFLOAT16, Array, number_of
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -67,7 +67,7 @@ class Shard:
 
 def read_shard(path: Path) -> Shard:
     """Parse and check one file; an :class:`InputError` names the file and what is wrong with it."""
-    try:
+    with border(f"{path}: not a readable safetensors file"):
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -75,10 +75,6 @@ def read_shard(path: Path) -> Shard:
                 raise InputError(f"{path}: truncated or not a safetensors file ({size} bytes, header of {length})")
             text = file.read(length)
             header = json.loads(text)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: corrupt safetensors header: expected an object")
     header.pop("__metadata__", None)
@@ -224,12 +220,11 @@ def _indexed(index: Path) -> list[Shard]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an :class:`InputError` that names it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error})") from None
+    with border(f"{path}: not readable as JSON"):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a JSON object")
     return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from knowshift.weights.change import Shares, WeightChange
 _NAMED = 12
 #: Letters of a name that fit below a bar.
 _SHORT = 6
+#: Letters of a title that are no wider than its panel.
+_TITLE = 42
 
 
 def write_figure(path: Path, change: WeightChange) -> None:
@@ -31,12 +34,23 @@ def write_figure(path: Path, change: WeightChange) -> None:
             _curve(curve, change.concentration[name], style, colour, name)
         _curve(curve, change.null["relative"], "--", BASE, "relative, no-signal null")
         curve.set(xlabel="top weights (%)", ylabel="of the summed change (%)", ylim=(0, 102), xlim=(0, None))
-        curve.set_title(f"{change.changed_share:.1%} of {change.eligible:,} weights changed")
-        curve.legend(loc="lower right")
+        curve.set_title(_title(change))
+        if curve.get_lines():  # none where nothing changed
+            curve.legend(loc="lower right")
         _bars(layers, change.layers, change.layer_weights, "layer")
         _bars(modules, change.modules, change.module_weights, "module")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _title(change: WeightChange) -> str:
+    """How much changed, and below it how much of that is mere rounding, where the dtypes differ."""
+    title = f"{change.changed_share:.1%} of {change.eligible:,} weights changed"
+    rounding = change.rounding
+    if rounding is None or rounding.share_of_changed is None:
+        return title
+    told = f"{rounding.share_of_changed:.1%} of these by rounding to {' or '.join(rounding.to)}"
+    return f"{title}\n{textwrap.fill(told, _TITLE)}"
 
 
 def _curve(axes: Axes, shares: Shares, style: str, colour: str, label: str) -> None:

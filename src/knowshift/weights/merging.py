@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.errors import InputError, KnowshiftWarning, border
 from knowshift.files import check_space
 from knowshift.weights.adapter import CONFIG, Adapter
 from knowshift.weights.beside import copy_files
@@ -109,10 +109,8 @@ def _refused(adapter: Adapter) -> Any:
     for field, value in told.items():
         if value and field not in known:
             _refuse(adapter, f"{field} is set, which {_peft()} does not know; a newer peft may")
-    try:
+    with border(f"{adapter.folder / CONFIG}: PEFT cannot read it"):
         return of_kind[kind].from_pretrained(str(adapter.folder))
-    except Exception as error:
-        _refuse(adapter, f"PEFT cannot read it: {error}")
 
 
 def _check_room(adapter: Adapter, base: StoredTensors, size: int) -> None:
@@ -137,7 +135,7 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), border(f"{adapter.folder / CONFIG}: PEFT cannot merge it into {base.folder}"):
             warnings.simplefilter("ignore")  # what PEFT warns of is checked below
             model, info = AutoModelForCausalLM.from_pretrained(
                 base.folder,
@@ -159,10 +157,6 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
                 _tie_again(merged, bool(adapter.config.get("ensure_weight_tying")))
             _round(merged, base)
             merged.save_pretrained(target, max_shard_size="5GB")
-    except InputError:
-        raise
-    except Exception as error:
-        _refuse(adapter, f"PEFT cannot merge it into {base.folder}: {error or type(error).__name__}")
     finally:
         if bars:
             hf_logging.enable_progress_bar()

@@ -11,7 +11,8 @@ import pyarrow as pa
 from knowshift.records import write_table
 from knowshift.weights.change import WeightChange
 
-#: ``top`` counts the tensor's weights in the top 20% by relative change; sums are over the tensor, in float64.
+#: ``top`` counts the tensor's weights in the top 20% by relative change; sums are over the tensor, in float64;
+#: ``rounded`` counts those that changed by no more than rounding explains, null where both dtypes are equal.
 WEIGHT_CHANGE = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -24,6 +25,7 @@ WEIGHT_CHANGE = pa.schema(
         pa.field("absolute_sum", pa.float64()),
         pa.field("squared_sum", pa.float64()),
         pa.field("top", pa.int64()),
+        pa.field("rounded", pa.int64()),
     ]
 )
 

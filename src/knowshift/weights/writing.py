@@ -205,6 +205,8 @@ def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: 
         assert job.name is not None
         values, counts = plan.edit(job.tensor, job.start, job.stop)
         stored = pair.layout.tensors[job.name]
+        if pair.weights.strict:
+            _check_range(pair, plan, job, values)
         return [_as_stored(value, stored) for value in values], [0] * outputs if job.again else counts
     if job.name is not None:
         tuned = _as_stored(pair.tuned.read(job.name, job.start, job.stop), pair.layout.tensors[job.name])
@@ -212,6 +214,19 @@ def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: 
     copied = np.empty(job.end - job.begin, np.uint8)
     pair.layout.read_bytes(shard.path, job.begin, copied)
     return [copied] * outputs, [0] * outputs
+
+
+def _check_range(pair: CheckpointPair, plan: Plan, job: _Job, values: Sequence[Array]) -> None:
+    """Refuse finite weights that became infinite in the tuned dtype: base values of a wider one, or computed ones."""
+    assert job.name is not None
+    if plan.cuts and values[0].dtype == pair.weights.base.read(job.name, 0, 0).dtype:
+        return  # a selection between values of one dtype makes no new ones
+    for value in values:
+        if not np.isfinite(value).all():
+            raise InputError(
+                f"tensor {job.name!r}: a restored weight is beyond {value.dtype.name}, in which the tuned checkpoint "
+                "stores it; expected a tuned checkpoint of a wider dtype, or --allow-nonfinite"
+            )
 
 
 def _as_stored(value: Array, stored: StoredTensor) -> Array:

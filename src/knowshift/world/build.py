@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from knowshift import __version__
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources import load_facts
@@ -181,7 +181,8 @@ def continue_world(
     recipe = replace(recipe, learning_rate=repetition.learning_rate)
     trained = pretrain(loaded.model, tokens, recipe, progress, device)
     table = [replace(fact, exposures=a + b) for fact, a, b in zip(facts, exposures, more, strict=True)]
-    record = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    with border(f"{world / 'world.json'}: not the record of a world"):
+        record = json.loads((world / "world.json").read_text(encoding="utf-8"))
     record |= {
         "facts_digest": _facts_digest(table),
         "sentences": record["sentences"] + sum(more),
