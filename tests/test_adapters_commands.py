@@ -16,6 +16,7 @@ from knowshift.cli.app import main
 from knowshift.errors import InputError
 from knowshift.models.loading import load_model
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
+from knowshift.study.run import describe_model
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def test_the_base_of_an_adapter_may_be_named(small_world: Path, tmp_path: Path) 
     named = load_model(str(adapter), base=f"world:{small_world}")
     found = load_model(str(adapter))
     assert named.identity == found.identity
+    assert describe_model(str(adapter), revision=None, dtype="float32", device="cpu")["identity"] == found.identity
     for told, message in (
         (str(tmp_path / "gone"), r"adapter: made for '.*gone': .*: no such model folder; name its base with --base"),
         (None, r"adapter: an adapter that does not say which model it was made for; name it with --base"),

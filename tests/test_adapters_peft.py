@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, event, given, settings
 from peft import PeftModel
@@ -40,12 +41,48 @@ TAKEN: Counter[str] = Counter()
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(case=cases())
-def test_every_command_sees_the_model_with_its_adapter(case: Case) -> None:
+def every_command_sees_the_model_with_its_adapter(case: Case) -> None:
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         how = check_case(case, Path(name))
         TAKEN[how] += 1
         event(how)
+
+
+def test_every_command_sees_the_model_with_its_adapter() -> None:
+    TAKEN.clear()
+    every_command_sees_the_model_with_its_adapter()
+    assert min(TAKEN[way] for way in ("AdaptedTensors", "MergedTensors")) > EXAMPLES / 5
+    assert sum(TAKEN.values()) >= EXAMPLES
+
+
+_SQUARE = {"r": 4, "target_modules": ["q_proj", "o_proj"]}
+REPORTED = {
+    "pissa saved unconverted": Case(
+        "llama", False, "float32", False, "LoraConfig", {**_SQUARE, "init_lora_weights": "pissa"}
+    ),
+    "olora saved unconverted": Case(
+        "qwen2", False, "float32", False, "LoraConfig", {**_SQUARE, "init_lora_weights": "olora"}
+    ),
+    "tied embeddings saved whole": Case(
+        "llama", True, "float32", False, "LoraConfig", {**_SQUARE, "modules_to_save": ["embed_tokens"]}
+    ),
+    "the hub's names of GPT-2": Case(
+        "gpt2", True, "float32", True, "LoraConfig", {"r": 4, "target_modules": ["c_attn"]}
+    ),
+    "Conv1D and Linear in one adapter": Case(
+        "gpt2", False, "float32", False, "LoraConfig", {"r": 4, "target_modules": ["attn.c_proj", "lm_head"]}
+    ),
+    "a flag that is wrong for Linear": Case(
+        "llama", False, "float32", False, "LoraConfig", {**_SQUARE, "fan_in_fan_out": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REPORTED.values(), ids=REPORTED.keys())
+@pytest.mark.filterwarnings("ignore")
+def test_reported_faults(case: Case, tmp_path: Path) -> None:
+    check_case(case, tmp_path)
 
 
 def check_case(case: Case, folder: Path) -> str:
