@@ -164,7 +164,7 @@ def _number(found: re.Match[str]) -> str:
     digits, letters = found["digits"], found["letters"] or ""
     parts = [digits] if _plain(digits) else re.split("[,']", digits)
     plain = " ".join(_plain(part) or part.replace(".", " ").strip() for part in parts)
-    minus = "M" if found["minus"] and plain != "0" else ""
+    minus = "M" if found["minus"] and plain.split()[0] != "0" else ""
     return f"{letters or ' '}{minus}{plain}{' ' if found['plus'] else ''}"
 
 
