@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, nearest
+from knowshift.files import expanded
 from knowshift.models.pieces import token_pieces
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -127,7 +128,7 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
                 "world:tiny: this installation carries no tiny model; build one with `knowshift world build`"
             )
         return folder
-    path = Path(name.removeprefix("world:")).expanduser()
+    path = expanded(name.removeprefix("world:"))
     if path.is_dir():
         return path
     if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():
