@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from typer.models import OptionInfo
 from typer.testing import CliRunner
 
 from knowshift.cli.app import app
@@ -29,39 +32,57 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def commands(group: Any, names: str = "") -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from commands(command, f"{names}{name} ")
+def commands(group: typer.Typer, names: str = "") -> Iterator[tuple[str, Callable[..., None]]]:
+    for command in group.registered_commands:
+        assert command.callback is not None
+        yield f"{names}{command.name or command.callback.__name__}", command.callback
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        yield from commands(inner.typer_instance, f"{names}{inner.name} ")
+
+
+COMMANDS = dict(commands(app))
+
+
+def paths_of(function: Callable[..., None]) -> list[str]:
+    """The parameters that the function declares as paths."""
+    hints = typing.get_type_hints(function)
+    return [name for name, hint in hints.items() if hint is Path or Path in typing.get_args(hint)]
+
+
+def words_for(function: Callable[..., None], path: str) -> list[str]:
+    """A command line with ``path`` for every path, and something for whatever else is required."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    words = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        kind, info = typing.get_args(hints[name])[:2]
+        if name in paths_of(function):
+            value = path
+        elif parameter.default is inspect.Parameter.empty:
+            value = "1" if kind is int else "x"
         else:
-            yield f"{names}{name}", command
-
-
-def paths() -> Iterator[tuple[str, Any]]:
-    """Every parameter of every command that its function declares as a path."""
-    for name, command in commands(typer.main.get_command(app)):
-        hints = typing.get_type_hints(command.callback)
-        for parameter in command.params:
-            hint = hints.get(parameter.name)
-            if hint is Path or Path in typing.get_args(hint):
-                yield f"{name} {parameter.name}", parameter
-
-
-PATHS = dict(paths())
+            continue
+        if isinstance(info, OptionInfo):
+            words.append((info.param_decls or [f"--{name.replace('_', '-')}"])[0])
+        words.append(value)
+    return words
 
 
 def test_every_command_with_a_path_is_walked() -> None:
-    walked = {name.rsplit(" ", 1)[0] for name in PATHS}
+    walked = {name for name, function in COMMANDS.items() if paths_of(function)}
     assert {"study", "mastery", "finetune", "evaluate", "tokens", "weights", "restore", "report"} <= walked
     assert {"world build", "world levels"} <= walked
-    assert len(PATHS) >= 18
 
 
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize("name", [name for name, function in COMMANDS.items() if paths_of(function)])
 def test_every_path_of_every_command_is_expanded(name: str, home: Path) -> None:
-    kind = PATHS[name].type
-    assert kind.convert("~/some/file", PATHS[name], None) == home / "some" / "file"
-    assert kind.convert("some/~file", PATHS[name], None) == Path("some/~file")
+    told: dict[str, Any] = {}
+    recorder = typer.Typer()
+    recorder.command()(functools.wraps(COMMANDS[name])(lambda **values: told.update(values)))
+    for written, meant in (("~/some/file", home / "some" / "file"), ("some/~file", Path("some/~file"))):
+        done = CliRunner().invoke(recorder, words_for(COMMANDS[name], written), catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        assert {path: told[path] for path in paths_of(COMMANDS[name])} == dict.fromkeys(paths_of(COMMANDS[name]), meant)
 
 
 def test_a_name_that_nobody_has_stays_as_it_is() -> None:
