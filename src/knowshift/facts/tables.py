@@ -88,7 +88,7 @@ def _facts(path: Path, columns: Iterable[str] | None, rows: Iterable[_Row]) -> t
                 subject, first = constant.setdefault(prompt, (fact.subject, place))
                 if subject != fact.subject:
                     raise InputError(
-                        f"{path}: {place}: prompt {prompt!r} is that of {first} too, which asks about {subject!r}; "
+                        f"{path}: {place}: prompt {shown(prompt)} is that of {first} too, and of {subject!r}; "
                         f"expected {' or '.join(SLOTS)} in it"
                     )
         filled = tuple(prompt.replace(SLOT, fact.subject) for prompt in prompts)
@@ -144,10 +144,11 @@ def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) 
     for prompt in prompts:
         unknown = unknown_slot(prompt, subject, question)
         if unknown is not None:
-            raise InputError(f"{where}: prompt {prompt!r}: nothing fills in {unknown!r}{nearest(unknown, SLOTS)}")
+            raise InputError(f"{where}: prompt {shown(prompt)}: nothing fills in {unknown!r}{nearest(unknown, SLOTS)}")
         if not any(slot in prompt for slot in SLOTS) and not is_filled_in(prompt, subject, question):
             raise InputError(
-                f"{where}: prompt {prompt!r} has no slot and does not name {subject!r}; expected {' or '.join(SLOTS)}"
+                f"{where}: prompt {shown(prompt)} has no slot and does not name {subject!r}; "
+                f"expected {' or '.join(SLOTS)}"
             )
     return prompts
 

@@ -31,8 +31,9 @@ _UNSPACED = (
     *("IDEOGRAPHIC ", "HALFWIDTH KATAKANA"),
 )
 
-# Blanks that typesetting puts between groups of digits, and never between two numbers.
+# Blanks that typesetting puts between groups of digits.
 _THIN = re.compile("(?<=[0-9])[\u00a0\u2007\u2009\u202f](?=[0-9])")
+# "10⁵" is not 105, and "5½" is not 51⁄2.
 _RAISED = re.compile("(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089\u2150-\u215e])")
 _BESIDE_DIGIT = re.compile(r"(?<=[0-9])(?=[^\x00-\x7f])|(?<=[^\x00-\x7f])(?=[0-9])")
 # A sign stands behind a blank, an opening bracket or quote, or an operator: "1914-1918" and "Apollo-11" have none.
@@ -71,9 +72,7 @@ class _Spelling(dict[int, str]):
 
 
 # Beside the apostrophes: the decimal and thousands separators of Arabic, and a letter that decomposes to an apostrophe.
-_SPELLING = _Spelling(
-    {**{ord(c): "'" for c in _APOSTROPHES}, 0x066B: ".", 0x066C: ",", 0x0149: "'n"},
-)
+_SPELLING = _Spelling({**dict.fromkeys(map(ord, _APOSTROPHES), "'"), 0x066B: ".", 0x066C: ",", 0x0149: "'n"})
 
 
 def readings(text: str) -> Iterator[list[str]]:
