@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import re
+import sys
+import unicodedata
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.facts.grading import Grader, normalise, substring_hit, word_hit
+from knowshift.facts.grading import Grader, gradable, normalise, substring_hit, word_hit
+from knowshift.facts.words import readings, settled
 
-ANY_TEXT = st.text(max_size=40)
+# What meets a rule somewhere: digits, signs, separators, initials, apostrophes, invisible characters, other scripts.
+TRICKY = [
+    *"aUS.é+#&, \n'`-–−$()[]\"5017_·½²٣٫ʼ’ʻßŉ℀…İ北年日ंि್",
+    *("us", "U.S.", "J. R.", "the ", "10", "000", "500", "1,500", " -5", ".5", "\u0301"),
+    *("\u00a0", "\u202f", "\u200b", "\u200d", "\u00ad", "\ufe0f", "\u20e3"),
+]
+TRICKY_TEXT = st.lists(st.sampled_from(TRICKY), max_size=14).map("".join)
+ANY_TEXT = st.one_of(st.text(max_size=40), TRICKY_TEXT)
 LETTERS = st.text(alphabet="bcdfgklmnoprst", min_size=2, max_size=8)  # no letter is an article, none has a dot
 ANSWERS = st.lists(LETTERS, min_size=1, max_size=4).map(" ".join)
 
@@ -109,3 +122,163 @@ def test_no_answer_at_all_is_refused() -> None:
         Grader([])
     with pytest.raises(TypeError):
         Grader("Paris")
+
+
+@given(ANY_TEXT)
+def test_gradable_is_what_a_grader_takes(answer: str) -> None:
+    if gradable(answer):
+        assert Grader([answer]).word(answer)
+    else:
+        with pytest.raises(InputError):
+            Grader([answer])
+
+
+# The table of cases in docs/facts.md
+
+DOCUMENTED = re.findall(
+    r"^\| `(.+)` \| `(.+)` \| (yes|no) \|$",
+    (Path(__file__).parents[1] / "docs" / "facts.md").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
+
+
+def shown(cell: str) -> str:
+    return re.sub(r"\\u([0-9a-f]{4})", lambda found: chr(int(found[1], 16)), cell)
+
+
+@pytest.mark.parametrize(("text", "answer", "found"), DOCUMENTED)
+def test_the_documented_cases(text: str, answer: str, found: str) -> None:
+    assert word_hit(shown(text), [shown(answer)]) is (found == "yes")
+
+
+def test_every_documented_case_is_tried() -> None:
+    assert len(DOCUMENTED) > 50
+    assert {found for _, _, found in DOCUMENTED} == {"yes", "no"}
+
+
+# Numbers
+
+INTEGERS = st.one_of(
+    st.integers(-30, 30), st.sampled_from([500, 1000, 1500, -1500, 5000]), st.integers(-(10**9), 10**9)
+)
+
+
+def groups(digits: str, separator: str) -> str:
+    return f"{int(digits):,}".replace(",", separator)
+
+
+@st.composite
+def spellings(draw: st.DrawFn, number: int) -> str:
+    """One of the ways to write a number."""
+    digits = str(abs(number))
+    written = draw(
+        st.sampled_from([digits, *(groups(digits, s) for s in (",", "'", "’", "\u00a0", "\u2009", "\u202f"))])
+    )
+    if "000" in digits[-3:] and len(digits) < 7:
+        written = draw(st.sampled_from([written, groups(digits, " ")]))
+    written += draw(st.sampled_from(["", "", ".0", ".00"]))
+    sign = draw(st.sampled_from(["-", "−", "–"])) if number < 0 else ""
+    return sign + draw(st.sampled_from(["", "", "$", "€"])) + written
+
+
+CONTEXTS = st.sampled_from(
+    [
+        "{}",
+        "{}.",
+        "({})",
+        "“{}”",
+        "'{}'",
+        "it was {}, not",
+        "{}%",
+        "is {}!",
+        "a:{};",
+        "\n{}\n",
+        "{} km",
+        "x {}?",
+        "={}",
+        "> {}",
+    ]
+)
+
+
+@settings(max_examples=200)
+@given(st.data(), INTEGERS, INTEGERS, CONTEXTS)
+def test_a_number_is_found_in_itself_however_it_is_written_and_in_no_other(
+    data: st.DataObject, number: int, other: int, context: str
+) -> None:
+    text = context.format(data.draw(spellings(number)))
+    assert word_hit(text, [data.draw(spellings(number))])
+    assert word_hit(text, [data.draw(spellings(other))]) is (number == other)
+
+
+@settings(max_examples=150)
+@given(st.data(), *[st.decimals(-9999, 9999, places=2, allow_nan=False)] * 2)
+def test_fractions_are_compared_as_numbers(data: st.DataObject, number: object, other: object) -> None:
+    spelled = [
+        data.draw(st.sampled_from([str(n), f"{n:,}", f"{n}0", str(n).replace("-", "−")])) for n in (number, other)
+    ]
+    assert word_hit(f"It is {spelled[0]}.", [spelled[1]]) is (number == other)
+    assert word_hit(f"It is {spelled[0]}.", [f"{number:,}0"])
+
+
+@given(
+    st.integers(1, 2100), st.integers(1, 2100), st.sampled_from(["-", "–", "/", " - ", ", ", " to ", ":", "; ", "\n"])
+)
+def test_both_ends_of_a_range_or_list_are_found(first: int, second: int, between: str) -> None:
+    if between == ", " and first < 1000 and second % 1000 == 0:
+        return
+    text = f"{first}{between}{second}"
+    assert word_hit(text, [str(first)])
+    assert word_hit(text, [str(second)])
+    assert not word_hit(text, [f"-{second}"])
+
+
+# Apostrophes and invisible characters
+
+NAMES = st.lists(st.text(alphabet="bcfgkopuz", min_size=2, max_size=4), min_size=2, max_size=3)
+
+
+@given(NAMES, st.sampled_from("'’‘`´ʼʻʹʾʿ′ꞌ＇"), st.sampled_from(["'", "’", "ʻ", " ", ""]))
+def test_apostrophes_are_alike_and_may_be_left_out(parts: list[str], one: str, other: str) -> None:
+    assert word_hit(f"in {one.join(parts)}, then", [other.join(parts)])
+    assert word_hit(f"in {other.join(parts)}, then", [one.join(parts)])
+
+
+def test_invisible_characters_and_all_digits_are_folded() -> None:
+    """Every format character that this Python knows, and every decimal digit."""
+    invisible = [chr(c) for c in range(sys.maxunicode + 1) if unicodedata.category(chr(c)) == "Cf"]
+    assert len(invisible) > 100
+    for character in invisible:
+        assert word_hit(f"Pa{character}ris", ["Paris"]), hex(ord(character))
+        assert word_hit("Paris", [f"{character}Paris{character}"]), hex(ord(character))
+        assert not gradable(character), hex(ord(character))
+    for code in range(sys.maxunicode + 1):
+        if unicodedata.category(chr(code)) == "Nd":
+            assert word_hit(f"in {chr(code)}99 AD", [f"{unicodedata.decimal(chr(code))}99"]), hex(code)
+
+
+# What a continuation cannot change
+
+
+@settings(max_examples=500)
+@given(ANY_TEXT, ANY_TEXT, st.one_of(ANY_TEXT, st.sampled_from(["US", "us a", "a", "5", "500", "1500", "-5", "é us"])))
+def test_what_is_settled_stays_a_hit_whatever_follows(text: str, more: str, answer: str) -> None:
+    beginning = settled(text)
+    assert text.startswith(beginning)
+    whole = list(readings(text + more))
+    for words, grown in zip(readings(beginning), [*whole, whole[-1]], strict=False):
+        assert grown[: len(words)] == words
+    if gradable(answer) and word_hit(beginning, [answer]):
+        assert word_hit(text + more, [answer])
+
+
+def test_words_are_settled_when_the_next_one_has_begun() -> None:
+    assert settled("She was born in Paris") == "She was born in"
+    assert settled("She was born in Paris. ") == "She was born in Paris."
+    assert settled("by J. R. ") == ""
+    assert settled("by J. R. R. Tolkien and") == "by J. R. R. Tolkien"
+    assert settled("S'a. ") == ""
+    assert settled("about 1 ") == ""
+    assert settled("about 10 - ") == ""
+    assert settled("about 10 km ") == "about 10 km"
+    assert settled("हिन्दी है") == "हिन्दी"

@@ -254,7 +254,7 @@ def _table(folder: Path, **cells: object) -> str:
     ("cells", "more", "says"),
     [
         ({"answer": "?!"}, (), "?!"),
-        ({"prompts": ["word " * 600]}, (), "does not fit into the model's context of 512"),
+        ({"prompts": ["{subject} " + "word " * 600]}, (), "does not fit into the model's context of 512"),
         ({"prompts": ["Brehi is"]}, ("--max-new-tokens", "510"), "with 510 new ones it does not fit"),
         ({"prompts": [""]}, (), "prompt"),
         ({"prompts": ["Brehi is"]}, ("--stopping", "some"), "stopping rule 'some' is unknown"),

@@ -119,6 +119,15 @@ def test_popqa(tmp_path: Path, delimiter: str) -> None:
     assert completion_prompts(other)[0] == "Question: What genre is Tin Rain?\nAnswer:"
 
 
+@pytest.mark.parametrize(
+    "cell",
+    ["['glassblower', \"artist's\", '?!']", "['glassblower' \"artist's\" '?!']", "('glassblower', \"artist's\")"],
+)
+def test_popqa_as_pandas_writes_it_again(tmp_path: Path, cell: str) -> None:
+    (fact,) = load_facts(f"popqa:{tsv(tmp_path / 'test.tsv', [{**POPQA[0], 'possible_answers': cell}])}").facts
+    assert fact.accepted == ("glassblower", "artist's")
+
+
 def test_popqas_relations_mean_what_the_studys_mean() -> None:
     for name, identity in POPQA_RELATIONS.items():
         assert RELATIONS[identity].name == name
@@ -196,9 +205,9 @@ def test_each_set_is_counted_and_measured(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"possible_answers": "[glassblower"}, ("row 2: possible_answers: broken JSON",)),
-        ({"possible_answers": "[" * 100_000}, ("row 2: possible_answers: JSON nested too deep",)),
-        ({"possible_answers": '"glassblower"'}, ('row 2: possible_answers is "glassblower"', "a list of texts")),
+        ({"possible_answers": "[glassblower"}, ('row 2: possible_answers is "[glassblower"', "a list of texts")),
+        ({"possible_answers": "[" * 100_000}, ('row 2: possible_answers is "[[[', "a list of texts")),
+        ({"possible_answers": '"glassblower"'}, ("row 2: possible_answers is", "glassblower", "a list of texts")),
         ({"possible_answers": '[["a"]]'}, ('row 2: one of possible_answers is ["a"]',)),
         ({"possible_answers": '["\\ud83d"]'}, ("row 2: one of possible_answers is", "ud83d")),
         ({"possible_answers": "[]", "obj": " "}, ('row 2: no answer; found [""]',)),

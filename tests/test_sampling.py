@@ -17,7 +17,7 @@ from knowshift.facts.grading import Grader
 from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
 from knowshift.models.pieces import token_pieces
-from knowshift.models.sampling import TreeSession, _settled, encode, greedy, sample
+from knowshift.models.sampling import TreeSession, encode, greedy, sample
 from knowshift.models.streams import philox, stream_key, uniforms
 from markov import markov_model, texts_of
 
@@ -247,25 +247,6 @@ def test_an_empty_answer_is_refused(small_model: LoadedModel, stopping_text: str
 def test_a_prompt_that_does_not_fit_is_refused(small_model: LoadedModel) -> None:
     with pytest.raises(InputError, match="does not fit into the model's context of 512"):
         sample(small_model, ["word " * 600], [["b"]], keys=["k"], seed=0)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    text=st.lists(st.sampled_from([*"aUS.é+& \n'", "us", "U.S.", "the ", "́", "北"]), max_size=10).map("".join),
-    more=st.lists(st.sampled_from([*"aUS.é+& \n'", "us", "A.", "the ", "́"]), max_size=5).map("".join),
-    answer=st.sampled_from(["US", "us a", "a", "The US", "U.S.", "é us"]),
-)
-def test_what_is_settled_stays_a_hit_whatever_follows(text: str, more: str, answer: str) -> None:
-    grader = Grader([answer])
-    if grader.word(_settled(text)):
-        assert grader.word(text + more)
-
-
-def test_words_are_settled_when_the_next_one_has_begun() -> None:
-    assert _settled("She was born in Paris") == "She was born in"
-    assert _settled("She was born in Paris. ") == "She was born in Paris."
-    assert _settled("by J. R. ") == ""
-    assert _settled("by J. R. R. Tolkien and") == "by J. R. R. Tolkien"
 
 
 def test_hits_at_word_boundaries_are_those_of_whole_texts(small_model: LoadedModel) -> None:

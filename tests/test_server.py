@@ -377,7 +377,13 @@ def test_a_connection_that_was_closed_while_idle_costs_no_attempt(toy: Toy, monk
 # -- what is refused ------------------------------------------------------------------------------------------
 
 TABLE = [
-    {"id": f"f{i}", "question": "q", "subject": "Peru", "answer": "Lima", "prompts": ["It is", "{subject}'s is"]}
+    {
+        "id": f"f{i}",
+        "question": "q",
+        "subject": "Peru",
+        "answer": "Lima",
+        "prompts": ["In Peru it is", "{subject}'s is"],
+    }
     for i in range(3)
 ]
 
@@ -412,7 +418,7 @@ def fewer(body: dict[str, Any]) -> Reply:
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Reply | None], str]] = {
     "slow": (slow, "no answer to /v1/completions in 2 attempts, the last: nothing within 0.4 s"),
     "cut": (cut, "cut 9 of 10 texts after 20 tokens in all; expected 32 each"),
-    "fewer": (fewer, "gave 9 of 10 texts for 'It is'; expected all of them"),
+    "fewer": (fewer, "gave 9 of 10 texts for 'In Peru it is'; expected all of them"),
     "none": (lambda body: Toy.json({"choices": []}), "gave 0 of 10 texts"),
     "busy": (lambda body: Toy.json({"error": "busy"}, 429, Retry_After="0"), "in 2 attempts, the last: status 429"),
     "for long": (lambda body: Toy.json({}, 429, Retry_After="3600"), "asks to come back in 3600 s (status 429: {})"),

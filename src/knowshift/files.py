@@ -16,6 +16,14 @@ from typing import Any
 from knowshift.errors import InputError
 
 
+def expanded(path: str | Path) -> Path:
+    """The path that a user wrote, with "~" and "~name" as home folders, also where no shell has replaced them.
+
+    A name that nobody has stays as it is, and then is no such file.
+    """
+    return Path(os.path.expanduser(path))
+
+
 def check_output_file(path: Path) -> None:
     """Refuse a file that could not be written, before hours of work end there.
 

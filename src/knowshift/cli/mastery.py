@@ -15,6 +15,7 @@ from knowshift.cli.output import (
     DtypeOption,
     FactsOption,
     JsonOption,
+    PathOption,
     RevisionOption,
     SeedOption,
     console,
@@ -39,7 +40,7 @@ def mastery(
         str, typer.Argument(help="Local folder, hub id, LoRA adapter, world:tiny, or http://... of a server.")
     ],
     facts: FactsOption,
-    output: Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")],
+    output: Annotated[Path, PathOption("--output", help="Record file to write (Parquet).")],
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
@@ -51,9 +52,9 @@ def mastery(
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"
     ),
-    compare: Annotated[Path | None, typer.Option(help="Another record of these facts: how far levels agree.")] = None,
-    certainty: Annotated[Path | None, typer.Option(help="Also write intervals and level probabilities here.")] = None,
-    prompts: Annotated[Path | None, typer.Option(help="Also write prompts.csv and prompts.svg to this folder.")] = None,
+    compare: Annotated[Path | None, PathOption(help="Another record of these facts: how far levels agree.")] = None,
+    certainty: Annotated[Path | None, PathOption(help="Also write intervals and level probabilities here.")] = None,
+    prompts: Annotated[Path | None, PathOption(help="Also write prompts.csv and prompts.svg to this folder.")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; where not given, one per core or GPU.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,

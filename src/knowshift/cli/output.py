@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from knowshift.files import expanded
 
 #: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
 console = Console(stderr=True)
@@ -17,6 +20,10 @@ FACTS_FORMS = (
     "entity-questions[:PATH], world:tiny, world:PATH, popqa:FILE, triviaqa:FILE, nq-open:FILE, "
     "or a CSV, JSONL or Parquet table."
 )
+
+#: Every option and argument that takes a path is one of these, so that "~" is the home folder after "=" too.
+PathOption = functools.partial(typer.Option, parser=expanded, metavar="PATH")
+PathArgument = functools.partial(typer.Argument, parser=expanded)
 
 FactsOption = Annotated[str, typer.Option("--facts", help=FACTS_FORMS)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]

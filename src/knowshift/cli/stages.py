@@ -14,6 +14,7 @@ from knowshift.cli.output import (
     DtypeOption,
     FactsOption,
     JsonOption,
+    PathOption,
     RevisionOption,
     SeedOption,
     console,
@@ -24,8 +25,8 @@ from knowshift.errors import InputError, nearest
 if TYPE_CHECKING:
     from knowshift.facts.fact import Fact
 
-MasteryOption = Annotated[Path, typer.Option("--mastery", help="Mastery record of the base model.")]
-OutputOption = Annotated[Path, typer.Option("--output", help="Record file to write (Parquet).")]
+MasteryOption = Annotated[Path, PathOption("--mastery", help="Mastery record of the base model.")]
+OutputOption = Annotated[Path, PathOption("--output", help="Record file to write (Parquet).")]
 
 STRATEGIES = ("sft",)
 
@@ -41,7 +42,7 @@ def finetune(
     facts: FactsOption,
     mastery: MasteryOption,
     level: Annotated[int, typer.Option(min=0, max=4, help="Mastery level of the training facts.")],
-    output_dir: Annotated[Path, typer.Option(help="New folder for the tuned checkpoint.")],
+    output_dir: Annotated[Path, PathOption(help="New folder for the tuned checkpoint.")],
     size: Annotated[int | None, typer.Option(min=1, help="Training facts; all of the level where not given.")] = None,
     strategy: Annotated[str, typer.Option(help="sft: full-parameter supervised fine-tuning.")] = "sft",
     draw: Annotated[int, typer.Option(min=0, help="Number of the random draw.")] = 0,

@@ -8,7 +8,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from knowshift.cli.output import JsonOption, console, emit
+from knowshift.cli.output import JsonOption, PathArgument, PathOption, console, emit
 from knowshift.errors import InputError, nearest
 
 
@@ -17,9 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def study(
-    config: Annotated[Path | None, typer.Argument(help="A study's YAML file.", show_default=False)] = None,
+    config: Annotated[Path | None, PathArgument(help="A study's YAML file.", show_default=False)] = None,
     preset: Annotated[str | None, typer.Option(help="A shipped study instead of a file, e.g. tiny.")] = None,
-    output_dir: Annotated[Path | None, typer.Option(help="Run folder; runs/NAME where not given.")] = None,
+    output_dir: Annotated[Path | None, PathOption(help="Run folder; runs/NAME where not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
     executor: Annotated[str, typer.Option(help="here, processes or ray.")] = "processes",
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per CPU where not given.")] = None,

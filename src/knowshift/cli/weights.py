@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import BaseRevisionOption, JsonOption, SeedOption, console, emit
+from knowshift.cli.output import BaseRevisionOption, JsonOption, PathOption, SeedOption, console, emit
 from knowshift.errors import InputError
+from knowshift.files import expanded
 from knowshift.heap import steady_heap
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def weights(
     fraction: Annotated[
         list[str] | None, typer.Option(help="Top fractions to tabulate; the paper's seven where not given.")
     ] = None,
-    figure: Annotated[Path | None, typer.Option(help="Write the figure here, as SVG.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Write one row a tensor here, as Parquet.")] = None,
+    figure: Annotated[Path | None, PathOption(help="Write the figure here, as SVG.")] = None,
+    output: Annotated[Path | None, PathOption(help="Write one row a tensor here, as Parquet.")] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     allow_nonfinite: NonfiniteOption = False,
@@ -106,7 +107,7 @@ def weights(
 def restore(
     base: BaseArgument,
     tuned: TunedArgument,
-    output_dir: Annotated[Path, typer.Option(help="New folder; with several fractions, one folder in it for each.")],
+    output_dir: Annotated[Path, PathOption(help="New folder; with several fractions, one folder in it for each.")],
     fraction: Annotated[
         list[str] | None, typer.Option(help="Share of the region's weights to put back, 0 to 1; may be repeated.")
     ] = None,
@@ -173,7 +174,7 @@ def _one_core_each() -> None:
 
 def _folder(name: str, revision: str | None) -> Path:
     """A local folder as it is; anything else is looked up (hub ids, world:tiny), which needs heavier imports."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return path
     from knowshift.models.loading import model_folder

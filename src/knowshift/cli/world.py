@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from knowshift.cli.output import JsonOption, SeedOption, console, emit
+from knowshift.cli.output import JsonOption, PathOption, SeedOption, console, emit
 from knowshift.errors import InputError, border
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 
 def build(
-    output_dir: Annotated[Path, typer.Option(help="New folder for the world.")],
+    output_dir: Annotated[Path, PathOption(help="New folder for the world.")],
     facts: Annotated[
         str | None, typer.Option(help="Real facts, e.g. entity-questions:PATH; invented where not given.")
     ] = None,
@@ -188,7 +188,7 @@ def describe(
 
 def levels(
     world: Annotated[str, typer.Argument(help="world:PATH, a world that was built.")],
-    output: Annotated[Path, typer.Option(help="Mastery record to write (Parquet), or to go on with.")],
+    output: Annotated[Path, PathOption(help="Mastery record to write (Parquet), or to go on with.")],
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     seed: SeedOption = 0,
     as_json: JsonOption = False,

@@ -1,7 +1,7 @@
 """PopQA, TriviaQA and NQ-open in the layouts in which they are published.
 
 - PopQA (Mallen et al., ACL 2023): a TSV of 16 kinds of Wikidata facts with `subj`, `prop`, `obj`, `question` and
-  `possible_answers`, a JSON list of texts. Five kinds mean what a relation of the study means and use its prompts.
+  `possible_answers`, a list of texts. Five kinds mean what a relation of the study means and use its prompts.
 - TriviaQA (Joshi et al., ACL 2017): one JSON object whose `Data` lists `Question`, `QuestionId` and `Answer`, with
   `Value` and `Aliases`; reading comprehension and unfiltered files alike. Files of the size of a memory are read
   piece by piece, and what they hold beside that is dropped.
@@ -22,12 +22,14 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.asking import GENERIC
+from knowshift.facts.cells import NotAList, parse_list
 from knowshift.facts.encoding import LARGEST_ROW, encodable, lines_of
 from knowshift.facts.fact import Domain, Fact, Split
 from knowshift.facts.grading import gradable
@@ -124,8 +126,7 @@ def _popqa(path: Path, split: Split, domain: Domain) -> _Rows:
                     raise InputError(f"{where}: {len(line)} cells; expected {len(header)} as in the header")
                 cells = dict(zip(header, line, strict=True))
                 subject, prop = (_text(where, name, cells.get(name)) for name in ("subj", "prop"))
-                told = _json(f"{where}: possible_answers", cells["possible_answers"])
-                texts = [cells["obj"].strip(), *_texts(where, "possible_answers", told)]
+                texts = [cells["obj"].strip(), *_texts(where, "possible_answers", cells["possible_answers"])]
                 question = _text(where, "question", cells["question"])
                 relation = POPQA_RELATIONS.get(prop, f"popqa {prop}")
                 prompts = () if relation in RELATIONS else GENERIC
@@ -289,10 +290,14 @@ def _text(where: str, name: str, value: Any, may_be_empty: bool = False) -> str:
 
 
 def _texts(where: str, name: str, value: Any) -> list[str]:
-    if not isinstance(value, list):
+    listed = value
+    if isinstance(value, str):  # of a table, or written by a tool that makes a text of a list
+        with suppress(NotAList):
+            listed = parse_list(value)
+    if not isinstance(listed, list):
         found = "missing" if value is None else _shown(value)
         raise InputError(f"{where}: {name} is {found}; expected a list of texts")
-    return [_text(where, f"one of {name}", text, may_be_empty=True) for text in value]
+    return [_text(where, f"one of {name}", text, may_be_empty=True) for text in listed]
 
 
 def _shown(value: Any) -> str:

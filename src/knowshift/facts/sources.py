@@ -20,6 +20,7 @@ from knowshift.facts.fetching import fetch_entity_questions
 from knowshift.facts.leakage import Leakage, without_leaked
 from knowshift.facts.public_sets import read_nq_open, read_popqa, read_triviaqa
 from knowshift.facts.tables import read_table_facts, read_world_facts
+from knowshift.files import expanded
 
 #: The forms that ``load_facts`` understands.
 FORMS = (
@@ -70,18 +71,18 @@ def load_facts(source: str, aliases: bool = True) -> FactSource:
     """
     scheme, colon, rest = source.partition(":")
     if source.lower().endswith(_TABLES) and not _has_scheme(source):
-        loaded = FactSource(Path(source).name, read_table_facts(Path(source)))
+        loaded = FactSource(Path(source).name, read_table_facts(expanded(source)))
     elif scheme == "entity-questions" and not colon:
         return load_entity_questions(fetch_entity_questions(), aliases)
     elif scheme == "entity-questions" and rest:
-        return load_entity_questions(Path(rest), aliases)
+        return load_entity_questions(expanded(rest), aliases)
     elif scheme in _PUBLIC and rest:
-        loaded = FactSource(f"{scheme}:{Path(rest).name}", _PUBLIC[scheme](Path(rest)))
+        loaded = FactSource(f"{scheme}:{Path(rest).name}", _PUBLIC[scheme](expanded(rest)))
     elif scheme == "world" and rest == "tiny":
         with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
             loaded = FactSource(source, read_world_facts(path))
     elif scheme == "world" and rest:
-        loaded = FactSource(f"world:{Path(rest).resolve().name}", read_world_facts(_world(Path(rest))))
+        loaded = FactSource(f"world:{expanded(rest).resolve().name}", read_world_facts(_world(expanded(rest))))
     else:
         raise InputError(f"unknown fact source {source!r}{_hint(source)}")
     if aliases:
@@ -127,12 +128,12 @@ def _has_scheme(source: str) -> bool:
         bool(colon)
         and len(scheme) > 1
         and scheme.replace("-", "").replace("_", "").isalnum()
-        and (scheme in _SCHEMES or not Path(source).exists())
+        and (scheme in _SCHEMES or not expanded(source).exists())
     )
 
 
 def _hint(source: str) -> str:
-    path = Path(source)
+    path = expanded(source)
     if path.suffix == ".zip" or (path.is_dir() and (path / "dataset").is_dir()):
         return f"; nearest: 'entity-questions:{source}'"
     if path.is_dir() and (path / "facts.parquet").is_file():

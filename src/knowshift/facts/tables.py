@@ -6,18 +6,23 @@ One row per fact. The columns are described in docs/facts.md; what is not named 
 from __future__ import annotations
 
 import csv
-import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, nearest
+from knowshift.facts.asking import QUESTION, SLOTS, is_filled_in, unknown_slot
+from knowshift.facts.cells import Number, list_or_text, load_json, plain, shown
 from knowshift.facts.encoding import encodable, lines_of
 from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
 from knowshift.facts.grading import gradable
+from knowshift.facts.relations import SLOT
 from knowshift.records import FACTS
 
 #: Relation of a fact whose table names none.
@@ -30,6 +35,7 @@ _COLUMNS = (
 )
 
 _SLIPS = ("alias", "prompt", "exposure")
+_LISTS = ("answer", "answers", "aliases", "prompts")
 
 #: Where a row stands, for errors ("row 3"), and its cells.
 _Row = tuple[str, Mapping[str, Any]]
@@ -44,7 +50,7 @@ def read_table_facts(path: Path) -> tuple[Fact, ...]:
         raise InputError(f"{path}: no such file; expected a table of facts")
     try:
         columns, rows = reader(path)
-        return _facts(path, columns, rows)
+        return _facts(path, columns, ((place, _with_lists(f"{path}: {place}", cells)) for place, cells in rows))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
 
@@ -66,6 +72,7 @@ def _facts(path: Path, columns: Iterable[str] | None, rows: Iterable[_Row]) -> t
         _check_columns(str(path), tuple(columns))
     facts: list[Fact] = []
     places: dict[str, str] = {}
+    constant: dict[str, tuple[str, str]] = {}  # prompt without a slot to its subject and row
     for number, (place, cells) in enumerate(rows, start=1):
         if columns is None:
             _check_columns(f"{path}: {place}", tuple(cells))
@@ -75,7 +82,17 @@ def _facts(path: Path, columns: Iterable[str] | None, rows: Iterable[_Row]) -> t
                 f"{path}: {place}: id {fact.id!r} is that of {places[fact.id]} too; expected every id once"
             )
         places[fact.id] = place
-        facts.append(fact)
+        prompts = _prompts(f"{path}: {place}", cells, fact.subject, fact.question)
+        for prompt in prompts:
+            if SLOT not in prompt and QUESTION not in prompt:
+                subject, first = constant.setdefault(prompt, (fact.subject, place))
+                if subject != fact.subject:
+                    raise InputError(
+                        f"{path}: {place}: prompt {shown(prompt)} is that of {first} too, and of {subject!r}; "
+                        f"expected {' or '.join(SLOTS)} in it"
+                    )
+        filled = tuple(prompt.replace(SLOT, fact.subject) for prompt in prompts)
+        facts.append(replace(fact, prompts=filled))
     if not facts:
         raise InputError(f"{path}: the table is empty; expected at least one row")
     return tuple(facts)
@@ -97,9 +114,10 @@ def _check_columns(where: str, columns: tuple[str, ...]) -> None:
 def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
     subject = _text(where, "subject", cells)
     accepted = [*_texts(where, "answers", cells)]
-    if cells.get("answer") not in (None, ""):
-        answer = _text(where, "answer", cells)
-        accepted = [answer, *(other for other in accepted if other != answer)]
+    if isinstance(cells.get("answer"), list):
+        accepted = [*_texts(where, "answer", cells), *accepted]
+    elif cells.get("answer") not in (None, ""):
+        accepted = [_text(where, "answer", cells), *accepted]
     if not accepted:
         raise InputError(f"{where}: no answer; expected a text in 'answer' or 'answers'")
     aliases = dict.fromkeys((*accepted[1:], *_texts(where, "aliases", cells)))
@@ -117,16 +135,36 @@ def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
         answer=accepted[0],
         aliases=tuple(aliases),
         exposures=_count(where, "exposures", cells),
-        prompts=tuple(prompt.replace("{subject}", subject) for prompt in _texts(where, "prompts", cells)),
     )
+
+
+def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) -> list[str]:
+    """The prompts with their slots, each of them checked to name this fact."""
+    prompts = _texts(where, "prompts", cells)
+    for prompt in prompts:
+        unknown = unknown_slot(prompt, subject, question)
+        if unknown is not None:
+            raise InputError(f"{where}: prompt {shown(prompt)}: nothing fills in {unknown!r}{nearest(unknown, SLOTS)}")
+        if not any(slot in prompt for slot in SLOTS) and not is_filled_in(prompt, subject, question):
+            raise InputError(
+                f"{where}: prompt {shown(prompt)} has no slot and does not name {subject!r}; "
+                f"expected {' or '.join(SLOTS)}"
+            )
+    return prompts
+
+
+def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The cells of a user's row, with the lists that stand in texts as lists."""
+    texts = {name: cells[name] for name in _COLUMNS if type(cells.get(name)) is str}
+    return {**cells, **{name: list_or_text(where, name, text, name in _LISTS) for name, text in texts.items()}}
 
 
 def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None = None) -> str:
     value = cells.get(name)
     if default is not None and (value is None or value == ""):
         return default
-    # Numbers make sense as ids and answers (a year); a table's reader has often guessed them to be numbers.
-    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    # Numbers make sense as names, ids and answers (a year), but a question is none.
+    text = "" if name == "question" and isinstance(value, Number) else value
     if not isinstance(text, str) or not text.strip() or not encodable(text):
         found = "empty" if value is None or value == "" else repr(value)
         raise InputError(f"{where}: {name} is {found}; expected a text")
@@ -134,7 +172,7 @@ def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None =
 
 
 def _texts(where: str, name: str, cells: Mapping[str, Any]) -> list[str]:
-    """A list of texts: a list as it is, or one text cut at each "|"."""
+    """A list of texts and numbers: a list as it is, or one text cut at each "|"; an empty one is a missing cell."""
     value = cells.get(name)
     if value is None or value == "":
         return []
@@ -142,7 +180,7 @@ def _texts(where: str, name: str, cells: Mapping[str, Any]) -> list[str]:
     if not isinstance(parts, list) or not all(
         isinstance(part, str) and part.strip() and encodable(part) for part in parts
     ):
-        raise InputError(f"{where}: {name} is {value!r}; expected a list of texts, or texts separated by '|'")
+        raise InputError(f"{where}: {name} is {shown(value)}; expected a list of texts, or texts separated by '|'")
     return [part.strip() for part in parts]
 
 
@@ -158,8 +196,8 @@ def _count(where: str, name: str, cells: Mapping[str, Any]) -> int | None:
     if value is None or value == "":
         return None
     count = value
-    if (isinstance(value, str) and value.strip().isdecimal()) or (isinstance(value, float) and value.is_integer()):
-        count = int(value)
+    if isinstance(value, str) and (whole := re.fullmatch(r"\s*(\d{1,10})(?:\.0*)?\s*", value)):
+        count = int(whole[1])
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
         raise InputError(f"{where}: {name} is {value!r}; expected a whole number, 0 or more, below 2^31")
     return count
@@ -193,12 +231,12 @@ def _jsonl(path: Path) -> tuple[None, Iterator[_Row]]:
     def rows() -> Iterator[_Row]:
         for place, line in lines_of(path):
             try:
-                cells = json.loads(line)
+                cells = load_json(line)
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}: {place}: broken JSON ({error}); expected one object") from None
             if not isinstance(cells, dict):
                 raise InputError(f"{path}: {place}: found {type(cells).__name__}; expected one object")
-            yield place, cells
+            yield place, {name: plain(value) for name, value in cells.items()}
 
     return None, rows()
 
@@ -210,15 +248,30 @@ def _parquet(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
 
+    shortest = {field.name: _SHORTEST.get(_values(field.type), repr) for field in table.schema}
+
     def rows() -> Iterator[_Row]:
         number = 0
         for batch in table.to_batches():
             for cells in batch.to_pylist():
                 number += 1
-                yield f"row {number}", cells
+                yield f"row {number}", {name: plain(cell, shortest[name]) for name, cell in cells.items()}
 
     return columns, rows()
 
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    """The type of a column's values, inside its lists."""
+    while (inner := getattr(kind, "value_type", None)) is not None:
+        kind = inner
+    return kind
+
+
+# Spelled as doubles, these would have digits that nobody wrote.
+_SHORTEST: Mapping[pa.DataType, Callable[[float], str]] = {
+    pa.float32(): lambda value: str(np.float32(value)),
+    pa.float16(): lambda value: str(np.float16(value)),
+}
 
 _READERS: Mapping[str, Callable[[Path], tuple[Iterable[str] | None, Iterator[_Row]]]] = {
     ".csv": _csv,

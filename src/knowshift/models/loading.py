@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
-from knowshift.files import digest
+from knowshift.files import digest, expanded
 from knowshift.models.pieces import token_pieces
 from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
 from knowshift.weights.checkpoint import StoredTensors
@@ -240,7 +240,7 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
             )
         return folder
     with border(f"{name}: cannot be looked up as a model folder"):
-        path = Path(name.removeprefix("world:")).expanduser()
+        path = expanded(name.removeprefix("world:"))
         if path.is_dir():
             return path
         if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():

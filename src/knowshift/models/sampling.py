@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from knowshift.errors import InputError, nearest
 from knowshift.facts.grading import Grader
+from knowshift.facts.words import settled
 from knowshift.models.cache import Ints
 from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
@@ -190,7 +191,7 @@ class TreeSession:
     def _holds(self, prompt: int, text: bytes) -> bool:
         """Whether the text is a hit that no more tokens can undo."""
         if self._graders is not None:
-            return self._graders[prompt].word(_settled(_shown(text)))
+            return self._graders[prompt].word(settled(_shown(text)))
         return any(needle in text for needle in self._needles[prompt])
 
     def _new_walk(self) -> Walk[Any]:
@@ -388,18 +389,6 @@ def _graders(accepted: Sequence[Sequence[str]], keys: Sequence[str]) -> list[Gra
 
 def _shown(text: bytes) -> str:
     return text.decode("utf-8", "replace")
-
-
-def _settled(text: str) -> str:
-    """The words at the beginning of a text that no continuation can change.
-
-    The last word may go on, take an accent or a "+"; and a letter with a dot may turn out to be one of several
-    initials ("J. R. R."), which are read as one word. Everything up to a blank behind a longer word stays.
-    """
-    end = max(text.rfind(" "), text.rfind("\n")) + 1
-    head = text[:end].rstrip()
-    last = head[max(head.rfind(" "), head.rfind("\n")) + 1 :].rstrip(".")
-    return head if "." not in last and sum(letter.isalnum() for letter in last) > 1 else ""
 
 
 def _answer_ids(loaded: LoadedModel, answer: str) -> list[int] | None:

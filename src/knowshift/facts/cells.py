@@ -1,0 +1,172 @@
+"""Lists in cells of text, as JSON, Python, pandas and NumPy write them; numbers as they were written.
+
+Nothing is evaluated: a cell is JSON, or it is cut into quoted texts and numbers.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import warnings
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from knowshift.errors import InputError
+
+#: For the end of an error line.
+_EXPECTED = 'expected a list like ["a", "b"]; a text that is in brackets itself is written ["[a]"]'
+
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
+# A quoted text, a scalar as NumPy 2 writes it, a bracket, a comma, or anything else up to one of these or a blank.
+_PART = re.compile(
+    rf"\s*(?:np\.(?:str_|u?int\d+|float\d+)\((?P<scalar>{_QUOTED}|[^()'\"]*)\)|(?P<quoted>{_QUOTED})|(?P<mark>[\[\](),])"
+    rf"|(?P<bare>[^\s,'\"()\[\]]+|['\"]))",
+    re.DOTALL,
+)
+# What else str() makes of a container, without an order or in a form that is not read.
+_CONTAINER = re.compile(r"\{\s*['\"].*\}|(?:set|frozenset|array|Index|Series|deque)\(.*\)", re.DOTALL)
+_MISSING = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
+
+
+class Number(str):
+    """A number from a table, spelled as the table spells it; one without a spelling in its shortest form."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:  # in error lines it is no quoted text
+        return str(self)
+
+
+class NotAList(ValueError):
+    """A cell in brackets that cannot be read as a list; the message says why."""
+
+
+def load_json(text: str | bytes) -> Any:
+    """:func:`json.loads` with every number as :class:`Number`, so that 5.0 and 1e3 stay what they are."""
+    return json.loads(text, parse_int=Number, parse_float=Number)
+
+
+def plain(value: Any, shortest: Callable[[float], str] = repr) -> Any:
+    """A cell without its type: finite numbers as :class:`Number`, whole ones without ".0"; NaN as None; lists likewise.
+
+    pandas turns whole numbers to floats where a cell is missing, so 1990.0 is the year that somebody wrote.
+    ``shortest`` spells a float in the fewest digits that tell it apart.
+    """
+    if isinstance(value, list):
+        return [plain(part, shortest) for part in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return value
+    if value != value:
+        return None
+    if isinstance(value, int):
+        return Number(value)
+    exact = Decimal(shortest(value)) if isinstance(value, float) else value
+    if not exact.is_finite():
+        return value
+    text = format(exact, "f")
+    return Number(re.sub(r"\.0*$", "", text) if isinstance(value, float) else text)
+
+
+def list_or_text(where: str, name: str, text: str, may_be_list: bool) -> str | list[Any]:
+    """A user's cell: a list where its text is one; :class:`InputError` where it seems to be one and cannot be read.
+
+    Where no list may be, a name may stand in brackets ("[REC]"), but what is quoted in them was a list.
+    """
+    listed = _is_bracketed(text) or _is_tuple(text)
+    if not may_be_list:
+        if listed and ("'" in text or '"' in text):
+            raise InputError(f"{where}: {name} is {shown(text)}, a list; expected a text")
+        return text
+    if _CONTAINER.fullmatch(text.strip()) or (not listed and any(map(_is_bracketed, text.split("|")))):
+        raise InputError(f"{where}: {name} is {shown(text)}; {_EXPECTED}")
+    if not listed:
+        return text
+    try:
+        return parse_list(text)
+    except NotAList as reason:
+        raise InputError(f"{where}: {name} is {shown(text)}, but {reason}; {_EXPECTED}") from None
+
+
+def shown(value: object) -> str:
+    """A cell in an error line."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _is_bracketed(text: str) -> bool:
+    """Whether one pair of brackets encloses the whole text, as in "[a, b]" but not in "[INST] {question} [/INST]"."""
+    text = text.strip()
+    if not text.startswith("["):
+        return False
+    depth = 0
+    for found in re.finditer(rf"{_QUOTED}|[\[\]]", text, re.DOTALL):
+        depth += {"[": 1, "]": -1}.get(found[0], 0)
+        if depth == 0:
+            return found.end() == len(text)
+    return text.endswith("]") or text[1:].lstrip()[:1] in ("'", '"')  # never closed: a list that was cut
+
+
+def _is_tuple(text: str) -> bool:
+    """Whether the text is a tuple of quoted texts as Python writes it, so that "(What's the Story)" is none."""
+    text = text.strip()
+    return bool(re.fullmatch(rf"\(\s*(?:(?:{_QUOTED})\s*,\s*)+(?:{_QUOTED})?\s*\)", text, re.DOTALL))
+
+
+def parse_list(text: str) -> list[Any]:
+    """The elements of a list in a text: texts, :class:`Number`, and what else JSON can hold.
+
+    Raises:
+        NotAList: it is no list of texts and numbers.
+    """
+    try:
+        value = load_json(text)
+    except RecursionError:
+        raise NotAList("it is nested too deep") from None
+    except ValueError:
+        if not ((text.strip().endswith("]") and _is_bracketed(text)) or _is_tuple(text)):
+            raise NotAList("its brackets do not match") from None
+        return _parts(text.strip())
+    if not isinstance(value, list):
+        raise NotAList("it is no list")
+    return [plain(part) for part in value]
+
+
+def _parts(text: str) -> list[Any]:
+    """Elements of a list or tuple that is no JSON: all with commas between them (Python), or all without (NumPy)."""
+    shape = ""
+    parts: list[Any] = []
+    for found in _PART.finditer(text[1:-1].rstrip()):
+        mark, scalar, quoted, bare = found.group("mark", "scalar", "quoted", "bare")
+        if mark and mark != ",":
+            raise NotAList("a list stands in it")
+        if not mark:
+            told = next(part for part in (scalar, quoted, bare) if part is not None)
+            parts.append(_unquoted(told) if told[:1] in ("'", '"') and told[1:] else _bare(told))
+        shape += "," if mark else " x" if found[0][0].isspace() else "x"
+    if not re.fullmatch(r" ?x(?: x)*|(?: ?x,)+(?: ?x)?", shape):
+        raise NotAList("its commas and elements do not alternate")
+    return parts
+
+
+def _bare(word: str) -> Number:
+    if word == "...":
+        raise NotAList("its middle was left out when it was written")
+    if word in _MISSING:
+        raise NotAList(f"{word} stands for a missing element")
+    if not _NUMBER.fullmatch(word):
+        raise NotAList(f"{word[:40]} is neither a quoted text nor a number")
+    return Number(word.removesuffix("."))  # NumPy's whole floats: 1990.
+
+
+def _unquoted(text: str) -> str:
+    if "\\" not in text:
+        return text[1:-1]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # an escape that Python does not know
+            return str(ast.literal_eval(text))
+    except (SyntaxError, ValueError, Warning):
+        raise NotAList(f"{text[:40]} has an escape that cannot be read") from None
