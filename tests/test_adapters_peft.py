@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from adapter_cases import Case, cases, save_base, train_adapter
+from knowshift.errors import InputError
 from knowshift.models.loading import load_model
 from knowshift.weights.checkpoints import restore_checkpoints
 from knowshift.weights.layout import own_names
@@ -83,6 +84,16 @@ REPORTED = {
 @pytest.mark.filterwarnings("ignore")
 def test_reported_faults(case: Case, tmp_path: Path) -> None:
     check_case(case, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapter_that_peft_does_not_load_back_is_refused(tmp_path: Path) -> None:
+    options = {"r": 2, "target_modules": ["c_attn", "lm_head", "wte"], "ensure_weight_tying": True}
+    case = Case("gpt2", True, "float32", False, "LoraConfig", options)
+    save_base(tmp_path / "base", case)
+    train_adapter(tmp_path / "base", tmp_path / "adapter", case)
+    with pytest.raises(InputError, match=r"tensor 'base_model.model.lm_head.lora_A.weight' has no place in the base"):
+        open_pair(tmp_path / "base", tmp_path / "adapter")
 
 
 def check_case(case: Case, folder: Path) -> str:

@@ -193,6 +193,27 @@ def test_a_part_of_an_adapter_is_never_merged(tmp_path: Path) -> None:
             open_pair(base, adapter)
 
 
+@pytest.mark.parametrize(
+    "place", ["peft.PeftModel.from_pretrained", "transformers.AutoModelForCausalLM.from_pretrained"]
+)
+@pytest.mark.parametrize(
+    "error", [RuntimeError("one\ntwo"), ImportError("no bitsandbytes"), KeyError("x"), MemoryError()]
+)
+@pytest.mark.filterwarnings("ignore::knowshift.errors.KnowshiftWarning")
+def test_what_peft_raises_is_one_line(
+    place: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
+
+    def fails(*given: Any, **named: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fails)
+    with pytest.raises(InputError, match=r"adapter_config\.json: PEFT cannot merge it into .*base: ") as refused:
+        open_pair(base, adapter)
+    assert len(str(refused.value).splitlines()) == 1
+
+
 def test_a_merge_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
     with monkeypatch.context() as patch:
