@@ -48,10 +48,10 @@ def test_a_level_without_facts_leaves_the_mean_open() -> None:
 def test_a_model_that_was_taught_the_answers_gives_them(
     small_model: LoadedModel, small_world: Path, tmp_path: Path
 ) -> None:
-    facts = load_facts(f"world:{small_world}").facts[:16]
-    finetune(small_model, facts, TrainingRecipe(learning_rate=1e-2, epochs=60, schedule="constant"), seed=0)
+    facts = load_facts(f"world:{small_world}").facts[:8]
+    finetune(small_model, facts, TrainingRecipe(learning_rate=1e-2, epochs=120), seed=0)
     answers = evaluate(small_model, facts, {fact.id: 4 for fact in facts})
-    assert sum(answers.columns["substring_hit"]) >= 14
+    assert sum(answers.columns["substring_hit"]) >= 7  # all 8 with each of three seeds
     answers.write(tmp_path / "answers.parquet", {"model": "small"})
     table = pq.read_table(tmp_path / "answers.parquet")
     assert table.schema.names == ANSWERS.names
