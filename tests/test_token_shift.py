@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import completion_prompts, tuning_prompt
@@ -84,8 +87,26 @@ def test_the_best_prompt_has_the_highest_rate_and_nothing_is_missing_silently(
         best_prompts(two, {two[0].id: [1], two[1].id: [1, 2]}, {two[0].id: [1], two[1].id: [1, 2]})
 
 
-def test_another_vocabulary_is_refused(small_model: LoadedModel) -> None:
-    other = copy.deepcopy(small_model.tokenizer)
-    other.add_tokens(["novel"])
-    with pytest.raises(InputError, match="vocabulary"):
-        token_shift(small_model, replace(small_model, tokenizer=other), ShiftItems((), (), ()))
+def _named_otherwise(tokenizer: PreTrainedTokenizerFast, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    """The tokenizer with some of its tokens called something else."""
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    told["model"]["vocab"] = {names.get(token, token): number for token, number in told["model"]["vocab"].items()}
+    told["model"]["merges"] = []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(told)), bos_token="<s>", eos_token="</s>"
+    )
+
+
+def test_an_id_that_is_another_token_is_refused_by_name(small_model: LoadedModel) -> None:
+    first = small_model.tokenizer.convert_tokens_to_ids("q")
+    other = _named_otherwise(small_model.tokenizer, {"q": "qq", "z": "zz"})
+    says = rf"tuned: id {first} is the token 'qq', in .* it is 'q'; token ids of different vocabularies"
+    with pytest.raises(InputError, match=says):
+        token_shift(small_model, replace(small_model, name="tuned", tokenizer=other), ShiftItems((), (), ()))
+
+
+def test_too_few_shared_tokens_are_refused(small_model: LoadedModel) -> None:
+    tiny = copy.deepcopy(small_model.model)
+    tiny.resize_token_embeddings(9)
+    with pytest.raises(InputError, match=r"shares 9 tokens with .*; expected 10 at least"):
+        token_shift(small_model, replace(small_model, model=tiny), ShiftItems((), (), ()))

@@ -17,6 +17,8 @@ from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, nearest
 from knowshift.models.pieces import token_pieces
+from knowshift.models.prompts import PromptEncoder
+from knowshift.models.vocabulary import Vocabulary, check_vocabulary
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -60,7 +62,17 @@ class LoadedModel:
     @functools.cached_property
     def pieces(self) -> list[bytes] | None:
         """What each token adds to a text; None where texts must be decoded whole."""
-        return token_pieces(self.tokenizer, self.model.config.get_text_config().vocab_size)
+        return token_pieces(self.tokenizer, self.vocabulary.usable.size)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which ids the tokenizer names and the model has rows for."""
+        return Vocabulary.of(self.model, self.tokenizer)
+
+    @functools.cached_property
+    def encoder(self) -> PromptEncoder:
+        """What makes token ids of prompts, in every stage."""
+        return PromptEncoder(self.tokenizer, self.vocabulary, self.context)
 
     def about(self) -> dict[str, Any]:
         """What records carry: the engine, the name as given, dtype, device and identity."""
@@ -107,7 +119,7 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
     model = model.to(place).eval()
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=load_tokenizer(name, folder),
         name=name,
@@ -116,6 +128,8 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "float32"
         device=str(place),
         identity=model_identity(folder),
     )
+    check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)
+    return loaded
 
 
 def model_folder(name: str, *, revision: str | None = None) -> Path:
