@@ -214,7 +214,6 @@ def test_a_slow_tokenizer_gives_the_same_ids_in_every_stage() -> None:
         assert ids == expected, stage
     with _read(loaded) as rows:
         finetune(loaded, [Fact("f", "none", "train", "in_domain", "Ann", QUESTION, "Rome")], TrainingRecipe(), seed=0)
-    # This tokenizer's EOS takes the blanks before it, and its pad token is what a batch of one row never needs.
     assert rows == [[*expected, *(byte + 3 for byte in b" Rome "), tokenizer.eos_token_id]]
 
 

@@ -133,8 +133,8 @@ class PromptEncoder:
         return _once(told.bos_token_id, ids)
 
     def _check_rows(self, what: str, text: str, ids: Sequence[int], rows: int) -> None:
-        token = max(ids)
-        if token >= rows:
+        token = next((token for token in ids if token >= rows), None)
+        if token is not None:
             raise InputError(
                 f"{what} {text[:60]!r} holds the token {self.vocabulary.tokens.get(token)!r}, whose id is {token}; the "
                 f"model's embeddings have {rows} rows; {self.vocabulary.remedy}"
