@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
 from knowshift.finetune.training import TrainingRecipe, encode_example, finetune
 from knowshift.mastery.measure import measure_mastery
+from knowshift.mastery.run import _check_prompts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling import greedy, sample
@@ -236,6 +237,21 @@ def test_a_prompt_without_tokens_and_one_that_is_too_long_are_refused() -> None:
         list(next_logits(loaded, [ASKED * 2]))
     with pytest.raises(InputError, match=r"and its answer have \d+ tokens; they do not fit .* context of 16"):
         encode_example(loaded, QUESTION * 2, "Rome")
+
+
+@pytest.mark.parametrize("eos", [0, 1])
+def test_a_question_is_answered_exactly_where_its_prompt_fits(eos: int) -> None:
+    form = Form("byte-level", eos=eos)
+    tokens = len(_expected(form, ASKED))
+    fact = Fact("f", "none", "test", "in_domain", "Ann", QUESTION, "Rome", prompts=(ASKED,))
+    for context, fits in ((tokens + 4, True), (tokens + 3, False)):
+        loaded = tiny_model(form.make(), context=context)
+        columns = evaluate(loaded, [fact], {"f": 1}, max_new_tokens=4).columns
+        reason = f"prompt of {tokens} tokens and 4 new ones do not fit into a context of {context}"
+        assert columns["reason"] == [None if fits else reason]
+        assert (columns["text"] == [None]) != fits
+        with nullcontext() if fits else pytest.raises(InputError, match=f"^fact f: prompt .* has {tokens} tokens"):
+            _check_prompts(loaded, [fact], 4)
 
 
 #: Where a tokenizer may be asked for ids, with the reason.

@@ -94,14 +94,14 @@ def evaluate(
 def _unanswerable(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str | None]:
     """Why each prompt cannot be answered; None where it can."""
     room = loaded.context
-    if room is None:
-        return [None] * len(prompts)
-    return [
-        f"prompt of {len(ids)} tokens and {max_new_tokens} new ones do not fit into a context of {room}"
-        if len(ids) + max_new_tokens > room
-        else None
-        for ids in loaded.encoder.prompts(prompts)
-    ]
+    reasons: list[str | None] = [None] * len(prompts)
+    doubtful = [i for i, prompt in enumerate(prompts) if loaded.encoder.may_not_fit(prompt, max_new_tokens)]
+    for i, ids in zip(doubtful, loaded.encoder.prompts([prompts[i] for i in doubtful]), strict=True):
+        if room is not None and len(ids) + max_new_tokens > room:
+            reasons[i] = (
+                f"prompt of {len(ids)} tokens and {max_new_tokens} new ones do not fit into a context of {room}"
+            )
+    return reasons
 
 
 def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[str, dict[str, Any]]:

@@ -153,15 +153,12 @@ def _check_prompts(engine: LoadedModel | Engine, facts: Sequence[Fact], new_toke
     """Refuse prompts that the model cannot read now, and not when their turn comes in a long run."""
     if not isinstance(engine, LoadedModel):
         return
-    # A byte gives at most three tokens (a space that is spelled "▁" in bytes), and a few stand before all prompts, so
-    # only a long prompt is worth encoding, unless there are tokens that the model cannot read.
-    short = float("inf") if engine.context is None else (engine.context - new_tokens - 8) / 3
-    if engine.vocabulary.without_embedding:
-        short = -1
+    unreadable, encoder = len(engine.vocabulary.without_embedding) > 0, engine.encoder
     for fact in facts:
-        doubtful = [prompt for prompt in completion_prompts(fact) if len(prompt.encode()) > short]
+        asked = completion_prompts(fact)
+        doubtful = [prompt for prompt in asked if unreadable or encoder.may_not_fit(prompt, new_tokens)]
         try:
-            engine.encoder.prompts(doubtful, new_tokens)
+            encoder.prompts(doubtful, new_tokens)
         except InputError as error:
             raise InputError(f"fact {fact.id}: {error}") from None
 

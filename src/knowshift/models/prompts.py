@@ -70,6 +70,14 @@ class PromptEncoder:
                 self._check_rows("prompt", text, ids, self.vocabulary.embeddings)
         return all_ids
 
+    def may_not_fit(self, text: str, new_tokens: int) -> bool:
+        """False where the length of a prompt alone tells that it leaves room for so many more tokens.
+
+        A byte gives at most three tokens (a space that is spelled "▁" in bytes), and a few stand before every text;
+        only a text full of characters that normalisation expands has more.
+        """
+        return self.context is not None and 3 * len(text.encode()) + 8 + new_tokens > self.context
+
     def example(self, prompt: str, target: str) -> tuple[list[int], int]:
         """A training example: ids of the prompt, of the target behind it, and one EOS; and how many are the prompt's.
 
