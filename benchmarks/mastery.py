@@ -133,6 +133,12 @@ def _never_stop(model: Any, inputs: Any, output: Any) -> None:
     output.logits[..., _loaded.stop_ids()] = -torch.inf
 
 
+def _not_drawn() -> list[int]:
+    """Ids of logits that the model has and no token: ours never draws them."""
+    vocabulary = _loaded.vocabulary
+    return [token for token in range(vocabulary.logits) if token not in vocabulary.usable]
+
+
 def _generate(prompts: Sequence[Prompted], draws: int, seed: int, ours: bool) -> tuple[list[int], int, float, float]:
     """Hits of each prompt, positions, seconds and processor seconds of ``generate``; ``ours``: our matrix products."""
     positions = 0
@@ -142,7 +148,8 @@ def _generate(prompts: Sequence[Prompted], draws: int, seed: int, ours: bool) ->
         positions += named["input_ids"].numel()
 
     tokenizer, model = _loaded.tokenizer, _loaded.model
-    encoded = tokenizer([prompt.text for prompt in prompts], return_tensors="pt", padding=True)
+    ids = _loaded.encoder.prompts([prompt.text for prompt in prompts])
+    encoded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     torch.manual_seed(seed)
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     start, busy = time.perf_counter(), time.process_time()
@@ -156,6 +163,7 @@ def _generate(prompts: Sequence[Prompted], draws: int, seed: int, ours: bool) ->
             top_k=0,
             num_return_sequences=draws,
             max_new_tokens=NEW_TOKENS,
+            suppress_tokens=_not_drawn() or None,
         )
     took, busy = time.perf_counter() - start, time.process_time() - busy
     hook.remove()

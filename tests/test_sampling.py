@@ -17,7 +17,7 @@ from knowshift.facts.grading import Grader
 from knowshift.models.choosing import draw_tokens
 from knowshift.models.loading import LoadedModel
 from knowshift.models.pieces import token_pieces
-from knowshift.models.sampling import TreeSession, encode, greedy, sample
+from knowshift.models.sampling import TreeSession, greedy, sample
 from knowshift.models.streams import philox, stream_key, uniforms
 from markov import markov_model, texts_of
 
@@ -116,7 +116,7 @@ def test_each_draw_is_the_one_that_would_have_been_made_alone(small_model: Loade
     assert pieces is not None
     assert found.texts is not None
     checked = 0
-    for p, ids in enumerate(encode(small_model, PROMPTS, length)):
+    for p, ids in enumerate(small_model.encoder.prompts(PROMPTS, length)):
         naive: Counter[str] = Counter()
         for draw in range(4):
             tokens, text = list(ids), b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import rel_entr, softmax
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import completion_prompts, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.token_shift import (
     NOT_AT_START,
     ShiftItems,
@@ -84,8 +87,83 @@ def test_the_best_prompt_has_the_highest_rate_and_nothing_is_missing_silently(
         best_prompts(two, {two[0].id: [1], two[1].id: [1, 2]}, {two[0].id: [1], two[1].id: [1, 2]})
 
 
-def test_another_vocabulary_is_refused(small_model: LoadedModel) -> None:
-    other = copy.deepcopy(small_model.tokenizer)
-    other.add_tokens(["novel"])
-    with pytest.raises(InputError, match="vocabulary"):
-        token_shift(small_model, replace(small_model, tokenizer=other), ShiftItems((), (), ()))
+@pytest.fixture(scope="module")
+def pair(small_world: Path) -> tuple[LoadedModel, LoadedModel, ShiftItems]:
+    """A base, a tuned model, and twelve facts whose answers count as known."""
+    base = load_model(str(small_world))
+    tuned = replace(base, model=copy.deepcopy(base.model), name="tuned")
+    facts = load_facts(f"world:{small_world}").facts[:12]
+    finetune(tuned, facts, TrainingRecipe(learning_rate=1e-3), seed=0)
+    return base, tuned, ShiftItems(tuple(facts), tuple(completion_prompts(fact)[2] for fact in facts), (True,) * 12)
+
+
+def test_an_eos_that_a_tokenizer_appends_is_no_part_of_a_prompt(
+    pair: tuple[LoadedModel, LoadedModel, ShiftItems],
+) -> None:
+    base, tuned, items = pair
+    appending = copy.deepcopy(base.tokenizer)
+    appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    assert appending("a")["input_ids"] == [*base.tokenizer("a")["input_ids"], 2]
+    ends = [replace(model, tokenizer=appending) for model in pair[:2]]
+    assert token_shift(*ends, items).columns == token_shift(base, tuned, items).columns
+    assert select_items(ends[0], items.facts[:1], {items.facts[0].relation: 2}) == select_items(
+        base, items.facts[:1], {items.facts[0].relation: 2}
+    )
+
+
+def _saved_with_rows(folder: Path, tuned: LoadedModel, rows: int, *tokens: str) -> LoadedModel:
+    """The tuned model with so many rows and more tokens; the new rows' logits are larger than all others."""
+    model, tokenizer = copy.deepcopy(tuned.model), copy.deepcopy(tuned.tokenizer)
+    tokenizer.add_tokens(list(tokens))
+    size = model.config.vocab_size
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[size:] = 50 * model.get_output_embeddings().weight[size - 1]
+        model.get_output_embeddings().weight[size::2] *= -1
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return load_model(str(folder))
+
+
+@pytest.mark.parametrize("tokens", [(), ("[PAD]", "novel")], ids=["padding rows", "added tokens"])
+def test_rows_and_tokens_that_the_tuned_model_has_in_addition_take_no_part(
+    pair: tuple[LoadedModel, LoadedModel, ShiftItems], tmp_path: Path, tokens: tuple[str, ...]
+) -> None:
+    base, tuned, items = pair
+    expected = token_shift(base, tuned, items)
+    larger = _saved_with_rows(tmp_path / "t", tuned, 704 if tokens else 768, *tokens)
+    with torch.inference_mode():
+        logits = larger.model(torch.tensor([larger.tokenizer(items.prompts[0])["input_ids"]])).logits[0, -1]
+    assert int(logits.argmax()) >= 700
+    shift = token_shift(base, larger, items)
+    assert shift.columns["ids"] == expected.columns["ids"]
+    assert shift.columns["kl"] == pytest.approx(expected.columns["kl"], rel=1e-4)
+    back = token_shift(larger, base, items)
+    assert back.columns["kl"] == pytest.approx(token_shift(tuned, base, items).columns["kl"], rel=1e-4)
+
+
+def _named_otherwise(tokenizer: PreTrainedTokenizerFast, names: dict[str, str]) -> PreTrainedTokenizerFast:
+    """The tokenizer with some of its tokens called something else."""
+    told = json.loads(tokenizer.backend_tokenizer.to_str())
+    told["model"]["vocab"] = {names.get(token, token): number for token, number in told["model"]["vocab"].items()}
+    told["model"]["merges"] = []
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(told)), bos_token="<s>", eos_token="</s>"
+    )
+
+
+def test_an_id_that_is_another_token_is_refused_by_name(small_model: LoadedModel) -> None:
+    first = small_model.tokenizer.convert_tokens_to_ids("q")
+    other = _named_otherwise(small_model.tokenizer, {"q": "qq", "z": "zz"})
+    says = rf"tuned: id {first} is the token 'qq', in .* it is 'q'; token ids of different vocabularies"
+    with pytest.raises(InputError, match=says):
+        token_shift(small_model, replace(small_model, name="tuned", tokenizer=other), ShiftItems((), (), ()))
+
+
+def test_too_few_shared_tokens_are_refused(small_model: LoadedModel) -> None:
+    tiny = copy.deepcopy(small_model.model)
+    tiny.resize_token_embeddings(9)
+    with pytest.raises(InputError, match=r"shares 9 tokens with .*; expected 10 at least"):
+        token_shift(small_model, replace(small_model, model=tiny), ShiftItems((), (), ()))

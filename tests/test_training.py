@@ -26,7 +26,7 @@ QUICK = TrainingRecipe(learning_rate=1e-3)
 
 def test_the_loss_lies_on_the_answer_and_eos_alone(small_model: LoadedModel) -> None:
     tokenizer = small_model.tokenizer
-    example = encode_example(tokenizer, "Where was Ann born?", "Rome")
+    example = encode_example(small_model, "Where was Ann born?", "Rome")
     ids, mask = example["input_ids"], example["completion_mask"]
     target = [i for i, m in zip(ids, mask, strict=True) if m]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<|question|> Where was Ann born? <|answer|> Rome "
@@ -41,11 +41,7 @@ def test_the_loss_lies_on_the_answer_and_eos_alone(small_model: LoadedModel) -> 
 def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, small_world: Path) -> None:
     facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:20]
     before = copy.deepcopy(small_model.model.state_dict())
-    twin = (
-        LoadedModel(**{**small_model.__dict__, "model": copy.deepcopy(small_model.model)})
-        if hasattr(small_model, "__dict__")
-        else small_model
-    )
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
     record = finetune(small_model, facts, QUICK, seed=3)
     again = finetune(twin, facts, QUICK, seed=3)
     assert record["steps"] == 3  # ceil(20 / 8)
@@ -76,7 +72,7 @@ def test_no_facts_and_a_tokenizer_without_eos_are_refused(small_model: LoadedMod
         finetune(small_model, [], QUICK, seed=0)
     bare = PreTrainedTokenizerFast(tokenizer_object=small_model.tokenizer.backend_tokenizer)
     with pytest.raises(InputError, match="no EOS token"):
-        encode_example(bare, "Who?", "Ann")
+        encode_example(replace(small_model, tokenizer=bare), "Who?", "Ann")
 
 
 def _closely(one: LoadedModel, other: LoadedModel, before: dict[str, torch.Tensor]) -> float:

@@ -57,10 +57,13 @@ def evaluate(
         first_line: grade only what stands before a line break, where a prompt of examples invites the next example.
 
     A question whose prompt does not fit into the model's context is kept with a reason, and is no wrong answer.
+
+    Raises:
+        InputError: an answer that cannot be graded, or a prompt with a token that the model has no embedding for.
     """
     graders = [Grader.of(fact) for fact in facts]  # before the model's work: an answer that cannot be graded is refused
     prompts = [ask(fact.question) for fact in facts]
-    reasons = [_unanswerable(loaded, prompt, max_new_tokens) for prompt in prompts]
+    reasons = _unanswerable(loaded, prompts, max_new_tokens)
     fitting = [prompt for prompt, reason in zip(prompts, reasons, strict=True) if reason is None]
     answered = iter(greedy(loaded, fitting, max_new_tokens=max_new_tokens) if fitting else [])
     texts = [next(answered) if reason is None else None for reason in reasons]
@@ -88,15 +91,17 @@ def evaluate(
     )
 
 
-def _unanswerable(loaded: LoadedModel, prompt: str, max_new_tokens: int) -> str | None:
-    """Why a prompt cannot be answered, or None. Characters bound tokens from above, so most are never encoded."""
+def _unanswerable(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str | None]:
+    """Why each prompt cannot be answered; None where it can."""
     room = loaded.context
-    if room is None or len(prompt.encode()) + 2 + max_new_tokens <= room:
-        return None
-    tokens = len(loaded.tokenizer(prompt)["input_ids"])
-    if tokens + max_new_tokens <= room:
-        return None
-    return f"prompt of {tokens} tokens and {max_new_tokens} new ones do not fit into a context of {room}"
+    reasons: list[str | None] = [None] * len(prompts)
+    doubtful = [i for i, prompt in enumerate(prompts) if loaded.encoder.may_not_fit(prompt, max_new_tokens)]
+    for i, ids in zip(doubtful, loaded.encoder.prompts([prompts[i] for i in doubtful]), strict=True):
+        if room is not None and len(ids) + max_new_tokens > room:
+            reasons[i] = (
+                f"prompt of {len(ids)} tokens and {max_new_tokens} new ones do not fit into a context of {room}"
+            )
+    return reasons
 
 
 def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[str, dict[str, Any]]:

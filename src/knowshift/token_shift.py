@@ -1,6 +1,8 @@
 """Token level: how far the first predicted token of a well-known fact has moved from the base (paper section 4.1).
 
-Departure from the paper: none that is known to us; the logits are taken in float32 whatever the model's dtype.
+Departure from the paper: only ids that are the same token in both models take part, so neither rows that pad a
+vocabulary nor tokens that one of the two has in addition are among the ten. The logits are taken in float32 whatever
+the model's dtype.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling import greedy
+from knowshift.models.vocabulary import TokenIds
 from knowshift.records import TOKEN_SHIFT, write_table
 
 TOP = 10
@@ -70,8 +73,9 @@ class ShiftItems:
 def select_items(base: LoadedModel, facts: Sequence[Fact], best: Mapping[str, int]) -> ShiftItems:
     """Level-4 facts with their relation's best prompt; where the answer does not come first, ``begins`` is False."""
     prompts = [completion_prompts(fact)[best[fact.relation]] for fact in facts]
-    longest = max((len(base.tokenizer(f" {a}")["input_ids"]) for fact in facts for a in fact.accepted), default=1)
-    texts = greedy(base, prompts, max_new_tokens=min(32, longest + 1))
+    spelled = base.encoder.plain([f" {answer}" for fact in facts for answer in fact.accepted])
+    longest = max(map(len, spelled), default=0)
+    texts = greedy(base, prompts, max_new_tokens=min(32, longest + 2))  # another spelling may take more tokens
     begins = tuple(
         any(text.lstrip().startswith(answer) for answer in fact.accepted)
         for fact, text in zip(facts, texts, strict=True)
@@ -95,17 +99,36 @@ class TokenShift:
         return float(np.mean(values)) if values else None
 
 
-def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> TokenShift:
-    """KL(tuned || base) over the ten ids that the tuned model ranks first (paper 4.1).
-
-    The tuned model reads the fine-tuning prompt, the base model the completion prompt. Ids are gathered by number, so
-    both must have the same vocabulary.
+def shared_ids(base: LoadedModel, tuned: LoadedModel) -> TokenIds:
+    """The ids that are the same token in both models, with an embedding and a logit in both.
 
     Raises:
-        InputError: the vocabularies differ.
+        InputError: an id is one token in the base and another in the tuned model, or fewer than ten are shared.
     """
-    if base.tokenizer.get_vocab() != tuned.tokenizer.get_vocab():
-        raise InputError(f"{tuned.name}: its vocabulary is not that of {base.name}; token ids cannot be compared")
+    ours, theirs = base.vocabulary, tuned.vocabulary
+    if ours.tokens != theirs.tokens:
+        other = min((i for i, token in ours.tokens.items() if theirs.tokens.get(i, token) != token), default=None)
+        if other is not None:
+            raise InputError(
+                f"{tuned.name}: id {other} is the token {theirs.tokens[other]!r}, in {base.name} it is "
+                f"{ours.tokens[other]!r}; token ids of different vocabularies cannot be compared"
+            )
+    shared = TokenIds.of(i for i in ours.tokens if i in ours.usable and i in theirs.usable)
+    if len(shared) < TOP:
+        raise InputError(f"{tuned.name}: shares {len(shared)} tokens with {base.name}; expected {TOP} at least")
+    return shared
+
+
+def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> TokenShift:
+    """KL(tuned || base) over the ten ids that the tuned model ranks first among the shared ones (paper 4.1).
+
+    The tuned model reads the fine-tuning prompt, the base model the completion prompt. Ids are gathered by number; for
+    which ids take part see :func:`shared_ids`.
+
+    Raises:
+        InputError: as :func:`shared_ids`, and a prompt that one of the models cannot read.
+    """
+    shared = shared_ids(base, tuned)
     kept = [index for index, begins in enumerate(items.begins) if begins]
     size = len(items.facts)
     ids: list[list[int] | None] = [None] * size
@@ -116,7 +139,7 @@ def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> Tok
     top_tuned = torch.zeros(len(kept), TOP)
     top_base = torch.zeros(len(kept), TOP)
     for batch, logits_BV in next_logits(tuned, [tuning_prompt(items.facts[index].question) for index in kept]):
-        values, best = logits_BV.topk(TOP, dim=-1)
+        values, best = shared.columns(logits_BV).topk(TOP, dim=-1)
         top_tuned[batch], top_ids[batch] = values.cpu(), best.cpu()
     for batch, logits_BV in next_logits(base, [items.prompts[index] for index in kept]):
         top_base[batch] = logits_BV.cpu().gather(1, top_ids[batch])

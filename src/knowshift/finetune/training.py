@@ -11,9 +11,10 @@ from typing import Any
 
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
-from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
@@ -46,29 +47,20 @@ class TrainingRecipe:
         return asdict(self)
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> dict[str, list[int]]:
-    """Token ids of BOS + prompt + target + EOS, and a mask that is 1 where the loss is taken (target and EOS).
+def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str, list[int]]:
+    """Token ids of prompt + target + EOS, and a mask that is 1 where the loss is taken (target and EOS).
 
-    The text is encoded whole, so that a tokenizer that marks word starts sees the space before the answer as it will
-    at evaluation; tokens are told apart by their character offsets.
+    The prompt's ids are those that the model is asked with at evaluation; for the target's see
+    :meth:`knowshift.models.prompts.PromptEncoder.example`.
 
     Raises:
-        InputError: the tokenizer has no EOS token, or gives no offsets (is not a fast one).
+        InputError: the tokenizer has no EOS token, the example does not fit into the model's context, or it has a
+            token that the model has no row for.
     """
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, which ends every answer")
-    if not tokenizer.is_fast:
-        raise InputError(f"{tokenizer.name_or_path}: a fast tokenizer is needed (character offsets)")
-    prompt = tuning_prompt(question)
-    encoded = tokenizer(prompt + tuning_target(answer), return_offsets_mapping=True)
-    ids = list(encoded["input_ids"])
-    mask = [int(end > len(prompt)) for _, end in encoded["offset_mapping"]]
-    if ids[-1] != tokenizer.eos_token_id:  # some tokenizers add it themselves
-        ids.append(tokenizer.eos_token_id)
-        mask.append(1)
-    else:
-        mask[-1] = 1
-    return {"input_ids": ids, "completion_mask": mask}
+    if loaded.tokenizer.eos_token_id is None:
+        raise InputError(f"{loaded.name}: the tokenizer has no EOS token, which ends every answer")
+    ids, start = loaded.encoder.example(tuning_prompt(question), tuning_target(answer))
+    return {"input_ids": ids, "completion_mask": [int(i >= start) for i in range(len(ids))]}
 
 
 def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe, *, seed: int) -> dict[str, Any]:
@@ -88,8 +80,10 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         raise InputError("no training facts")
     check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
     disable_progress_bar()
-    examples = [encode_example(loaded.tokenizer, fact.question, fact.answer) for fact in facts]
-    collator = None
+    examples = [encode_example(loaded, fact.question, fact.answer) for fact in facts]
+    # Padding is masked, so any id will do that has an embedding; a pad token often has none.
+    pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
+    collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad if pad in loaded.vocabulary.usable else end)
     if recipe.shared_prefix:
         collator = OneRow(str(loaded.model.config._attn_implementation), loaded.model.dtype)
         check_same_loss(loaded.model, [_labelled(example) for example in examples[: recipe.batch_size]], collator)

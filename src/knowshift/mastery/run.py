@@ -32,7 +32,6 @@ from knowshift.files import check_output_file, digest, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import encode
 from knowshift.records import MASTERY, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
@@ -118,7 +117,7 @@ def run_mastery(
     check_facts(facts)
     engine = spec.open()
     check_engine(engine, protocol)
-    _check_lengths(engine, facts, protocol.max_new_tokens)
+    _check_prompts(engine, facts, protocol.max_new_tokens)
     about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")
@@ -163,15 +162,16 @@ def check_facts(facts: Sequence[Fact]) -> None:
                 raise InputError(f"fact {fact.id}: answer {answer!r} is empty after normalisation")
 
 
-def _check_lengths(engine: LoadedModel | Engine, facts: Sequence[Fact], new_tokens: int) -> None:
-    """Refuse prompts that do not fit into the model's context now, and not when their turn comes in a long run."""
-    if not isinstance(engine, LoadedModel) or engine.context is None:
+def _check_prompts(engine: LoadedModel | Engine, facts: Sequence[Fact], new_tokens: int) -> None:
+    """Refuse prompts that the model cannot read now, and not when their turn comes in a long run."""
+    if not isinstance(engine, LoadedModel):
         return
+    unreadable, encoder = len(engine.vocabulary.without_embedding) > 0, engine.encoder
     for fact in facts:
-        # A prompt has at most as many tokens as bytes, and a few to begin with; only a long one is worth a look.
-        long = [prompt for prompt in completion_prompts(fact) if len(prompt.encode()) > engine.context - new_tokens - 8]
+        asked = completion_prompts(fact)
+        doubtful = [prompt for prompt in asked if unreadable or encoder.may_not_fit(prompt, new_tokens)]
         try:
-            encode(engine, long, new_tokens)
+            encoder.prompts(doubtful, new_tokens)
         except InputError as error:
             raise InputError(f"fact {fact.id}: {error}") from None
 

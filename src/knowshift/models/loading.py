@@ -25,6 +25,8 @@ from transformers.utils import logging as hf_logging
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
 from knowshift.files import digest, expanded
 from knowshift.models.pieces import token_pieces
+from knowshift.models.prompts import PromptEncoder
+from knowshift.models.vocabulary import Vocabulary, check_vocabulary
 from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.layout import own_names
@@ -76,7 +78,17 @@ class LoadedModel:
     @functools.cached_property
     def pieces(self) -> list[bytes] | None:
         """What each token adds to a text; None where texts must be decoded whole."""
-        return token_pieces(self.tokenizer, self.model.config.get_text_config().vocab_size)
+        return token_pieces(self.tokenizer, self.vocabulary.usable.size)
+
+    @functools.cached_property
+    def vocabulary(self) -> Vocabulary:
+        """Which ids the tokenizer names and the model has rows for."""
+        return Vocabulary.of(self.model, self.tokenizer)
+
+    @functools.cached_property
+    def encoder(self) -> PromptEncoder:
+        """What makes token ids of prompts, in every stage."""
+        return PromptEncoder(self.tokenizer, self.vocabulary, self.context)
 
     def about(self) -> dict[str, Any]:
         """What records carry: the engine, the name as given, dtype, device and identity."""
@@ -176,7 +188,7 @@ def load_model(
             model = _load(name, folder, dtype)
     with border(f"{name}: cannot move the model to {place}"):
         model = model.to(place).eval()
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=load_tokenizer(name, files.tokenizer),
         name=name,
@@ -187,6 +199,8 @@ def load_model(
         own_tokenizer=files.tokenizer if files.tokenizer == files.adapter else None,
         scratch=scratch,
     )
+    check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)
+    return loaded
 
 
 def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from knowshift.errors import InputError, nearest
 from knowshift.facts.grading import Grader
@@ -93,7 +92,7 @@ class TreeSession:
         self.loaded, self.temperature, self.max_new_tokens = loaded, temperature, max_new_tokens
         self._needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
         self._graders = _graders(accepted, keys) if check_grading(grading) == "word" else None
-        self._encoded = encode(loaded, prompts, max_new_tokens)
+        self._encoded = loaded.encoder.prompts(prompts, max_new_tokens)
         self._streams = np.array([stream_key(seed, key) for key in keys], dtype=np.uint64)
         self._accepted = accepted
         self._keep = keep
@@ -284,7 +283,7 @@ def greedy(
     """
     if not prompts:
         return []
-    encoded = encode(loaded, prompts, max_new_tokens)
+    encoded = loaded.encoder.prompts(prompts, max_new_tokens)
     answers: list[tuple[int, ...]] = [()] * len(prompts)
 
     def choose(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
@@ -311,48 +310,19 @@ def greedy(
     return texts
 
 
-def encode(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
-    """Token ids of the prompts as the tokenizer begins a text (BOS at most once), without an EOS at the end."""
-    if not prompts:
-        return []
-    ids = _token_ids(loaded.tokenizer, prompts)
-    end = loaded.tokenizer.eos_token_id
-    context = loaded.context
-    for i, prompt in enumerate(prompts):
-        if len(ids[i]) > 1 and ids[i][-1] == end and not prompt.endswith(str(loaded.tokenizer.eos_token)):
-            ids[i] = ids[i][:-1]
-        if not ids[i]:
-            raise InputError(f"prompt {prompt!r} has no tokens")
-        if context is not None and len(ids[i]) + max_new_tokens > context:
-            raise InputError(
-                f"prompt {prompt[:60]!r}... has {len(ids[i])} tokens; with {max_new_tokens} new ones it does not fit "
-                f"into the model's context of {context}"
-            )
-    return ids
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None or backend.truncation or backend.padding:
-        slow: list[list[int]] = tokenizer(list(texts), add_special_tokens=True)["input_ids"]
-        return slow
-    # The same ids without the masks and offsets, which take three times as long to make.
-    return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=True)]
-
-
 def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """Nodes of one level whose keys, values and logits stay within the memory bounds: 32 to :data:`MAX_NODES`."""
     length = max((len(ids) for ids in encoded), default=0) + max_new_tokens
     # Twice: the level's own cache, and what is set aside or just being copied.
     of_cache = 2 * bytes_of_token(loaded) * length
     bound = CACHE_BYTES.get(loaded.model.device.type, CACHE_BYTES["cpu"])
-    fit = min(bound // of_cache, LOGIT_BYTES // (4 * loaded.model.config.get_text_config().vocab_size))
+    fit = min(bound // of_cache, LOGIT_BYTES // (4 * loaded.vocabulary.logits))
     return int(max(32, min(MAX_NODES, fit)))
 
 
 def prompts_that_stay(loaded: LoadedModel) -> int:
     """Prompts of an ordinary length whose keys, values and logits may stay in memory between rounds."""
-    each = ORDINARY * bytes_of_token(loaded) + 4 * int(loaded.model.config.get_text_config().vocab_size)
+    each = ORDINARY * bytes_of_token(loaded) + 4 * loaded.vocabulary.logits
     return max(1, STAY_BYTES.get(loaded.model.device.type, STAY_BYTES["cpu"]) // each)
 
 
@@ -392,9 +362,13 @@ def _shown(text: bytes) -> str:
 
 
 def _answer_ids(loaded: LoadedModel, answer: str) -> list[int] | None:
-    """The tokens of the answer after a word and a space, or None where they are not separate from the word's."""
-    word, both = loaded.tokenizer(["is", f"is {answer}"], add_special_tokens=False)["input_ids"]
-    return list(both[len(word) :]) if both[: len(word)] == word and len(both) > len(word) else None
+    """The tokens of the answer after a word and a space.
+
+    None where they are not separate from the word's, or where the model can never give one of them.
+    """
+    ids = loaded.encoder.behind("is", f" {answer}")
+    usable = loaded.vocabulary.usable
+    return ids if ids is not None and all(token in usable for token in ids) else None
 
 
 def _first_tokens(loaded: LoadedModel, accepted: Sequence[Sequence[str]]) -> list[Ints]:
@@ -407,8 +381,8 @@ def _first_tokens(loaded: LoadedModel, accepted: Sequence[Sequence[str]]) -> lis
         if answers not in known:
             spelled = [_answer_ids(loaded, answer) for answer in answers]
             after_space = {ids[0] for ids in spelled if ids} if all(spelled) else set()
-            bare = loaded.tokenizer(list(answers), add_special_tokens=False)["input_ids"]
-            known[answers] = (sorted(after_space), sorted({ids[0] for ids in bare if ids} - after_space))
+            bare = {ids[0] for ids in loaded.encoder.plain(answers) if ids and ids[0] in loaded.vocabulary.usable}
+            known[answers] = (sorted(after_space), sorted(bare - after_space))
     tables = []
     for which in (0, 1):
         width = max((len(tokens[which]) for tokens in known.values()), default=1) or 1

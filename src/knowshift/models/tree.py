@@ -10,7 +10,8 @@ they are set aside and join the next group when it comes to their length, so tha
 When a level has more nodes than fit, the rest is set aside likewise. What a text becomes depends on none of this
 but for the rounding of float arithmetic (see :mod:`knowshift.models.streams`).
 
-Shapes: N nodes of a level, K of them with a distribution, D draws under way, V vocabulary.
+Shapes: N nodes of a level, K of them with a distribution, D draws under way, V vocabulary (the ids that the model can
+give: rows of the output head that no token has take no part).
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ class Walk(Generic[Text]):
         tokens = torch.from_numpy(front.tokens).to(model.device)[:, None]
         with _head_on_rows(model, rows):
             given = {"input_ids": tokens, _cache_argument(model): front.cache, "use_cache": True}
-            logits: torch.Tensor = model(**given).logits[:, -1]
+            logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
         self.positions += front.nodes
         return logits if len(logits) == len(rows) else logits.index_select(0, rows)
 
