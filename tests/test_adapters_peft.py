@@ -74,6 +74,14 @@ REPORTED = {
     "Conv1D and Linear in one adapter": Case(
         "gpt2", False, "float32", False, "LoraConfig", {"r": 4, "target_modules": ["attn.c_proj", "lm_head"]}
     ),
+    "all biases beside a norm saved whole": Case(
+        "gpt2",
+        False,
+        "float32",
+        False,
+        "LoraConfig",
+        {"r": 4, "target_modules": ["c_attn"], "bias": "all", "modules_to_save": ["ln_f"]},
+    ),
     "a flag that is wrong for Linear": Case(
         "llama", False, "float32", False, "LoraConfig", {**_SQUARE, "fan_in_fan_out": True}
     ),

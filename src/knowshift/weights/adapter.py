@@ -17,7 +17,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,7 +123,26 @@ class Adapter:
     @property
     def names(self) -> dict[str, str]:
         """Its tensors: key in the file -> name as the base model has it, with what the adapter adds to it."""
-        return {key: key.removeprefix(_PREFIX).replace(".base_layer.", ".") for key in self.shard.tensors}
+        keys = [key for key in self.shard.tensors if key not in self.again]
+        return {key: key.removeprefix(_PREFIX).replace(".base_layer.", ".") for key in keys}
+
+    @cached_property
+    def again(self) -> frozenset[str]:
+        """Keys that peft writes beside others where ``bias`` meets a module saved whole.
+
+        They are the saved bias once more, and the base's own, which the model with the adapter does not use.
+
+        Raises:
+            InputError: the saved bias is not the same both times.
+        """
+        found = {key for key in self.shard.tensors if ".modules_to_save." in key or ".original_module." in key}
+        if found:
+            tensors = read_whole(self.shard)
+            for key in sorted(found):
+                plain = key.replace(".modules_to_save.", ".")
+                if plain != key and not (plain in tensors and np.array_equal(tensors[plain], tensors[key])):
+                    raise InputError(f"{self.shard.path}: tensor {key!r} is not {plain!r} once more, as peft writes it")
+        return frozenset(found)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -248,7 +267,9 @@ class AdaptedTensors:
         own = own_names(self.base.shapes)
         parts: dict[str, dict[str, Array]] = {}
         names = self.adapter.names
-        for key, tensor in read_whole(self.adapter.shard).items():
+        tensors = read_whole(self.adapter.shard)
+        for key in names:
+            tensor = tensors[key]
             found = re.fullmatch(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B)(?:\.weight)?", names[key])
             name = own(names[key])
             if found:

@@ -166,7 +166,9 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
 def _check_loaded(adapter: Adapter, adapted: Any) -> None:
     """Every tensor of the file must have a place in the model, and every place a tensor."""
     result = adapted.load_adapter(str(adapter.folder), "default")
-    for what, keys in (("has no place in", result.unexpected_keys), ("is missing for", result.missing_keys)):
+    again = {key.replace(".modules_to_save.", ".modules_to_save.default.") for key in adapter.again}
+    unexpected = set(result.unexpected_keys) - adapter.again - again
+    for what, keys in (("has no place in", unexpected), ("is missing for", result.missing_keys)):
         if keys:
             _refuse(adapter, f"tensor {min(keys)!r} {what} the base")
 
