@@ -185,7 +185,7 @@ def _lora(draw: Callable[[Any], Any], family: Family) -> dict[str, Any]:
     if how == "names" and draw(st.booleans()):
         options["layers_to_transform"] = draw(st.sampled_from([0, [1], [0, 1]]))
         options["layers_pattern"] = family.layers
-    if how == "names" and draw(st.booleans()):
+    elif how == "names" and draw(st.booleans()):
         options["exclude_modules"] = rf".*\.{family.layers}\.1\..*{linear[0]}"
     if draw(st.booleans()):
         options["rank_pattern"] = {rf".*\.0\..*{linear[0]}": 2, rf".*\.1\..*{linear[-1]}": 4}
