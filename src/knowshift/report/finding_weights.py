@@ -254,6 +254,6 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
 
 
 def _over_draws(strata: Sequence[int], values: Sequence[float]) -> Estimate:
-    """Mean over settings of the mean over draws; weights have no facts to resample."""
+    """Mean over settings of the mean over draws; weights have no facts to resample, so one draw has no interval."""
     array = np.asarray(values) / len(set(strata))
     return crossed_interval(array, np.zeros((2, len(array))), strata)
