@@ -308,7 +308,7 @@ def test_an_interval_over_draws_asks_for_two_draws_of_every_stratum(
     estimate = crossed_interval(rng.standard_normal(len(strata)), replicates, strata.tolist())
     assert estimate.known
     assert math.isnan(estimate.low) == math.isnan(estimate.p) == (min(draws) == 1 and not facts_vary)
-    assert not estimate.p == 0
+    assert estimate.p != 0
 
 
 #: Equal models of a simulated study: three candidates, a reference and draws; facts, draws and answers vary.
