@@ -2,7 +2,8 @@
 
 A cell's folder is ``cells/KIND/DIGEST``; the digest is over everything that its content depends on, the digests of
 earlier cells among it. So a plan, with all digests, is known before anything runs. What a kind depends on is declared
-in :data:`CONTENT`; what computes a cell (:mod:`knowshift.study.content`) is given no other field of a configuration.
+in :data:`CONTENT`; what computes a cell (:mod:`knowshift.study.content`) is given no other field of a configuration
+but ``training.report_to``.
 """
 
 from __future__ import annotations
