@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -21,7 +22,9 @@ from typer.testing import CliRunner
 
 from knowshift.cli.report import register
 from knowshift.errors import InputError
+from knowshift.report.evidence import read_evidence
 from knowshift.report.figures import build_figures
+from knowshift.report.finding_weights import concentration_claims
 from knowshift.report.findings import findings_of
 from knowshift.report.page import compose, write_report
 from knowshift.report.published import published, published_concentration
@@ -360,3 +363,26 @@ def test_figures_are_files_with_text_and_without_a_date(run: Path) -> None:
         assert "dc:date" not in text
     with (run / "tables/findings.csv").open() as lines:
         assert {row["verdict"] for row in csv.DictReader(lines)} <= {"shown", "not shown", "undecided"}
+
+
+def test_one_draw_without_an_effect_is_never_shown_by_what_rests_on_draws(tmp_path: Path) -> None:
+    """Weights have no facts to resample: with one draw the excess over the null is a number without an interval."""
+    shape = Shape(facts_per_level=2, sizes=(60,), levels=(0, 4), draws=1)
+    for seed in range(8):
+        run = build_run(tmp_path / str(seed), replace(PLANTED, excess_concentration=0.0), shape, seed)
+        claims = concentration_claims(read_evidence(run))
+        assert [claim.name for claim in claims] == ["concentration_0.01", "concentration_0.2"]
+        for claim in claims:
+            assert claim.estimate.known
+            assert claim.verdict == "undecided"
+            assert math.isnan(claim.estimate.p)
+            assert "[no interval]" in claim.sentence
+
+
+def test_one_fact_of_each_level_makes_a_page_without_intervals(tmp_path: Path) -> None:
+    shape = Shape(facts_per_level=1, sizes=(60, 240), levels=(2,), draws=1)
+    tables = build_tables(build_run(tmp_path / "run", replace(PLANTED, by_size=(1.0, 0.7), kl=(1.0, 1.6)), shape))
+    assert {claim.verdict for f in tables.findings for claim in f.claims if claim.unit == "points"} == {"undecided"}
+    page = compose(tables, build_figures(tables))
+    assert "(may be chance)" in page
+    assert not re.search(r"\bnan\b", page)

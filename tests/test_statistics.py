@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from knowshift.report.claims import BOTH, POINT, judge
+from knowshift.report.run_folder import Column, Setting
+from knowshift.report.scores import Model, Scores
 from knowshift.study.statistics import (
     BEST_AND_WORST,
     MISSING,
     ONE_CHOICE,
     TWO_CHOICES,
+    Estimate,
     choose_elsewhere,
     crossed_interval,
     from_error,
@@ -276,3 +280,90 @@ def test_percentile_interval_by_hand() -> None:
     estimate = percentile_interval(0.5, np.linspace(0, 1, 1001), 3)
     assert (estimate.low, estimate.high) == (pytest.approx(0.025), pytest.approx(0.975))
     assert not percentile_interval(math.nan, np.zeros(3), 3).known
+
+
+def test_what_nothing_was_repeated_for_has_no_interval_and_no_p() -> None:
+    """One draw of each stratum, and facts that do not vary: rounding in the replicates is no variation either."""
+    for value, scale in ((0.3, 1.0), (0.0, 1.0), (0.3, 1 + 1e-15)):
+        replicates = np.full((50, 2), value)
+        replicates[::2] *= scale
+        estimate = crossed_interval(np.array([value, value]), replicates, [0, 1])
+        assert estimate.value == pytest.approx(2 * value)
+        assert estimate.draws == 1
+        assert all(math.isnan(x) for x in (estimate.low, estimate.high, estimate.error, estimate.p))
+    # A second draw of one stratum says nothing about the other's.
+    assert math.isnan(crossed_interval(np.array([0.1, 0.2, 0.3]), np.zeros((9, 3)), [0, 0, 1]).low)
+    assert math.isnan(percentile_interval(0.5, np.array([math.nan, 0.4]), 1).p)
+    assert percentile_interval(0.5, np.array([]), 1).value == 0.5
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.integers(0, 1000), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_an_interval_over_draws_asks_for_two_draws_of_every_stratum(
+    draws: list[int], seed: int, facts_vary: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    strata = np.repeat(np.arange(len(draws)), draws)
+    replicates = rng.standard_normal((20, len(strata))) if facts_vary else np.zeros((20, len(strata)))
+    estimate = crossed_interval(rng.standard_normal(len(strata)), replicates, strata.tolist())
+    assert estimate.known
+    assert math.isnan(estimate.low) == math.isnan(estimate.p) == (min(draws) == 1 and not facts_vary)
+    assert estimate.p != 0
+
+
+#: Equal models of a simulated study: three candidates, a reference and draws; facts, draws and answers vary.
+CANDIDATES, REFERENCE = 3, 9
+
+
+def _equal_models(rng: np.random.Generator, draws: int) -> Scores:
+    """Models of equal accuracy on 200 facts: what a fact, a draw and their meeting add is noise alone."""
+    settings_of = [Setting(level, 60, 1e-3, "") for level in (*range(CANDIDATES), REFERENCE)]
+    columns = [Column(setting, draw) for setting in settings_of for draw in range(draws)]
+    facts = 200
+    fact = 0.2 * rng.standard_normal((facts, 1))
+    draw = 0.03 * rng.standard_normal((1, len(columns)))
+    values = (rng.random((facts, len(columns))) < np.clip(0.5 + fact + draw, 0, 1)).astype(np.float64)
+    place = np.arange(facts)
+    return Scores(values, place % 2, place % 10 // 2, columns, replicates=100, seed=int(rng.integers(1 << 30)))
+
+
+@pytest.mark.parametrize("draws", [2, 3])
+def test_among_equals_a_false_shown_is_rare(draws: int) -> None:
+    """The contrasts of the findings, on models that do not differ: at most 5 of 100 are told as shown."""
+    rng = np.random.default_rng(20 + draws)
+    runs = 300
+    shown = {"difference": 0, "best of three": 0, "best minus worst": 0, "another level": 0}
+    for _ in range(runs):
+        scores = _equal_models(rng, draws)
+        models = {level: Model(Setting(level, 60, 1e-3, "")) for level in (*range(CANDIDATES), REFERENCE)}
+        reference = models.pop(REFERENCE)
+        options = {float(level): model for level, model in models.items()}
+        estimates = {
+            "difference": scores.difference([(models[0], reference)], scores.over(BOTH)),
+            "best of three": scores.chosen([options], [reference], BOTH).estimate,
+            "best minus worst": scores.spread(models, BOTH)[0].estimate,
+            "another level": scores.against_levels(models, reference, BOTH, highest=True).estimate,
+        }
+        for name, estimate in estimates.items():
+            shown[name] += judge(estimate, POINT) == "shown"
+    assert all(count / runs <= 0.05 for count in shown.values()), shown
+    assert sum(shown.values()) > 0  # intervals that never miss would be too wide
+
+
+def test_one_fact_or_one_relation_in_every_group_has_no_interval() -> None:
+    """Resampling cannot vary them, so their part of the noise is not known, however many draws agree."""
+    rng = np.random.default_rng(6)
+    setting = Setting(0, 60, 1e-3, "")
+    columns = [Column(setting, draw) for draw in range(3)]
+
+    def mean_of_draws(facts: int, relations: int | None) -> Estimate:
+        place = np.arange(facts)
+        cluster = None if relations is None else place % relations
+        values = rng.random((facts, 3)) < 0.5
+        scores = Scores(values, np.zeros(facts, np.int64), np.zeros(facts, np.int64), columns, cluster, replicates=50)
+        return scores.mean([Model(setting)], scores.over([0]))
+
+    for facts, relations, known in ((2, None, False), (40, 1, False), (40, None, True), (40, 4, True)):
+        estimate = mean_of_draws(facts, relations)  # two facts: one in each half
+        assert estimate.known
+        assert math.isnan(estimate.low) == math.isnan(estimate.p) == (not known)

@@ -189,6 +189,8 @@ def test_every_shipped_config_loads_and_plans(name: str) -> None:
         ("restoration: {sizes: [7]}", "7 is not among the sizes"),
         ("- a list", "not YAML"),
         ("restoration: {fractions: [1.5]}", "restoration.fractions.0"),
+        ("restoration: {criteria: [same-nor]}", "'same-nor' is not known; nearest: 'same-norm'"),
+        ("restoration: {criteria: [dg-hard]}", "'dg-hard' sets its own threshold and takes no fraction"),
     ],
 )
 def test_a_config_that_is_off_is_refused_in_one_line(change: str, said: str) -> None:

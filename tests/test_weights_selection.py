@@ -155,4 +155,12 @@ def test_a_count_is_the_floor_of_the_decimal_as_written() -> None:
 
 
 def test_fractions_are_written_as_people_write_them() -> None:
-    assert [fraction_name(f) for f in (0.01, 0.2, 0.6, 1.0, 0.0, 0.125)] == ["0.01", "0.2", "0.6", "1", "0", "0.125"]
+    named = {0.01: "0.01", 0.2: "0.2", 0.6: "0.6", 1.0: "1", 0.0: "0", 0.125: "0.125", 1e-05: "1e-05"}
+    assert {fraction: fraction_name(fraction) for fraction in named} == named
+    assert fraction_name(np.float64(0.2)) == fraction_name(0.2)
+    assert fraction_name(-0.0) == "0"
+
+
+@given(st.floats(0, 1))
+def test_a_fractions_name_is_read_back_as_the_same_fraction(fraction: float) -> None:
+    assert float(fraction_name(fraction)) == fraction

@@ -177,10 +177,14 @@ def _check_prompts(engine: LoadedModel | Engine, facts: Sequence[Fact], new_toke
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
-    """Sixteen hex digits over ids, prompts and accepted answers in order: what a record was made of."""
+    """Sixteen hex digits over all that a record holds of facts or was made of, in order.
+
+    These are id, relation, split, domain, exposures, completion prompts and accepted answers.
+    """
     told = "0"
     for fact in facts:
-        told = digest([told, fact.id, completion_prompts(fact), fact.accepted])
+        kept = [fact.id, fact.relation, fact.split, fact.domain, fact.exposures]
+        told = digest([told, *kept, completion_prompts(fact), fact.accepted])
     return told
 
 

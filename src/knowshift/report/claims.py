@@ -232,8 +232,8 @@ def _written(estimate: Estimate, scale: float, digits: int, unit: str) -> str:
 
 
 def caution(estimate: Estimate) -> str:
-    """What a headline must add where the interval holds 0."""
-    return " (may be chance)" if estimate.low <= 0 <= estimate.high else ""
+    """What a headline must add where the interval holds 0, or where there is none."""
+    return "" if estimate.low > 0 or estimate.high < 0 else " (may be chance)"
 
 
 def more_or_less(value: float) -> str:

@@ -21,11 +21,12 @@ from knowshift.report.claims import (
     three_ways,
 )
 from knowshift.report.evidence import Evidence
-from knowshift.report.layout import DOMAIN_WORDS, fraction_name, percent
+from knowshift.report.layout import DOMAIN_WORDS, percent
 from knowshift.report.published import published_concentration
 from knowshift.report.run_folder import DOMAINS
 from knowshift.report.scores import Choice, Model, Scores, Unit
 from knowshift.study.statistics import MISSING, Estimate, crossed_interval
+from knowshift.weights.selection import fraction_name
 
 TITLE = "Putting the most changed weights back repairs the model"
 PAPER = (
@@ -254,6 +255,6 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
 
 
 def _over_draws(strata: Sequence[int], values: Sequence[float]) -> Estimate:
-    """Mean over settings of the mean over draws; weights have no facts to resample."""
+    """Mean over settings of the mean over draws; weights have no facts to resample, so one draw has no interval."""
     array = np.asarray(values) / len(set(strata))
     return crossed_interval(array, np.zeros((2, len(array))), strata)

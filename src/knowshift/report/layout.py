@@ -31,11 +31,6 @@ class Table:
         return [row for row in named if all(row[k] == v for k, v in values.items())]
 
 
-def fraction_name(fraction: float) -> str:
-    """A fraction as it stands in records: "0.01", "0.2"."""
-    return format(fraction, "g")
-
-
 def bounds(estimate: Estimate, floor: float = -math.inf, ceiling: float = math.inf) -> tuple[float, float, float]:
     """Value, low, high for a table; the interval cut where the quantity cannot go."""
     return estimate.value, max(estimate.low, floor), min(estimate.high, ceiling)

@@ -112,7 +112,7 @@ def restoration_grid(summary: Table, criterion: str) -> str:
                     for f in fractions
                 ]
                 body.append([name, *shown])
-    words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, criterion)
+    words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, f"by {criterion}")
     heads = ["training level", *(f"{100 * float(f):g}%" for f in fractions)]
     return html_table(
         heads, body, f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 
 from knowshift.report.answer_tables import COUNT_COLUMNS, SETTING_COLUMNS, count, count_rows, setting_cells
 from knowshift.report.evidence import Evidence
-from knowshift.report.layout import Row, Table, bounds, fraction_name
+from knowshift.report.layout import Row, Table, bounds
 from knowshift.report.run_folder import DOMAINS, Setting, read_cell_json
 from knowshift.report.scores import Model, Scores
 from knowshift.study.statistics import Estimate, Floats, holm
+from knowshift.weights.selection import fraction_name
 
 
 def restoration(evidence: Evidence) -> Table:

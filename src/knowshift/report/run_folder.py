@@ -35,7 +35,8 @@ BASE_PROMPTS = {
     "plain": "answers_plain.parquet",
 }
 
-_RESTORED = re.compile(r"answers-(?P<criterion>[a-z_]+)-(?P<fraction>[0-9.]+)\.parquet")
+#: A restored model's answers: criterion, then the fraction as ``weights.selection.fraction_name`` writes it.
+_RESTORED = re.compile(r"answers-(?P<criterion>[a-z_-]+)-(?P<fraction>[0-9][0-9.]*(?:e-[0-9]+)?)\.parquet")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -197,9 +198,10 @@ def _sources(run: Run) -> list[tuple[Column, Path]]:
         restored = []
         for file in cell.folder.glob("answers-*.parquet"):
             match = _RESTORED.fullmatch(file.name)
-            if match:
-                column = Column(cell.setting, cell.draw, match["criterion"], float(match["fraction"]))
-                restored.append((column, file))
+            if not match:
+                raise InputError(f"{file}: expected answers-CRITERION-FRACTION.parquet")
+            column = Column(cell.setting, cell.draw, match["criterion"], float(match["fraction"]))
+            restored.append((column, file))
         found.extend(sorted(restored, key=lambda item: (item[0].criterion, item[0].fraction)))
     return found
 

@@ -30,6 +30,7 @@ from knowshift.study.statistics import (
     replicated_means,
     resampling_weights,
     widened,
+    without_interval,
 )
 
 HALVES = 2
@@ -94,6 +95,7 @@ class Scores:
     seed: int = SEED
     means: Floats = field(init=False)  # C x G
     resampled: NDArray[np.float32] = field(init=False)  # C x B x G
+    varying: NDArray[np.bool_] = field(init=False)  # G: groups whose facts could be resampled: more than one (relation)
     counts: Integers = field(init=False)  # facts in each group
     lookup: dict[Column, int] = field(init=False)
     drawn: dict[Model, tuple[int, ...]] = field(init=False)
@@ -103,6 +105,8 @@ class Scores:
         group = (self.domain * LEVELS + self.level) * HALVES + half
         weights = resampling_weights(group, self.replicates, self.seed, self.cluster, self.domain)
         self.counts = np.bincount(group, minlength=GROUPS).astype(np.int64)
+        self.varying = np.zeros(GROUPS, dtype=bool)
+        self.varying[group[(weights != 1).any(axis=0)]] = True
         self.means = np.nan_to_num(group_means(self.values, group, GROUPS))
         resampled = np.nan_to_num(replicated_means(self.values, group, GROUPS, weights))
         self.resampled = np.ascontiguousarray(resampled.transpose(1, 0, 2))
@@ -182,7 +186,12 @@ class Scores:
                 replicates[:, u] += self.resampled[column] @ weights
         if alike:
             noise = pooled_noise([self._values(peer) for peer in alike if len(peer) > 1])
-        return crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
+        found = crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
+        used = np.logical_or.reduce([weights != 0 for unit in units for _, weights in unit.terms])
+        if (used & self.varying).any():
+            return found
+        # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
+        return without_interval(found.value, found.draws)
 
     def _values(self, units: Sequence[Unit]) -> Floats:
         return np.asarray([sum(self.value(column, weights) for column, weights in unit.terms) for unit in units])

@@ -11,8 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from knowshift.errors import InputError, border, nearest
 from knowshift.finetune.precision import check_trainable
-from knowshift.weights.criteria import CRITERIA
 from knowshift.weights.layout import REGIONS
+from knowshift.weights.methods import METHODS
+from knowshift.weights.published import SPECTRAL
+
+#: Criteria that a study restores by: every method that takes fractions.
+RESTORED_BY = tuple(method for method in METHODS if method not in SPECTRAL)
 
 Level = Annotated[int, Field(ge=0, le=4)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -150,8 +154,10 @@ def parse_config(text: str, origin: str) -> StudyConfig:
     if not restoration.fractions or sorted(set(restoration.fractions)) != list(restoration.fractions):
         raise InputError(f"{origin}: fractions: expected ascending values, found {list(restoration.fractions)}")
     for criterion in restoration.criteria:
-        if criterion not in CRITERIA:
-            raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, CRITERIA)}")
+        if criterion in SPECTRAL:
+            raise InputError(f"{origin}: criterion {criterion!r} sets its own threshold and takes no fraction")
+        if criterion not in RESTORED_BY:
+            raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, RESTORED_BY)}")
     if restoration.region not in REGIONS:
         raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
     return config

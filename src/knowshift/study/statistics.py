@@ -28,7 +28,10 @@ MANY = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval. ``draws`` is the fewest training draws behind it: with 1, only facts vary."""
+    """A number with its interval. ``draws`` is the fewest training draws behind it: with 1, only facts vary.
+
+    What is missing is NaN: everything where there was nothing to average, all but the value where nothing was repeated.
+    """
 
     value: float
     low: float
@@ -45,6 +48,14 @@ class Estimate:
 
 
 MISSING = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
+
+#: Replicates that differ by less than this share of their size are equal: the rest is rounding.
+SAME = 1e-9
+
+
+def without_interval(value: float, draws: int) -> Estimate:
+    """A number that nothing was repeated for: how sure it is cannot be said, so interval and p are missing, not 0."""
+    return Estimate(value, math.nan, math.nan, math.nan, math.nan, math.nan, draws)
 
 
 def group_means(values_FC: NDArray[np.generic], group_F: Integers, groups: int) -> Floats:
@@ -138,8 +149,9 @@ def crossed_interval(
     The first part is the noise all draws share; the second holds the draws' own noise and their interaction with the
     facts once. (Resampling both ways counts that interaction three times and the draws too little: Owen 2007.) The
     variance over facts alone is a lower bound. Degrees of freedom after Satterthwaite. A stratum with one draw
-    contributes no draw part: ``draws`` is then 1, and the interval speaks for that draw only. ``noise``, pooled over
-    contrasts of the same kind, stands for the sample variance of a stratum with two draws or more.
+    contributes no draw part: ``draws`` is then 1, and the interval speaks for that draw only. Where the replicates are
+    equal too, nothing has varied, and interval and p are missing. ``noise``, pooled over contrasts of the same kind,
+    stands for the sample variance of a stratum with two draws or more.
     """
     strata = np.asarray(stratum_U)
     labels, counts = np.unique(strata, return_counts=True)
@@ -147,6 +159,9 @@ def crossed_interval(
         return MISSING
     share_U = 1.0 / counts[np.searchsorted(labels, strata)]
     value = float(values_U @ share_U)
+    fewest = int(counts.min())
+    if fewest == 1 and not _varies(replicates_BU):
+        return without_interval(value, fewest)
     covariance_UU = np.atleast_2d(np.cov(replicates_BU.astype(np.float64), rowvar=False, ddof=1))
     facts_only = float(share_U @ covariance_UU @ share_U)
     shared, draw_part, freedom_sum = facts_only, 0.0, 0.0
@@ -163,11 +178,18 @@ def crossed_interval(
         freedom_sum += part**2 / own.freedom
     variance = max(max(shared, 0.0) + draw_part, facts_only)
     freedom = min(variance**2 / freedom_sum, MANY) if freedom_sum > 0 else MANY
-    return from_error(value, math.sqrt(variance), freedom, int(counts.min()), confidence)
+    return from_error(value, math.sqrt(variance), freedom, fewest, confidence)
+
+
+def _varies(replicates_BU: NDArray[np.floating]) -> bool:
+    """Whether any column holds two numbers that differ by more than rounding; one replicate or none does not vary."""
+    if len(replicates_BU) < 2:
+        return False
+    return bool((np.ptp(replicates_BU, axis=0) > SAME * np.abs(replicates_BU).max(axis=0)).any())
 
 
 def from_error(value: float, error: float, freedom: float, draws: int, confidence: float = 0.95) -> Estimate:
-    """The symmetric t interval of a value with its standard error; no error at all gives a point."""
+    """The symmetric t interval of a value with its standard error; replicates that all agree give a point."""
     if error <= 0:
         return Estimate(value, value, value, 0.0, freedom, 1.0 if value == 0 else 0.0, draws)
     reach = float(special.stdtrit(freedom, 0.5 + confidence / 2)) * error
@@ -195,7 +217,7 @@ def mean_interval(values: Sequence[float] | Floats, confidence: float = 0.95) ->
         return MISSING
     value = float(array.mean())
     if len(array) == 1:
-        return Estimate(value, math.nan, math.nan, math.nan, math.nan, math.nan, 1)
+        return without_interval(value, 1)
     error = float(array.std(ddof=1)) / math.sqrt(len(array))
     return from_error(value, error, len(array) - 1.0, len(array), confidence)
 
@@ -262,8 +284,10 @@ def rank_correlation(x: Floats, y: Floats) -> Floats:
 def percentile_interval(value: float, replicates_B: Floats, draws: int, confidence: float = 0.95) -> Estimate:
     """Bootstrap percentile interval, for what is not linear (a rank correlation); p from the share beyond 0."""
     finite = replicates_B[np.isfinite(replicates_B)]
-    if math.isnan(value) or not len(finite):
+    if math.isnan(value):
         return MISSING
+    if len(finite) < 2:
+        return without_interval(value, draws)
     low, high = np.quantile(finite, [0.5 - confidence / 2, 0.5 + confidence / 2])
     beyond = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
     p = min(1.0, 2 * (beyond + 1) / (len(finite) + 1))

@@ -1,41 +1,28 @@
-"""What each kind of cell does, on one worker that keeps the base model loaded."""
+"""A worker: keeps the base model loaded, gives each cell's function what it needs, and writes what it returns."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import time
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from knowshift.evaluation import Ask, evaluate, few_shot, plain_question
-from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
+from knowshift.evaluation import evaluate
+from knowshift.facts.fact import Fact
 from knowshift.facts.sources import load_facts
 from knowshift.files import digest, folder_beside, write_json
-from knowshift.finetune.draws import draw_training_set
 from knowshift.heap import steady_heap
-from knowshift.mastery import measure_mastery
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.saving import save_model
 from knowshift.records import read_columns
+from knowshift.study import content
 from knowshift.study.cells import Cell, Unit, make_plan, probed_facts
 from knowshift.study.config import StudyConfig
-from knowshift.token_shift import ShiftItems, best_prompts, select_items, token_shift
-from knowshift.weights.change import measure_change
-from knowshift.weights.restore import RestorationSweep
-
-#: Fractions at which the concentration of change is told (paper, Table 3).
-CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that belongs to these parts and no others: 31 bits."""
-    return int(digest([str(part) for part in parts]), 16) % (1 << 31)
+from knowshift.token_shift import ShiftItems, token_shift
+from knowshift.weights.selection import fraction_name
 
 
 class Worker:
@@ -52,6 +39,8 @@ class Worker:
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
         self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
         self._in_memory: tuple[str, LoadedModel] | None = None
+        self._chosen: dict[str, list[Fact]] = {}
+        self._items: ShiftItems | None = None
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -69,42 +58,24 @@ class Worker:
 
     @cached_property
     def _mastery_rows(self) -> list[dict[str, Any]]:
-        cells = [cell for unit in self.plan.probes for cell in unit.cells]
-        columns = ["fact", "relation", "split", "domain", "prompt_hits", "prompt_draws", "level"]
-        return [
-            row
-            for cell in cells
-            for row in read_columns(cell.folder(self.run) / "mastery.parquet", columns, "mastery").to_pylist()
-        ]
+        files = [cell.folder(self.run) / "mastery.parquet" for unit in self.plan.probes for cell in unit.cells]
+        return [row for file in files for row in read_columns(file, content.COLUMNS, "mastery").to_pylist()]
 
     @cached_property
     def _levels(self) -> dict[str, int | None]:
-        return {row["fact"]: row["level"] for row in self._mastery_rows}
+        return content.levels_of(self._mastery_rows)
 
-    @cached_property
-    def _asked(self) -> list[Fact]:
-        """The test facts that every model answers: at most so many of each domain and level, seeded."""
-        most = self.config.evaluation.facts_per_level
-        groups: dict[tuple[str, int], list[str]] = {}
-        for row in self._mastery_rows:
-            if row["split"] == "test" and row["level"] is not None:
-                groups.setdefault((row["domain"], row["level"]), []).append(row["fact"])
-        chosen: list[Fact] = []
-        for domain in DOMAINS:
-            for level in range(5):
-                members = groups.get((domain, level), [])
-                rng = np.random.default_rng([self.config.seed, 6, DOMAINS.index(domain), level])
-                picked = sorted(rng.permutation(len(members))[:most].tolist())
-                chosen.extend(self._facts[members[index]] for index in picked)
-        return chosen
+    def _asked(self, cell: Cell) -> list[Fact]:
+        """Chosen once for all cells that depend on the same settings: all of a study's."""
+        wanted = digest({name: cell.settings[name] for name in ("seed", "evaluation.facts_per_level")})
+        if wanted not in self._chosen:
+            self._chosen[wanted] = content.asked_facts(self._mastery_rows, self._facts, cell.settings)
+        return self._chosen[wanted]
 
-    @cached_property
-    def _shift_items(self) -> ShiftItems:
-        tests = [self._facts[row["fact"]] for row in self._mastery_rows if row["split"] == "test"]
-        hits = {row["fact"]: row["prompt_hits"] for row in self._mastery_rows}
-        draws = {row["fact"]: row["prompt_draws"] for row in self._mastery_rows}
-        known = [fact for fact in self._asked if self._levels[fact.id] == 4]
-        return select_items(self.base, known, best_prompts(tests, hits, draws))
+    def _shift_items(self, cell: Cell) -> ShiftItems:
+        if self._items is None:
+            self._items = content.shift_items(self.base, self._asked(cell), self._mastery_rows, self._facts)
+        return self._items
 
     def _tuned_model(self, unit: Unit) -> LoadedModel:
         """The unit's tuned model: from memory, from its cell, or made again if its checkpoint was not kept."""
@@ -120,35 +91,27 @@ class Worker:
         return self._in_memory[1]
 
     @cached_property
-    def _training(self) -> Any:
-        """The module that trains: TRL takes seconds to import, and what only plans or probes has no use for it."""
-        from knowshift.finetune import training
+    def _ready_to_train(self) -> bool:
+        """What is here by now stays. A Trainer collects garbage when it starts, and would look through all of it."""
+        import knowshift.finetune.training  # noqa: F401 (what only plans or probes has no use for it)
 
-        # What is here by now stays. A Trainer collects garbage when it starts, and would look through all of it.
         gc.collect()
         gc.freeze()
-        return training
+        return True
 
-    def _train(self, cell: Cell) -> tuple[list[str], dict[str, Any]]:
-        training, key = self._training, cell.key
-        train = {row["fact"]: row for row in self._mastery_rows if row["split"] == "train"}
-        members = draw_training_set(
-            {fact: row["level"] for fact, row in train.items()},
-            {fact: row["relation"] for fact, row in train.items()},
-            level=key["level"],
-            size=key["size"],
-            draw=key["draw"],
-            seed=self.config.seed,
+    def _train(self, cell: Cell) -> dict[str, Any]:
+        assert self._ready_to_train
+        tuned, record = content.tune(
+            self.base,
+            self._mastery_rows,
+            self._facts,
+            cell.key,
+            cell.settings,
+            name=f"tuned {cell.digest}",
+            report_to=self.config.training.report_to,
         )
-        tuned = replace(self.base, model=copy.deepcopy(self.base.model), name=f"tuned {cell.digest}")
-        recipe = training.TrainingRecipe(
-            **{**self.config.training.model_dump(), "learning_rate": key["learning_rate"]},
-        )
-        # One seed for a draw at every size and rate: what differs between cells is what was meant to differ.
-        seed = seed_of(self.config.seed, "training", key["level"], key["draw"])
-        record = training.finetune(tuned, [self._facts[fact] for fact in members], recipe, seed=seed)
         self._in_memory = (cell.digest, tuned)
-        return members, record
+        return record
 
     def _about(self, cell: Cell) -> dict[str, Any]:
         return {**self.base.about(), "cell": cell.digest, "kind": cell.kind, **cell.key}
@@ -157,77 +120,41 @@ class Worker:
 
     def _mastery(self, cell: Cell, unit: Unit, folder: Path) -> None:
         size = self.config.mastery.facts_per_cell
-        probed = probed_facts(self.source.facts, self.config)
-        members = probed[cell.key["part"] * size : (cell.key["part"] + 1) * size]
-        record = measure_mastery(
-            self.base,
-            [self.source.facts[index] for index in members],
-            draws_per_prompt=self.config.mastery.draws_per_prompt,
-            temperature=self.config.mastery.temperature,
-            max_new_tokens=self.config.mastery.max_new_tokens,
-            seed=self.config.seed,
-            stopping=self.config.mastery.stopping,
-        )
+        members = probed_facts(self.source.facts, self.config)[cell.key["part"] * size : (cell.key["part"] + 1) * size]
+        record = content.mastery(self.base, [self.source.facts[index] for index in members], cell.settings)
         record.write(folder / "mastery.parquet", self._about(cell))
 
     def _base(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        rng = np.random.default_rng([self.config.seed, 7])
-        known = [row["fact"] for row in self._mastery_rows if row["split"] == "train" and row["level"] == 4]
-        picked = sorted(rng.permutation(len(known))[: self.config.evaluation.few_shot].tolist())
-        examples = [self._facts[known[index]] for index in picked]
-        asks: dict[str, Ask] = {"answers": tuning_prompt, "answers_plain": plain_question}
-        if examples:
-            asks["answers_few_shot"] = few_shot(examples)
-        for name, ask in asks.items():
-            shown = len(examples) if name == "answers_few_shot" else 0
-            answers = evaluate(self.base, self._asked, self._levels, ask=ask, first_line=shown > 0)
-            answers.write(folder / f"{name}.parquet", {**self._about(cell), "prompt": ask("QUESTION"), "shown": shown})
+        found = content.base_answers(self.base, self._asked(cell), self._mastery_rows, self._facts, cell.settings)
+        for name, answers, about in found:
+            answers.write(folder / f"{name}.parquet", {**self._about(cell), **about})
 
     def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        members, record = self._train(cell)
-        write_json(folder / "record.json", {"facts": members, **record})
+        write_json(folder / "record.json", self._train(cell))
         if self.config.keep_checkpoints:
             (folder / "model").mkdir()
             save_model(self._tuned_model(unit), folder / "model")
 
     def _evaluation(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        evaluate(self._tuned_model(unit), self._asked, self._levels).write(
-            folder / "answers.parquet", self._about(cell)
-        )
+        answers = evaluate(self._tuned_model(unit), self._asked(cell), self._levels)
+        answers.write(folder / "answers.parquet", self._about(cell))
 
     def _token_shift(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        token_shift(self.base, self._tuned_model(unit), self._shift_items).write(
-            folder / "token_shift.parquet", self._about(cell)
-        )
+        shifts = token_shift(self.base, self._tuned_model(unit), self._shift_items(cell))
+        shifts.write(folder / "token_shift.parquet", self._about(cell))
 
     def _weight_change(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        change = measure_change(
-            self.base_weights,
-            self._tuned_model(unit).model,
-            CONCENTRATION,
-            seed=seed_of(self.config.seed, "null", cell.digest),
-            region=self.config.restoration.region,
-        )
+        change = content.weight_change(self.base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)
         write_json(folder / "change.json", change.to_json())
 
     def _restoration(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        tuned = self._tuned_model(unit)
         counts: dict[str, dict[str, int]] = {}
         eligible = 0
-        for criterion in self.config.restoration.criteria:
-            sweep = RestorationSweep(
-                tuned.model,
-                self.base_weights,
-                criterion=criterion,
-                region=self.config.restoration.region,
-                seed=seed_of(self.config.seed, "restore", cell.key["level"], cell.key["size"], cell.key["draw"]),
-            )
-            counts[criterion] = {}
-            for fraction, count in sweep.run(list(self.config.restoration.fractions)):
-                name = f"answers-{criterion}-{fraction:g}"
-                about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}
-                evaluate(tuned, self._asked, self._levels).write(folder / f"{name}.parquet", about)
-                counts[criterion][f"{fraction:g}"] = count
-            sweep.undo()
-            eligible = sweep.eligible
+        for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
+            self.base_weights, self._tuned_model(unit), self._asked(cell), self._levels, cell.key, cell.settings
+        ):
+            name = fraction_name(fraction)
+            about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}
+            answers.write(folder / f"answers-{criterion}-{name}.parquet", about)
+            counts.setdefault(criterion, {})[name] = count
         write_json(folder / "restored.json", {"eligible": eligible, "criteria": counts})

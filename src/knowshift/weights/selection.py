@@ -63,8 +63,11 @@ def exact_count(fraction: float, eligible: int) -> int:
 
 
 def fraction_name(fraction: float) -> str:
-    """How a fraction is written in records: "0.01", "0.2", "1"."""
-    return format(fraction, ".12g")
+    """How a fraction is written in records and names of files: "0.01", "0.2", "1", "1e-05".
+
+    The shortest digits that are read back as the same number, so different fractions have different names.
+    """
+    return repr(float(fraction) + 0.0).removesuffix(".0")
 
 
 def choose(keys: Keys, counts: Sequence[int]) -> list[Cut]:
