@@ -94,7 +94,9 @@ def test_a_path_with_brackets_in_a_dry_run(tmp_path: Path, monkeypatch: pytest.M
     config = tmp_path / "study.yaml"
     facts = tmp_path / "[" / "y]\x1b[31m.csv"
     facts.parent.mkdir()
-    facts.write_text("id,question,subject,answers\n1,Capital of Peru?,Peru,Lima\n2,Capital of Chile?,Chile,Santiago\n")
+    facts.write_text(
+        "question,subject,answers,prompts,split\nCapital of Peru?,Peru,Lima,{subject}: its capital is,train\n"
+    )
     settings = {"name": "run", "model": "world:tiny", "facts": str(facts), "levels": [0], "sizes": [1]}
     config.write_text(json.dumps(settings))
     out = io.StringIO()
