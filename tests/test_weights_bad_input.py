@@ -19,6 +19,7 @@ from knowshift.errors import InputError
 from knowshift.weights import writing
 from knowshift.weights.checkpoint import StoredTensors, read_shard
 from knowshift.weights.checkpoints import restore_checkpoints
+from knowshift.weights.methods import METHODS
 from weights_pairs import save_pair, tiny_llama
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -256,3 +257,14 @@ def test_a_stale_index_beside_a_single_file_is_passed_over_as_transformers_does(
     (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
     assert len(StoredTensors(base).shards) == 1
     assert tiny_llama().config.model_type == StoredTensors(base).model_type
+
+
+@pytest.mark.parametrize("criterion", METHODS)
+def test_a_tensor_without_weights_is_written_as_it_is(criterion: str, tmp_path: Path) -> None:
+    base, tuned = save_pair(tmp_path)
+    for folder in (base, tuned):
+        edit_weights(folder, lambda weights: weights.update({UP: torch.zeros(0, 32)}))
+    fraction = 1.0 if criterion == "dg-hard" else 0.5
+    done = restore_checkpoints(base, tuned, tmp_path / "out", {"x": fraction}, criterion=criterion)
+    assert load_file(done.output["x"] / "model.safetensors")[UP].shape == (0, 32)
+    assert done.restored["x"] > 0

@@ -8,6 +8,7 @@ bug and passes through.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,17 +24,28 @@ _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -~]"
 )
 _PACKAGE = __name__.partition(".")[0]
+#: Characters of a message of ours at most: it may quote a name of any length from a damaged file.
+_LONGEST_LINE = 2000
+#: What the system says of a disk that takes no more: full, the user's quota used up, the largest file reached.
+_FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large"}
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: the file, the row or tensor, what was found, what was expected.
 
-    The command line turns it into exit status 2; nothing has been written when it is raised.
+    The command line turns it into exit status 2; nothing has been written when it is raised. What a message quotes of
+    a file, a server or a model cannot steer a terminal, wherever the message is shown.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
 
 
 class KnowshiftWarning(UserWarning):
     """The result stands but may mislead (a high empty-answer rate, a pad token equal to EOS)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(_one_line(message))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
@@ -84,9 +96,36 @@ def cause_of(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text without what could steer a terminal: escape sequences and control characters; runs of blanks are one."""
+    """Text as one line without what could steer a terminal (:func:`inert`); runs of blanks are one."""
+    return " ".join(inert(text).split())
+
+
+def inert(text: str) -> str:
+    """Text without escape sequences; other characters that are not printable are blanks. Lines stay lines."""
     plain = _ESCAPES.sub("", text)
-    return " ".join("".join(char if char.isprintable() else " " for char in plain).split())
+    return plain if plain.isprintable() else "".join(c if c == "\n" or c.isprintable() else " " for c in plain)
+
+
+def disk_full(error: BaseException) -> str | None:
+    """What the system says of a full disk, where that is the cause; None for any other exception.
+
+    Libraries that write files (safetensors above all) raise types of their own, so their texts are read too.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        if isinstance(cause, OSError) and cause.errno in _FULL:
+            return _FULL[cause.errno]
+        if not isinstance(cause, OSError) and (found := [text for text in _FULL.values() if text in str(cause)]):
+            return found[0]
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _one_line(message: str) -> str:
+    line = inert(message).replace("\n", " ")
+    return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
 
 
 def _origin(error: BaseException) -> BaseException:

@@ -1,7 +1,12 @@
-"""Files: written beside their place and renamed, refused before hours of work end at one that cannot be; digests."""
+"""Files: written beside their place and renamed, refused before hours of work end at one that cannot be; digests.
+
+What has taken its name is on the disk: a file's bytes are flushed before it is renamed, and the folder that holds the
+name after it. Without that a power loss may leave a finished name with an empty file behind it.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,7 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border, cause_of, disk_full
+
+#: Bytes of a JSON file that is read at most, and how deep it may be nested: what is walked by recursion must end.
+_LARGEST_JSON, _DEEPEST_JSON = 100_000_000, 64
 
 
 def expanded(path: str | Path) -> Path:
@@ -68,22 +76,137 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
 
 
+def read_json(path: Path, what: str = "JSON object") -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: there is no such file; it is no JSON (RFC 8259, which has no NaN and no Infinity), no object,
+            nested deeper than 64, larger than 100 MB.
+    """
+    with border(f"{path}: not readable as JSON"):
+        try:
+            with path.open("rb") as file:
+                text = file.read(_LARGEST_JSON + 1)
+        except FileNotFoundError as error:
+            raise InputError(f"{path}: no such file") from error
+    if len(text) > _LARGEST_JSON:
+        raise InputError(f"{path}: larger than {_LARGEST_JSON} bytes; expected a {what}")
+    return parse_json(text, str(path), what)
+
+
+def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str, Any]:
+    """The same from bytes; ``origin`` names them in errors."""
+    try:
+        content = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{origin}: not readable as JSON: {cause_of(error)}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{origin}: expected a {what}, found {type(content).__name__}")
+    level: list[Any] = [content]
+    for _ in range(_DEEPEST_JSON):
+        level = [inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer)]
+        level = [inner for inner in level if isinstance(inner, (dict, list))]
+        if not level:
+            return content
+    raise InputError(f"{origin}: nested deeper than {_DEEPEST_JSON}; expected a {what}")
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
-    """A fresh folder next to ``target`` that takes its name only when the block ends well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}"
-    beside.mkdir()
-    try:
-        yield beside
-        os.replace(beside, target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+    """A fresh folder next to ``target`` that takes its name, all or nothing, only when the block ends well.
+
+    Raises:
+        InputError: the disk is full, whoever found it out; nothing is left behind.
+    """
+    with _told_if_full(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(target)
+        beside.mkdir()
+        try:
+            yield beside
+            take_name(beside, target)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def file_beside(target: Path) -> Iterator[Path]:
+    """A name next to ``target`` for a file that takes its place, all or nothing, only when the block ends well.
+
+    Raises:
+        InputError: the disk is full; what stood at ``target`` is still there.
+    """
+    with _told_if_full(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = _beside(target)
+        try:
+            yield beside
+            take_name(beside, target)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def take_name(beside: Path, target: Path) -> None:
+    """Rename a finished file or folder to ``target``, durably: every file is flushed once, then the folders."""
+    if beside.is_dir():
+        for folder, _, files in os.walk(beside, topdown=False):
+            for name in files:
+                _flush(Path(folder, name))
+            _flush_folder(Path(folder))
+    else:
+        _flush(beside)
+    os.replace(beside, target)
+    _flush_folder(target.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text beside ``path`` and rename; line ends as they are."""
+    with file_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8", newline="")
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON beside ``path`` and rename; keys sorted, so equal content is equal bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    beside.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def _beside(target: Path) -> Path:
+    """A name of its own; the ending stays, by which some libraries tell what to write."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{target.suffix}")
+
+
+def _flush(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _flush_folder(folder: Path) -> None:
+    if os.name == "nt":  # it cannot open folders, and keeps their entries in a journal
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush a folder say so
+            raise
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _told_if_full(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if (full := disk_full(error)) is None:
+            raise
+        raise InputError(f"{target}: {full}; nothing was written") from error

@@ -7,8 +7,6 @@ recomputed without a model. What cannot be scored is a row with ``reason`` set, 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, border
+from knowshift.files import file_beside, parse_json
 
 _FACT = [
     pa.field("fact", pa.string(), nullable=False),
@@ -89,14 +88,8 @@ def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]]
     assert not missing, f"columns missing: {missing}"
     described = schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)})
     table = pa.table({name: rows[name] for name in schema.names}, schema=described)
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    with border(f"{path}: cannot be written"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            pq.write_table(table, beside, compression="zstd")
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+    with border(f"{path}: cannot be written"), file_beside(path) as beside:
+        pq.write_table(table, beside, compression="zstd")
 
 
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -109,10 +102,8 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
     for field in schema:
         if field.name not in table.column_names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
+    about = _about(path, kind, table.schema)
     with border(f"{path}: not a {kind} record"):
-        about = json.loads((table.schema.metadata or {}).get(b"knowshift", b"{}"))
-        if not isinstance(about, dict):
-            raise InputError(f"{path}: not a {kind} record: its metadata is no JSON object")
         return table.select(schema.names).cast(schema), about
 
 
@@ -125,4 +116,17 @@ def read_columns(path: Path, columns: Sequence[str], kind: str) -> pa.Table:
 def read_about(path: Path, kind: str) -> dict[str, Any]:
     """What a record file of our own says about itself; an :class:`InputError` names a damaged file."""
     with border(f"{path}: not a {kind} record"):
-        return dict(json.loads((pq.read_schema(path).metadata or {}).get(b"knowshift", b"{}")))
+        schema = pq.read_schema(path)
+    return _about(path, kind, schema)
+
+
+def count_in(path: Path, about: Mapping[str, Any], name: str, default: int = 0) -> int:
+    """A count that a record says about itself; an :class:`InputError` names what is none."""
+    value = about.get(name, default)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise InputError(f"{path}: {name} is {str(value)[:80]!r}; expected a count")
+    return value
+
+
+def _about(path: Path, kind: str, schema: pa.Schema) -> dict[str, Any]:
+    return parse_json((schema.metadata or {}).get(b"knowshift", b"{}"), f"{path}: not a {kind} record: its metadata")

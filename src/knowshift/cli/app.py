@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import importlib
+import logging
+import os
 import sys
+import traceback
 import warnings
+from types import TracebackType
 from typing import Any
 
 import typer
 
-from knowshift.errors import InputError, KnowshiftWarning, printable
+from knowshift.errors import InputError, KnowshiftWarning, disk_full, inert, printable
 
 app = typer.Typer(
     name="knowshift",
@@ -37,10 +42,13 @@ _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ 
 def main() -> None:
     """Exit 0; 2 and one line for bad input; 130 when interrupted; anything else is a bug and shows its traceback."""
     warnings.showwarning = _show_warning
+    sys.excepthook = _show_traceback
+    logging.setLogRecordFactory(_inert_record)
     gc.set_threshold(100_000, 20, 20)  # importing torch makes many objects and hardly any garbage
     atexit.register(gc.freeze)  # nor is there any at the end, when the interpreter would look three times more
     try:
         code = app(standalone_mode=False) or 0
+        sys.stdout.flush()  # what cannot be written is known now, not when the interpreter has gone
         if code == 130:  # what newer typer makes of an interrupt
             _interrupted()
         sys.exit(code)
@@ -52,6 +60,13 @@ def main() -> None:
         sys.exit(done.exit_code)
     except _UsageError as error:
         _refuse(error.format_message())  # type: ignore[attr-defined]
+    except Exception as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        place = getattr(error, "filename", None) or "standard output, or a temporary folder"
+        _drop_output()
+        _refuse(f"{place}: {full}")
 
 
 _PLAIN = warnings.showwarning
@@ -62,7 +77,29 @@ def _show_warning(message: Warning | str, category: type[Warning], *where: Any, 
     if issubclass(category, KnowshiftWarning):
         print(f"knowshift: warning: {printable(str(message))}", file=sys.stderr)
     else:
-        _PLAIN(message, category, *where, **more)
+        _PLAIN(printable(str(message)), category, *where, **more)
+
+
+def _show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """As the interpreter shows it, without escape sequences that a file or a server put into the message."""
+    sys.stderr.write(inert("".join(traceback.format_exception(kind, error, trace))))
+
+
+_plain_record = logging.getLogRecordFactory()
+
+
+def _inert_record(*given: Any, **more: Any) -> logging.LogRecord:
+    """Libraries log what stands in configurations and what servers answer, straight to the terminal."""
+    record = _plain_record(*given, **more)
+    with contextlib.suppress(TypeError, ValueError):  # text and values do not fit: logging itself will tell
+        record.msg, record.args = inert(record.getMessage()), ()
+    return record
+
+
+def _drop_output() -> None:
+    """Let go of what standard output has not taken: the interpreter would try to write it again at its end."""
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _interrupted() -> None:

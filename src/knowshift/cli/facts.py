@@ -6,9 +6,9 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from knowshift.cli.output import FACTS_FORMS, JsonOption, console, emit
+from knowshift.terminal import Terminal
 
 if TYPE_CHECKING:
     from knowshift.facts.sources import FactSource
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
             counts["dropped_test_facts"] = len(loaded.facts) - len(clean.facts)
         else:
             counts["leaked_test_facts"] = len(loaded.facts) - len(clean.facts)
-        _show(counts, console if as_json else Console())
+        _show(counts, console if as_json else Terminal())
         emit(counts, as_json)
 
 
@@ -69,7 +69,7 @@ def summary(source: FactSource) -> dict[str, Any]:
     }
 
 
-def _show(counts: dict[str, Any], out: Console) -> None:
+def _show(counts: dict[str, Any], out: Terminal) -> None:
     from rich.table import Table
 
     from knowshift.facts.relations import RELATIONS

@@ -105,10 +105,10 @@ def mastery(
         outcome = run_mastery(spec, asked, output, protocol, workers=processes, progress=tell)
     seconds = time.monotonic() - began
     if first[0][0]:
-        console.print(f"{first[0][0]} of {len(asked)} facts were recorded already", markup=False)
+        console.print(f"{first[0][0]} of {len(asked)} facts were recorded already")
     for level, count in enumerate(outcome.levels):
-        console.print(f"level {level}: {count:>8}  {count / outcome.facts:6.1%}", markup=False)
-    console.print(f"wrote {output} ({outcome.facts} facts, {outcome.draws} draws, {seconds:.1f} s)", markup=False)
+        console.print(f"level {level}: {count:>8}  {count / outcome.facts:6.1%}")
+    console.print(f"wrote {output} ({outcome.facts} facts, {outcome.draws} draws, {seconds:.1f} s)")
     more = _extras(output, compare, certainty, prompts)
     emit(
         {
@@ -149,19 +149,19 @@ def _extras(output: Path, compare: Path | None, certainty: Path | None, prompts:
         found = compare_records(compare, output)
         more["agreement"] = {"facts": found.facts, "same": found.same, "within_one": found.within_one}
         more["agreement"]["kappa"] = None if found.kappa != found.kappa else found.kappa
-        console.print(f"same level as in {compare}: {found.same:.1%} of {found.facts} facts", markup=False)
+        console.print(f"same level as in {compare}: {found.same:.1%} of {found.facts} facts")
     if certainty is not None:
         from knowshift.mastery.certainty import write_certainty
 
         write_certainty(output, certainty)
         more["certainty"] = str(certainty)
-        console.print(f"wrote {certainty}", markup=False)
+        console.print(f"wrote {certainty}")
     if prompts is not None:
         from knowshift.mastery.prompts import write_prompts
 
         table, figure = write_prompts(output, prompts)
         more["prompts"] = {"table": str(table), "figure": str(figure)}
-        console.print(f"wrote {table} and {figure}", markup=False)
+        console.print(f"wrote {table} and {figure}")
     return more
 
 

@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from knowshift.files import expanded
+from knowshift.terminal import Terminal
 
 #: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 
 #: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.FORMS` for people.
 FACTS_FORMS = (

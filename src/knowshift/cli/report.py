@@ -27,6 +27,6 @@ def report(
         console.print(
             f"[bold]{finding.number}. {finding.title}: {finding.verdict}.[/bold]", highlight=False, soft_wrap=True
         )
-        console.print(f"   {finding.sentence}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Wrote {page}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"   {finding.sentence}", highlight=False, soft_wrap=True)
+    console.print(f"Wrote {page}", highlight=False, soft_wrap=True)
     emit({"output": str(page), "findings": [finding.to_json() for finding in findings]}, as_json)

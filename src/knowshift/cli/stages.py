@@ -90,7 +90,7 @@ def finetune(
         shared_prefix=shared_prefix,
         report_to=report_to,
     )
-    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", markup=False, soft_wrap=True)
+    console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", soft_wrap=True)
     record = training.finetune(loaded, [by_id[fact] for fact in members], recipe, seed=seed)
     about = {
         "base": loaded.about(),
@@ -105,7 +105,7 @@ def finetune(
     with folder_beside(output_dir) as folder:
         save_model(loaded, folder)
         write_json(folder / "knowshift.json", about)
-    console.print(f"{record['steps']} steps, loss {record['train_loss']:.3f}; wrote {output_dir}", markup=False)
+    console.print(f"{record['steps']} steps, loss {record['train_loss']:.3f}; wrote {output_dir}")
     emit({"output": str(output_dir), "steps": record["steps"], "train_loss": record["train_loss"]}, as_json)
 
 
@@ -139,8 +139,8 @@ def evaluate(
     for domain, result in accuracy.items():
         shown = "  ".join("-" if share is None else f"{share:.3f}" for share in result["levels"])
         mean = "-" if result["mean"] is None else f"{result['mean']:.3f}"
-        console.print(f"{domain}: mean {mean}; levels 0..4  {shown}  (facts {result['counts']})", markup=False)
-    console.print(f"wrote {output}", markup=False)
+        console.print(f"{domain}: mean {mean}; levels 0..4  {shown}  (facts {result['counts']})")
+    console.print(f"wrote {output}")
     empty = evaluation.empty_rate(answers)
     emit({"accuracy": accuracy, "empty_rate": empty, "output": str(output)}, as_json)
 
@@ -185,7 +185,7 @@ def tokens(
     shift.write(output, {"base": before.about(), "tuned": after.about(), "source": facts, "mastery": mastery.name})
     scored = sum(1 for value in shift.columns["kl"] if value is not None)
     mean = "none" if shift.mean is None else f"{shift.mean:.4f} nats"
-    console.print(f"mean KL {mean} over {scored} of {len(known)} level-4 test facts; wrote {output}", markup=False)
+    console.print(f"mean KL {mean} over {scored} of {len(known)} level-4 test facts; wrote {output}")
     emit({"kl_mean": shift.mean, "facts": scored, "level_4_facts": len(known), "output": str(output)}, as_json)
 
 

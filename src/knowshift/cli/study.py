@@ -43,20 +43,17 @@ def study(
     began = time.monotonic()
     console.print(
         f"study {settings.name} in {run}: interrupt it when you like, the same command goes on",
-        markup=False,
         soft_wrap=True,
     )
 
     def tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
-        console.print(
-            f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", markup=False, soft_wrap=True
-        )
+        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
     running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)
     from knowshift.report.page import write_report
 
     page = write_report(run)
-    console.print(f"report: {page}  (tables and figures beside it)", markup=False, soft_wrap=True)
+    console.print(f"report: {page}  (tables and figures beside it)", soft_wrap=True)
     emit({"run": str(run), "report": str(page), "seconds": round(time.monotonic() - began, 1)}, as_json)
 
 
@@ -78,5 +75,5 @@ def _print_plan(run: Path, settings: object, as_json: bool) -> None:
     for kind, count in cells.items():
         console.print(f"  {kind}: {count} cells, {count - missing[kind]} done")
     restored = len(settings.restoration.fractions) * len(settings.restoration.criteria)
-    console.print(f"  each restoration answers {restored} times; run folder: {run}", markup=False)
+    console.print(f"  each restoration answers {restored} times; run folder: {run}")
     emit({"run": str(run), "cells": dict(cells), "missing": dict(missing), **about}, as_json)

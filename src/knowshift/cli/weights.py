@@ -94,13 +94,13 @@ def weights(
 
         write_record(output, change, identity(pair))
         result["output"] = str(output)
-        console.print(f"one row a tensor: {output}", markup=False)
+        console.print(f"one row a tensor: {output}")
     if figure is not None:
         from knowshift.weights.figure import write_figure
 
         write_figure(figure, change)
         result["figure"] = str(figure)
-        console.print(f"figure: {figure}", markup=False)
+        console.print(f"figure: {figure}")
     emit(result, as_json)
 
 
@@ -152,7 +152,7 @@ def restore(
             writing=lambda size: progress.advance(writing, size / 1e6),
         )
     for name, folder in done.output.items():
-        console.print(f"{done.restored[name]:,} of {done.eligible:,} weights put back ({name}): {folder}", markup=False)
+        console.print(f"{done.restored[name]:,} of {done.eligible:,} weights put back ({name}): {folder}")
     emit(
         {
             "restored": done.restored,
@@ -250,10 +250,9 @@ def _print_change(change: WeightChange, base: str, tuned: str) -> None:
     console.print(
         f"{tuned} against {base}: {change.changed_share:.2%} of the {change.eligible:,} weights "
         f"of region {change.region!r} changed",
-        markup=False,
     )
     if change.rounding is not None:
-        console.print(change.rounding.told(base, tuned, change.eligible), markup=False)
+        console.print(change.rounding.told(base, tuned, change.eligible))
     table = Table(title="Share of the summed change in the top weights, % (null: own |p| with own |change| at random)")
     table.add_column("top")
     for name in change.concentration:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from dataclasses import replace
@@ -13,7 +12,7 @@ import typer
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from knowshift.cli.output import JsonOption, PathOption, SeedOption, console, emit
-from knowshift.errors import InputError, border
+from knowshift.errors import InputError
 
 if TYPE_CHECKING:
     from knowshift.world.invent import ExposureBand, Repetition
@@ -126,7 +125,6 @@ def build(
     console.print(
         f"{record['facts']} facts in {record['sentences']} sentences, {record['weights']:,} weights, "
         f"loss {record['pretraining']['final_loss']:.3f}; wrote {output_dir}",
-        markup=False,
     )
     emit({**record, "output": str(output_dir)}, as_json)
 
@@ -134,15 +132,11 @@ def build(
 def _record(world: str) -> dict[str, Any]:
     """The record of how a world was made."""
     from knowshift.models.loading import model_folder
+    from knowshift.world.record import read_world_record
 
     if not world.startswith("world:"):
         raise InputError(f"{world}: expected world:tiny or world:PATH")
-    path = model_folder(world) / "world.json"
-    with border(f"{path}: not the record of a world"):
-        record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise InputError(f"{path}: not the record of a world: expected a JSON object")
-    return record
+    return read_world_record(model_folder(world))
 
 
 def _band(text: str) -> ExposureBand:
@@ -179,10 +173,10 @@ def describe(
     groups = Counter(f"{fact.split} {fact.domain}" for fact in facts)
     spread = Counter(_bin(fact.exposures or 0) for fact in facts)
     for key, value in record.items():
-        console.print(f"{key}: {value}", markup=False)
+        console.print(f"{key}: {value}")
     for name, count in groups.items():
-        console.print(f"{name}: {count} facts", markup=False)
-    console.print("written: " + ", ".join(f"{name} {spread[name]}" for name in _BINS), markup=False)
+        console.print(f"{name}: {count} facts")
+    console.print("written: " + ", ".join(f"{name} {spread[name]}" for name in _BINS))
     emit({**record, "groups": dict(groups), "exposures": {name: spread[name] for name in _BINS}}, as_json)
 
 
@@ -202,6 +196,7 @@ def levels(
     from knowshift.mastery.run import EngineSpec, run_mastery
     from knowshift.models.loading import model_folder
     from knowshift.records import MASTERY, read_table
+    from knowshift.world.record import RECORD
 
     record = _record(world)
     facts = load_facts(world).facts
@@ -221,9 +216,9 @@ def levels(
     counts = Counter((f"{row['split']} {row['domain']}", row["level"]) for row in rows)
     found = {group: [counts[group, level] for level in range(5)] for group in sorted({group for group, _ in counts})}
     record["levels"] = {**found, "seed": seed, "draws_per_prompt": protocol.draws_per_prompt}
-    write_json(model_folder(world) / "world.json", record)
+    write_json(model_folder(world) / RECORD, record)
     for group, those in found.items():
-        console.print(f"{group}: levels 0..4 {those}", markup=False)
+        console.print(f"{group}: levels 0..4 {those}")
     emit({"levels": found, "output": str(output)}, as_json)
 
 

@@ -12,7 +12,6 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from filelock import FileLock
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -25,6 +24,8 @@ from rich.progress import (
 
 from knowshift.errors import InputError
 from knowshift.facts.entity_questions import check_archive
+from knowshift.files import take_name
+from knowshift.terminal import Terminal
 
 #: Published by the authors of the data set.
 URL = "https://nlp.cs.princeton.edu/projects/entity-questions/dataset.zip"
@@ -78,7 +79,7 @@ def fetch_entity_questions(url: str | None = None, folder: Path | None = None, p
                 part = folder / "entity-questions.zip.part"
                 _transfer(url, part, pause, advice)
                 _check(url, part, advice)
-                os.replace(part, target)
+                take_name(part, target)
                 _validator(part).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot keep the data set there ({error.strerror or error}); {advice}") from None
@@ -192,5 +193,5 @@ def _first_byte(response: HTTPResponse) -> int | None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as progress:
+    with Progress(*columns, TimeRemainingColumn(), console=Terminal(stderr=True)) as progress:
         yield progress

@@ -7,8 +7,6 @@ prompt is the unit (a cluster): what varies between prompts counts, not the numb
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from knowshift.errors import border
+from knowshift.files import file_beside
 from knowshift.mastery.levels import DRAWS, LEVELS
-from knowshift.records import read_about
+from knowshift.records import count_in, read_about
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -162,23 +161,18 @@ CERTAINTY = pa.schema(
 
 def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: int = 0) -> None:
     """Write :data:`CERTAINTY` for the facts of a mastery record, a bounded number of rows at a time."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
     about = read_about(record, "mastery")
     with border(f"{record}: not a mastery record"):
         file = pq.ParquetFile(record)
     # Another full run makes as many draws of a prompt as this one was allowed to.
-    each = int(about.get("draws_per_prompt", DRAWS))
+    each = count_in(record, about, "draws_per_prompt", DRAWS)
     told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)
     columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]
-    try:
-        with pq.ParquetWriter(beside, CERTAINTY.with_metadata({"knowshift": told}), compression="zstd") as writer:
-            for batch in file.iter_batches(1 << 14, columns=columns):
-                rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
-                writer.write_table(pa.Table.from_pylist(rows, schema=CERTAINTY.with_metadata({"knowshift": told})))
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
+    schema = CERTAINTY.with_metadata({"knowshift": told})
+    with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+        for batch in file.iter_batches(1 << 14, columns=columns):
+            rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, seed: int) -> dict[str, Any]:

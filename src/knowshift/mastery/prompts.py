@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from knowshift.errors import border
 from knowshift.facts.relations import RELATIONS
+from knowshift.files import file_beside
 
 Counts = NDArray[np.int16]
 
@@ -75,9 +76,8 @@ def write_prompts(record: Path, folder: Path) -> tuple[Path, Path]:
         rows = prompt_rates(
             pq.ParquetFile(record).iter_batches(1 << 14, columns=["relation", "prompt_hits", "prompt_draws"])
         )
-    folder.mkdir(parents=True, exist_ok=True)
     table, figure = folder / "prompts.csv", folder / "prompts.svg"
-    with table.open("w", newline="", encoding="utf-8") as stream:
+    with file_beside(table) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, ["relation", "prompt", "facts", "rate", "correlation", "template"])
         writer.writeheader()
         writer.writerows({**row, "template": _template(row["relation"], row["prompt"])} for row in rows)
@@ -127,7 +127,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_xlabel("prompts of the relation (facts asked), best first; numbers as in prompts.csv")
         scale = drawing.colorbar(image, ax=axes, label="mean hit rate", fraction=0.03, pad=0.02)
         scale.outline.set_visible(False)
-        drawing.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
+        with file_beside(path) as beside:
+            drawing.savefig(beside, format="svg", bbox_inches="tight", metadata={"Date": None})
         pyplot.close(drawing)
 
 

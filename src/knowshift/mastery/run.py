@@ -13,7 +13,6 @@ import os
 import shutil
 import signal
 import threading
-import uuid
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -25,14 +24,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from knowshift.errors import InputError, KnowshiftWarning, border
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
-from knowshift.files import check_output_file, digest, write_json
+from knowshift.files import check_output_file, digest, file_beside, read_json, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.loading import LoadedModel
-from knowshift.records import MASTERY, read_about, read_columns, read_table
+from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
@@ -199,10 +198,10 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
     """Start the folder of parts, or make sure that the one that is there belongs to this run."""
     label = folder / "about.json"
     if folder.exists():
-        with border(f"{folder}: exists, but holds no parts of a mastery run"):
-            told = json.loads(label.read_text(encoding="utf-8"))
-        if not isinstance(told, dict):
-            raise InputError(f"{folder}: exists, but holds no parts of a mastery run")
+        try:
+            told = read_json(label)
+        except InputError as error:
+            raise InputError(f"{folder}: exists, but holds no parts of a mastery run ({error})") from None
         _check_same(folder, about, told)
         return
     folder.mkdir(parents=True)
@@ -293,22 +292,17 @@ def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path,
 
 def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
     """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
-    positions = sum(read_about(part, "mastery").get("positions", 0) for part in parts)
+    positions = sum(count_in(part, read_about(part, "mastery"), "positions") for part in parts)
     schema = MASTERY.with_metadata({"knowshift": json.dumps({**about, "positions": positions}, sort_keys=True)})
-    beside = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with pq.ParquetWriter(beside, schema, compression="zstd") as writer:
-            held: list[pa.Table] = []
-            for part in parts:
-                held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
-                if sum(table.num_rows for table in held) >= ROWS:
-                    writer.write_table(pa.concat_tables(held).combine_chunks())
-                    held = []
-            if held:
+    with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+        held: list[pa.Table] = []
+        for part in parts:
+            held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
+            if sum(table.num_rows for table in held) >= ROWS:
                 writer.write_table(pa.concat_tables(held).combine_chunks())
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
+                held = []
+        if held:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
 
 
 def _outcome(output: Path) -> Outcome:
@@ -316,5 +310,5 @@ def _outcome(output: Path) -> Outcome:
     levels = table["level"].to_pylist()
     counts = [levels.count(level) for level in range(LEVELS)]
     draws = sum(count or 0 for count in table["draws"].to_pylist())
-    positions = int(read_about(output, "mastery").get("positions", 0))
+    positions = count_in(output, read_about(output, "mastery"), "positions")
     return Outcome(len(levels), counts, levels.count(None), draws, positions)

@@ -206,9 +206,10 @@ class CompletionsServer:
         for connection in idle:
             connection.close()
         for connection in busy:
-            if connection.sock is not None:
+            held = connection.sock  # looked at once: the thread that uses it may close it at any moment
+            if held is not None:
                 with contextlib.suppress(OSError):  # closed by itself in the meantime
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it, unlike close()
+                    held.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it, unlike close()
 
     # -- one request ------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from knowshift.drawing import BASE, CONTROL, PAPER, RUN, STYLE
+from knowshift.files import write_text
 from knowshift.report.layout import Table, signed
 from knowshift.report.published import published_concentration
 
@@ -319,6 +320,6 @@ def write_figures(figures: Mapping[str, str], folder: Path) -> list[Path]:
     paths = []
     for name, svg in figures.items():
         path = folder / f"{name}.svg"
-        path.write_text(header + svg, encoding="utf-8")
+        write_text(path, header + svg)
         paths.append(path)
     return paths

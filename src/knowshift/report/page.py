@@ -9,8 +9,8 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
+from knowshift.files import write_text
 from knowshift.report.claims import Claim, Finding
 from knowshift.report.evidence import Evidence
 from knowshift.report.figures import build_figures, write_figures
@@ -83,12 +83,7 @@ def write_report_with_findings(run: Path) -> tuple[Path, list[Finding]]:
     tables.write(run / "tables")
     write_figures(figures, run / "figures")
     page = run / "report.html"
-    beside = run / f".report.{uuid4().hex[:8]}.html"
-    try:
-        beside.write_text(compose(tables, figures), encoding="utf-8")
-        beside.replace(page)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_text(page, compose(tables, figures))
     return page, list(tables.findings)
 
 

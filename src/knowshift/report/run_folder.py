@@ -6,7 +6,6 @@ looked at while it runs.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,8 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from knowshift.errors import InputError, border
+from knowshift.errors import InputError
+from knowshift.files import read_json
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
+from knowshift.report.checking import check_change, check_config, check_key, check_restored
 
 DOMAINS = ("in_domain", "out_of_domain")
 LEVELS = 5
@@ -35,6 +36,7 @@ BASE_PROMPTS = {
     "plain": "answers_plain.parquet",
 }
 
+_CHECKS = {"change.json": check_change, "restored.json": check_restored}
 #: A restored model's answers: criterion, then the fraction as ``weights.selection.fraction_name`` writes it.
 _RESTORED = re.compile(r"answers-(?P<criterion>[a-z_-]+)-(?P<fraction>[0-9][0-9.]*(?:e-[0-9]+)?)\.parquet")
 
@@ -136,13 +138,12 @@ class Run:
 def open_run(path: Path) -> Run:
     """Read a run folder's manifest and find its finished cells; an :class:`InputError` says what is not a run."""
     file = path / "manifest.json"
-    with border(f"{file}: not readable JSON"):
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: not a run folder: manifest.json is missing") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("cells"), list):
+    if not file.exists():
+        raise InputError(f"{path}: not a run folder: manifest.json is missing")
+    manifest = read_json(file)
+    if not isinstance(manifest.get("cells"), list):
         raise InputError(f"{file}: no list of cells; expected the manifest of a study")
+    check_config(file, manifest)
     cells = []
     for entry in manifest["cells"]:
         try:
@@ -151,6 +152,7 @@ def open_run(path: Path) -> Run:
             raise InputError(f"{file}: a cell needs kind, digest and key, found {str(entry)[:80]!r}") from None
         if not re.fullmatch(r"[a-z_]+", kind) or not re.fullmatch(r"[0-9a-zA-Z_-]+", digest):
             raise InputError(f"{file}: {kind!r}/{digest!r} is not the name of a cell")
+        check_key(file, kind, key)
         folder = path / "cells" / kind / digest
         if folder.is_dir():
             cells.append(Cell(kind, digest, key, folder))
@@ -166,10 +168,9 @@ def _order(key: Mapping[str, Any]) -> tuple[Any, ...]:
 def read_cell_json(cell: Cell, name: str) -> dict[str, Any]:
     """A JSON file of a cell, as an object."""
     file = cell.folder / name
-    with border(f"{file}: not readable JSON"):
-        value = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise InputError(f"{file}: found {type(value).__name__}, expected a JSON object")
+    value = read_json(file)
+    if name in _CHECKS:
+        _CHECKS[name](file, value)
     return value
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from knowshift.files import write_text
 from knowshift.report.answer_tables import accuracy, accuracy_summary, base, controls, exposures, mastery
 from knowshift.report.evidence import Evidence, read_evidence
 from knowshift.report.findings import Finding, find, finding_rows
@@ -40,7 +41,7 @@ class Tables(Mapping[str, Table]):
         paths = []
         for name, table in self.tables.items():
             path = folder / f"{name}.csv"
-            path.write_text(to_csv(table), encoding="utf-8", newline="")
+            write_text(path, to_csv(table))
             paths.append(path)
         return paths
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -21,9 +20,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from knowshift import __version__
-from knowshift.errors import InputError, border
+from knowshift.errors import InputError
 from knowshift.facts.sources import load_facts
-from knowshift.files import check_parent, write_json
+from knowshift.files import check_parent, read_json, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.finetune.precision import check_trainable, stored_dtype
 from knowshift.models.loading import find_model, load_tokenizer, torch_device
@@ -159,12 +158,13 @@ def check_folder(run: Path, config: StudyConfig) -> None:
     """
     manifest = run / "manifest.json"
     if manifest.exists():
-        unreadable = f"{manifest}: not a readable manifest; choose another --output-dir"
-        with border(unreadable):
-            told = json.loads(manifest.read_text(encoding="utf-8"))
-        found = told.get("config") if isinstance(told, dict) else None
+        unreadable = "not a readable manifest; choose another --output-dir"
+        try:
+            found = read_json(manifest).get("config")
+        except InputError as error:
+            raise InputError(f"{manifest}: {unreadable} ({error})") from None
         if not isinstance(found, dict):
-            raise InputError(unreadable)
+            raise InputError(f"{manifest}: {unreadable}")
         wanted = config.as_record()
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
@@ -213,8 +213,8 @@ def _write_manifest(
     path = run / "manifest.json"
     before = {}
     if path.exists():
-        with border(f"{path}: not a readable manifest"):
-            before = json.loads(path.read_text(encoding="utf-8")).get("timings", {})
+        told = read_json(path).get("timings")
+        before = told if isinstance(told, dict) else {}
     write_json(
         path,
         {

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from knowshift.errors import InputError
+from knowshift.files import read_json
 from knowshift.weights.checkpoint import (
     DTYPES,
     INDEX,
@@ -31,7 +32,6 @@ from knowshift.weights.checkpoint import (
     SINGLE,
     Shard,
     StoredTensors,
-    read_json,
     read_shard,
     read_whole,
 )

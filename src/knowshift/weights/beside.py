@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from knowshift.errors import InputError
+
 #: Of the tokenizer.
 TOKENIZER = (
     "tokenizer*",
@@ -37,10 +39,35 @@ _LEFT_BEHIND = (
 
 
 def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS) -> list[Path]:
-    """Paths of the folder's files that match one of the patterns, without those that are left behind, sorted."""
+    """Paths of the folder's files that match one of the patterns, without those that are left behind, sorted.
+
+    Raises:
+        InputError: one of them is a link that leads out of the folder and is not one of the hub's cache.
+    """
     left = {path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)}
     found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found - left)
+    for path in (files := sorted(found - left)):
+        _check_link(folder, path)
+    return files
+
+
+def _check_link(folder: Path, path: Path) -> None:
+    """A checkpoint comes from strangers and its copy is given away, so a link must not bring in a file from elsewhere.
+
+    What a link leads to is copied as content: were any followed, one named ``notes.txt`` could carry a private key of
+    whoever repairs the model into what they publish. Links inside the folder are the folder's own content, and a
+    snapshot of the hub's cache is made of links to ``models--OWNER--NAME/blobs/HASH``, which a hub gave out. Any other
+    is refused rather than left out: a model that lacks its tokenizer is not the one that was asked for.
+    """
+    real = path.resolve()
+    if folder.resolve() in real.parents:
+        return
+    if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--"):
+        return
+    raise InputError(
+        f"{path}: a link to {real}, outside the folder, whose content would be copied into what is written; "
+        "replace the link by the file if that is meant"
+    )
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str] = BESIDE_WEIGHTS) -> None:

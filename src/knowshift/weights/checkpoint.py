@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.errors import InputError, border, nearest
+from knowshift.errors import InputError, border, cause_of, nearest
+from knowshift.files import read_json
 from knowshift.weights.tensors import BFLOAT16, Array, number_of
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
@@ -41,6 +42,8 @@ _OTHER_SIZES = {"F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _HEADER_LIMIT = 100_000_000  # the format's own
+_MOST_AXES = 64  # numpy's
+_LARGEST = 2**63 - 1  # a file offset, in bytes
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,15 @@ def read_shard(path: Path) -> Shard:
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise InputError(f"{path}: truncated or not a safetensors file ({size} bytes, header of {length})")
             text = file.read(length)
-            header = json.loads(text)
+    try:
+        header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a readable safetensors file: {cause_of(error)}") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: corrupt safetensors header: expected an object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InputError(f"{path}: corrupt safetensors header: __metadata__ is no object of texts")
     begin = 8 + length
     digest = hashlib.sha256(length.to_bytes(8, "little") + text).hexdigest()
     tensors = {name: _stored(path, name, entry, begin) for name, entry in header.items()}
@@ -92,20 +100,42 @@ def read_shard(path: Path) -> Shard:
     return Shard(path, size, begin, digest, tensors)
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose keys are told apart and can be written again as UTF-8, as the format demands."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError("a key stands twice")
+    for name in made:
+        name.encode()  # half a surrogate pair, written as an escape
+    return made
+
+
 def _stored(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:
-    try:
-        dtype, shape = entry["dtype"], tuple(int(extent) for extent in entry["shape"])
-        begin, end = (int(offset) for offset in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError):
-        raise InputError(f"{path}: corrupt safetensors header at tensor {name!r}") from None
+    corrupt = f"{path}: corrupt safetensors header: tensor {name!r}"
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise InputError(f"{corrupt}: expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str):
+        raise InputError(f"{corrupt}: dtype is no text")
     width = DTYPES[dtype].itemsize if dtype in DTYPES else _OTHER_SIZES.get(dtype)
     if width is None:
         raise InputError(f"{path}: tensor {name!r} has dtype {dtype!r}, which is not known{nearest(dtype, DTYPES)}")
-    if begin < 0 or end - begin != number_of(shape) * width or any(extent < 0 for extent in shape):
-        raise InputError(
-            f"{path}: corrupt safetensors header: tensor {name!r} of shape {shape} has {end - begin} bytes"
-        )
-    return StoredTensor(path, dtype, shape, data_begin + begin, data_begin + end)
+    if not _are_sizes(shape) or len(shape) > _MOST_AXES:
+        raise InputError(f"{corrupt}: shape is no list of at most {_MOST_AXES} sizes")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise InputError(f"{corrupt}: data_offsets are no two offsets")
+    begin, end = offsets
+    # An empty tensor may have other extents of any size, whose product numpy could not hold.
+    if width * number_of([max(1, extent) for extent in shape]) > _LARGEST:
+        raise InputError(f"{corrupt}: shape {tuple(shape)} is beyond any file")
+    if end - begin != number_of(shape) * width:
+        raise InputError(f"{corrupt}: shape {tuple(shape)} has {end - begin} bytes")
+    return StoredTensor(path, dtype, tuple(shape), data_begin + begin, data_begin + end)
+
+
+def _are_sizes(value: Any) -> bool:
+    """Whether it is a list of whole numbers that a file offset can hold; True, 1.0 and Infinity are none."""
+    return isinstance(value, list) and all(type(part) is int and 0 <= part <= _LARGEST for part in value)
 
 
 def read_whole(shard: Shard) -> dict[str, Array]:
@@ -216,15 +246,3 @@ def _indexed(index: Path) -> list[Shard]:
         if name not in weight_map:
             raise InputError(f"{index}: tensor {name!r} of shard {file!r} is not in the index")
     return shards
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, or an :class:`InputError` that names it."""
-    with border(f"{path}: not readable as JSON"):
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a JSON object")
-    return content

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import knowshift
-from knowshift.errors import InputError
 from knowshift.files import check_space, folder_beside
 from knowshift.weights.checkpoint import Shard
 from knowshift.weights.criteria import NotFinite
@@ -20,6 +18,7 @@ from knowshift.weights.selection import exact_count
 from knowshift.weights.tensors import PIECE, workers
 from knowshift.weights.writing import (
     bytes_needed,
+    check_beside,
     check_output,
     write_checkpoints,
     write_provenance,
@@ -61,6 +60,7 @@ def restore_checkpoints(
     """
     check_output(output_dir, [base, tuned])
     pair = open_pair(base, tuned, region, layers=layers, allow_nonfinite=allow_nonfinite)
+    check_beside(pair)
     for fraction in fractions.values():
         exact_count(fraction, 0)
     check_space(output_dir, bytes_needed(pair, len(fractions)))
@@ -106,10 +106,6 @@ def restore_checkpoints(
                     write_provenance(folder, {**shared, **own})
     except NotFinite:
         refuse_not_finite(pair.weights, str(base), str(tuned))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"{output_dir}: {error.strerror}; nothing was written") from None
     outputs = [output_dir] if len(names) == 1 else [output_dir / name for name in names]
     return Restoration(
         eligible,

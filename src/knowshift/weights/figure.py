@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from knowshift.drawing import BASE, CONTROL, INK, PAPER, RUN, STYLE
+from knowshift.files import file_beside
 from knowshift.weights.change import Shares, WeightChange
 
 #: Bars that can still be told apart by a name each.
@@ -39,8 +40,8 @@ def write_figure(path: Path, change: WeightChange) -> None:
             curve.legend(loc="lower right")
         _bars(layers, change.layers, change.layer_weights, "layer")
         _bars(modules, change.modules, change.module_weights, "module")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="svg", metadata={"Date": None})
+        with file_beside(path) as beside:
+            figure.savefig(beside, format="svg", metadata={"Date": None})
 
 
 def _title(change: WeightChange) -> str:

@@ -237,4 +237,4 @@ def _means(pair: WeightPair, run: Runner) -> list[float]:
     sums = [0.0] * len(sizes)
     for tensor, part in run(total, stretches(sizes, PIECE)):
         sums[tensor] += part
-    return [total / size for total, size in zip(sums, sizes, strict=True)]
+    return [total / max(size, 1) for total, size in zip(sums, sizes, strict=True)]

@@ -111,6 +111,20 @@ def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
 
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
     """Copy configuration, generation configuration, tokenizer and index of the tuned model; the base fills gaps."""
+    for source, patterns in _sources_beside(pair):
+        copy_files(source, folder, patterns)
+    if pair.layout.index_file is not None:
+        shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
+
+
+def check_beside(pair: CheckpointPair) -> None:
+    """Raise :class:`InputError` for what :func:`copy_beside` would not copy, before the weights are written."""
+    for source, patterns in _sources_beside(pair):
+        files_beside(source, patterns)
+
+
+def _sources_beside(pair: CheckpointPair) -> list[tuple[Path, Sequence[str]]]:
+    """Folders and patterns of what is copied, in order: what is there first stays."""
     sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, BESIDE_WEIGHTS)]
     if pair.adapter is not None:
         sources.insert(0, (pair.adapter.folder, TOKENIZER))
@@ -118,10 +132,7 @@ def copy_beside(pair: CheckpointPair, folder: Path) -> None:
         sources.append((pair.base.folder, TOKENIZER))
     if not (pair.layout.folder / "generation_config.json").is_file():
         sources.append((pair.base.folder, ("generation_config.json",)))
-    for source, patterns in sources:
-        copy_files(source, folder, patterns)
-    if pair.layout.index_file is not None:
-        shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
+    return sources
 
 
 def write_provenance(folder: Path, about: Mapping[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import platform
-import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -17,13 +15,14 @@ import torch
 import transformers
 
 from knowshift import __version__
-from knowshift.errors import InputError, border
+from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.models.loading import DTYPES, load_model
 from knowshift.records import FACTS, write_table
+from knowshift.weights.beside import copy_files
 from knowshift.world.corpus import sentences
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures
 from knowshift.world.pretrain import (
@@ -34,6 +33,7 @@ from knowshift.world.pretrain import (
     token_lengths,
     train_tokenizer,
 )
+from knowshift.world.record import RECORD, read_world_record
 
 #: Sentences that the tokenizer is trained on: the first of the shuffled corpus.
 TOKENIZER_SENTENCES = 100_000
@@ -144,7 +144,7 @@ def build_world(
         write_facts(folder / "facts.parquet", table)
         model.to("cpu", stored_dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        write_json(folder / "world.json", record)
+        write_json(folder / RECORD, record)
     return record
 
 
@@ -181,19 +181,17 @@ def continue_world(
     recipe = replace(recipe, learning_rate=repetition.learning_rate)
     trained = pretrain(loaded.model, tokens, recipe, progress, device)
     table = [replace(fact, exposures=a + b) for fact, a, b in zip(facts, exposures, more, strict=True)]
-    with border(f"{world / 'world.json'}: not the record of a world"):
-        record = json.loads((world / "world.json").read_text(encoding="utf-8"))
+    record = read_world_record(world)
     record |= {
         "facts_digest": _facts_digest(table),
         "sentences": record["sentences"] + sum(more),
         "repetition": {**asdict(repetition), "sentences": sum(more), "pretraining": trained},
     }
     with folder_beside(output) as folder:
-        for file in sorted(world.glob("*.json")):
-            shutil.copyfile(file, folder / file.name)  # the tokenizer is the same, byte for byte
+        copy_files(world, folder)  # the tokenizer is the same, byte for byte
         write_facts(folder / "facts.parquet", table)
         loaded.model.to("cpu", DTYPES[record["stored_dtype"]]).save_pretrained(folder)
-        write_json(folder / "world.json", record)
+        write_json(folder / RECORD, record)
     return dict(record)
 
 

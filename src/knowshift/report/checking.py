@@ -1,0 +1,84 @@
+"""What a report takes from JSON files of a run folder, checked where it is read: a damaged one ends in one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knowshift.errors import InputError
+
+#: Kinds of cells that are not about a tuned model: their key names no training set.
+_OF_NO_TRAINING = ("mastery", "base")
+_TRAINING = ("level", "size", "draw")
+_SHARES = ("layers", "modules", "layer_weights", "module_weights")
+
+
+def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
+    """A cell's key: whole numbers, a learning rate, the name of a control; all of them for a tuned model's cell."""
+    tuned = kind not in _OF_NO_TRAINING
+    for name in (*_TRAINING, "part"):
+        value = key.get(name)
+        if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
+            raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {_shown(value)}; expected a whole number")
+    rate, control = key.get("learning_rate"), key.get("control")
+    if (rate is not None or tuned) and not _is_number(rate):
+        raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {_shown(rate)}; expected a number")
+    if control is not None and not isinstance(control, str):
+        raise InputError(f"{file}: control of a cell of kind {kind!r} is {_shown(control)}; expected a text")
+
+
+def check_config(file: Path, manifest: Mapping[str, Any]) -> None:
+    """The part of a manifest's configuration that a report computes with."""
+    config = manifest.get("config")
+    if config is not None and not isinstance(config, dict):
+        raise InputError(f"{file}: config is {_shown(config)}; expected an object")
+    training = (config or {}).get("training")
+    for section in (config or {}, training if isinstance(training, dict) else {}):
+        rate = section.get("learning_rate")
+        if rate is not None and not _is_number(rate):
+            raise InputError(f"{file}: learning_rate is {_shown(rate)}; expected a number")
+
+
+def check_change(file: Path, record: Mapping[str, Any]) -> None:
+    """``change.json``: shares by fraction, layer and module; None where there is none."""
+    for name in ("concentration", "null"):
+        for measure, shares in _object(file, name, record.get(name)).items():
+            _check_shares(file, f"{name} of {measure}", shares)
+    for name in _SHARES:
+        _check_shares(file, name, record.get(name))
+
+
+def check_restored(file: Path, record: Mapping[str, Any]) -> None:
+    """``restored.json``: whole numbers of weights by criterion and fraction."""
+    if record.get("eligible") is not None and not _is_count(record["eligible"]):
+        raise InputError(f"{file}: eligible is {_shown(record['eligible'])}; expected a whole number")
+    for criterion, counts in _object(file, "criteria", record.get("criteria")).items():
+        for fraction, count in _object(file, criterion, counts).items():
+            if count is not None and not _is_count(count):
+                raise InputError(f"{file}: {criterion} at {fraction} is {_shown(count)}; expected a whole number")
+
+
+def _check_shares(file: Path, name: str, shares: Any) -> None:
+    for key, share in _object(file, name, shares).items():
+        if share is not None and not _is_number(share):
+            raise InputError(f"{file}: {name} at {key!r} is {_shown(share)}; expected a number")
+
+
+def _object(file: Path, name: str, value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{file}: {name} is {_shown(value)}; expected an object")
+    return value or {}
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    return repr(value)[:80]
