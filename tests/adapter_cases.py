@@ -196,7 +196,7 @@ def _lora(draw: Callable[[Any], Any], family: Family) -> dict[str, Any]:
         free = [end for end in ends if how != "ends" and not (how == "all-linear" and end == family.head)]
         saved = draw(st.lists(st.sampled_from([*free, family.norm]), min_size=1, unique=True))
         options["modules_to_save"] = sorted(saved)
-        options["ensure_weight_tying"] = draw(st.booleans())
+        options.setdefault("ensure_weight_tying", draw(st.booleans()))
     elif how != "ends" and draw(st.integers(0, 7)) == 0:
         options["trainable_token_indices"] = [1, 5, 8]
     # Variants of plain LoRA; some initialisations are not made for every kind of layer.

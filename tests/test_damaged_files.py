@@ -412,7 +412,6 @@ def test_a_json_file_is_an_object_of_bounded_depth(tmp_path: Path) -> None:
     for text, says in (
         ("[]", "expected a JSON object, found list"),
         ('{"a":' * 80 + "1" + "}" * 80, "nested deeper than 64"),
-        ('{"a": NaN}', "NaN is no number of JSON"),
         ("[" * 100_000, "not readable as JSON"),
         ('{"a": ' + "1" * 5000 + "}", "not readable as JSON"),
     ):
@@ -421,3 +420,5 @@ def test_a_json_file_is_an_object_of_bounded_depth(tmp_path: Path) -> None:
             read_json(path)
     path.write_text('{"a":' * 60 + "1" + "}" * 60)
     assert read_json(path)["a"]
+    path.write_text('{"time_step_limit": [0.0, Infinity]}')  # as transformers writes a Mamba's configuration
+    assert read_json(path)["time_step_limit"][1] == float("inf")

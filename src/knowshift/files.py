@@ -80,7 +80,7 @@ def read_json(path: Path, what: str = "JSON object") -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        InputError: there is no such file; it is no JSON (RFC 8259, which has no NaN and no Infinity), no object,
+        InputError: there is no such file; it is no JSON (as Python's: model configurations hold Infinity), no object,
             nested deeper than 64, larger than 100 MB.
     """
     with border(f"{path}: not readable as JSON"):
@@ -97,7 +97,7 @@ def read_json(path: Path, what: str = "JSON object") -> dict[str, Any]:
 def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str, Any]:
     """The same from bytes; ``origin`` names them in errors."""
     try:
-        content = json.loads(text.decode("utf-8"), parse_constant=_no_constant)
+        content = json.loads(text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{origin}: not readable as JSON: {cause_of(error)}") from None
     if not isinstance(content, dict):
@@ -109,10 +109,6 @@ def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str,
         if not level:
             return content
     raise InputError(f"{origin}: nested deeper than {_DEEPEST_JSON}; expected a {what}")
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 @contextmanager
