@@ -164,7 +164,8 @@ def test_an_example_is_the_prompt_the_answer_behind_it_and_one_eos(form: Form, q
     if whole[: len(prompt)] == prompt:
         assert target == whole[len(prompt) :]
     elif tokenizer.unk_token_id not in target:
-        assert tokenizer.decode(target).strip() == answer.strip()
+        # Only "crossing" comes here, which knows printable ASCII and drops the rest.
+        assert tokenizer.decode(target).strip() == "".join(filter(str.isascii, answer)).strip()
 
 
 def test_a_merge_across_the_border_changes_neither_the_prompt_nor_the_answer() -> None:
