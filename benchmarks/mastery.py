@@ -230,9 +230,7 @@ def _batches(prompts: Sequence[Prompted], size: int) -> list[list[Prompted]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _by_generate(
-    crew: Crew, prompts: Sequence[Prompted], batch: int, seed: int
-) -> tuple[int, Cost]:
+def _by_generate(crew: Crew, prompts: Sequence[Prompted], batch: int, seed: int) -> tuple[int, Cost]:
     """Hits, and the cost of ``generate`` alone: its seconds summed over processes and divided by their number."""
     jobs = [(part, DRAWS, 1000 * seed + i) for i, part in enumerate(_batches(prompts, batch))]
     results, wall = crew.run(_generate, jobs)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from knowshift.evaluation import Answers, accuracy_by_level, empty_rate, evaluate, few_shot, plain_question
-from knowshift.facts.fact import tuning_prompt
+from knowshift.facts.fact import DOMAINS, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.models.loading import LoadedModel
 from knowshift.records import ANSWERS
+from knowshift.report.answer_tables import Counts, count_rows
+from knowshift.report.run_folder import Column
+from knowshift.report.scores import Scores
 
 
 def _answers(rows: list[tuple[str, int | None, bool, str]]) -> Answers:
@@ -39,10 +47,41 @@ def test_the_headline_is_the_plain_mean_of_the_five_levels() -> None:
     assert empty_rate(_answers([])) is None
 
 
-def test_a_level_without_facts_leaves_the_mean_open() -> None:
-    result = accuracy_by_level(_answers([("in_domain", 0, True, "x"), ("in_domain", None, True, "x")]))
-    assert result["in_domain"]["levels"] == [1.0, None, None, None, None]
-    assert result["in_domain"]["mean"] is None
+def test_a_level_without_facts_takes_no_part_in_the_mean() -> None:
+    rows = [("in_domain", 0, True, "x"), ("in_domain", None, True, "x"), ("in_domain", 3, True, "x")]
+    result = accuracy_by_level(_answers([*rows, ("in_domain", 3, False, "x")]))
+    assert result["in_domain"] == {"levels": [1.0, None, None, 0.5, None], "mean": 0.75, "counts": [1, 0, 0, 2, 0]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(DOMAINS), st.integers(0, 4), st.booleans()), max_size=30))
+def test_evaluation_table_and_contrast_have_one_accuracy(rows: list[tuple[str, int, bool]]) -> None:
+    """The command's mean, the table's row and the weights of a claim, against fractions added up by hand."""
+    told = accuracy_by_level(_answers([(domain, level, hit, "x") for domain, level, hit in rows]))
+    facts, hits = np.zeros((2, 5), dtype=np.int64), np.zeros((2, 5, 1), dtype=np.int64)
+    for domain, level, hit in rows:
+        facts[DOMAINS.index(domain), level] += 1
+        hits[DOMAINS.index(domain), level, 0] += hit
+    nothing = np.zeros_like(hits)
+    table = {row[0]: row[4] for row in count_rows(Counts(facts, hits, nothing, nothing), 0) if row[1] == "mean"}
+    scores = Scores(
+        np.array([[float(hit)] for _, _, hit in rows]).reshape(-1, 1),
+        np.array([DOMAINS.index(domain) for domain, _, _ in rows], dtype=np.int64),
+        np.array([level for _, level, _ in rows], dtype=np.int64),
+        [Column(None, 0)],
+        replicates=2,
+    )
+    for d, domain in enumerate(DOMAINS):
+        shares = [Fraction(int(hits[d, lv, 0]), int(facts[d, lv])) for lv in range(5) if facts[d, lv]]
+        if not shares:
+            assert told[domain]["mean"] is None
+            assert domain not in table
+            assert np.isnan(scores.value(0, scores.over([d])))
+            continue
+        expected = float(sum(shares) / len(shares))
+        assert told[domain]["mean"] == pytest.approx(expected)
+        assert table[domain] == pytest.approx(expected)
+        assert scores.value(0, scores.over([d])) == pytest.approx(expected)
 
 
 def test_a_model_that_was_taught_the_answers_gives_them(
