@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.evaluation import Answers, accuracy_by_level, empty_rate, evaluate, few_shot, plain_question
-from knowshift.facts.fact import DOMAINS, tuning_prompt
+from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.models.loading import LoadedModel
@@ -20,6 +20,7 @@ from knowshift.records import ANSWERS
 from knowshift.report.answer_tables import Counts, count_rows
 from knowshift.report.run_folder import Column
 from knowshift.report.scores import Scores
+from markov import markov_model
 
 
 def _answers(rows: list[tuple[str, int | None, bool, str]]) -> Answers:
@@ -109,3 +110,33 @@ def test_prompts_of_the_base(small_world: Path) -> None:
 
 def test_nothing_asked_is_nothing_answered(small_model: LoadedModel) -> None:
     assert evaluate(small_model, [], {}).columns["text"] == []
+
+
+def _about_q(answer: str) -> Fact:
+    return Fact("f", "P19", "test", "in_domain", "s", "q?", answer)
+
+
+def test_an_answer_has_16_tokens_at_most(tmp_path: Path) -> None:
+    model = markov_model(tmp_path, {">": {"y": 1.0}, "y": {"y": 1.0}})
+    assert evaluate(model, [_about_q("y")], {"f": 4}).columns["text"] == ["y" * 16]
+    assert evaluate(model, [_about_q("y")], {"f": 4}, max_new_tokens=3).columns["text"] == ["yyy"]
+
+
+def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None:
+    """The answer is " aB", a line break (which a byte tokenizer writes as one letter) and "C"."""
+    model = markov_model(
+        tmp_path, {">": {"Ġ": 1.0}, "Ġ": {"a": 1.0}, "a": {"B": 1.0}, "B": {"Ċ": 1.0}, "Ċ": {"C": 1.0}, "C": {".": 1.0}}
+    )
+    for answer, first_line, substring, word in (
+        ("C", False, True, True),
+        ("C", True, False, False),
+        ("aB", True, True, True),
+        ("AB", True, False, True),
+        ("B", False, True, False),
+        ("z", False, False, False),
+    ):
+        found = evaluate(model, [_about_q(answer)], {"f": 3}, first_line=first_line).columns
+        assert found["text"] == [" aB\nC"]
+        assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
+        assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
+    assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]
