@@ -1,7 +1,7 @@
 """Compiles src/knowshift/weights/kernels.c when knowshift is installed.
 
-Where there is no C compiler, or it fails, knowshift is installed without: the same results, in twice the time
-where weights are compared and restored. ``CC`` names another compiler.
+Where there is no C compiler, or it fails, knowshift is installed without: the same results, but weights are compared
+and restored more slowly (docs/weights.md). ``CC`` names another compiler.
 """
 
 from __future__ import annotations

@@ -36,7 +36,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,6 @@ from knowshift.mastery.certainty import agreement
 from knowshift.mastery.prompts import write_prompts
 from knowshift.mastery.run import EngineSpec, run_mastery
 from knowshift.mastery.stopping import ERROR
-from knowshift.models.linear import fast_linears
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling import sample
 
@@ -139,8 +137,8 @@ def _not_drawn() -> list[int]:
     return [token for token in range(vocabulary.logits) if token not in vocabulary.usable]
 
 
-def _generate(prompts: Sequence[Prompted], draws: int, seed: int, ours: bool) -> tuple[list[int], int, float, float]:
-    """Hits of each prompt, positions, seconds and processor seconds of ``generate``; ``ours``: our matrix products."""
+def _generate(prompts: Sequence[Prompted], draws: int, seed: int) -> tuple[list[int], int, float, float]:
+    """Hits of each prompt, positions, seconds and processor seconds of ``generate``."""
     positions = 0
 
     def count(model: Any, inputs: Any, named: dict[str, Any]) -> None:
@@ -153,7 +151,7 @@ def _generate(prompts: Sequence[Prompted], draws: int, seed: int, ours: bool) ->
     torch.manual_seed(seed)
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     start, busy = time.perf_counter(), time.process_time()
-    with fast_linears(model) if ours else nullcontext(), torch.inference_mode():
+    with torch.inference_mode():
         ids = model.generate(
             input_ids=encoded["input_ids"],
             attention_mask=encoded["attention_mask"],
@@ -232,11 +230,9 @@ def _batches(prompts: Sequence[Prompted], size: int) -> list[list[Prompted]]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _by_generate(
-    crew: Crew, prompts: Sequence[Prompted], batch: int, seed: int, ours: bool = False
-) -> tuple[int, Cost]:
+def _by_generate(crew: Crew, prompts: Sequence[Prompted], batch: int, seed: int) -> tuple[int, Cost]:
     """Hits, and the cost of ``generate`` alone: its seconds summed over processes and divided by their number."""
-    jobs = [(part, DRAWS, 1000 * seed + i, ours) for i, part in enumerate(_batches(prompts, batch))]
+    jobs = [(part, DRAWS, 1000 * seed + i) for i, part in enumerate(_batches(prompts, batch))]
     results, wall = crew.run(_generate, jobs)
     spent = sum(result[2] for result in results) / crew.processes
     cost = Cost(sum(result[1] for result in results), min(spent, wall), sum(result[3] for result in results))
@@ -275,9 +271,8 @@ def part_speed(task: Task, endless: bool = False, answers: bool = True) -> dict[
     prompts = _prompts(facts)
     told: dict[str, Any] = {"facts": len(facts), "prompts": len(prompts), "draws": len(prompts) * DRAWS}
     with task.crew(task.arguments.processes, endless) as crew:
-        for name, ours in (("generate", False), ("generate, our products", True)):
-            hits, cost = _by_generate(crew, prompts, task.arguments.batch_size, task.arguments.seed, ours)
-            told[name] = _line(name, hits, len(prompts) * DRAWS, cost)
+        hits, cost = _by_generate(crew, prompts, task.arguments.batch_size, task.arguments.seed)
+        told["generate"] = _line("generate", hits, len(prompts) * DRAWS, cost)
     with task.crew(endless=endless) as crew:
         columns, cost = _by_us(crew, facts, {"seed": task.arguments.seed})
         told["tree"] = _line("tree", sum(columns["hits"]), sum(columns["draws"]), cost)
@@ -325,7 +320,7 @@ def part_omnibus(task: Task, prompts: int = 400, draws: int = 100) -> dict[str, 
     parts = [asked[start : start + batch] for start in range(0, len(asked), batch)]
     told: dict[str, Any] = {"prompts": len(asked), "draws of each": draws}
     with task.crew() as crew:
-        results, _ = crew.run(_generate, [(part, draws, 7000 * (seed + 1) + i, False) for i, part in enumerate(parts)])
+        results, _ = crew.run(_generate, [(part, draws, 7000 * (seed + 1) + i) for i, part in enumerate(parts)])
         theirs = np.array([hit for result in results for hit in result[0]])
         for name, temperature in (("tree", TEMPERATURE), ("tree at temperature 0.75", 0.75)):
             results, _ = crew.run(_sample, [(part, draws, seed, temperature) for part in parts])

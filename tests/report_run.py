@@ -150,7 +150,6 @@ def _mastery(
         columns["rate"] = [h / 210 for h in hits]
         columns["prompt_hits"] = [[h // 21] * 21 for h in hits]
         columns["prompt_draws"] = [[10] * 21 for _ in hits]
-        columns["reason"] = [None] * len(rows)
         write_table(cell("mastery", {"part": part}) / "mastery.parquet", MASTERY, columns, {"part": part})
 
 

@@ -7,10 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from knowshift.facts.sources import load_facts
+from knowshift.mastery.measure import columns_of
 from knowshift.models.loading import load_model
+from knowshift.models.sampling import greedy
 from knowshift.models.saving import save_model
+from knowshift.records import MASTERY, TOKEN_SHIFT, read_table, write_table
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
@@ -73,9 +78,43 @@ def test_evaluate_and_tokens(pipeline: dict[str, object]) -> None:
     )
     assert done.returncode == 0, done.stderr
     shift = json.loads(done.stdout)
-    # So small a model need not know any fact well: the mean is then missing, and never 0.
-    assert (shift["kl_mean"] is None) == (shift["facts"] == 0)
+    # So small a model knows no fact well enough: the mean is then missing, and never 0.
+    level_4 = shift["level_4_facts"]
+    assert (shift["facts"], shift["kl_mean"], level_4) == (0, None, 0)
     assert shift["output"] == str(folder / "kl.parquet")
+
+
+def test_tokens_scores_what_the_base_completes_with_its_answer(pipeline: dict[str, object], tmp_path: Path) -> None:
+    """Facts whose answers are what the base says: all are scored, but for one that it does not say."""
+    base = load_model(str(pipeline["world"]))
+    subjects = ["Brehi", "Zukar", "Ann", "Rome", "Vel"]
+    prompts = [f"The capital of {subject} is" for subject in subjects]
+    said = [text.split()[0] for text in greedy(base, prompts, max_new_tokens=8)]
+    said[-1] = "Nowhere"
+    rows = [
+        {"id": f"f{i}", "question": f"q{i}?", "subject": subject, "answer": answer, "prompts": [prompt]}
+        for i, (subject, answer, prompt) in enumerate(zip(subjects, said, prompts, strict=True))
+    ]
+    source = tmp_path / "facts.jsonl"
+    source.write_text("".join(json.dumps({**row, "split": "test"}) + "\n" for row in rows))
+    facts = load_facts(str(source)).facts
+    write_table(tmp_path / "m.parquet", MASTERY, columns_of(facts, [[9]] * 5, [[10]] * 5), {})
+    words = ["--facts", str(source), "--mastery", str(tmp_path / "m.parquet"), "--json"]
+    for tuned in (str(pipeline["tuned"]), str(pipeline["world"])):
+        done = call("tokens", str(pipeline["world"]), tuned, "--output", str(tmp_path / "kl.parquet"), *words)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["facts"], told["level_4_facts"]) == (4, 5)
+        table, _ = read_table(tmp_path / "kl.parquet", TOKEN_SHIFT, "token shift")
+        kl = table["kl"].to_pylist()
+        assert kl[4] is None
+        assert told["kl_mean"] == pytest.approx(sum(kl[:4]) / 4)
+        assert told["kl_mean"] > 0.01  # the two prompts differ, so the base's own is not 0 either
+        for row in table.to_pylist()[:4]:  # KL of the ten logits that stand beside it, in float64
+            p, q = (np.exp(np.array(row[name])) for name in ("tuned_logits", "base_logits"))
+            p, q = p / p.sum(), q / q.sum()
+            assert row["kl"] == pytest.approx(float((p * np.log(p / q)).sum()), abs=1e-5)
+        (tmp_path / "kl.parquet").unlink()
 
 
 @pytest.mark.parametrize(

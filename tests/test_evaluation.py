@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from knowshift.evaluation import Answers, accuracy_by_level, empty_rate, evaluate, few_shot, plain_question
-from knowshift.facts.fact import tuning_prompt
+from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.models.loading import LoadedModel
 from knowshift.records import ANSWERS
+from knowshift.report.answer_tables import Counts, count_rows
+from knowshift.report.run_folder import Column
+from knowshift.report.scores import Scores
+from markov import markov_model
 
 
 def _answers(rows: list[tuple[str, int | None, bool, str]]) -> Answers:
@@ -39,10 +48,41 @@ def test_the_headline_is_the_plain_mean_of_the_five_levels() -> None:
     assert empty_rate(_answers([])) is None
 
 
-def test_a_level_without_facts_leaves_the_mean_open() -> None:
-    result = accuracy_by_level(_answers([("in_domain", 0, True, "x"), ("in_domain", None, True, "x")]))
-    assert result["in_domain"]["levels"] == [1.0, None, None, None, None]
-    assert result["in_domain"]["mean"] is None
+def test_a_level_without_facts_takes_no_part_in_the_mean() -> None:
+    rows = [("in_domain", 0, True, "x"), ("in_domain", None, True, "x"), ("in_domain", 3, True, "x")]
+    result = accuracy_by_level(_answers([*rows, ("in_domain", 3, False, "x")]))
+    assert result["in_domain"] == {"levels": [1.0, None, None, 0.5, None], "mean": 0.75, "counts": [1, 0, 0, 2, 0]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(DOMAINS), st.integers(0, 4), st.booleans()), max_size=30))
+def test_evaluation_table_and_contrast_have_one_accuracy(rows: list[tuple[str, int, bool]]) -> None:
+    """The command's mean, the table's row and the weights of a claim, against fractions added up by hand."""
+    told = accuracy_by_level(_answers([(domain, level, hit, "x") for domain, level, hit in rows]))
+    facts, hits = np.zeros((2, 5), dtype=np.int64), np.zeros((2, 5, 1), dtype=np.int64)
+    for domain, level, hit in rows:
+        facts[DOMAINS.index(domain), level] += 1
+        hits[DOMAINS.index(domain), level, 0] += hit
+    nothing = np.zeros_like(hits)
+    table = {row[0]: row[4] for row in count_rows(Counts(facts, hits, nothing, nothing), 0) if row[1] == "mean"}
+    scores = Scores(
+        np.array([[float(hit)] for _, _, hit in rows]).reshape(-1, 1),
+        np.array([DOMAINS.index(domain) for domain, _, _ in rows], dtype=np.int64),
+        np.array([level for _, level, _ in rows], dtype=np.int64),
+        [Column(None, 0)],
+        replicates=2,
+    )
+    for d, domain in enumerate(DOMAINS):
+        shares = [Fraction(int(hits[d, lv, 0]), int(facts[d, lv])) for lv in range(5) if facts[d, lv]]
+        if not shares:
+            assert told[domain]["mean"] is None
+            assert domain not in table
+            assert np.isnan(scores.value(0, scores.over([d])))
+            continue
+        expected = float(sum(shares) / len(shares))
+        assert told[domain]["mean"] == pytest.approx(expected)
+        assert table[domain] == pytest.approx(expected)
+        assert scores.value(0, scores.over([d])) == pytest.approx(expected)
 
 
 def test_a_model_that_was_taught_the_answers_gives_them(
@@ -70,3 +110,33 @@ def test_prompts_of_the_base(small_world: Path) -> None:
 
 def test_nothing_asked_is_nothing_answered(small_model: LoadedModel) -> None:
     assert evaluate(small_model, [], {}).columns["text"] == []
+
+
+def _about_q(answer: str) -> Fact:
+    return Fact("f", "P19", "test", "in_domain", "s", "q?", answer)
+
+
+def test_an_answer_has_16_tokens_at_most(tmp_path: Path) -> None:
+    model = markov_model(tmp_path, {">": {"y": 1.0}, "y": {"y": 1.0}})
+    assert evaluate(model, [_about_q("y")], {"f": 4}).columns["text"] == ["y" * 16]
+    assert evaluate(model, [_about_q("y")], {"f": 4}, max_new_tokens=3).columns["text"] == ["yyy"]
+
+
+def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None:
+    """The answer is " aB", a line break (which a byte tokenizer writes as one letter) and "C"."""
+    model = markov_model(
+        tmp_path, {">": {"Ġ": 1.0}, "Ġ": {"a": 1.0}, "a": {"B": 1.0}, "B": {"Ċ": 1.0}, "Ċ": {"C": 1.0}, "C": {".": 1.0}}
+    )
+    for answer, first_line, substring, word in (
+        ("C", False, True, True),
+        ("C", True, False, False),
+        ("aB", True, True, True),
+        ("AB", True, False, True),
+        ("B", False, True, False),
+        ("z", False, False, False),
+    ):
+        found = evaluate(model, [_about_q(answer)], {"f": 3}, first_line=first_line).columns
+        assert found["text"] == [" aB\nC"]
+        assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
+        assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
+    assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]

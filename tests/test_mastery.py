@@ -16,8 +16,14 @@ from scipy import stats
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources import load_facts
-from knowshift.mastery import level_of, measure_mastery
-from knowshift.mastery.certainty import agreement, level_probabilities, rate_interval, write_certainty
+from knowshift.mastery import Protocol, level_of, measure_mastery
+from knowshift.mastery.certainty import (
+    _concentration,
+    agreement,
+    level_probabilities,
+    rate_interval,
+    write_certainty,
+)
 from knowshift.mastery.levels import certain_level, plausible_hits
 from knowshift.mastery.prompts import prompt_rates, write_prompts
 from knowshift.models.loading import LoadedModel
@@ -247,3 +253,153 @@ def test_certainty_is_of_another_run_with_as_many_draws(chain: LoadedModel, tmp_
     assert rows[1]["level_2"] == level_probabilities(hits, draws)[2]
     assert rows[0]["level_2"] < rows[1]["level_2"]
     assert level_probabilities(hits, draws)[2] == level_probabilities(hits[::-1], draws)[2]
+
+
+# -- values by hand -------------------------------------------------------------------------------------------
+
+
+def test_intervals_have_the_values_of_the_formula() -> None:
+    """Wilson's interval for n effective draws and Student's t over prompts, worked out by hand."""
+
+    def wilson(rate: float, n: float, t: float) -> list[float]:
+        root = math.sqrt(rate * (1 - rate) / n + t * t / (4 * n * n))
+        return [(rate + t * t / (2 * n) + sign * t * root) / (1 + t * t / n) for sign in (-1, 1)]
+
+    cases = [
+        # hits, draws, confidence: rate, effective draws, quantile
+        (([0] * 21, [10] * 21, 0.95), 0.0, 21, 2.085963),  # every prompt counts as one draw
+        (([10] * 21, [10] * 21, 0.95), 1.0, 21, 2.085963),
+        (([1, 3], [10, 10], 0.95), 0.2, 0.16 / (2 / 1 * 2 / 400), 12.706205),  # residuals -1 and 1
+        (([2, 4, 6], [10, 10, 10], 0.9), 0.4, 0.24 / (3 / 2 * 8 / 900), 2.919986),
+        (([1, 3, 9], [5, 10, 15], 0.95), 13 / 30, 221 * 36 / 507, 4.302653),  # residuals -7/6, -4/3 and 5/2
+        (([5, 5, 5, 5], [10] * 4, 0.95), 0.5, 40, 3.182446),  # never more than the draws made
+        (([10, 0], [10, 10], 0.95), 0.5, 1, 12.706205),  # never fewer than one
+        (([3, 0], [10, 0], 0.95), 0.3, 1, 1.959964),  # a prompt without draws was not asked
+        (([21], [21], 0.95), 1.0, 1, 1.959964),
+    ]
+    for arguments, rate, n, t in cases:
+        assert rate_interval(*arguments).tolist() == pytest.approx(wilson(rate, n, t), abs=1e-6), arguments
+
+
+def test_the_chance_of_a_level_has_the_values_of_the_posterior() -> None:
+    """One prompt, one draw more: the chance of a hit is the posterior mean, (200 E[m] + hits) / (200 + draws)."""
+    for hits, draws in ((0, 1), (1, 1), (3, 10)):
+        mean = (0.25 + hits) / (0.5 + draws)
+        expected = (200 * mean + hits) / (200 + draws)
+        found = level_probabilities([hits], [draws], draws_per_prompt=1, samples=40_000)
+        assert found[4] == pytest.approx(expected, abs=0.0125)  # 5 standard errors
+        assert found[0] == pytest.approx(1 - found[4])
+        assert found[1:4].tolist() == [0, 0, 0]
+    few, many = (level_probabilities([3, 0], [10, 0], samples=40_000, seed=seed) for seed in (0, 1))
+    assert few.tolist() != many.tolist()
+    assert few.tolist() == pytest.approx(many.tolist(), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("hits", "draws", "expected"),
+    [
+        ([2, 8], [10, 10], 0.25 / (0.09 - 0.25 / 10) - 1),
+        ([2, 16], [10, 20], 0.24 / ((10 * 0.4**2 + 20 * 0.2**2) / 30 - 0.24 / 15) - 1),
+        ([0, 10], [10, 10], 0.2),  # 1/9, below the least
+        ([5, 5], [10, 10], 200.0),  # no spread
+        ([0, 0], [10, 10], 200.0),
+        ([3], [10], 200.0),
+    ],
+)
+def test_how_alike_prompts_are_by_moments(hits: list[int], draws: list[int], expected: float) -> None:
+    assert _concentration(np.array(hits, float), np.array(draws, float)) == pytest.approx(expected)
+
+
+def test_kappa_has_quadratic_weights() -> None:
+    """Squared distances 17 where chance gives 105 / 5 = 21; with linear weights it would be 1 - 5 / 8.2."""
+    assert agreement([0, 1, 2, 3, 4], [0, 1, 3, 3, 0]).kappa == pytest.approx(1 - 17 / 21)
+    assert agreement([0, 4], [4, 0]).kappa == -1
+
+
+def test_certainty_is_written_row_by_row(chain: LoadedModel, tmp_path: Path) -> None:
+    record = measure_mastery(chain, FACTS[10:20], seed=1, draws_per_prompt=4, max_new_tokens=4)
+    record.write(tmp_path / "m.parquet", {"draws_per_prompt": 4})
+    write_certainty(tmp_path / "m.parquet", tmp_path / "c.parquet", confidence=0.8, seed=3)
+    rows = pq.read_table(tmp_path / "c.parquet").to_pylist()
+    columns = record.columns
+    assert [row["fact"] for row in rows] == columns["fact"]
+    assert [row["level"] for row in rows] == columns["level"]
+    assert [row["rate"] for row in rows] == columns["rate"]
+    for row, hits, draws in zip(rows, columns["prompt_hits"], columns["prompt_draws"], strict=True):
+        assert [row["rate_low"], row["rate_high"]] == rate_interval(hits, draws, 0.8).tolist()
+        assert [row[f"level_{i}"] for i in range(5)] == level_probabilities(hits, draws, 4, seed=3).tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(total=st.integers(1, 60), error=st.sampled_from([0.01, 0.2, 0.5]), data=st.data())
+def test_plausible_hits_are_those_whose_probability_did_not_fall_below_the_error(
+    total: int, error: float, data: st.DataObject
+) -> None:
+    """Posterior over prior of every true count, with a beta-binomial(1/2, 1/2) prior, by scipy's distributions."""
+    draws = data.draw(st.integers(1, total))
+    hits = data.draw(st.integers(0, draws))
+    counts = np.arange(total + 1)
+    likelihood = stats.hypergeom.pmf(hits, total, counts, draws)
+    evidence = float(likelihood @ stats.betabinom.pmf(counts, total, 0.5, 0.5))
+    ratio = likelihood / evidence
+    if np.abs(ratio / error - 1).min() < 1e-6:
+        return  # on the border to the last digits
+    inside = np.flatnonzero(ratio > error)
+    assert plausible_hits(hits, draws, total, error) == (inside[0], inside[-1])
+
+
+SURE = {"t": {"A": 1.0}, "n": {"Q": 1.0}, "l": {"A": 0.0005, "Q": 0.9995}, "A": {".": 1.0}, "Q": {".": 1.0}}
+
+
+@pytest.fixture(scope="module")
+def sure(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return markov_model(tmp_path_factory.mktemp("sure"), SURE)
+
+
+def test_exact_looks_after_16_18_20_and_21_prompts(sure: LoadedModel) -> None:
+    """All hits are level 4 after 160 of 210, no hit is level 0 only after all; 17 sure prompts lie between."""
+    facts = [_fact("always", ("t",) * 21), _fact("never", ("n",) * 21), _fact("few", ("t",) * 3)]
+    found = {seed: measure_mastery(sure, facts, seed=seed, max_new_tokens=2, stopping="exact") for seed in (1, 2)}
+    for record in found.values():
+        assert record.columns["draws"] == [160, 210, 30]
+        assert record.columns["level"] == [4, 0, 4]
+        assert set(record.columns["prompt_draws"][0]) == {0, 10}
+    first, second = (record.columns["prompt_draws"][0] for record in found.values())
+    assert first != second  # which prompts are asked first follows from the seed
+    mixed = measure_mastery(
+        sure, [_fact(f"m{i}", ("t",) * 17 + ("n",) * 4) for i in range(3)], seed=1, max_new_tokens=2, stopping="exact"
+    )
+    assert mixed.columns["level"] == [4] * 3  # 170 of 210
+    assert len(set(mixed.columns["draws"])) == 1  # one order of prompts for all facts
+    assert mixed.columns["draws"][0] in (180, 200, 210)
+
+
+@pytest.mark.parametrize(
+    ("error", "draws"),
+    # 180, 147, 105 and 52 draws are left at the looks; each is expected to bring 0.0005 hits.
+    [(0.2, 30), (0.0901, 30), (0.0899, 63), (0.0734, 105), (0.0524, 158), (0.0259, 210)],
+)
+def test_sequential_stops_a_hitless_fact_when_too_few_hits_are_expected(
+    sure: LoadedModel, error: float, draws: int
+) -> None:
+    facts = [_fact("rare", ("l",) * 21), _fact("sure", ("t",) * 21)]
+    record = measure_mastery(sure, facts, seed=1, max_new_tokens=2, stopping="sequential", error=error)
+    assert record.columns["hits"][0] == 0
+    assert record.columns["draws"][0] == draws
+    looks = [n for n in (30, 63, 105, 158, 210) if level_of(plausible_hits(n, n, 210, error)[0], 210) == 4]
+    assert record.columns["draws"][1] == looks[0]
+    assert all(0 <= one <= 10 for one in record.columns["prompt_draws"][0])
+    assert min(record.columns["prompt_draws"][1]) < 10  # draws are spread over prompts
+
+
+def test_the_defaults_are_the_papers_and_settings_reach_the_sampler(chain: LoadedModel) -> None:
+    told = Protocol()
+    assert (told.draws_per_prompt, told.temperature, told.max_new_tokens, told.grading) == (10, 0.7, 32, "substring")
+    assert (told.stopping, told.seed) == ("full", 0)
+    facts = [_fact(f"f{i}", ("s",) * 21, answer="A") for i in range(20)]
+    # 0.97 and 0.03 to the power 0.7 / 2.1 are 0.99 and 0.31, 0.761 after normalising; 4,200 draws
+    warm = measure_mastery(chain, facts, max_new_tokens=2, temperature=2.1)
+    assert sum(warm.columns["hits"]) / 4200 == pytest.approx(0.761, abs=0.035)
+    assert sum(measure_mastery(chain, facts, max_new_tokens=2).columns["hits"]) / 4200 == pytest.approx(0.97, abs=0.015)
+    loop = [_fact("loop", ("s",) * 21, answer="AA")]
+    assert measure_mastery(chain, loop, max_new_tokens=1).columns["hits"] == [0]

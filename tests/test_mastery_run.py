@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,16 +13,19 @@ import time
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from knowshift.cli.mastery import mastery
+from knowshift.cli.mastery import _engine, mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources import load_facts
 from knowshift.mastery import Protocol, run
 from knowshift.mastery.run import EngineSpec, Outcome, facts_digest, run_mastery
 from knowshift.mastery.stopping import ERROR
+from knowshift.models.loading import LoadedModel, ModelFiles, load_model
 from knowshift.records import MASTERY, read_table
 
 PROTOCOL = Protocol(draws_per_prompt=2, max_new_tokens=6, seed=1)
@@ -51,7 +56,7 @@ def test_a_run_leaves_one_record_and_says_what_it_found(facts: list[Fact], spec:
     assert _clean(tmp_path) == ["m.parquet"]
     table, about = read_table(tmp_path / "m.parquet", MASTERY, "mastery")
     assert table["fact"].to_pylist() == [fact.id for fact in facts]
-    assert outcome == Outcome(24, outcome.levels, 0, 24 * 21 * 2, about["positions"])
+    assert outcome == Outcome(24, outcome.levels, 24 * 21 * 2, about["positions"])
     assert sum(outcome.levels) == 24
     assert told == [(0, 24), (5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
     assert (about["engine"], about["seed"], about["stopping"]) == ("transformers", 1, "full")
@@ -133,6 +138,101 @@ def test_devices_are_dealt_out_to_the_workers_in_turn(spec: EngineSpec) -> None:
             several.open(worker)
 
 
+GPUS = [
+    # --device, --workers, GPUs, facts, megabytes -> devices, processes, threads of each
+    ("cpu", None, 0, 1000, 4, ("cpu",), 4, 1),
+    ("cpu", None, 2, 1000, 4, ("cpu",), 4, 1),
+    ("auto", None, 0, 1000, 4, ("cpu",), 4, 1),
+    ("cpu", None, 0, 300, 4, ("cpu",), 2, 1),  # two parts
+    ("cpu", None, 0, 1000, 2000, ("cpu",), 1, None),
+    ("cpu", 3, 0, 1000, 2000, ("cpu",), 3, None),
+    ("auto", None, 2, 1000, 4, ("cuda:0", "cuda:1"), 2, None),
+    ("cuda", None, 2, 1000, 2000, ("cuda:0", "cuda:1"), 2, None),
+    ("cuda", None, 2, 200, 4, ("cuda:0", "cuda:1"), 1, None),  # one part
+    ("cuda", 4, 2, 1000, 4, ("cuda:0", "cuda:1"), 4, None),
+    ("cuda:1", None, 2, 1000, 4, ("cuda:1",), 1, None),
+    ("cuda:1", 2, 2, 1000, 4, ("cuda:1",), 2, None),
+    ("cuda:1", None, 2, 1000, 2000, ("cuda:1",), 1, None),
+    ("mps", None, 0, 1000, 4, ("mps",), 1, None),
+]
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "gpus", "facts", "megabytes", "devices", "processes", "threads"), GPUS, ids=str
+)
+def test_a_gpu_gets_one_process_and_a_small_model_on_a_cpu_one_a_core(
+    monkeypatch: pytest.MonkeyPatch,
+    device: str,
+    workers: int | None,
+    gpus: int,
+    facts: int,
+    megabytes: int,
+    devices: tuple[str, ...],
+    processes: int,
+    threads: int | None,
+) -> None:
+    monkeypatch.setattr(run, "PART", 256)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(ModelFiles, "bytes", megabytes << 20)
+    placed = _engine(EngineSpec("world:tiny", dtype="bfloat16"), device, workers, facts)
+    assert placed == (EngineSpec("world:tiny", dtype="bfloat16", devices=devices, threads=threads), processes)
+
+
+def test_the_process_that_starts_workers_takes_no_gpu_and_says_why_a_worker_cannot(
+    facts: list[Fact], spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two GPUs that only this process believes in: it never loads on one, and its workers are refused them."""
+    opened: list[str] = []
+
+    def load(name: str, *, device: str, **more: Any) -> LoadedModel:
+        opened.append(device)
+        return load_model(name, device="cpu", **more)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("knowshift.models.loading.load_model", load)
+    two = replace(spec, devices=("cuda:0", "cuda:1"))
+    with pytest.raises(InputError, match=r"device 'cuda:[01]': this machine has 0 usable GPUs"):
+        run_mastery(two, facts, tmp_path / "m.parquet", PROTOCOL, workers=2)
+    assert opened == ["cpu"]
+    assert json.loads((tmp_path / "m.parquet.parts" / "about.json").read_text())["device"] == "cuda:0"
+    run_mastery(two, facts, tmp_path / "alone.parquet", PROTOCOL)
+    assert opened == ["cpu", "cuda:0"]
+    with pytest.raises(InputError, match="device 'cuda:2': this machine has 2 usable GPUs"):
+        run_mastery(replace(spec, devices=("cuda:1", "cuda:2")), facts, tmp_path / "x.parquet", PROTOCOL, workers=2)
+    assert opened == ["cpu", "cuda:0"]
+
+
+def test_no_model_stays_in_a_process_whose_workers_have_their_own(
+    facts: list[Fact], small_world: Path, tmp_path: Path
+) -> None:
+    copy = str(shutil.copytree(small_world, tmp_path / "model"))
+    held: dict[int, set[int]] = {1: set(), 2: set()}
+    for workers, counts in held.items():
+
+        def look(done: int, total: int, counts: set[int] = counts) -> None:
+            gc.collect()
+            counts.add(sum(type(one) is LoadedModel and one.name == copy for one in gc.get_objects()))
+
+        spec = EngineSpec(copy, threads=1)
+        run_mastery(spec, facts[:10], tmp_path / f"{workers}.parquet", PROTOCOL, workers=workers, progress=look)
+    assert held == {1: {1}, 2: {0}}
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+    # One part is left: it is made in this process.
+    again = tmp_path / "again.parquet"
+
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_mastery(EngineSpec(copy, threads=1), facts[:10], again, PROTOCOL, progress=stop)
+    run_mastery(EngineSpec(copy, threads=1), facts[:10], again, PROTOCOL, workers=2)
+    assert again.read_bytes() == (tmp_path / "1.parquet").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -203,7 +303,7 @@ def test_killed_at_any_moment_and_run_again_the_record_is_the_same(small_world: 
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         parts = tmp_path / "b.parquet.parts"
         had = len(list(parts.glob("part-*"))) if parts.exists() else 0
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < until:
             if parts.exists() and len(list(parts.glob("part-*"))) > had:
                 process.send_signal(how)

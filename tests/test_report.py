@@ -181,7 +181,17 @@ def test_an_empty_level_is_missing_and_a_level_without_answers_has_no_row_of_zer
     assert row["accuracy"] is None
     rows = tables["accuracy"].where(level=2, size=240, draw=1, domain="in_domain", control="")
     assert rows[-1]["accuracy"] == pytest.approx(sum(r["accuracy"] for r in rows[:-1] if r["facts"]) / 4)
-    assert all(not f.verdict.startswith("error") for f in tables.findings)
+    # Every claim has numbers from the levels there are: no missing level turns one into NaN, or counts as 0.
+    claims = {c.name: c for f in tables.findings for c in (*f.claims, *f.controls)}
+    assert all(math.isfinite(claim.estimate.value) for claim in claims.values())
+
+    def accuracy(slow: bool) -> float:  # of both domains' four levels, worked out from the counts
+        rows = [row for row in tables["accuracy"].where(size=1920) if row["test_level"] not in ("mean", "3")]
+        rows = [row for row in rows if bool(row["control"]) is slow]
+        assert len(rows) == 2 * 2 * 2 * 4  # training levels, draws, domains, test levels
+        return sum(row["correct"] / row["facts"] for row in rows) / len(rows)
+
+    assert claims["smaller_rate_helps"].estimate.value == pytest.approx(accuracy(slow=True) - accuracy(slow=False))
 
 
 def test_facts_without_a_grade_are_dropped_and_counted(tmp_path: Path) -> None:

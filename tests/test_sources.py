@@ -6,7 +6,7 @@ import csv
 import json
 import stat
 import zipfile
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from knowshift.errors import InputError
 from knowshift.facts.encoding import LARGEST_ROW
 from knowshift.facts.entity_questions import LARGEST_FILE
 from knowshift.facts.fact import Fact, completion_prompts
-from knowshift.facts.leakage import leakage, without_leaked
+from knowshift.facts.leakage import Leakage, leakage, without_leaked
 from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources import FactSource, load_entity_questions, load_facts, paper_aliases, without_leaks
 from knowshift.records import FACTS, write_table
@@ -446,11 +446,22 @@ def test_leakage_by_counting(facts: tuple[Fact, ...]) -> None:
     assert all(fact.question not in trained for fact in clean if fact.split == "test")
     assert all(fact.split == "test" and fact.question in trained for fact in set(facts) - set(clean))
     assert leakage(clean).questions == 0
-    tests = {fact.question for fact in facts if (fact.split, fact.domain) == ("test", "in_domain")}
-    found = leakage(facts)
-    assert found.test_questions == len(tests)
-    assert (found.answer_overlap is None) == (not tests)
-    assert 0 <= found.questions <= len(tests & trained)
+    inside = [fact for fact in facts if fact.domain == "in_domain"]
+    asked: dict[str, Fact] = {}  # each question with the first test fact that asks it
+    for fact in inside:
+        if fact.split == "test":
+            asked.setdefault(fact.question, fact)
+    taught = [fact for fact in inside if fact.split == "train"]
+
+    def also_taught(name: str) -> int:
+        """Test questions with a training fact of the same relation that is alike in this field."""
+        return sum(
+            any(other.relation == fact.relation and getattr(other, name) == getattr(fact, name) for other in taught)
+            for fact in asked.values()
+        )
+
+    overlap = also_taught("answer") / len(asked) if asked else None
+    assert leakage(facts) == Leakage(len(asked), also_taught("question"), overlap)
 
 
 @settings(max_examples=50)
@@ -458,7 +469,18 @@ def test_leakage_by_counting(facts: tuple[Fact, ...]) -> None:
 def test_the_digest_knows_the_content_and_not_the_name(facts: tuple[Fact, ...]) -> None:
     digest = FactSource("one", facts).digest()
     assert digest == FactSource("another", tuple(replace(fact) for fact in facts)).digest()
-    for name, value in {"answer": "other", "aliases": ("n",), "exposures": 3, "prompts": ("p",)}.items():
+    other: dict[str, Any] = {
+        **dict.fromkeys(("id", "relation", "subject", "question", "answer"), "other"),
+        "split": "train" if facts[-1].split == "test" else "test",
+        "domain": "in_domain" if facts[-1].domain == "out_of_domain" else "out_of_domain",
+        "aliases": ("n",),
+        "exposures": 3,
+        "prompts": ("p",),
+    }
+    assert set(other) == {field.name for field in fields(Fact)}
+    for name, value in other.items():
         changed = (*facts[:-1], replace(facts[-1], **{name: value}))
-        assert FactSource("one", changed).digest() != digest
+        assert FactSource("one", changed).digest() != digest, name
+    for fewer_or_moved in (facts[:-1], (*facts, facts[0]), facts[1:] + facts[:1]):
+        assert (FactSource("one", fewer_or_moved).digest() == digest) == (fewer_or_moved == facts)
     assert len(digest) == 16

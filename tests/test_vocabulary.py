@@ -297,7 +297,6 @@ def inputs(plain: LoadedModel, tmp_path: Path) -> tuple[Path, str, list[object]]
         "draws": [10] * len(facts),
         "rate": [0.9] * len(facts),
         "level": [4] * len(facts),
-        "reason": [None] * len(facts),
     }
     write_table(tmp_path / "m.parquet", MASTERY, columns, {})
     return tmp_path, str(source), ["--facts", source, "--mastery", tmp_path / "m.parquet"]

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from knowshift.errors import InputError
+from knowshift.records import read_table
+from knowshift.weights import change as change_module
 from knowshift.weights.change import NULL_BLOCK, measure_change, measure_pair, null_relative
 from knowshift.weights.layout import Place
 from knowshift.weights.loaded import LoadedTensors, copy_of
 from knowshift.weights.pair import open_pair
+from knowshift.weights.record import WEIGHT_CHANGE, write_record
 from knowshift.weights.selection import FRACTIONS
 from knowshift.weights.tensors import WeightPair
 from weights_pairs import move, save_pair, tiny_llama
@@ -109,7 +112,7 @@ def test_independent_gaussian_updates_look_like_the_null_and_dependent_ones_do_n
 
     found, null = measured(base + torch.randn(size) * 1e-4)
     assert found == pytest.approx(null, abs=0.03)
-    assert found == pytest.approx(0.92, abs=0.03)  # METHOD: about 92% at 20%
+    assert found == pytest.approx(0.92, abs=0.03)  # docs/measures.md: about 92% at 20%
     found, null = measured(base * (1 + torch.rand(size) * 0.01))  # every weight changed in proportion
     assert found < 0.5 < 0.85 < null
 
@@ -153,3 +156,66 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     ):
         measure_change(base, model)
     assert measure_change(base, model, allow_nonfinite=True).changed > 0
+
+
+def test_the_record_holds_each_tensors_own_sums(tmp_path: Path) -> None:
+    """Every column against sums over the tensors themselves in float64, with a zero base and an unmoved weight."""
+    model = tiny_llama()
+    base = copy_of(model)
+    move(model)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base[name].view(-1)[:3] = 0
+    with torch.no_grad():
+        dict(model.named_parameters())[name].view(-1)[5:12] = base[name].view(-1)[5:12]
+    change = measure_change(base, model, FRACTIONS)
+    write_record(tmp_path / "change.parquet", change, {"base": "b"})
+    table, about = read_table(tmp_path / "change.parquet", WEIGHT_CHANGE, "weight change")
+    assert about["eligible"] == change.eligible
+    assert about["base"] == "b"
+    assert "tensors" not in about
+    held, rows = copy_of(model), table.to_pylist()
+    assert [row["name"] for row in rows] == [tensor.name for tensor in change.tensors]
+    for row in rows:
+        p, s = base[row["name"]], held[row["name"]]
+        moved = (s - p).abs()
+        finite = p != 0
+        assert row["size"] == p.numel()
+        assert row["changed"] == int((p != s).sum())
+        assert row["base_zero"] == int(((p == 0) & (s != 0)).sum())
+        assert row["relative_sum"] == pytest.approx(float((moved / p.abs())[finite].double().sum()), rel=1e-6)
+        assert row["absolute_sum"] == pytest.approx(float(moved.double().sum()), rel=1e-9)
+        assert row["squared_sum"] == pytest.approx(float((moved.double() ** 2).sum()), rel=1e-9)
+        assert row["rounded"] is None
+    changed = {row["name"]: row for row in rows}[name]
+    assert 0 < changed["changed"] < changed["size"]
+    assert changed["base_zero"] == 3
+    assert change.base_zero == 3
+
+
+def test_the_null_crosses_blocks_and_pairs_every_tensor_in_a_way_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changes are written as their own places, so the null shows which place each weight was given."""
+    monkeypatch.setattr(change_module, "NULL_BLOCK", 100)
+    size = 5 * 100 + 30
+    places = torch.arange(1, size + 1, dtype=torch.float32)
+    names = ["a", "b"]
+    zero = {name: torch.ones(size) for name in names}
+    pair = WeightPair(LoadedTensors(zero), LoadedTensors(dict.fromkeys(names, places + 1)), names)
+    sources = []
+    for seed in range(4):
+        change_module._partners.cache_clear()
+        change_module._order.cache_clear()
+        for tensor in range(2):
+            given = null_relative(pair, seed, tensor, 0, size).astype(int) - 1
+            assert sorted(given) == list(range(size))  # each change is used once
+            blocks, inside = given[:500].reshape(5, 100) // 100, given[:500].reshape(5, 100) % 100
+            assert (blocks == blocks[:, :1]).all()
+            assert (inside == inside[0]).all()
+            assert sorted(inside[0]) == list(range(100))
+            assert set(given[500:]) == set(range(500, size))
+            for order, many in ((inside[0], 100), (given[500:] - 500, 30)):
+                assert (order == np.arange(many)).sum() < 10  # one on average stays where it was
+            sources.append((tuple(blocks[:, 0]), tuple(inside[0]), tuple(given[500:])))
+    assert len({blocks for blocks, _, _ in sources}) > 4
+    assert sum(blocks == tuple(range(5)) for blocks, _, _ in sources) < 2
+    assert len({inside for _, inside, _ in sources}) == 8
+    assert len({last for _, _, last in sources}) == 8

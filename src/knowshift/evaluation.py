@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from knowshift.accuracy import domain_accuracy
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt, tuning_target
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
@@ -107,7 +108,7 @@ def _unanswerable(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: i
 def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[str, dict[str, Any]]:
     """Accuracy of each domain: ``levels`` [a0..a4], their plain ``mean`` (the paper's headline), ``counts`` [n0..n4].
 
-    Fractions of 1. A level without facts is None; the mean is None unless all five levels have facts.
+    Fractions of 1. A level without facts is None and takes no part in the mean (:func:`domain_accuracy`).
     """
     columns = answers.columns
     result: dict[str, dict[str, Any]] = {}
@@ -118,12 +119,7 @@ def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[st
                 counts[level] += 1
                 hits[level] += bool(hit)
         shares = [hit / count if count else None for hit, count in zip(hits, counts, strict=True)]
-        scored = [share for share in shares if share is not None]
-        result[domain] = {
-            "levels": shares,
-            "mean": sum(scored) / 5 if len(scored) == 5 else None,
-            "counts": counts,
-        }
+        result[domain] = {"levels": shares, "mean": domain_accuracy(hits, counts), "counts": counts}
     return result
 
 

@@ -35,7 +35,6 @@ MASTERY = pa.schema(
         pa.field("draws", pa.int32()),
         pa.field("rate", pa.float64()),
         pa.field("level", pa.int8()),
-        pa.field("reason", pa.string()),
     ]
 )
 

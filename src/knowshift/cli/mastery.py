@@ -119,7 +119,6 @@ def mastery(
             "positions": outcome.positions,
             "seconds": round(seconds, 3),
             "output": str(output),
-            "unscored": outcome.unscored,
             "stopping": stopping,
         },
         as_json,
@@ -182,7 +181,10 @@ def compare_records(first: Path, second: Path) -> Agreement:
 
 
 def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> tuple[EngineSpec, int]:
-    """Where to open the engine, and in how many processes: GPUs each take one, small models on a CPU one per core."""
+    """Where to open the engine, and in how many processes: one a GPU, and of small models on a CPU one a core.
+
+    ``--device cuda`` and ``auto`` take every GPU, ``cuda:N`` that one. A given number of ``workers`` overrides it.
+    """
     import os
     from dataclasses import replace
 
@@ -193,16 +195,18 @@ def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> t
 
     if spec.is_server:
         return spec, 1
+    parts = -(-facts // PART)
     if device in ("auto", "cuda") and torch.cuda.is_available():
         devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-        return replace(spec, devices=devices), workers or len(devices)
+        return replace(spec, devices=devices), workers or min(len(devices), parts)
+    if device not in ("auto", "cpu"):
+        return replace(spec, devices=(device,)), workers or 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     files = find_model(spec.name, revision=spec.revision, base=spec.base, base_revision=spec.base_revision)
     small = files.bytes < SMALL
-    parts = -(-facts // PART)
     processes = workers or (min(cores, parts) if small else 1)
     # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
-    placed = replace(spec, devices=("cpu" if device == "auto" else device,), threads=1 if small else None)
+    placed = replace(spec, devices=("cpu",), threads=1 if small else None)
     return placed, processes
 
 

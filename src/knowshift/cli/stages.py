@@ -138,7 +138,9 @@ def evaluate(
     accuracy = evaluation.accuracy_by_level(answers)
     for domain, result in accuracy.items():
         shown = "  ".join("-" if share is None else f"{share:.3f}" for share in result["levels"])
+        levels_there = sum(share is not None for share in result["levels"])
         mean = "-" if result["mean"] is None else f"{result['mean']:.3f}"
+        mean += "" if levels_there in (0, 5) else f" of the {levels_there} levels with facts"
         console.print(f"{domain}: mean {mean}; levels 0..4  {shown}  (facts {result['counts']})")
     console.print(f"wrote {output}")
     empty = evaluation.empty_rate(answers)

@@ -72,7 +72,7 @@ class MasteryRecord:
     positions: int  # token positions computed
 
     def levels(self) -> dict[str, int | None]:
-        """Level by fact id; None where it could not be measured."""
+        """Level by fact id."""
         return dict(zip(self.columns["fact"], self.columns["level"], strict=True))
 
     def counts(self) -> list[int]:
@@ -174,7 +174,6 @@ def columns_of(
         "draws": draws,
         "rate": [hit / draw for hit, draw in zip(hits, draws, strict=True)],
         "level": [level_of(hit, draw) for hit, draw in zip(hits, draws, strict=True)],
-        "reason": [None] * len(facts),
     }
 
 

@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, read_json, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
@@ -84,11 +84,10 @@ class EngineSpec:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run comes to: facts of each level [n0..n4], facts without one, draws made, token positions computed."""
+    """What a run comes to: facts of each level [n0..n4], draws made, token positions computed."""
 
     facts: int
     levels: list[int]
-    unscored: int
     draws: int
     positions: int
 
@@ -114,10 +113,7 @@ def run_mastery(
     """
     check_output_file(output)
     check_facts(facts)
-    engine = spec.open()
-    check_engine(engine, protocol)
-    _check_prompts(engine, facts, protocol.max_new_tokens)
-    about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
+    engine, about = _checked_engine(spec, facts, protocol, workers)
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")
         _check_same(output, about, told)
@@ -143,6 +139,25 @@ def run_mastery(
         lock.release()
     shutil.rmtree(folder)
     return _outcome(output)
+
+
+def _checked_engine(
+    spec: EngineSpec, facts: Sequence[Fact], protocol: Protocol, workers: int
+) -> tuple[LoadedModel | Engine | None, dict[str, Any]]:
+    """Refuse what this engine cannot do; the engine, None where workers open their own, and what records say of it.
+
+    Workers load copies of their own. One on the CPU does for the checks, and is gone before they start.
+    """
+    if not spec.is_server:
+        for device in spec.devices:
+            torch_device(device)
+    engine = spec.open() if workers == 1 else replace(spec, devices=("cpu",)).open()
+    check_engine(engine, protocol)
+    _check_prompts(engine, facts, protocol.max_new_tokens)
+    about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
+    if isinstance(engine, LoadedModel):
+        about["device"] = str(torch_device(spec.devices[0]))
+    return engine if workers == 1 else None, about
 
 
 def check_facts(facts: Sequence[Fact]) -> None:
@@ -220,7 +235,7 @@ def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) 
 
 def _measure(
     spec: EngineSpec,
-    engine: LoadedModel | Engine,
+    engine: LoadedModel | Engine | None,
     facts: Sequence[Fact],
     missing: Sequence[int],
     folder: Path,
@@ -228,7 +243,10 @@ def _measure(
     workers: int,
 ) -> Iterator[int]:
     """Compute the missing parts; yields the facts of each part as it is written."""
-    if workers == 1 or len(missing) < 2:
+    if not missing:
+        return
+    if workers == 1 or len(missing) == 1:
+        engine = engine or _open_again(spec)
         for start in missing:
             _write_part(engine, facts[start : start + PART], _part(folder, start), protocol)
             yield len(facts[start : start + PART])
@@ -257,7 +275,14 @@ def _measure(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-_engine: LoadedModel | Engine | None = None
+def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
+    """Open an engine that this run has opened before, and warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KnowshiftWarning)
+        return spec.open(worker)
+
+
+_engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
 
 
 def _start_worker(spec: EngineSpec, turns: Any) -> None:
@@ -271,16 +296,20 @@ def _start_worker(spec: EngineSpec, turns: Any) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    warnings.simplefilter("ignore", KnowshiftWarning)  # the parent has loaded the model too, and has told
     global _engine
     with turns.get_lock():
         worker = turns.value
         turns.value += 1
-    _engine = spec.open(worker)
+    try:
+        _engine = _open_again(spec, worker)
+    except InputError as error:  # raised here, it would only say that the pool is broken
+        _engine = error
 
 
 def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
     assert _engine is not None
+    if isinstance(_engine, InputError):
+        raise _engine
     _write_part(_engine, facts, Path(path), protocol)
     return len(facts)
 
@@ -309,6 +338,6 @@ def _outcome(output: Path) -> Outcome:
     table = read_columns(output, ["level", "draws"], "mastery")
     levels = table["level"].to_pylist()
     counts = [levels.count(level) for level in range(LEVELS)]
-    draws = sum(count or 0 for count in table["draws"].to_pylist())
+    draws = sum(table["draws"].to_pylist())
     positions = count_in(output, read_about(output, "mastery"), "positions")
-    return Outcome(len(levels), counts, levels.count(None), draws, positions)
+    return Outcome(len(levels), counts, draws, positions)

@@ -30,7 +30,6 @@ from knowshift.errors import InputError
 from knowshift.models.attention import fast_attention
 from knowshift.models.cache import Arena, Ints, can_append, pick_rows, tree_cache
 from knowshift.models.front import Front, Text, distinct_runs, first_front
-from knowshift.models.linear import fast_linears
 from knowshift.models.loading import LoadedModel
 
 #: Texts still running, below which they are set aside for the next group.
@@ -93,7 +92,7 @@ class Walk(Generic[Text]):
         order = np.lexsort(self._ids.T[::-1])
         size = max(1, self.max_nodes // 2)
         arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
-        with torch.inference_mode(), fast_linears(self.loaded.model), fast_attention(self.loaded.model):
+        with torch.inference_mode(), fast_attention(self.loaded.model):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
                 front = first_front(tree_cache(self.loaded.model.config, arena), group, self._ids[group])
@@ -109,7 +108,7 @@ class Walk(Generic[Text]):
         assert self.keep
         self._numbers = numbers
         none = np.empty(0, dtype=np.int64)
-        with torch.inference_mode(), fast_linears(self.loaded.model), fast_attention(self.loaded.model):
+        with torch.inference_mode(), fast_attention(self.loaded.model):
             for leaves in self._leaves:
                 rows = np.flatnonzero([len(numbers[p]) > 0 for p in leaves.prompts])
                 if not len(rows):

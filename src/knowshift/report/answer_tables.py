@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from knowshift.accuracy import domain_accuracy
 from knowshift.report.evidence import Evidence
 from knowshift.report.layout import Row, Table, bounds
 from knowshift.report.run_folder import BASE_PROMPTS, DOMAINS, LEVELS, RATE_CONTROL, Column
@@ -110,18 +111,17 @@ COUNT_COLUMNS = (
 def count_rows(counts: Counts, column: int) -> list[Row]:
     """One column's rows for both domains: each test level, then the plain mean of the levels' accuracies.
 
-    A level without facts has no accuracy and takes no part in the mean; ``empty_rate`` is over facts, not levels.
+    A level without facts has no accuracy; the mean is :func:`domain_accuracy`; ``empty_rate`` is over facts.
     """
     rows: list[Row] = []
     for d, domain in enumerate(DOMAINS):
         facts = counts.facts[d]
-        filled = facts > 0
-        if not filled.any():
+        if not facts.any():
             continue
         hits, words, empty = (a[d, :, column] for a in (counts.hits, counts.word_hits, counts.empty))
         for level in TEST_LEVELS:
             if level is None:
-                means = [float((x[filled] / facts[filled]).mean()) for x in (hits, words)]
+                means = [domain_accuracy(x, facts) for x in (hits, words)]
                 n, h, w, e = (int(x.sum()) for x in (facts, hits, words, empty))
                 rows.append((domain, "mean", n, h, means[0], w, means[1], e / n))
             elif facts[level]:

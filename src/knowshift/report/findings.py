@@ -16,7 +16,7 @@ __all__ = ["Claim", "Finding", "find", "finding_rows", "findings_of"]
 
 
 def find(evidence: Evidence) -> list[Finding]:
-    """The four findings in the paper's order (METHOD.md section 8)."""
+    """The four findings, in the paper's order; their verdicts are defined in docs/measures.md."""
     return [
         size_finding(evidence),
         level_finding(evidence),

@@ -269,7 +269,7 @@ def _making(evidence: Evidence) -> str:
     if isinstance(timings, dict) and timings:
         seconds = [float(t) for t in timings.values() if isinstance(t, int | float)]
         lines.append(
-            ("work in all", f"{sum(seconds):,.0f} seconds over {len(seconds)} pieces, those of the last start")
+            ("work in all", f"{sum(seconds):,.0f} seconds over {len(seconds)} pieces, of every start of the run")
         )
     rows = "".join(
         f'<tr><td>{escape(key)}</td><td class="words">{escape(str(value))}</td></tr>'

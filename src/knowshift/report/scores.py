@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from knowshift.accuracy import levels_with_facts
 from knowshift.report.run_folder import DOMAINS, LEVELS, Column, Setting
 from knowshift.study.statistics import (
     BEST_AND_WORST,
@@ -133,9 +134,9 @@ class Scores:
     # -- weights over groups --------------------------------------------------------------------------------------
 
     def over(self, domains: Sequence[int], level: int | None = None, half: int | None = None) -> Floats:
-        """Weights whose sum with group means is the plain mean over domains of the mean over test levels (METHOD 5).
+        """Weights whose sum with group means is the plain mean over domains of the mean over test levels.
 
-        A level without facts is missing: the mean is over the levels there are. Without any, the weights are NaN.
+        A level without facts takes no part (:mod:`knowshift.accuracy`). Without any, the weights are NaN.
         """
         out = np.zeros(GROUPS)
         shape = out.reshape(len(DOMAINS), LEVELS, HALVES)
@@ -144,7 +145,7 @@ class Scores:
         levels = list(range(LEVELS)) if level is None else [level]
         filled = [d for d in domains if counts[d][np.ix_(levels, halves)].sum() > 0]
         for d in filled:
-            present = [lv for lv in levels if counts[d, lv, halves].sum() > 0]
+            present = [levels[i] for i in levels_with_facts(counts[d][np.ix_(levels, halves)].sum(axis=1))]
             for lv in present:
                 share = counts[d, lv, halves] / counts[d, lv, halves].sum()
                 shape[d, lv, halves] = share / len(present) / len(filled)

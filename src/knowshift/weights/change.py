@@ -91,7 +91,7 @@ class WeightChange:
         return sorted(self.tensors, key=lambda tensor: -tensor.rms)[:number]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; the keys of DESIGN.md and more beside them."""
+        """Plain JSON values; the keys are those that docs/weights.md lists."""
         return asdict(self)
 
 

@@ -23,12 +23,3 @@ def published_concentration(size: int) -> dict[str, float]:
         if row["model"] == "LLaMA-3-8B" and int(row["train_size"]) == size:
             shares.setdefault(row["top_fraction"], []).append(float(row["share_of_relative_change_percent"]) / 100)
     return {fraction: sum(values) / len(values) for fraction, values in shares.items()}
-
-
-def published_restoration(size: int, domain: str) -> dict[float, float]:
-    """LLaMA-3-8B: accuracy (0..1) by restored fraction, mean over the five training levels."""
-    values: dict[float, list[float]] = {}
-    for row in published("restoration"):
-        if row["model"] == "LLaMA-3-8B" and int(row["train_size"]) == size and row["domain"] == domain:
-            values.setdefault(float(row["restored_fraction"]), []).append(float(row["accuracy_percent"]) / 100)
-    return {fraction: sum(v) / len(v) for fraction, v in values.items()}
