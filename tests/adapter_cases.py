@@ -89,7 +89,7 @@ FAMILIES = {
         ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
         "attention.dense",
         "embed_in",
-        "embed_out",
+        "lm_head",
         "final_layer_norm",
         "layers",
     ),
@@ -162,7 +162,7 @@ _EXTRA: dict[str, dict[str, Any]] = {
     "HRAConfig": {"r": 2},
     "VeraConfig": {"r": 2},
 }
-OTHERS = ["LoHaConfig", "LoKrConfig", "IA3Config", "OFTConfig"]
+OTHERS = [*_EXTRA]
 
 
 @st.composite
@@ -253,4 +253,8 @@ def train_adapter(base: Path, folder: Path, case: Case, size: float = 0.05) -> p
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * size)
         adapted.save_pretrained(folder)
+        trained = [name for name, parameter in adapted.named_parameters() if parameter.requires_grad]
+        targets = case.options["target_modules"]
+        for named in [*(targets if isinstance(targets, list) else ()), *case.options.get("modules_to_save", ())]:
+            assert any(named in name for name in trained), named  # or the case would say nothing of it
     return adapted.eval()

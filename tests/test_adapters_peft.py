@@ -133,8 +133,9 @@ def check_case(case: Case, folder: Path) -> str:
         assert same_bits(parameter.detach(), written[name].to(torch.float32)), name
     with torch.inference_mode():
         logits = model.model(input_ids=IDS).logits[:, -1]
-    # One step of the stored dtype in every weight that the adapter changes.
-    close = {"rtol": 1e-4, "atol": 1e-4} if case.dtype == "float32" else {"rtol": 0.1, "atol": 0.1}
+    # Where the base is stored in bfloat16, rounding may blur a tenth of what the adapter says.
+    blur = 0.1 * float((expected - before).abs().max())
+    close = {"rtol": 1e-4, "atol": 1e-4} if case.dtype == "float32" else {"rtol": 0.0, "atol": max(blur, 0.02)}
     torch.testing.assert_close(logits, expected, **close)
     check_merge(case, base, adapter, written)
     return type(pair.tuned).__name__

@@ -99,7 +99,11 @@ def test_an_adapter_made_for_another_model_is_said_to_be(tmp_path: Path) -> None
         path.write_text(json.dumps({**config, "base_model_name_or_path": told}))
         with pytest.warns(KnowshiftWarning, match=f"made for '{told}'; it fits .*base in names and shapes"):
             open_pair(base, adapter)
-    for told in (None, "", str(base), "owner/base"):  # the last as in a hub cache, whose folders carry the name
+    for told in ("o/bas", "o/base-Instruct", "x" * 5000):
+        path.write_text(json.dumps({**config, "base_model_name_or_path": told}))
+        with pytest.warns(KnowshiftWarning, match="made for"):
+            open_pair(base, adapter)
+    for told in (None, "", str(base), f"{base}/", "owner/base"):  # the last as somebody names what he has fetched
         path.write_text(json.dumps({**config, "base_model_name_or_path": told}))
         open_pair(base, adapter)
     made = identity(open_pair(base, adapter))["tuned"]
@@ -145,6 +149,13 @@ def test_every_field_of_the_configuration_is_known_or_off(tmp_path: Path) -> Non
         ({"r": "4"}, "PEFT cannot "),
         ({"lora_alpha": "x"}, "PEFT cannot "),
         ({"lora_alpha": [1]}, "PEFT cannot "),
+        ({"lora_alpha": 10**400}, "PEFT cannot |logits"),
+        (
+            {"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]},
+            r"no matrices for 'model.layers.0.self_attn.o_proj'",
+        ),
+        ({"target_modules": r".*\.[0-9]\..*(q|k|v|down)_proj"}, r"no matrices for 'model.layers.0.self_attn.k_proj'"),
+        ({"modules_to_save": ["lm_head"]}, r"no tensor of 'lm_head', which modules_to_save names"),
         ({"rank_pattern": {"(": 4}}, "PEFT cannot "),
         ({"rank_pattern": ["q_proj"]}, "PEFT cannot "),
         ({"alpha_pattern": {"q_proj": 4, ".*q_proj": 8}}, r"gives '.*q_proj' 2 values \(4, 8\)"),
@@ -161,7 +172,7 @@ def test_every_field_of_the_configuration_is_known_or_off(tmp_path: Path) -> Non
         ),
         ({"init_lora_weights": "lora_ga"}, "path_initial_model_for_weight_conversion"),
         ({"init_lora_weights": "corda"}, "path_initial_model_for_weight_conversion"),
-        ({"init_lora_weights": "loftq"}, "path_initial_model_for_weight_conversion"),
+        ({"init_lora_weights": "loftq"}, "merge it with the base that LoftQ made"),
         ({"init_lora_weights": "of tomorrow"}, "cannot be repeated"),
         ({"alora_invocation_tokens": [1, 2]}, "PEFT cannot merge it|logits differ"),
     ],
@@ -212,6 +223,51 @@ def test_what_peft_raises_is_one_line(
     with pytest.raises(InputError, match=r"adapter_config\.json: PEFT cannot merge it into .*base: ") as refused:
         open_pair(base, adapter)
     assert len(str(refused.value).splitlines()) == 1
+
+
+def test_half_an_adapter_and_none_are_refused(tmp_path: Path) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA)
+    path = adapter / "adapter_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: tensor for name, tensor in tensors.items() if "layers.0" in name}, path)
+    with pytest.raises(InputError, match=r"no matrices for 'model.layers.1.mlp.down_proj', .*: a part of an adapter"):
+        open_pair(base, adapter)
+    change_config(adapter, layers_to_transform=[0])  # then it is the whole
+    open_pair(base, adapter)
+    change_config(adapter, layers_to_transform=None, exclude_modules=r".*\.layers\.1\..*")
+    open_pair(base, adapter)
+    save_file({}, path)
+    with pytest.raises(InputError, match="holds no tensors, so the adapter was not saved"):
+        open_pair(base, adapter)
+
+
+def test_a_quantised_base_and_another_vocabulary_are_told(tmp_path: Path) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, modules_to_save=["lm_head"])
+    path = base / "config.json"
+    plain = path.read_text()
+    path.write_text(json.dumps({**json.loads(plain), "quantization_config": {"quant_method": "bitsandbytes"}}))
+    with pytest.raises(
+        InputError, match=r"base: stored quantised \(bitsandbytes\); an adapter is put on the unquantised"
+    ):
+        open_pair(base, adapter)
+    path.write_text(plain)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    head = next(name for name in tensors if "lm_head" in name)
+    tensors[head] = torch.zeros(96, 32)
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    with pytest.raises(InputError, match=r"has 96 rows, the base 90: .*resize_token_embeddings\(96\)"):
+        open_pair(base, adapter)
+
+
+def test_a_merge_needs_a_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
+
+    def none(*given: Any, **named: Any) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    with pytest.raises(InputError, match=r"adapter: no temporary folder \(TMPDIR\) to merge it in: No usable"):
+        open_pair(base, adapter)
 
 
 def test_a_merge_needs_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

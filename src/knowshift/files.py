@@ -155,7 +155,12 @@ def take_name(beside: Path, target: Path) -> None:
             _flush_folder(Path(folder))
     else:
         _flush(beside)
-    os.replace(beside, target)
+    try:
+        os.replace(beside, target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        raise InputError(f"{target}: was filled by somebody else meanwhile; nothing was written") from None
     _flush_folder(target.parent)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -41,6 +41,7 @@ from knowshift.weights.tensors import Array, as_dtype, single
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _BLOCK = 1 << 20  # weights in a block of rows
+_LARGEST = 1e38  # of a float32
 
 
 def _any(value: Any) -> bool:
@@ -48,7 +49,7 @@ def _any(value: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _rank(value: Any) -> bool:
@@ -197,6 +198,31 @@ def check_patterns(adapter: Adapter) -> None:
             )
 
 
+def check_fits(adapter: Adapter, base: StoredTensors) -> None:
+    """Refuse an adapter that says nothing, or whose base is quantised or has another vocabulary.
+
+    Raises:
+        InputError: one of these, with what to do.
+    """
+    if not adapter.shard.tensors:
+        raise InputError(f"{adapter.shard.path}: holds no tensors, so the adapter was not saved")
+    quantised = base.config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else None
+        raise InputError(
+            f"{base.folder}: stored quantised ({method or 'quantization_config'}); an adapter is put on the "
+            "unquantised model"
+        )
+    own = own_names(base.shapes)
+    for key, name in adapter.names.items():
+        here, there = adapter.shard.tensors[key].shape, base.shapes.get(own(name) or "", ())
+        if len(here) == len(there) == 2 and here != there and here[1] == there[1]:
+            raise InputError(
+                f"{adapter.shard.path}: tensor {key!r} has {here[0]} rows, the base {there[0]}: the vocabulary was "
+                f"resized; call model.resize_token_embeddings({here[0]}) on the base, and save it, first"
+            )
+
+
 def not_read(adapter: Adapter, base: StoredTensors) -> str | None:
     """Why an adapter cannot be read here, in a few words, or None if it can."""
     kind = adapter.config.get("peft_type")
@@ -283,6 +309,23 @@ class AdaptedTensors:
             if name is None:
                 self._refuse(f"adapter for {module!r}, which the base {self.base.folder} does not have")
             self._add(name, module, matrices)
+        self._check_whole(set(parts), set(names.values()))
+
+    def _check_whole(self, modules: set[str], names: set[str]) -> None:
+        """A training that saved only a part of its adapter would else be merged as if that were all."""
+        config = self.adapter.config
+        own = own_names({f"{module}.weight" for module in modules} | names)
+        prefix = _prefix(names, self.shapes)
+        for name, shape in self.shapes.items():
+            where = place(name, shape, self.base.model_type)
+            module = prefix + name.removesuffix(".weight") if own(name) is None else _module(own(name) or "")
+            # Experts are one tensor in a loaded model, so what names of theirs mean depends on where it was trained.
+            matrix = len(shape) == 2 and where.kind != "norms" and ".experts." not in name
+            if matrix and module not in modules and own(name) not in names and targeted(module, config):
+                self._refuse(f"no matrices for {module!r}, which target_modules names: a part of an adapter")
+        for saved in config.get("modules_to_save") or ():
+            if not any(_named(_module(name), [saved]) or f".{saved}." in f".{name}" for name in names):
+                self._refuse(f"no tensor of {saved!r}, which modules_to_save names: a part of an adapter")
 
     def _add(self, name: str, module: str, matrices: Mapping[str, Array]) -> None:
         embedding = "lora_embedding_A" in matrices
@@ -339,6 +382,46 @@ def _told(module: str, patterns: Mapping[str, Any] | None, otherwise: Any) -> se
     """The values that a module's patterns give it: one, unless several patterns match."""
     matching = {value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)}
     return matching or {otherwise}
+
+
+def targeted(module: str, config: Mapping[str, Any]) -> bool:
+    """Whether a configuration gives a module matrices, as peft decides it from the module's name.
+
+    False where that cannot be told from names ("all-linear", which peft replaces by names when it saves).
+    """
+    targets, excluded = config.get("target_modules"), config.get("exclude_modules")
+    if not targets or targets == "all-linear" or not _named(module, targets) or (excluded and _named(module, excluded)):
+        return False
+    layers = config.get("layers_to_transform")
+    if layers is None:
+        return True
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf".*\.{pattern}\.(\d+)\.", f".{module}")
+        if found:
+            return int(found[1]) in ([layers] if isinstance(layers, int) else layers)
+    return False
+
+
+def _named(module: str, names: Any) -> bool:
+    """A regular expression of the whole name, or names that it ends in."""
+    try:
+        if isinstance(names, str):
+            return re.fullmatch(names, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in names)
+    except (re.error, TypeError):
+        return False
+
+
+def _prefix(names: Collection[str], shapes: Collection[str]) -> str:
+    """What the adapter's names have in front that the base's own lack: "transformer." beside the hub's GPT-2."""
+    for name in names:
+        module = _module(name)
+        for suffix in (f"{module}.weight", f"{module}.bias"):
+            own = own_names(shapes)(suffix)
+            if own is not None and suffix.endswith(own):
+                return suffix.removesuffix(own)
+    return ""
 
 
 def _shown(value: Any) -> str:

@@ -29,7 +29,7 @@ from knowshift.files import check_space
 from knowshift.weights.adapter import CONFIG, Adapter
 from knowshift.weights.beside import copy_files
 from knowshift.weights.checkpoint import DTYPES, FLOATS, StoredTensors
-from knowshift.weights.layout import own_names
+from knowshift.weights.layout import own_names, tied_table
 from knowshift.weights.tensors import number_of
 
 if TYPE_CHECKING:
@@ -43,10 +43,8 @@ _HARMLESS = ("gaussian", "eva", "orthogonal", "mica")
 _INITIALISATION = "init_lora_weights"
 #: Tokens on which the merged model is compared with the adapter's.
 _PROBED = (2, 16)
-#: Difference of logits, as a share of the largest, that rounding in float32 may make.
+#: Difference of a logit, as a share of it and of the middle one, that rounding in float32 may make.
 _CLOSE = 1e-3
-#: Memory a merge takes, in times of the loaded weights: they, and the largest of what is being made.
-_MEMORY = 1.3
 
 
 class MergedTensors(StoredTensors):
@@ -76,13 +74,26 @@ def merge(adapter: Adapter, base: StoredTensors, why: str) -> MergedTensors:
         KnowshiftWarning,
         stacklevel=2,
     )
-    scratch = tempfile.TemporaryDirectory(prefix="knowshift-merged-")
+    with border(f"{adapter.folder}: no temporary folder (TMPDIR) to merge it in"):
+        scratch = tempfile.TemporaryDirectory(prefix="knowshift-merged-")
     try:
         _merge(adapter, base, config, Path(scratch.name))
-        return MergedTensors(scratch, adapter)
+        merged = MergedTensors(scratch, adapter)
+        _check_all(merged, base)
+        return merged
     except BaseException:
         scratch.cleanup()
         raise
+
+
+def _check_all(merged: MergedTensors, base: StoredTensors) -> None:
+    """A model of text and images is merged as its text part alone."""
+    own, table = own_names(merged.shapes), tied_table(base.shapes, base.model_type, base.config)
+    for name, shape in base.shapes.items():
+        if own(name) is None and len(shape) > 1 and (table is None or shape != base.shapes[table]):
+            raise InputError(
+                f"{merged.adapter.folder}: PEFT merges only a part of {base.folder}: tensor {name!r} would be lost"
+            )
 
 
 def _refused(adapter: Adapter) -> Any:
@@ -99,6 +110,8 @@ def _refused(adapter: Adapter) -> Any:
         if told.get(field):
             _refuse(adapter, f"{field} is set; merge the adapter where it was trained")
     start = told.get(_INITIALISATION, True)
+    if kind == "LORA" and start == "loftq":
+        _refuse(adapter, f"{_INITIALISATION} is 'loftq': merge it with the base that LoftQ made, where it was trained")
     if kind == "LORA" and isinstance(start, str) and start not in (*_REPEATED, *_HARMLESS):
         _refuse(
             adapter,
@@ -116,14 +129,18 @@ def _refused(adapter: Adapter) -> Any:
 def _check_room(adapter: Adapter, base: StoredTensors, size: int) -> None:
     import psutil
 
-    needed = int(_MEMORY * size * (8 if _double(base) else 4))
+    # The model, a head of its own where it was tied, the largest tensor's change twice over, the adapter.
+    largest = max(number_of(shape) for shape in base.shapes.values())
+    needed = (size + 3 * largest) * (8 if _double(base) else 4) + 3 * adapter.shard.size
     free = psutil.virtual_memory().available
     if needed > free:
         raise InputError(
             f"{adapter.folder}: merging takes {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
             "merge the adapter on a larger machine (PeftModel.merge_and_unload)"
         )
-    check_space(Path(tempfile.gettempdir()), sum(shard.size for shard in base.shards) + (1 << 26))
+    with border(f"{adapter.folder}: no temporary folder (TMPDIR) to merge it in"):
+        place = Path(tempfile.gettempdir())
+    check_space(place, sum(shard.size for shard in base.shards) + (1 << 26))
 
 
 def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> None:
@@ -227,12 +244,14 @@ def _probe(model: Any, inner: PreTrainedModel) -> torch.Tensor:
 
 
 def _check_merged(adapter: Adapter, before: torch.Tensor, after: torch.Tensor) -> None:
-    difference, scale = float((after - before).abs().max()), float(before.abs().max())
-    if not difference <= _CLOSE * scale:
+    """Logit by logit: those of a vocabulary's padding may be huge, and must not hide the others."""
+    difference, size = (after - before).abs(), before.abs()
+    middle = size.median()
+    if not bool((difference <= _CLOSE * (size + middle)).all()):
         _refuse(
             adapter,
-            f"the model that PEFT merges is not the one with its adapter: logits differ by {difference:.2g} "
-            f"(the largest is {scale:.2g})",
+            "the model that PEFT merges is not the one with its adapter: logits differ by up to "
+            f"{float(difference.max()):.2g}, the middle one is {float(middle):.2g}",
         )
 
 

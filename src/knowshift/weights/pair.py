@@ -7,6 +7,7 @@ dtypes on either side.
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,8 +18,17 @@ from typing import NoReturn
 import numpy as np
 
 from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.files import expanded
 from knowshift.weights.adapter import CONFIG as ADAPTER_CONFIG
-from knowshift.weights.adapter import AdaptedTensors, Adapter, check_patterns, is_adapter, not_read, read_adapter
+from knowshift.weights.adapter import (
+    AdaptedTensors,
+    Adapter,
+    check_fits,
+    check_patterns,
+    is_adapter,
+    not_read,
+    read_adapter,
+)
 from knowshift.weights.checkpoint import FLOATS, StoredTensors
 from knowshift.weights.layout import Place, depth, in_region, own_names, place, tied_table
 from knowshift.weights.merging import merge
@@ -103,6 +113,7 @@ def open_tuned(folder: Path, base: StoredTensors) -> tuple[StoredTensors | Adapt
         return StoredTensors(folder), None
     adapter = read_adapter(folder)
     check_patterns(adapter)
+    check_fits(adapter, base)
     why = not_read(adapter, base)
     tuned = AdaptedTensors(adapter, base) if why is None else merge(adapter, base, why)
     _warn_of_another_base(adapter, base)
@@ -149,10 +160,13 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
 
 def _warn_of_another_base(adapter: Adapter, base: StoredTensors) -> None:
     """An adapter that fits another model's shapes would be merged into it without a word."""
-    told, here = adapter.base_name, base.folder.resolve()
-    if not told or (Path(told).is_dir() and Path(told).resolve() == here):
-        return
-    if Path(told).is_dir() or told.rstrip("/").rpartition("/")[2] not in str(here):
+    told, here = adapter.base_name.rstrip("/"), base.folder.resolve()
+    folder = expanded(told)
+    if os.path.isdir(folder):  # False, and no error, for what is no path at all
+        same = folder.resolve() == here
+    else:  # a folder of the hub's cache carries the whole name, one that somebody fetched its last part
+        same = f"models--{told.replace('/', '--')}" in here.parts or told.rpartition("/")[2] in here.parts
+    if told and not same:
         warnings.warn(
             f"{adapter.folder / ADAPTER_CONFIG}: made for {told!r}; it fits {base.folder} in names and shapes, "
             "which does not make it the same model",
