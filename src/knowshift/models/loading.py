@@ -28,6 +28,7 @@ from knowshift.models.pieces import token_pieces
 from knowshift.models.prompts import PromptEncoder
 from knowshift.models.vocabulary import Vocabulary, check_vocabulary
 from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
+from knowshift.weights.beside import VOCABULARIES, tokenizer_beside, tokenizer_folder
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.layout import own_names
 from knowshift.weights.loaded import as_tensor
@@ -37,8 +38,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-#: Files one of which a tokenizer needs.
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 #: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
 DECIDING = (
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
@@ -111,9 +110,8 @@ class ModelFiles:
 
     @property
     def tokenizer(self) -> Path:
-        """The adapter's folder where it brings a tokenizer, else that of the weights."""
-        brought = self.adapter is not None and any((self.adapter / file).is_file() for file in VOCABULARIES)
-        return self.adapter if self.adapter is not None and brought else self.weights
+        """The folder of the tokenizer (:func:`~knowshift.weights.beside.tokenizer_folder`)."""
+        return tokenizer_folder(self.adapter, self.weights)
 
     @property
     def bytes(self) -> int:
@@ -190,7 +188,7 @@ def load_model(
         model = model.to(place).eval()
     loaded = LoadedModel(
         model=model,
-        tokenizer=load_tokenizer(name, files.tokenizer),
+        tokenizer=load_tokenizer(files),
         name=name,
         folder=folder,
         dtype=str(model.dtype).removeprefix("torch."),
@@ -262,12 +260,18 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
     return _from_hub(name, revision)
 
 
-def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, padding on the left; nothing here ever relies on its pad token."""
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, padding on the left; nothing here ever relies on its pad token.
+
+    It is that of the checkpoint which `restore` writes, whose config.json is the one of the weights.
+    """
+    name, folder = files.name, files.tokenizer
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(VOCABULARIES)})")
     with border(f"{name}: cannot load the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with tokenizer_beside(folder, files.weights) as whole:
+            tokenizer = AutoTokenizer.from_pretrained(whole, trust_remote_code=False)
+        tokenizer.name_or_path = str(folder)
         end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     tokenizer.padding_side = "left"
     if end is None:

@@ -68,7 +68,7 @@ def describe_model(name: str, *, revision: str | None, dtype: str, device: str) 
         InputError: the folder holds no model or no tokenizer, or this machine has no such device.
     """
     files = find_model(name, revision=revision)
-    load_tokenizer(name, files.tokenizer)
+    load_tokenizer(files)
     return {
         "identity": files.identity(),
         "dtype": dtype,
