@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from knowshift.cli.app import main
@@ -100,3 +102,26 @@ def test_the_base_of_an_adapter_may_be_named(small_world: Path, tmp_path: Path) 
             load_model(str(adapter))
     with pytest.raises(InputError, match="a whole model; a base is for an adapter only"):
         load_model(f"world:{small_world}", base="world:tiny")
+
+
+@pytest.mark.parametrize(("whole", "options"), [("norm", {}), ("embed_tokens", {"use_dora": True})], ids=str)
+@pytest.mark.parametrize("fault", ["nan", "inf", "alpha", "saved whole"])
+@pytest.mark.filterwarnings("default::knowshift.errors.KnowshiftWarning")
+def test_weights_that_an_adapter_makes_infinite_are_refused(
+    fault: str, whole: str, options: dict[str, Any], small_world: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(small_world, tmp_path / "adapter", modules_to_save=[whole], **options)
+    assert load_model(str(adapter)).model
+    if fault == "alpha":
+        config = json.loads((adapter / "adapter_config.json").read_text())
+        (adapter / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1e300}))
+    else:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        name = f"model.{whole}.weight" if fault == "saved whole" else "layers.1.self_attn.q_proj.lora_B.weight"
+        [key] = [key for key in weights if key.endswith(name)]
+        weights[key].view(-1)[-1] = float("inf" if fault == "inf" else "nan")
+        save_file(weights, adapter / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError) as refused:
+        load_model(str(adapter))
+    if not options or fault == "saved whole":  # PEFT's merge refuses the others by their logits
+        assert re.search(r"tensor '.*' has NaN or infinite weights in float32$", str(refused.value))

@@ -184,6 +184,8 @@ def load_model(
         else:
             folder, scratch = tuned.folder, tuned
             model = _load(name, folder, dtype)
+            for tensor, parameter in model.named_parameters():
+                _check_finite(name, tensor, parameter)
     with border(f"{name}: cannot move the model to {place}"):
         model = model.to(place).eval()
     loaded = LoadedModel(
@@ -240,6 +242,18 @@ def _put(model: PreTrainedModel, tuned: AdaptedTensors, name: str) -> None:
                 "write the merged model with `knowshift restore --fraction 0`"
             )
         parameter.view(-1).copy_(as_tensor(tuned.read(tensor, 0, parameter.numel())))
+        _check_finite(name, tensor, parameter)
+
+
+def _check_finite(name: str, tensor: str, parameter: torch.Tensor) -> None:
+    """Refuse what an adapter made infinite or NaN. Smallest and largest tell, and NaN is both: no copy is made."""
+    if (
+        parameter.is_floating_point()
+        and parameter.numel()
+        and not torch.stack(torch.aminmax(parameter.detach())).isfinite().all()
+    ):
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise InputError(f"{name}: with the adapter, tensor {tensor!r} has NaN or infinite weights in {dtype}")
 
 
 def model_folder(name: str, *, revision: str | None = None) -> Path:
