@@ -16,9 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from knowshift.cli.app import main
 from knowshift.errors import InputError
-from knowshift.models.loading import load_model
+from knowshift.models.loading import find_model, load_model
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
-from knowshift.study.run import describe_model
+from knowshift.study.config import parse_config
+from knowshift.study.run import describe_model, plan_of
+from knowshift.study.work import Worker
 
 
 def run(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def test_the_base_of_an_adapter_may_be_named(small_world: Path, tmp_path: Path) 
     named = load_model(str(adapter), base=f"world:{small_world}")
     found = load_model(str(adapter))
     assert named.identity == found.identity
-    assert describe_model(str(adapter), revision=None, dtype="float32", device="cpu")["identity"] == found.identity
+    assert describe_model(find_model(str(adapter)), dtype="float32", device="cpu")["identity"] == found.identity
     for told, message in (
         (str(tmp_path / "gone"), r"adapter: made for '.*gone': .*: no such model folder; name its base with --base"),
         (None, r"adapter: an adapter that does not say which model it was made for; name it with --base"),
@@ -125,3 +127,30 @@ def test_weights_that_an_adapter_makes_infinite_are_refused(
         load_model(str(adapter))
     if not options or fault == "saved whole":  # PEFT's merge refuses the others by their logits
         assert re.search(r"tensor '.*' has NaN or infinite weights in float32$", str(refused.value))
+
+
+def test_training_takes_an_adapter_and_its_base(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By name, where the adapter says nothing: in `finetune` and in a study's plan, workers included."""
+    world, adapter = f"world:{small_world}", make_adapter(small_world, tmp_path / "adapter")
+    named = load_model(str(adapter)).identity
+    change = json.loads((adapter / "adapter_config.json").read_text()) | {"base_model_name_or_path": None}
+    (adapter / "adapter_config.json").write_text(json.dumps(change))
+    identity = load_model(str(adapter), base=world).identity
+    assert identity != named
+    text = f"name: a\nmodel: {adapter}\nfacts: {world}\nlevels: [0]\nsizes: [2]\ndraws: 1\n"
+    with pytest.raises(InputError, match="name it with --base"):
+        plan_of(parse_config(text, "config"))
+    config = parse_config(f"{text}base: {world}\n", "config")
+    plan, about = plan_of(config)
+    assert about["model"]["identity"] == identity
+    assert [cell.digest for cell in Worker(tmp_path / "run", config).plan.cells] == [c.digest for c in plan.cells]
+    record = tmp_path / "m.parquet"
+    source = ["--facts", world]
+    measured = ["--draws", "1", "--max-new-tokens", "4", "--workers", "1"]
+    run(["mastery", world, "--output", str(record), *source, *measured], monkeypatch, capsys)
+    tuned = tmp_path / "tuned"
+    more = ["--mastery", str(record), "--level", "0", "--size", "4", "--output-dir", str(tuned)]
+    run(["finetune", str(adapter), "--base", world, *source, *more], monkeypatch, capsys)
+    assert json.loads((tuned / "knowshift.json").read_text())["base"]["identity"] == identity

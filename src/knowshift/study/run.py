@@ -25,7 +25,7 @@ from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.finetune.precision import check_trainable, stored_dtype
-from knowshift.models.loading import find_model, load_tokenizer, torch_device
+from knowshift.models.loading import ModelFiles, find_model, load_tokenizer, torch_device
 from knowshift.records import read_columns
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
@@ -44,9 +44,10 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
             the largest size at all.
     """
     source = load_facts(config.facts)
-    model = describe_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    files = _model(config)
+    model = describe_model(files, dtype=config.dtype, device=config.device)
     if config.dtype == "auto":
-        check_trainable(config.model, stored_dtype(find_model(config.model, revision=config.revision).weights))
+        check_trainable(config.model, stored_dtype(files.weights))
     plan = make_plan(config, source.facts, source.digest(), model["identity"])
     probed = [source.facts[index] for index in probed_facts(source.facts, config)]
     train = sum(1 for fact in probed if fact.split == "train")
@@ -61,13 +62,16 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
     return plan, about
 
 
-def describe_model(name: str, *, revision: str | None, dtype: str, device: str) -> dict[str, Any]:
+def _model(config: StudyConfig) -> ModelFiles:
+    return find_model(config.model, revision=config.revision, base=config.base, base_revision=config.base_revision)
+
+
+def describe_model(files: ModelFiles, *, dtype: str, device: str) -> dict[str, Any]:
     """What a manifest says about a model, from its files alone: a plan for 70B weights loads none of them.
 
     Raises:
-        InputError: the folder holds no model or no tokenizer, or this machine has no such device.
+        InputError: there is no tokenizer, or this machine has no such device.
     """
-    files = find_model(name, revision=revision)
     load_tokenizer(files)
     return {
         "identity": files.identity(),

@@ -34,7 +34,12 @@ class Worker:
         self.run, self.config = run, config
         self.source = load_facts(config.facts)
         self.base: LoadedModel = load_model(
-            config.model, revision=config.revision, dtype=config.dtype, device=config.device
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.device,
+            base=config.base,
+            base_revision=config.base_revision,
         )
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
         self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
