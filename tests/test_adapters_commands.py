@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +132,52 @@ def test_weights_that_an_adapter_makes_infinite_are_refused(
         load_model(str(adapter))
     if not options or fault == "saved whole":  # PEFT's merge refuses the others by their logits
         assert re.search(r"tensor '.*' has NaN or infinite weights in float32$", str(refused.value))
+
+
+#: The command with small parts, interrupted as from a keyboard when a worker has finished one.
+INTERRUPTED = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from knowshift.mastery import run
+run.PART = 4
+from knowshift.cli.app import main
+if __name__ == "__main__":
+    main()
+"""
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+def test_an_interrupted_run_of_an_adapter_leaves_no_temporary_folder(
+    options: dict[str, Any], small_world: Path, tmp_path: Path
+) -> None:
+    """What PEFT merges is merged once, by the process that is interrupted, and a worker that is ended makes nothing."""
+    adapter, scratch = make_adapter(small_world, tmp_path / "adapter", **options), tmp_path / "scratch"
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(small_world / file, adapter / file)
+    scratch.mkdir()
+    parts = tmp_path / "m.parquet.parts"
+    words = ["mastery", str(adapter), "--facts", f"world:{small_world}", "--output", str(tmp_path / "m.parquet")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, *words, "--workers", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    until, seen = time.monotonic() + 120, set()
+    while process.poll() is None and time.monotonic() < until:
+        seen |= {path.name for path in scratch.iterdir() if path.name.startswith("knowshift-")}
+        if list(parts.glob("part-*")):
+            process.send_signal(signal.SIGINT)
+            break
+        time.sleep(0.005)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert list(scratch.iterdir()) == []
+    assert sorted(name.rpartition("-")[0] for name in seen) == [
+        *(["knowshift-merged"] if options else []),
+        "knowshift-tokenizer",
+    ]
+    assert told.count("so PEFT merges it") == len(options)
 
 
 def test_training_takes_an_adapter_and_its_base(

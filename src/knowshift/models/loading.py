@@ -6,8 +6,11 @@ import functools
 import hashlib
 import importlib.resources
 import os
+import shutil
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from knowshift.files import digest, expanded
 from knowshift.models.pieces import token_pieces
 from knowshift.models.prompts import PromptEncoder
 from knowshift.models.vocabulary import Vocabulary, check_vocabulary
-from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
+from knowshift.weights.adapter import AdaptedTensors, is_adapter, not_read, read_adapter
 from knowshift.weights.beside import VOCABULARIES, tokenizer_beside, tokenizer_folder
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.layout import own_names
@@ -107,6 +110,9 @@ class ModelFiles:
     name: str  # as the user gave it
     weights: Path
     adapter: Path | None = None
+    #: What :func:`prepared` has made: the folder in which PEFT merged the two, and :func:`tokenizer_beside` its config.
+    merged: Path | None = None
+    whole_tokenizer: Path | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -169,23 +175,48 @@ def load_model(
     "auto" (cuda where there is one). ``base`` and ``base_revision`` as in :func:`find_model`. Raises
     :class:`InputError` for whatever is missing, pickled or damaged.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
-    place = torch_device(device)
+    _check_asked(dtype, device)
     files = find_model(name, revision=revision, base=base, base_revision=base_revision)
-    folder, scratch = files.weights, None
+    return load_found(files, dtype=dtype, device=device)
+
+
+@contextmanager
+def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
+    """The same model, with all made that would need a temporary folder: for processes that each load it.
+
+    An adapter that PEFT merges is merged once, and nothing is left when the block ends, however it ends; a process
+    that is terminated would leave what it had made.
+    """
     if files.adapter is None:
-        model = _load(name, folder, dtype)
-    else:
+        yield files
+        return
+    with tokenizer_beside(files.tokenizer, files.weights) as tokenizer:
+        ready = replace(files, whole_tokenizer=tokenizer)
+        base = StoredTensors(files.weights)
+        if not_read(read_adapter(files.adapter), base) is None:
+            yield ready
+            return
+        merged, _ = open_tuned(files.adapter, base)
+        assert isinstance(merged, StoredTensors)
+        try:
+            yield replace(ready, merged=merged.folder)
+        finally:
+            shutil.rmtree(merged.folder, ignore_errors=True)  # now, and not when a traceback lets go of it
+
+
+def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """:func:`load_model` of what :func:`find_model` has found."""
+    place, name = _check_asked(dtype, device), files.name
+    folder, tuned = files.merged or files.weights, None
+    if files.adapter is not None and files.merged is None:
         tuned, _ = open_tuned(files.adapter, StoredTensors(folder))
-        if isinstance(tuned, AdaptedTensors):
-            model = _load(name, folder, dtype)
-            _put(model, tuned, name)
-        else:
-            folder, scratch = tuned.folder, tuned
-            model = _load(name, folder, dtype)
-            for tensor, parameter in model.named_parameters():
-                _check_finite(name, tensor, parameter)
+        folder = tuned.folder if isinstance(tuned, StoredTensors) else folder
+    model = _load(name, folder, dtype)
+    if isinstance(tuned, AdaptedTensors):
+        _put(model, tuned, name)
+    elif files.adapter is not None:
+        for tensor, parameter in model.named_parameters():
+            _check_finite(name, tensor, parameter)
     with border(f"{name}: cannot move the model to {place}"):
         model = model.to(place).eval()
     loaded = LoadedModel(
@@ -197,10 +228,16 @@ def load_model(
         device=str(place),
         identity=files.identity(),
         own_tokenizer=files.tokenizer if files.tokenizer == files.adapter else None,
-        scratch=scratch,
+        scratch=tuned,
     )
     check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)
     return loaded
+
+
+def _check_asked(dtype: str, device: str) -> torch.device:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
+    return torch_device(device)
 
 
 def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
@@ -283,7 +320,8 @@ def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(VOCABULARIES)})")
     with border(f"{name}: cannot load the tokenizer"):
-        with tokenizer_beside(folder, files.weights) as whole:
+        ready = files.whole_tokenizer
+        with tokenizer_beside(folder, files.weights) if ready is None else nullcontext(ready) as whole:
             tokenizer = AutoTokenizer.from_pretrained(whole, trust_remote_code=False)
         tokenizer.name_or_path = str(folder)
         end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
