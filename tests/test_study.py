@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from knowshift.errors import InputError
-from knowshift.models.loading import load_model
+from knowshift.models.loading import find_model, load_model
 from knowshift.study.cells import make_plan, probed_facts
 from knowshift.study.config import load_config, load_preset, parse_config, presets
 from knowshift.study.run import check_folder, describe_model, plan_of, run_study
@@ -254,12 +254,12 @@ def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp
 
 
 def test_a_plan_describes_the_model_that_workers_load(small_world: Path) -> None:
-    told = describe_model(str(small_world), revision=None, dtype="float32", device="cpu")
+    told = describe_model(find_model(str(small_world)), dtype="float32", device="cpu")
     loaded = load_model(str(small_world))
     assert told["identity"] == loaded.identity
     assert told["weights"] == sum(p.numel() for p in loaded.model.parameters())
     with pytest.raises(InputError, match="device 'cuda:99'"):
-        describe_model(str(small_world), revision=None, dtype="float32", device="cuda:99")
+        describe_model(find_model(str(small_world)), dtype="float32", device="cuda:99")
 
 
 def test_a_missing_config_file_is_one_line(tmp_path: Path) -> None:

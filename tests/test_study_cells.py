@@ -49,6 +49,8 @@ OTHER: dict[str, Any] = {
     "model": "another model",
     "facts": "other facts",
     "revision": "main",
+    "base": "a base",
+    "base_revision": "main",
     "dtype": "bfloat16",
     "device": "cuda",
     "threads": 2,

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id, or world:tiny.")],
+    model: Annotated[str, typer.Argument(help="Local folder, hub id, LoRA adapter, or world:tiny.")],
     facts: FactsOption,
     mastery: MasteryOption,
     level: Annotated[int, typer.Option(min=0, max=4, help="Mastery level of the training facts.")],
@@ -55,6 +55,8 @@ def finetune(
     report_to: Annotated[str, typer.Option(help="Passed on to the Trainer: trackio, wandb, tensorboard.")] = "none",
     seed: SeedOption = 0,
     revision: RevisionOption = None,
+    base: BaseOption = None,
+    base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
@@ -81,7 +83,7 @@ def finetune(
     from knowshift.models.loading import load_model
     from knowshift.models.saving import save_model
 
-    loaded = load_model(model, revision=revision, dtype=dtype, device=device)
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     check_trainable(model, loaded.dtype)  # of "auto"
     recipe = training.TrainingRecipe(
         learning_rate=learning_rate,

@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, read_json, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
-from knowshift.models.loading import LoadedModel, torch_device
+from knowshift.models.loading import LoadedModel, ModelFiles, find_model, load_found, prepared, torch_device
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
@@ -54,6 +55,7 @@ class EngineSpec:
     threads: int | None = None  # of each worker; None leaves PyTorch's choice
     base: str | None = None  # the model an adapter is put on, where it is not what it says
     base_revision: str | None = None
+    found: ModelFiles | None = None  # where it lies; looked for by name where None
 
     @property
     def is_server(self) -> bool:
@@ -72,6 +74,8 @@ class EngineSpec:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.devices[worker % len(self.devices)]
+        if self.found is not None:
+            return load_found(self.found, dtype=self.dtype, device=device)
         return load_model(
             self.name,
             revision=self.revision,
@@ -80,6 +84,16 @@ class EngineSpec:
             base=self.base,
             base_revision=self.base_revision,
         )
+
+    @contextmanager
+    def shared(self) -> Iterator[EngineSpec]:
+        """The same engine for several processes: an adapter is merged, where it must be, before they open it."""
+        if self.is_server:
+            yield self
+            return
+        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+        with prepared(files) as found:
+            yield self if files.adapter is None else replace(self, found=found)
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,13 @@ def run_mastery(
     """
     check_output_file(output)
     check_facts(facts)
+    with spec.shared() if workers > 1 else nullcontext(spec) as opened:
+        return _run_mastery(opened, facts, output, protocol, workers, progress)
+
+
+def _run_mastery(
+    spec: EngineSpec, facts: Sequence[Fact], output: Path, protocol: Protocol, workers: int, progress: Progress
+) -> Outcome:
     engine, about = _checked_engine(spec, facts, protocol, workers)
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")

@@ -6,8 +6,11 @@ import functools
 import hashlib
 import importlib.resources
 import os
+import shutil
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,8 @@ from knowshift.files import digest, expanded
 from knowshift.models.pieces import token_pieces
 from knowshift.models.prompts import PromptEncoder
 from knowshift.models.vocabulary import Vocabulary, check_vocabulary
-from knowshift.weights.adapter import AdaptedTensors, is_adapter, read_adapter
+from knowshift.weights.adapter import AdaptedTensors, is_adapter, not_read, read_adapter
+from knowshift.weights.beside import VOCABULARIES, tokenizer_beside, tokenizer_folder
 from knowshift.weights.checkpoint import StoredTensors
 from knowshift.weights.layout import own_names
 from knowshift.weights.loaded import as_tensor
@@ -37,8 +41,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
 WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
-#: Files one of which a tokenizer needs.
-VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 #: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
 DECIDING = (
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
@@ -108,12 +110,14 @@ class ModelFiles:
     name: str  # as the user gave it
     weights: Path
     adapter: Path | None = None
+    #: What :func:`prepared` has made: the folder in which PEFT merged the two, and :func:`tokenizer_beside` its config.
+    merged: Path | None = None
+    whole_tokenizer: Path | None = None
 
     @property
     def tokenizer(self) -> Path:
-        """The adapter's folder where it brings a tokenizer, else that of the weights."""
-        brought = self.adapter is not None and any((self.adapter / file).is_file() for file in VOCABULARIES)
-        return self.adapter if self.adapter is not None and brought else self.weights
+        """The folder of the tokenizer (:func:`~knowshift.weights.beside.tokenizer_folder`)."""
+        return tokenizer_folder(self.adapter, self.weights)
 
     @property
     def bytes(self) -> int:
@@ -171,36 +175,69 @@ def load_model(
     "auto" (cuda where there is one). ``base`` and ``base_revision`` as in :func:`find_model`. Raises
     :class:`InputError` for whatever is missing, pickled or damaged.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
-    place = torch_device(device)
+    _check_asked(dtype, device)
     files = find_model(name, revision=revision, base=base, base_revision=base_revision)
-    folder, scratch = files.weights, None
+    return load_found(files, dtype=dtype, device=device)
+
+
+@contextmanager
+def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
+    """The same model, with all made that would need a temporary folder: for processes that each load it.
+
+    An adapter that PEFT merges is merged once, and nothing is left when the block ends, however it ends; a process
+    that is terminated would leave what it had made.
+    """
     if files.adapter is None:
-        model = _load(name, folder, dtype)
-    else:
+        yield files
+        return
+    with tokenizer_beside(files.tokenizer, files.weights) as tokenizer:
+        ready = replace(files, whole_tokenizer=tokenizer)
+        base = StoredTensors(files.weights)
+        if not_read(read_adapter(files.adapter), base) is None:
+            yield ready
+            return
+        merged, _ = open_tuned(files.adapter, base)
+        assert isinstance(merged, StoredTensors)
+        try:
+            yield replace(ready, merged=merged.folder)
+        finally:
+            shutil.rmtree(merged.folder, ignore_errors=True)  # now, and not when a traceback lets go of it
+
+
+def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+    """:func:`load_model` of what :func:`find_model` has found."""
+    place, name = _check_asked(dtype, device), files.name
+    folder, tuned = files.merged or files.weights, None
+    if files.adapter is not None and files.merged is None:
         tuned, _ = open_tuned(files.adapter, StoredTensors(folder))
-        if isinstance(tuned, AdaptedTensors):
-            model = _load(name, folder, dtype)
-            _put(model, tuned, name)
-        else:
-            folder, scratch = tuned.folder, tuned
-            model = _load(name, folder, dtype)
+        folder = tuned.folder if isinstance(tuned, StoredTensors) else folder
+    model = _load(name, folder, dtype)
+    if isinstance(tuned, AdaptedTensors):
+        _put(model, tuned, name)
+    elif files.adapter is not None:
+        for tensor, parameter in model.named_parameters():
+            _check_finite(name, tensor, parameter)
     with border(f"{name}: cannot move the model to {place}"):
         model = model.to(place).eval()
     loaded = LoadedModel(
         model=model,
-        tokenizer=load_tokenizer(name, files.tokenizer),
+        tokenizer=load_tokenizer(files),
         name=name,
         folder=folder,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(place),
         identity=files.identity(),
         own_tokenizer=files.tokenizer if files.tokenizer == files.adapter else None,
-        scratch=scratch,
+        scratch=tuned,
     )
     check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)
     return loaded
+
+
+def _check_asked(dtype: str, device: str) -> torch.device:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
+    return torch_device(device)
 
 
 def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
@@ -242,6 +279,18 @@ def _put(model: PreTrainedModel, tuned: AdaptedTensors, name: str) -> None:
                 "write the merged model with `knowshift restore --fraction 0`"
             )
         parameter.view(-1).copy_(as_tensor(tuned.read(tensor, 0, parameter.numel())))
+        _check_finite(name, tensor, parameter)
+
+
+def _check_finite(name: str, tensor: str, parameter: torch.Tensor) -> None:
+    """Refuse what an adapter made infinite or NaN. Smallest and largest tell, and NaN is both: no copy is made."""
+    if (
+        parameter.is_floating_point()
+        and parameter.numel()
+        and not torch.stack(torch.aminmax(parameter.detach())).isfinite().all()
+    ):
+        dtype = str(parameter.dtype).removeprefix("torch.")
+        raise InputError(f"{name}: with the adapter, tensor {tensor!r} has NaN or infinite weights in {dtype}")
 
 
 def model_folder(name: str, *, revision: str | None = None) -> Path:
@@ -262,12 +311,19 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
     return _from_hub(name, revision)
 
 
-def load_tokenizer(name: str, folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer, padding on the left; nothing here ever relies on its pad token."""
+def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, padding on the left; nothing here ever relies on its pad token.
+
+    It is that of the checkpoint which `restore` writes, whose config.json is the one of the weights.
+    """
+    name, folder = files.name, files.tokenizer
     if not any((folder / file).is_file() for file in VOCABULARIES):
         raise InputError(f"{name}: no tokenizer in {folder} (expected one of {', '.join(VOCABULARIES)})")
     with border(f"{name}: cannot load the tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        ready = files.whole_tokenizer
+        with tokenizer_beside(folder, files.weights) if ready is None else nullcontext(ready) as whole:
+            tokenizer = AutoTokenizer.from_pretrained(whole, trust_remote_code=False)
+        tokenizer.name_or_path = str(folder)
         end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     tokenizer.padding_side = "left"
     if end is None:

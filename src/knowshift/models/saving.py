@@ -27,9 +27,10 @@ _DTYPE = re.compile(rb'("(?:torch_)?dtype"\s*:\s*")(?:torch\.)?(?:float|bfloat)\
 def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write a checkpoint into ``folder`` (existing, empty): the weights in memory, the rest as in ``loaded.folder``.
 
-    Every file beside the weights is copied byte for byte; in config.json only the dtype is that of the weights. A
-    file that the source has not (a generation config, say) is not made. Records of an earlier training and indexes of
-    other weight files stay behind (:mod:`knowshift.weights.beside`).
+    The tokenizer's files are those that it was loaded from. Every file beside the weights is copied byte for byte; in
+    config.json only the dtype is that of the weights. A file that the source has not (a generation config, say) is not
+    made. Records of an earlier training and indexes of other weight files stay behind
+    (:mod:`knowshift.weights.beside`).
 
     Of a model of text and images that is loaded as a language model, the text part is all that is written, under the
     names it has in the source.
@@ -51,9 +52,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     dtype = str(model.dtype).removeprefix("torch.").encode()
     config = (loaded.folder / _CONFIG).read_bytes()
     (folder / _CONFIG).write_bytes(_DTYPE.sub(rb"\g<1>" + dtype + rb"\g<2>", config))
-    if loaded.own_tokenizer is not None:
-        copy_files(loaded.own_tokenizer, folder, TOKENIZER)
-    copy_files(loaded.folder, folder)
+    copy_files(loaded.own_tokenizer or loaded.folder, folder, TOKENIZER)
+    copy_files(loaded.folder, folder, without=TOKENIZER)
 
 
 @contextmanager

@@ -78,6 +78,8 @@ HARMLESS: Mapping[str, str] = {
     "name": "names the run folder",
     "model": "its identity, over configuration, tokenizer and weights, is an input of every cell",
     "revision": "the same",
+    "base": "of an adapter, whose identity is over that of its base",
+    "base_revision": "the same",
     "facts": "their digest, over every field of every fact, is an input of every cell",
     "levels": "says which cells there are; each has its level in its key",
     "sizes": "says which cells there are; each has its size in its key",

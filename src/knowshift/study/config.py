@@ -74,6 +74,8 @@ class StudyConfig(_Strict):
     model: str
     facts: str
     revision: str | None = None
+    base: str | None = None  # the model an adapter is put on; where not said, what it was made for
+    base_revision: str | None = None
     dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
     device: str = "cpu"
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same

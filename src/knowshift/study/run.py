@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -25,11 +25,11 @@ from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.finetune.precision import check_trainable, stored_dtype
-from knowshift.models.loading import find_model, load_tokenizer, torch_device
+from knowshift.models.loading import ModelFiles, load_tokenizer, prepared, torch_device
 from knowshift.records import read_columns
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig
-from knowshift.study.work import Worker
+from knowshift.study.work import Worker, find_base
 from knowshift.weights.checkpoint import StoredTensors
 
 #: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
@@ -44,9 +44,10 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
             the largest size at all.
     """
     source = load_facts(config.facts)
-    model = describe_model(config.model, revision=config.revision, dtype=config.dtype, device=config.device)
+    files = find_base(config)
+    model = describe_model(files, dtype=config.dtype, device=config.device)
     if config.dtype == "auto":
-        check_trainable(config.model, stored_dtype(find_model(config.model, revision=config.revision).weights))
+        check_trainable(config.model, stored_dtype(files.weights))
     plan = make_plan(config, source.facts, source.digest(), model["identity"])
     probed = [source.facts[index] for index in probed_facts(source.facts, config)]
     train = sum(1 for fact in probed if fact.split == "train")
@@ -61,14 +62,13 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
     return plan, about
 
 
-def describe_model(name: str, *, revision: str | None, dtype: str, device: str) -> dict[str, Any]:
+def describe_model(files: ModelFiles, *, dtype: str, device: str) -> dict[str, Any]:
     """What a manifest says about a model, from its files alone: a plan for 70B weights loads none of them.
 
     Raises:
-        InputError: the folder holds no model or no tokenizer, or this machine has no such device.
+        InputError: there is no tokenizer, or this machine has no such device.
     """
-    files = find_model(name, revision=revision)
-    load_tokenizer(name, files.tokenizer)
+    load_tokenizer(files)
     return {
         "identity": files.identity(),
         "dtype": dtype,
@@ -107,7 +107,7 @@ def run_study(
         missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
         processes = min(workers or _workers(config), max(1, len(missing)))
-        with EXECUTORS[executor](run, config, processes) as do:
+        with _shared(config, executor, missing) as found, EXECUTORS[executor](run, config, found, processes) as do:
             for stage in (plan.probes, plan.tuned):
                 if stage is plan.tuned:
                     check_levels(run, config, plan)
@@ -123,6 +123,16 @@ def run_study(
         _write_manifest(run, config, plan, about, seconds)
         lock.release()
     return plan
+
+
+@contextmanager
+def _shared(config: StudyConfig, executor: Executor, missing: Collection[str]) -> Iterator[ModelFiles | None]:
+    """The model for all workers, merged once where PEFT merges an adapter; None where a cluster's find their own."""
+    if executor == "ray" or not missing:
+        yield None
+        return
+    with prepared(find_base(config)) as found:
+        yield found
 
 
 def _workers(config: StudyConfig) -> int:
@@ -249,21 +259,21 @@ Do = Callable[[Sequence[Unit]], Iterator[tuple[str, float]]]
 _WORKER: Worker | None = None
 
 
-def _worker(run: Path, config: StudyConfig) -> Worker:
+def _worker(run: Path, config: StudyConfig, found: ModelFiles | None) -> Worker:
     """This process's worker: made once, so that a base model is loaded once."""
     global _WORKER
-    if _WORKER is None or _WORKER.run != run or _WORKER.config != config:
-        _WORKER = Worker(run, config)
+    if _WORKER is None or (_WORKER.run, _WORKER.config, _WORKER.found) != (run, config, found):
+        _WORKER = Worker(run, config, found)
     return _WORKER
 
 
-def _do(run: Path, config: StudyConfig, unit: Unit) -> tuple[str, float]:
-    return unit.title, _worker(run, config).do(unit)
+def _do(run: Path, config: StudyConfig, found: ModelFiles | None, unit: Unit) -> tuple[str, float]:
+    return unit.title, _worker(run, config, found).do(unit)
 
 
 @contextmanager
-def _here(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
-    yield lambda units: (_do(run, config, unit) for unit in units)
+def _here(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
+    yield lambda units: (_do(run, config, found, unit) for unit in units)
 
 
 def _begin() -> None:
@@ -280,12 +290,12 @@ def _begin() -> None:
 
 
 @contextmanager
-def _processes(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
+def _processes(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
     # Spawned, not forked: torch's threads do not survive a fork. One pool for all stages: a worker starts for seconds.
     pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
 
     def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
-        pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, unit) for unit in units}
+        pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, found, unit) for unit in units}
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
@@ -302,7 +312,7 @@ def _processes(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
 
 
 @contextmanager
-def _ray(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
+def _ray(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
     try:
         import ray
     except ImportError:
@@ -315,7 +325,7 @@ def _ray(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
 
     def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
         nonlocal pending
-        pending = [task.remote(run.absolute(), config, unit) for unit in units]
+        pending = [task.remote(run.absolute(), config, found, unit) for unit in units]
         while pending:
             finished, pending = ray.wait(pending)
             yield from ray.get(finished)
@@ -329,7 +339,7 @@ def _ray(run: Path, config: StudyConfig, workers: int) -> Iterator[Do]:
             ray.cancel(left)
 
 
-EXECUTORS: dict[str, Callable[[Path, StudyConfig, int], AbstractContextManager[Do]]] = {
+EXECUTORS: dict[str, Callable[[Path, StudyConfig, ModelFiles | None, int], AbstractContextManager[Do]]] = {
     "here": _here,
     "processes": _processes,
     "ray": _ray,

@@ -15,7 +15,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.heap import steady_heap
-from knowshift.models.loading import LoadedModel, load_model
+from knowshift.models.loading import LoadedModel, ModelFiles, find_model, load_found, load_model
 from knowshift.models.saving import save_model
 from knowshift.records import read_columns
 from knowshift.study import content
@@ -25,17 +25,23 @@ from knowshift.token_shift import ShiftItems, token_shift
 from knowshift.weights.selection import fraction_name
 
 
-class Worker:
-    """Runs units of one study. Everything expensive is made once, on first use."""
+def find_base(config: StudyConfig) -> ModelFiles:
+    """Where the model of a study lies."""
+    return find_model(config.model, revision=config.revision, base=config.base, base_revision=config.base_revision)
 
-    def __init__(self, run: Path, config: StudyConfig) -> None:
+
+class Worker:
+    """Runs units of one study. Everything expensive is made once, on first use.
+
+    ``found`` is where the base model lies, if that is known.
+    """
+
+    def __init__(self, run: Path, config: StudyConfig, found: ModelFiles | None = None) -> None:
         steady_heap()
         torch.set_num_threads(config.threads)
-        self.run, self.config = run, config
+        self.run, self.config, self.found = run, config, found
         self.source = load_facts(config.facts)
-        self.base: LoadedModel = load_model(
-            config.model, revision=config.revision, dtype=config.dtype, device=config.device
-        )
+        self.base: LoadedModel = load_found(found or find_base(config), dtype=config.dtype, device=config.device)
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
         self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
         self._in_memory: tuple[str, LoadedModel] | None = None

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from knowshift.errors import InputError
 
+#: Files one of which a tokenizer needs.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 #: Of the tokenizer.
 TOKENIZER = (
     "tokenizer*",
@@ -20,6 +24,7 @@ TOKENIZER = (
     "chat_template*",
     "additional_chat_templates/*.jinja",
     "spiece*",
+    "tekken.json",
 )
 #: Of the model: what is copied with its weights.
 BESIDE_WEIGHTS = (
@@ -38,15 +43,54 @@ _LEFT_BEHIND = (
 )
 
 
-def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS) -> list[Path]:
-    """Paths of the folder's files that match one of the patterns, without those that are left behind, sorted.
+def tokenizer_folder(tuned: Path | None, base: Path) -> Path:
+    """The folder that the tokenizer of a tuned model comes from: that of the adapter or checkpoint, else the base's.
+
+    A tokenizer is taken whole, from the one folder that has a vocabulary: special tokens and templates of another
+    folder would make another tokenizer of it.
+    """
+    if tuned is None or (_has_vocabulary(base) and not _has_vocabulary(tuned)):
+        return base
+    return tuned
+
+
+def _has_vocabulary(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in VOCABULARIES)
+
+
+@contextmanager
+def tokenizer_beside(tokenizer: Path, weights: Path) -> Iterator[Path]:
+    """A folder with a tokenizer's files and the configuration of the model that it is for, for as long as the block.
+
+    transformers chooses a tokenizer's class, and corrects some tokenizers, by the config.json that lies beside it. An
+    adapter's folder has none, or an earlier one.
+    """
+    if tokenizer == weights:
+        yield weights
+        return
+    with tempfile.TemporaryDirectory(prefix="knowshift-tokenizer-") as scratch:
+        files = {path.relative_to(tokenizer): path for path in _matching(tokenizer, TOKENIZER)}
+        for name, path in {**files, Path("config.json"): weights / "config.json"}.items():
+            link = Path(scratch) / name
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
+        yield Path(scratch)
+
+
+def _matching(folder: Path, patterns: Sequence[str]) -> set[Path]:
+    left = {path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)}
+    return {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()} - left
+
+
+def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, without: Sequence[str] = ()) -> list[Path]:
+    """Paths of the folder's files that match one of the patterns, sorted.
+
+    What matches one of ``without`` is not among them, nor what is left behind.
 
     Raises:
         InputError: one of them is a link that leads out of the folder and is not one of the hub's cache.
     """
-    left = {path for pattern in _LEFT_BEHIND for path in folder.glob(pattern)}
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    for path in (files := sorted(found - left)):
+    for path in (files := sorted(_matching(folder, patterns) - _matching(folder, without))):
         _check_link(folder, path)
     return files
 
@@ -70,9 +114,11 @@ def _check_link(folder: Path, path: Path) -> None:
     )
 
 
-def copy_files(source: Path, target: Path, patterns: Sequence[str] = BESIDE_WEIGHTS) -> None:
+def copy_files(
+    source: Path, target: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, without: Sequence[str] = ()
+) -> None:
     """Copy :func:`files_beside` of ``source`` byte for byte; what ``target`` has already stays as it is."""
-    for path in files_beside(source, patterns):
+    for path in files_beside(source, patterns, without):
         copy = target / path.relative_to(source)
         if not copy.exists():
             copy.parent.mkdir(exist_ok=True)

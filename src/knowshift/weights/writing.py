@@ -24,7 +24,7 @@ from knowshift.errors import InputError
 from knowshift.files import check_parent
 from knowshift.weights import kernels
 from knowshift.weights.adapter import AdaptedTensors
-from knowshift.weights.beside import BESIDE_WEIGHTS, TOKENIZER, copy_files, files_beside
+from knowshift.weights.beside import BESIDE_WEIGHTS, TOKENIZER, copy_files, files_beside, tokenizer_folder
 from knowshift.weights.checkpoint import DTYPES, Shard, StoredTensor
 from knowshift.weights.methods import Plan
 from knowshift.weights.pair import CheckpointPair
@@ -110,28 +110,31 @@ def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
 
 
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
-    """Copy configuration, generation configuration, tokenizer and index of the tuned model; the base fills gaps."""
-    for source, patterns in _sources_beside(pair):
-        copy_files(source, folder, patterns)
+    """Copy configuration, generation configuration and index of the tuned model, and the tokenizer it is loaded with.
+
+    The base fills gaps.
+    """
+    for source, patterns, without in _sources_beside(pair):
+        copy_files(source, folder, patterns, without)
     if pair.layout.index_file is not None:
         shutil.copyfile(pair.layout.index_file, folder / pair.layout.index_file.name)
 
 
 def check_beside(pair: CheckpointPair) -> None:
     """Raise :class:`InputError` for what :func:`copy_beside` would not copy, before the weights are written."""
-    for source, patterns in _sources_beside(pair):
-        files_beside(source, patterns)
+    for source, patterns, without in _sources_beside(pair):
+        files_beside(source, patterns, without)
 
 
-def _sources_beside(pair: CheckpointPair) -> list[tuple[Path, Sequence[str]]]:
-    """Folders and patterns of what is copied, in order: what is there first stays."""
-    sources: list[tuple[Path, Sequence[str]]] = [(pair.layout.folder, BESIDE_WEIGHTS)]
-    if pair.adapter is not None:
-        sources.insert(0, (pair.adapter.folder, TOKENIZER))
-    if not any(files_beside(source, TOKENIZER) for source, _ in sources):
-        sources.append((pair.base.folder, TOKENIZER))
+def _sources_beside(pair: CheckpointPair) -> list[tuple[Path, Sequence[str], Sequence[str]]]:
+    """Folders of what is copied, with the patterns that are and those that are not; what is there first stays."""
+    tuned = pair.layout.folder if pair.adapter is None else pair.adapter.folder
+    sources: list[tuple[Path, Sequence[str], Sequence[str]]] = [
+        (tokenizer_folder(tuned, pair.base.folder), TOKENIZER, ()),
+        (pair.layout.folder, BESIDE_WEIGHTS, TOKENIZER),
+    ]
     if not (pair.layout.folder / "generation_config.json").is_file():
-        sources.append((pair.base.folder, ("generation_config.json",)))
+        sources.append((pair.base.folder, ("generation_config.json",), ()))
     return sources
 
 
