@@ -40,8 +40,7 @@ _RAISED = re.compile("(?<=[0-9])(?=[\u00b2\u00b3\u00b9\u00bc-\u00be\u2070-\u2089
 _BESIDE_DIGIT = re.compile(r"(?<=[0-9])(?=[^\x00-\x7f])|(?<=[^\x00-\x7f])(?=[0-9])")
 # Signs are hyphens and dashes too; the currency may stand between sign and digits ("-$5", "-US$5").
 _NUMBER = re.compile(
-    r"(?:(?P<sign>[-\u2010\u2012\u2013\u2212])(?:(?P<money>[a-z]{0,3})[$€£¥])?(?=\.?[0-9])"
-    r"|(?<![^\W_])(?P<letters>[^\W\d_]*))"
+    r"(?:(?P<sign>[-\u2010\u2012\u2013\u2212])(?:(?P<money>[a-z]{0,3})[$€£¥])?(?=\.?[0-9]))?"
     r"(?P<digits>(?:(?<![\w.])\.)?[0-9]+(?:[.,'][0-9]+)*)(?P<plus>[+#]*)"
 )
 # What is before a hyphen that is no sign: the end of a number with its mark ("5%-10", "**5**-10", "5.-10. May") or
@@ -216,16 +215,22 @@ def _apart(found: re.Match[str]) -> str:
 
 def _number(found: re.Match[str]) -> str:
     """A number as one word. After folding no capital is left, so P stands for its point and M for its minus."""
-    sign, money, letters, digits, plus = found.groups()
-    letters = letters or money or ""
-    if not (sign or plus or letters or digits[0] == "0") and digits.isdigit():
-        return f" {digits}"  # nearly every number, in half the time
-    parts = [digits] if _plain(digits) else re.split("[,']", digits)
-    plain = " ".join(_plain(part) or part.replace(".", " ").strip() for part in parts)
-    if not sign:
-        return f"{letters or ' '}{plain}{' ' if plus else ''}"
-    minus = "M" if plain.split()[0] != "0" and _is_sign(found) else ""
-    return f" {letters} {minus}{plain}{' ' if plus else ''}"
+    sign, money, digits, plus = found.groups()
+    if not (sign or plus or digits[0] == "0") and digits.isdigit():  # nearly every number, in half the time
+        plain = digits
+    else:
+        parts = [digits] if _plain(digits) else re.split("[,']", digits)
+        plain = " ".join(_plain(part) or part.replace(".", " ").strip() for part in parts)
+    if sign:
+        minus = "M" if plain.split()[0] != "0" and _is_sign(found) else ""
+        plain = f"{money or ''} {minus}{plain}"
+    return f"{'' if _behind_letter(found) else ' '}{plain}{' ' if plus else ''}"
+
+
+def _behind_letter(found: re.Match[str]) -> bool:
+    """Whether a match begins with a digit right behind a letter, with which it makes one word."""
+    at = found.start()
+    return not found["sign"] and at > 0 and found.string[at - 1].isalnum()
 
 
 def _is_sign(found: re.Match[str]) -> bool:
