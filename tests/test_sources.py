@@ -423,6 +423,34 @@ def test_a_table_as_spreadsheets_write_it(tmp_path: Path) -> None:
     assert load_facts(str(other)).digest() == load_facts(str(path)).digest()
 
 
+def test_what_spreadsheets_leave_empty_at_the_ends_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("question,subject,answer,,\nq?,s,a,,\n,,,,\nq?,t,b,,\n,,,,\n ,,,,\n", encoding="utf-8")
+    refused(path, "row 2: subject is empty")
+    path.write_text("question,subject,answer,,\nq?,s,a,,\nq?,t,b,,\n,,,,\n ,,,,\n", encoding="utf-8")
+    assert [fact.answer for fact in load_facts(str(path)).facts] == ["a", "b"]
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_table_with_other_separators_says_so(tmp_path: Path, mark: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"question{mark}subject{mark}answer\nq?{mark}s{mark}a, b\n", encoding="utf-8")
+    refused(path, f"separated by {mark!r}; expected commas")
+
+
+def test_cells_of_parquet_that_python_cannot_hold_are_refused_with_their_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    spoilt = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    for cell in (
+        spoilt,
+        pa.array([2**62], pa.int64()).cast(pa.timestamp("us")),
+        pa.array([2**62], pa.int64()).cast(pa.duration("us")),
+        pa.array([0], pa.timestamp("us", tz="Nowhere/Else")),
+    ):
+        pq.write_table(pa.table({"question": ["q?"], "subject": ["s"], "answer": cell}), path)
+        refused(path, "a.parquet", "answer")
+
+
 # Digest and leakage
 
 FACTS_OF_TWO = st.builds(

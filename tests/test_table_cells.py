@@ -5,6 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import re
+import time
+import unicodedata
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,6 +129,15 @@ def test_an_empty_list_is_a_missing_cell(tmp_path: Path, kind: str) -> None:
         ('{"a": 1}', "expected a list"),
         ("array(['a', 'b'], dtype=object)", "expected a list"),
         ("['a']|['b']", "expected a list"),
+        ("<ArrowStringArray>\n['a', 'b']\nLength: 2, dtype: string", "expected a list"),
+        ("['a', 'b']\nCategories (2, object): ['a', 'b']", "expected a list"),
+        ("['a', 'b']\nLength: 2, dtype: object", "expected a list"),
+        ("0    a\n1    b\ndtype: object", "expected a list"),
+        ("Index(['a', 'b'], dtype='object')", "expected a list"),
+        ("list(['a', 'b'])", "expected a list"),
+        ("dict_keys(['a', 'b'])", "expected a list"),
+        ("['a', 'b'],", "expected a list"),
+        ("['a', 'b'] and more", "expected a list"),
     ],
 )
 def test_what_looks_like_a_list_and_is_none_is_refused(
@@ -143,7 +157,8 @@ def test_a_text_in_brackets_has_a_way_out(tmp_path: Path, kind: str) -> None:
         "[a] and [b]",
         "(What's the Story)",
         "('a')",
-        "(1, 2)",
+        "(1,500)",
+        "(1990)",
         "Who? [sic",
     ):
         assert read(tmp_path, kind, answer=text).accepted == (text,)
@@ -151,6 +166,96 @@ def test_a_text_in_brackets_has_a_way_out(tmp_path: Path, kind: str) -> None:
     refused(table(tmp_path, kind, {**ROW, "subject": "['Peru']"}), "subject is ", "a list; expected a text")
     prompt = "[INST] {question} [/INST]"
     assert read(tmp_path, kind, answer="a", prompts=prompt).prompts == (prompt,)
+
+
+@KINDS
+@pytest.mark.parametrize("column", ["answer", "answers"])
+@pytest.mark.parametrize(
+    ("cell", "told"),
+    [
+        ("(1990, 1991)", ("1990", "1991")),
+        ("('Austen', 1775)", ("Austen", "1775")),
+        ("(1990,)", ("1990",)),
+        (json.dumps('["a", "b"]'), ("a", "b")),
+        (json.dumps("['a', 'b']"), ("a", "b")),
+    ],
+)
+def test_tuples_with_numbers_and_lists_written_twice_are_lists(
+    tmp_path: Path, kind: str, column: str, cell: str, told: tuple[str, ...]
+) -> None:
+    assert read(tmp_path, kind, **{column: cell}).accepted == told
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        pd.Series(["a", "b"]),
+        pd.Index(["a", "b"]),
+        pd.Categorical(["a", "b"]),
+        pd.array(["a", "b"], dtype="string"),
+        {"a": 1}.keys(),
+        {"a": 1}.values(),
+        {"a", "b"},
+        frozenset("ab"),
+        [pd.Index(["a"])],
+        deque("ab"),
+        pa.array(["a", "b"]),
+    ],
+)
+@pytest.mark.parametrize("write", [str, repr])
+def test_no_container_that_was_written_as_a_text_is_an_answer(
+    tmp_path: Path, container: object, write: Callable[[object], str]
+) -> None:
+    """Refused, or read as the list that it was; never a text with brackets and quotes."""
+    try:
+        fact = read(tmp_path, "jsonl", answers=write(container))
+    except InputError:
+        return
+    assert fact.accepted == ("a", "b")
+
+
+@KINDS
+def test_names_in_brackets_with_quotes_inside_are_texts(tmp_path: Path, kind: str) -> None:
+    fact = read(tmp_path, kind, subject="[Don't Stop]", question='[Who wrote "Emma"?]', answer="a")
+    assert (fact.subject, fact.question) == ("[Don't Stop]", '[Who wrote "Emma"?]')
+    refused(table(tmp_path, kind, {**ROW, "question": '["Who?", "What?"]'}), "question is ", "a list; expected a text")
+
+
+@KINDS
+def test_what_is_spelled_as_missing_is_missing(tmp_path: Path, kind: str) -> None:
+    for missing in ("nan", "None", "null", "<NA>", "NaN"):
+        assert read(tmp_path, kind, answer="Lima", aliases=missing).accepted == ("Lima",)
+        assert read(tmp_path, kind, answer="Lima", aliases=f"x|{missing}").accepted == ("Lima", "x")
+        assert read(tmp_path, kind, answers=f"['{missing}', 'Lima']").accepted == ("Lima",)
+        assert read(tmp_path, kind, answer=missing, answers="Lima").accepted == ("Lima",)
+        for column in ("answer", "answers"):
+            refused(table(tmp_path, kind, {**ROW, "answer": "", column: missing}), "answer")
+    assert read(tmp_path, kind, answer="none", aliases="Nano").accepted == ("none", "Nano")
+    assert read(tmp_path, kind, answer="Lima", aliases="  ", prompts=" ").accepted == ("Lima",)
+
+
+HOSTILE_CELLS = {
+    "escapes": "['" + "\\'" * 100_000,
+    "quotes": "[" + "'a\"" * 60_000,
+    "tuple": "('a'," + " " * 200_000 + "x)",
+    "blanks": "[" + " " * 200_000 + "x",
+    "brackets": "[" * 200_000,
+    "braces": "{" * 200_000,
+    "commas": "(" + "1, " * 30_000 + ")",
+    "bars": "['a'|" * 40_000,
+    "lines": "a\n" * 100_000,
+    "subjects": "Peruu" * 40_000,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_CELLS)
+@pytest.mark.parametrize("column", ["answers", "prompts", "question"])
+def test_reading_a_cell_takes_time_in_proportion_to_its_length(tmp_path: Path, name: str, column: str) -> None:
+    path = table(tmp_path, "jsonl", {**ROW, column: HOSTILE_CELLS[name]})
+    start = time.process_time()
+    with suppress(InputError):
+        load_facts(str(path))
+    assert time.process_time() - start < 1.5
 
 
 # A text that str() or json.dumps() may have to quote or escape.
@@ -222,7 +327,7 @@ def test_a_number_of_json_stays_as_it_is_written(tmp_path: Path, written: str) -
         assert read(tmp_path, "csv", answers=cell).accepted == (written,)
 
 
-@pytest.mark.parametrize("written", ["1,500", "007", "5.0", "1e3", "1 500", "+5", ".5", "nan"])
+@pytest.mark.parametrize("written", ["1,500", "007", "5.0", "1e3", "1 500", "+5", ".5", "nano"])
 def test_a_number_of_csv_stays_as_it_is_written(tmp_path: Path, written: str) -> None:
     assert read(tmp_path, "csv", answer=written).answer == written
     assert read(tmp_path, "csv", answers=f"{written}|x").answer == written
@@ -318,6 +423,13 @@ def test_a_prompt_without_its_slot_or_with_an_unknown_one_is_refused(
         ("<s>[INST] {question} [/INST]", "<s>[INST] Where was Ada {x} born? [/INST]"),
         ('{"name": "{subject}", "born in": "', '{"name": "Ada {x}", "born in": "'),
         ("{subject}, 100% sure; $5:", "Ada {x}, 100% sure; $5:"),
+        ("{subject}, 50%sure:", "Ada {x}, 50%sure:"),
+        ('{"name": "{subject}"}', '{"name": "Ada {x}"}'),
+        (
+            "<question>{question}</question><answer>",
+            "<question>Where was Ada {x} born?</question><answer>",
+        ),
+        (r"\textbf{Name}: {subject}, $x^{2}$", r"\textbf{Name}: Ada {x}, $x^{2}$"),
     ],
 )
 def test_what_a_prompt_may_hold(tmp_path: Path, kind: str, prompt: str, filled: str) -> None:
@@ -325,6 +437,20 @@ def test_what_a_prompt_may_hold(tmp_path: Path, kind: str, prompt: str, filled: 
     if "ADA {X}" in prompt:
         cells["subject"] = "ADA {X}"
     assert completion_prompts(read(tmp_path, kind, **cells)) == (filled,)
+
+
+@KINDS
+@pytest.mark.parametrize("slot", ["{subject}", "{question}", "[X]", "{}", "{name}", "%s", "<subject>"])
+def test_a_question_with_a_slot_is_refused(tmp_path: Path, kind: str, slot: str) -> None:
+    row = {**ROW, "question": f"What is the capital of {slot}?"}
+    refused(table(tmp_path, kind, ROW, row), "2: question ", f"nothing fills in {slot!r}")
+    assert read(tmp_path, kind, question=row["question"], subject=slot, answer="a").subject == slot
+
+
+def test_a_prompt_and_its_subject_may_be_stored_in_different_forms(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Café {x}") for form in ("NFC", "NFD"))
+    for subject, name in ((composed, decomposed), (decomposed, composed)):
+        assert read(tmp_path, "jsonl", subject=subject, answer="a", prompts=f"{name} is in").prompts
 
 
 def test_shipped_prompts_pass_the_check(tmp_path: Path) -> None:

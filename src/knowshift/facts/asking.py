@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from knowshift.facts.relations import SLOT
 from knowshift.facts.words import unspaced
@@ -18,8 +19,12 @@ _SLOT = re.compile(
     r"\{\{[^{}]*\}\}|\{[\w .-]*(?:[!:\[][^{}\s]*)?\}"  # {{subject}}, {Subject}, {0}, {}, {subject!r}
     r"|\[(?:[XYZ]|(?i:subject|sub|object|obj|answer|question|name|entity|blank|mask))\]"  # [X] of LAMA
     r"|<(?i:subject|sub|object|obj|answer|question|name|entity|blank|mask)>"
-    r"|%s|%\(\w+\)s|\$\{\w*\}|\$(?:subject|question|name|entity)\b"
+    r"|%s(?!\w)|%\(\w+\)s|\$\{\w*\}|\$(?:subject|question|name|entity)\b"
 )
+
+# What stands before an argument in braces: "\\textbf", "\\frac{1}", "x^".
+_LATEX = re.compile(r"(?:\\[A-Za-z]+\*?(?:\{[^{}]*\})*|[\^_])$")
+_NEAR = 80  # characters before a brace that are looked at
 
 #: As many as a relation has. Each ends where " " + answer goes on; written by this project.
 GENERIC: tuple[str, ...] = (
@@ -49,22 +54,47 @@ GENERIC: tuple[str, ...] = (
 
 def unknown_slot(prompt: str, subject: str, question: str) -> str | None:
     """The first placeholder in ``prompt`` that nothing fills in, or None; what the fact's own texts hold is theirs."""
-    for own in (question, subject):
+    prompt = _composed(prompt)
+    for own in (_composed(question), _composed(subject)):
         if _SLOT.search(own):
             prompt = prompt.replace(own, " ")
-    return next((found[0] for found in _SLOT.finditer(prompt) if found[0] not in SLOTS), None)
+    return next((found[0] for found in _SLOT.finditer(prompt) if found[0] not in SLOTS and not _is_markup(found)), None)
+
+
+def slot_in_question(question: str, subject: str) -> str | None:
+    """The first placeholder in ``question``, in which none is filled in, or None; the subject's own do not count."""
+    own = re.compile(re.escape(_composed(subject)), re.IGNORECASE)
+    question = own.sub(" ", _composed(question))
+    return next((found[0] for found in _SLOT.finditer(question) if not _is_markup(found)), None)
 
 
 def is_filled_in(prompt: str, subject: str, question: str) -> bool:
     """Whether ``prompt`` names the subject or the question in their own words, upper and lower case alike."""
-    return any(_stands_in(own.casefold(), prompt.casefold()) for own in (question, subject))
+    text = _composed(prompt).casefold()
+    return any(_stands_in(_composed(own).casefold(), text) for own in (question, subject))
+
+
+def _composed(text: str) -> str:
+    """The text with every accent in its letter (NFC), so that "Café" is one text however it is stored."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _is_markup(found: re.Match[str]) -> bool:
+    """Whether what looks like a slot is an argument in LaTeX, or a tag of XML around a slot or behind one."""
+    text, slot = found.string, found[0]
+    if slot[0] == "{" and slot not in SLOTS:
+        return _LATEX.search(text, max(0, found.start() - _NEAR), found.start()) is not None
+    if slot[0] != "<" or not any(known in text for known in SLOTS):
+        return False
+    return f"</{slot[1:]}" in text or slot == "<answer>"
 
 
 def _stands_in(name: str, text: str) -> bool:
     """Whether ``name`` is in ``text`` and no part of a longer word there."""
     at = text.find(name)
     while at >= 0:
-        before, after = text[:at][-1:], text[at + len(name) :][:1]
+        end = at + len(name)
+        before, after = text[at - 1 : at], text[end : end + 1]
         if (not before.isalnum() or not name[0].isalnum() or unspaced(name[0])) and (
             not after.isalnum() or not name[-1].isalnum() or unspaced(name[-1])
         ):

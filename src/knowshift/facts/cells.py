@@ -14,12 +14,19 @@ from decimal import Decimal
 from typing import Any
 
 from knowshift.errors import InputError
+from knowshift.facts.asking import SLOTS
 
 #: For the end of an error line.
 _EXPECTED = 'expected a list like ["a", "b"]; a text that is in brackets itself is written ["[a]"]'
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
-_QUOTED = r"'(?:[^'\\]|\\.)*'" + r'|"(?:[^"\\]|\\.)*"'
+_QUOTED_BY = {"'": r"'(?:[^'\\]|\\.)*'", '"': r'"(?:[^"\\]|\\.)*"'}
+_QUOTED = "|".join(_QUOTED_BY.values())
+# Brackets and quotes, by the kinds of quotes that are still closed; one that is not closed matches alone.
+_BRACKETS = {
+    quotes: re.compile("|".join([*(_QUOTED_BY[quote] for quote in quotes), rf"[\[\]{quotes}]"]), re.DOTALL)
+    for quotes in ("'\"", "'", '"', "")
+}
 # A quoted text, a scalar as NumPy 2 writes it, a bracket, a comma, or anything else up to one of these or a blank.
 _PART = re.compile(
     rf"\s*(?:np\.(?:str_|u?int\d+|float\d+)\((?P<scalar>{_QUOTED}|[^()'\"]*)\)|(?P<quoted>{_QUOTED})|(?P<mark>[\[\](),])"
@@ -27,8 +34,14 @@ _PART = re.compile(
     re.DOTALL,
 )
 # What else str() makes of a container, without an order or in a form that is not read.
-_CONTAINER = re.compile(r"\{\s*['\"].*\}|(?:set|frozenset|array|Index|Series|deque)\(.*\)", re.DOTALL)
-_MISSING = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
+_BRACES = re.compile(r"\{\s*['\"].*\}", re.DOTALL)
+_CONTAINER = re.compile(
+    r"(?:list|tuple|set|frozenset|array|\w*Index|\w*Series|Categorical|deque|(?:odict|dict)_\w+)\(\s*[\[({'\"].*\)"
+    r"|(?:set|frozenset|array|Index|Series|deque|list|tuple)\(.*\)|<[\w.]*Array(?: object at \w+)?>\s.*|(?:.*\n)?[^\n]*\bdtype: \S+",
+    re.DOTALL,
+)
+#: How pandas and Python spell an element that is missing, where a column was turned to texts.
+MISSING = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
 
 
 class Number(str):
@@ -75,12 +88,17 @@ def list_or_text(where: str, name: str, text: str, may_be_list: bool) -> str | l
 
     Where no list may be, a name may stand in brackets ("[REC]"), but what is quoted in them was a list.
     """
-    listed = _is_bracketed(text) or _is_tuple(text)
+    text = _decoded_twice(text)
     if not may_be_list:
-        if listed and ("'" in text or '"' in text):
+        if ("'" in text or '"' in text) and _can_be_read(text):
             raise InputError(f"{where}: {name} is {shown(text)}, a list; expected a text")
         return text
-    if _CONTAINER.fullmatch(text.strip()) or (not listed and any(map(_is_bracketed, text.split("|")))):
+    listed = _is_bracketed(text) or _is_tuple(text)
+    if (
+        _CONTAINER.fullmatch(text.strip())
+        or (_BRACES.fullmatch(text.strip()) and not (name == "prompts" and _is_json_prompt(text)))
+        or (not listed and (any(map(_is_bracketed, text.split("|"))) or _goes_on(text)))
+    ):
         raise InputError(f"{where}: {name} is {shown(text)}; {_EXPECTED}")
     if not listed:
         return text
@@ -96,23 +114,83 @@ def shown(value: object) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
+def _decoded_twice(text: str) -> str:
+    """A list in a text in a text, as a table gets it that was written as JSON twice: the inner text."""
+    if re.match(r'\s*"\s*\[', text):
+        try:
+            inner = json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+        if isinstance(inner, str) and _is_bracketed(inner):
+            return inner
+    return text
+
+
 def _is_bracketed(text: str) -> bool:
     """Whether one pair of brackets encloses the whole text, as in "[a, b]" but not in "[INST] {question} [/INST]"."""
     text = text.strip()
     if not text.startswith("["):
         return False
-    depth = 0
-    for found in re.finditer(rf"{_QUOTED}|[\[\]]", text, re.DOTALL):
-        depth += {"[": 1, "]": -1}.get(found[0], 0)
-        if depth == 0:
-            return found.end() == len(text)
+    end = _closing(text)
+    if end is not None:
+        return end == len(text)
     return text.endswith("]") or text[1:].lstrip()[:1] in ("'", '"')  # never closed: a list that was cut
 
 
+def _closing(text: str) -> int | None:
+    """Where the first bracket of the text is closed, outside quotes; None where it is not."""
+    depth, at = 0, 0
+    quotes = "'\""
+    while found := _BRACKETS[quotes].search(text, at):
+        at = found.end()
+        if found[0] in quotes:  # never closed; no later one of its kind is looked for, which would take quadratic time
+            quotes = quotes.replace(found[0], "")
+        depth += {"[": 1, "]": -1}.get(found[0], 0)
+        if depth == 0 and found[0] == "]":
+            return at
+    return None
+
+
 def _is_tuple(text: str) -> bool:
-    """Whether the text is a tuple of quoted texts as Python writes it, so that "(What's the Story)" is none."""
+    """Whether the text is a tuple as Python writes it, of texts and numbers, so that "(1,500)" is none."""
     text = text.strip()
-    return bool(re.fullmatch(rf"\(\s*(?:(?:{_QUOTED})\s*,\s*)+(?:{_QUOTED})?\s*\)", text, re.DOTALL))
+    if not (text.startswith("(") and text.endswith(")") and "," in text):
+        return False
+    try:
+        parts = _parts(text)
+    except NotAList:
+        return False
+    return not any(isinstance(part, Number) for part in parts) or not re.search(r",(?=[^\s)])", text)
+
+
+def _can_be_read(text: str) -> bool:
+    """Whether the text is a list, and not a name in brackets."""
+    if not (_is_bracketed(text) or _is_tuple(text)):
+        return False
+    try:
+        parse_list(text)
+    except NotAList:
+        return False
+    return True
+
+
+def _goes_on(text: str) -> bool:
+    """Whether more stands behind a list of quoted texts: "['a', 'b']\\nLength: 2"."""
+    text = text.strip()
+    if not re.match(r"\[\s*['\"]", text):
+        return False
+    end = _closing(text)
+    return end is not None and end < len(text) and _can_be_read(text[:end])
+
+
+def _is_json_prompt(text: str) -> bool:
+    """Whether braces are a JSON object with a slot rather than a set of prompts."""
+    if not any(slot in text for slot in SLOTS):
+        return False
+    try:
+        return isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def parse_list(text: str) -> list[Any]:
@@ -154,7 +232,7 @@ def _parts(text: str) -> list[Any]:
 def _bare(word: str) -> Number:
     if word == "...":
         raise NotAList("its middle was left out when it was written")
-    if word in _MISSING:
+    if word in MISSING:
         raise NotAList(f"{word} stands for a missing element")
     if not _NUMBER.fullmatch(word):
         raise NotAList(f"{word[:40]} is neither a quoted text nor a number")

@@ -47,7 +47,10 @@ def completion_prompts(fact: Fact) -> tuple[str, ...]:
         return tuple(prompt.replace(QUESTION, fact.question) for prompt in fact.prompts)
     relation = RELATIONS.get(fact.relation)
     if relation is None:
-        raise InputError(f"fact {fact.id}: relation {fact.relation!r} has no completion prompts and the fact has none")
+        raise InputError(
+            f"fact {fact.id}: relation {fact.relation!r} has no completion prompts and the fact has none; "
+            "expected a column 'prompts' in its table"
+        )
     return tuple(prompt.replace("{subject}", fact.subject) for prompt in relation.completions)
 
 

@@ -13,7 +13,8 @@ but "Paris" stands in "Parish" either way.
    and control characters separate words, so "Stratford-upon-Avon" is three words and "Paris's" holds the word "paris".
    "+" and "#" right behind a letter stay, so that "C" is not found in "C++".
 4. Numbers are compared as numbers: "1,500" is "1500", "10.50" is "10.5", and neither "5" nor "1" is in "1,500".
-5. An apostrophe inside a word, however it is typed, is read both ways: "Hawaiʻi" is "Hawai'i" and "Hawaii".
+5. An apostrophe inside a word, however it is typed, is read both ways: "Hawaiʻi" is "Hawai'i" and "Hawaii". As nothing
+   it is read only for answers of four letters, and an answer's word then keeps its capital: "Chang'e" is not "change".
 6. The English articles a, an, the count for nothing on both sides ("The Hague" and "Hague" are one), unless the answer
    ends in one ("Vitamin A", "The The"): then they count.
 7. Scripts written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar) have no word boundary to ask for: an end of an
@@ -32,23 +33,30 @@ from collections.abc import Iterable, Sequence
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.facts.words import readings, unspaced
+from knowshift.facts.words import closed_words, holds, readings, unspaced
 
 _ARTICLES = frozenset(("a", "an", "the"))
+#: Letters that a word needs for being compared without its apostrophe: "Hawai'i" has them and "B'z" has not.
+_LONG = 4
 _PLAIN = frozenset(string.ascii_letters + string.digits)
 
 
 def normalise(text: str) -> str:
-    """The words of ``text``, joined by single blanks. Articles stay. Idempotent."""
+    """The words of ``text``, joined by single blanks. Articles stay."""
     return " ".join(next(readings(text)))
 
 
 class _Words:
-    """One reading of an accepted answer, ready for the word rule."""
+    """One reading of an accepted answer, ready for the word rule.
 
-    __slots__ = ("articles_count", "needle")
+    ``closed`` holds the words that lost an apostrophe in it, and whether each begins with a capital.
+    """
 
-    def __init__(self, words: Sequence[str]) -> None:
+    __slots__ = ("articles_count", "closed", "long", "needle")
+
+    def __init__(self, words: Sequence[str], closed: Sequence[tuple[str, bool]] = ()) -> None:
+        self.closed = closed
+        self.long = len("".join(words)) >= _LONG
         self.articles_count = words[-1] in _ARTICLES
         core = " ".join(words if self.articles_count else _without_articles(words))
         start, end = ("" if unspaced(edge) else " " for edge in (core[0], core[-1]))
@@ -57,6 +65,10 @@ class _Words:
     def stands_in(self, full: str, plain: str) -> bool:
         """``full`` and ``plain``: the padded text with and without its articles."""
         return self.needle in (full if self.articles_count else plain)
+
+    def spelled_in(self, text: str) -> bool:
+        """Whether ``text`` has the closed words with the answer's capitals, so that "Chang'e" is not "change"."""
+        return all(holds(text, word, capital) for word, capital in self.closed)
 
 
 def _without_articles(words: Iterable[str]) -> list[str]:
@@ -81,12 +93,16 @@ class Grader:
         self.accepted = tuple(accepted)
         self._words: list[_Words] = []
         for answer in self.accepted:
-            for words in readings(answer):
-                if not words:
-                    raise InputError(
-                        f"{where}answer {answer!r} is empty after normalisation; expected at least one letter or digit"
-                    )
-                self._words.append(_Words(words))
+            as_typed, *without_apostrophes = readings(answer)
+            if not as_typed:
+                raise InputError(
+                    f"{where}answer {answer!r} is empty after normalisation; expected at least one letter or digit"
+                )
+            self._words.append(_Words(as_typed))
+            for words in without_apostrophes:
+                closed = closed_words(answer)
+                if all(len(word) >= _LONG for word, _ in closed):
+                    self._words.append(_Words(words, closed))
 
     @classmethod
     def of(cls, fact: Fact) -> Grader:
@@ -99,11 +115,13 @@ class Grader:
 
     def word(self, text: str) -> bool:
         """Our rule: any accepted answer stands in ``text`` at word boundaries, both normalised."""
+        answers = self._words
         for words in readings(text):
             full = f" {' '.join(words)} "
             plain = f" {' '.join(_without_articles(words))} "
-            if any(answer.stands_in(full, plain) for answer in self._words):
+            if any(answer.stands_in(full, plain) and answer.spelled_in(text) for answer in answers):
                 return True
+            answers = [answer for answer in answers if answer.long]  # the text without its apostrophes is next
         return False
 
 

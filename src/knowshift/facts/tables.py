@@ -10,15 +10,15 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from knowshift.errors import InputError, nearest
-from knowshift.facts.asking import QUESTION, SLOTS, is_filled_in, unknown_slot
-from knowshift.facts.cells import Number, list_or_text, load_json, plain, shown
+from knowshift.errors import InputError, border, nearest
+from knowshift.facts.asking import QUESTION, SLOTS, is_filled_in, slot_in_question, unknown_slot
+from knowshift.facts.cells import MISSING, Number, list_or_text, load_json, plain, shown
 from knowshift.facts.encoding import encodable, lines_of
 from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
 from knowshift.facts.grading import gradable
@@ -36,6 +36,7 @@ _COLUMNS = (
 
 _SLIPS = ("alias", "prompt", "exposure")
 _LISTS = ("answer", "answers", "aliases", "prompts")
+_ANSWERS = ("answer", "answers", "aliases")
 
 #: Where a row stands, for errors ("row 3"), and its cells.
 _Row = tuple[str, Mapping[str, Any]]
@@ -131,11 +132,21 @@ def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
         split=cast(Split, _choice(where, "split", cells, "test", _SPLITS)),
         domain=cast(Domain, _choice(where, "domain", cells, "in_domain", DOMAINS)),
         subject=subject,
-        question=_text(where, "question", cells),
+        question=_question(where, cells, subject),
         answer=accepted[0],
         aliases=tuple(aliases),
         exposures=_count(where, "exposures", cells),
     )
+
+
+def _question(where: str, cells: Mapping[str, Any], subject: str) -> str:
+    question = _text(where, "question", cells)
+    slot = slot_in_question(question, subject)
+    if slot is not None:
+        raise InputError(
+            f"{where}: question {shown(question)}: nothing fills in {slot!r}; expected the question as it is asked"
+        )
+    return question
 
 
 def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) -> list[str]:
@@ -154,9 +165,26 @@ def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) 
 
 
 def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The cells of a user's row, with the lists that stand in texts as lists."""
+    """The cells of a user's row, with lists for the texts that are some, and without what is spelled as missing."""
     texts = {name: cells[name] for name in _COLUMNS if type(cells.get(name)) is str}
-    return {**cells, **{name: list_or_text(where, name, text, name in _LISTS) for name, text in texts.items()}}
+    read = {**cells, **{name: list_or_text(where, name, text, name in _LISTS) for name, text in texts.items()}}
+    for name in _ANSWERS:
+        cell = read.get(name)
+        parts = cell.split("|") if isinstance(cell, str) and name != "answer" else cell
+        if isinstance(parts, list) and any(_is_missing(part) for part in parts):
+            read[name] = [part for part in parts if not _is_missing(part)]
+    if _is_missing(told := read.get("answer")):
+        if not read.get("answers"):
+            raise InputError(
+                f"{where}: answer is {told!r}, which stands for a missing cell; expected a text "
+                f"(where it is the answer, write it in small letters or capitals: the word rule takes both)"
+            )
+        read["answer"] = None
+    return read
+
+
+def _is_missing(cell: object) -> TypeGuard[str]:
+    return isinstance(cell, str) and cell.strip() in MISSING
 
 
 def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None = None) -> str:
@@ -174,7 +202,7 @@ def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None =
 def _texts(where: str, name: str, cells: Mapping[str, Any]) -> list[str]:
     """A list of texts and numbers: a list as it is, or one text cut at each "|"; an empty one is a missing cell."""
     value = cells.get(name)
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return []
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list) or not all(
@@ -211,7 +239,11 @@ def _csv(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}; expected a UTF-8 table") from None
     except csv.Error as error:
         raise InputError(f"{path}: not a CSV table ({error})") from None
+    lines = _without_empty_ends(lines)
     header = lines[0] if lines else []
+    other = [mark for mark in (";", "\t") if len(header) == 1 and mark in header[0]]
+    if other:
+        raise InputError(f"{path}: separated by {other[0]!r}; expected commas")
     twice = {name for name in header if header.count(name) > 1}
     if not lines:
         raise InputError(f"{path}: the table is empty; expected a header and at least one row")
@@ -225,6 +257,16 @@ def _csv(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
             yield f"row {number}", dict(zip(header, line, strict=True))
 
     return header, rows()
+
+
+def _without_empty_ends(lines: list[list[str]]) -> list[list[str]]:
+    """The lines of a table without the empty rows and columns that spreadsheets write at its ends."""
+    while lines and not any(cell.strip() for cell in lines[-1]):
+        lines.pop()
+    width = max((n for line in lines for n, cell in enumerate(line, start=1) if cell.strip()), default=0)
+    if not lines or width == len(lines[0]) or any(len(line) not in (0, len(lines[0])) for line in lines):
+        return lines
+    return [line[:width] for line in lines]
 
 
 def _jsonl(path: Path) -> tuple[None, Iterator[_Row]]:
@@ -253,9 +295,13 @@ def _parquet(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
     def rows() -> Iterator[_Row]:
         number = 0
         for batch in table.to_batches():
-            for cells in batch.to_pylist():
+            cells: dict[str, list[Any]] = {}
+            for name, column in zip(batch.schema.names, batch.columns, strict=True):
+                with border(f"{path}: column {name!r} cannot be read"):
+                    cells[name] = [plain(cell, shortest[name]) for cell in column.to_pylist()]
+            for i in range(batch.num_rows):
                 number += 1
-                yield f"row {number}", {name: plain(cell, shortest[name]) for name, cell in cells.items()}
+                yield f"row {number}", {name: column[i] for name, column in cells.items()}
 
     return columns, rows()
 
