@@ -33,9 +33,8 @@ class ModelFiles:
     name: str  # as the user gave it
     weights: Path
     adapter: Path | None = None
-    #: What :func:`prepared` has made: the folder in which PEFT merged the two, and :func:`tokenizer_beside` its config.
-    merged: Path | None = None
-    whole_tokenizer: Path | None = None
+    merged: Path | None = None  # a temporary folder in which PEFT has merged the two already
+    whole_tokenizer: Path | None = None  # another in which the tokenizer lies beside its configuration
 
     @property
     def tokenizer(self) -> Path:
