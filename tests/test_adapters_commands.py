@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM
 
 from knowshift.cli.app import main
 from knowshift.errors import InputError
-from knowshift.models.loading import find_model, load_model
+from knowshift.models.finding import find_model
+from knowshift.models.loading import load_model
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
 from knowshift.study.config import parse_config
 from knowshift.study.run import describe_model, plan_of
@@ -158,7 +159,7 @@ def test_an_interrupted_run_of_an_adapter_leaves_no_temporary_folder(
     parts = tmp_path / "m.parquet.parts"
     words = ["mastery", str(adapter), "--facts", f"world:{small_world}", "--output", str(tmp_path / "m.parquet")]
     process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, *words, "--workers", "2"],
+        [sys.executable, "-c", INTERRUPTED, *words, "--draws", "2", "--max-new-tokens", "4", "--workers", "2"],
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "TMPDIR": str(scratch)},

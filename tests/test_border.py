@@ -207,7 +207,7 @@ CALLS: dict[str, tuple[str, str | None, list[str], str]] = {
         "someone/model: no such folder, and the hub did not give it: ",
     ),
     "a name": (
-        "knowshift.models.loading.expanded",
+        "knowshift.models.finding.expanded",
         None,
         [*MASTER, "--output", "{folder}/new"],
         "world:{world}: cannot be looked up as a model folder: ",

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from knowshift.errors import InputError, KnowshiftWarning
-from knowshift.models.loading import load_model, model_folder, model_identity
+from knowshift.models.finding import model_folder, model_identity
+from knowshift.models.loading import load_model
 
 
 @pytest.fixture

@@ -25,7 +25,8 @@ from knowshift.facts.sources import load_facts
 from knowshift.mastery import Protocol, run
 from knowshift.mastery.run import EngineSpec, Outcome, facts_digest, run_mastery
 from knowshift.mastery.stopping import ERROR
-from knowshift.models.loading import LoadedModel, ModelFiles, load_model
+from knowshift.models.finding import ModelFiles
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.records import MASTERY, read_table
 
 PROTOCOL = Protocol(draws_per_prompt=2, max_new_tokens=6, seed=1)

@@ -29,7 +29,8 @@ from knowshift.mastery import Protocol, run
 from knowshift.mastery.run import EngineSpec, run_mastery
 from knowshift.models import server as module
 from knowshift.models.dialects import DIALECTS, LEFT_OUT
-from knowshift.models.loading import load_model, model_folder
+from knowshift.models.finding import model_folder
+from knowshift.models.loading import load_model
 from knowshift.models.sampling import sample
 from knowshift.models.server import CompletionsServer, ServerError
 from knowshift.records import MASTERY, read_table

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from knowshift.errors import InputError
-from knowshift.models.loading import find_model, load_model
+from knowshift.models.finding import find_model
+from knowshift.models.loading import load_model
 from knowshift.study.cells import make_plan, probed_facts
 from knowshift.study.config import load_config, load_preset, parse_config, presets
 from knowshift.study.run import check_folder, describe_model, plan_of, run_study

@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from knowshift.models.loading import LoadedModel, ModelFiles, load_model, load_tokenizer
+from knowshift.models.finding import ModelFiles
+from knowshift.models.loading import LoadedModel, load_model, load_tokenizer
 from knowshift.models.saving import save_model
 from knowshift.weights.beside import TOKENIZER, VOCABULARIES, files_beside
 from knowshift.weights.checkpoints import restore_checkpoints

@@ -19,7 +19,8 @@ from knowshift.facts.fact import completion_prompts
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources import load_facts
 from knowshift.mastery import measure_mastery
-from knowshift.models.loading import load_model, model_folder
+from knowshift.models.finding import model_folder
+from knowshift.models.loading import load_model
 from knowshift.world.build import build_world, continue_world, sample_facts
 from knowshift.world.corpus import QUESTION_FORMS, QUESTION_SHARE, sentences, wordings
 from knowshift.world.invent import (

@@ -191,7 +191,7 @@ def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> t
     import torch
 
     from knowshift.mastery.run import PART
-    from knowshift.models.loading import find_model
+    from knowshift.models.finding import find_model
 
     if spec.is_server:
         return spec, 1

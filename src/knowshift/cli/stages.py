@@ -164,7 +164,8 @@ def tokens(
     """KL between tuned and base on the first answer token of level-4 test facts (paper 4.1)."""
     from knowshift import token_shift
     from knowshift.files import check_output_file
-    from knowshift.models.loading import load_model, model_folder
+    from knowshift.models.finding import model_folder
+    from knowshift.models.loading import load_model
     from knowshift.weights.adapter import is_adapter
 
     check_output_file(output)

@@ -177,7 +177,7 @@ def _folder(name: str, revision: str | None) -> Path:
     path = expanded(name)
     if path.is_dir():
         return path
-    from knowshift.models.loading import model_folder
+    from knowshift.models.finding import model_folder
 
     return model_folder(name, revision=revision)
 

@@ -131,7 +131,7 @@ def build(
 
 def _record(world: str) -> dict[str, Any]:
     """The record of how a world was made."""
-    from knowshift.models.loading import model_folder
+    from knowshift.models.finding import model_folder
     from knowshift.world.record import read_world_record
 
     if not world.startswith("world:"):
@@ -194,7 +194,7 @@ def levels(
     from knowshift.files import write_json
     from knowshift.mastery import Protocol
     from knowshift.mastery.run import EngineSpec, run_mastery
-    from knowshift.models.loading import model_folder
+    from knowshift.models.finding import model_folder
     from knowshift.records import MASTERY, read_table
     from knowshift.world.record import RECORD
 

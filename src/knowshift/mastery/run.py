@@ -31,7 +31,8 @@ from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, read_json, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
-from knowshift.models.loading import LoadedModel, ModelFiles, find_model, load_found, prepared, torch_device
+from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.loading import LoadedModel, load_found, prepared, torch_device
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.

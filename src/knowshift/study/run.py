@@ -25,7 +25,8 @@ from knowshift.facts.sources import load_facts
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.finetune.draws import level_counts
 from knowshift.finetune.precision import check_trainable, stored_dtype
-from knowshift.models.loading import ModelFiles, load_tokenizer, prepared, torch_device
+from knowshift.models.finding import ModelFiles
+from knowshift.models.loading import load_tokenizer, prepared, torch_device
 from knowshift.records import read_columns
 from knowshift.study.cells import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.study.config import Executor, StudyConfig

@@ -15,7 +15,8 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.heap import steady_heap
-from knowshift.models.loading import LoadedModel, ModelFiles, find_model, load_found, load_model
+from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
 from knowshift.records import read_columns
 from knowshift.study import content

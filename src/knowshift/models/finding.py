@@ -1,0 +1,147 @@
+"""Finding a model: the folder of a name, of an adapter also that of its base, fetched from the hub where it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from knowshift.errors import InputError, border
+from knowshift.files import digest, expanded
+from knowshift.weights.adapter import is_adapter, read_adapter
+from knowshift.weights.beside import tokenizer_folder
+
+PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
+#: What is fetched for a hub id: nothing that could run code.
+WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+#: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
+DECIDING = (
+    *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
+    "adapter_config.json",
+    *("tokenizer*", "vocab*", "merges*", "*.model", "*.spm", "*.tiktoken"),
+)
+#: Up to this many bytes of weights are hashed whole; above it, one MiB in every 32 (see :func:`model_identity`).
+HASHED_WHOLE = 4 << 30
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies: a folder of weights, and the adapter on top of it if there is one."""
+
+    name: str  # as the user gave it
+    weights: Path
+    adapter: Path | None = None
+    merged: Path | None = None  # a temporary folder in which PEFT has merged the two already
+    whole_tokenizer: Path | None = None  # another in which the tokenizer lies beside its configuration
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder of the tokenizer (:func:`~knowshift.weights.beside.tokenizer_folder`)."""
+        return tokenizer_folder(self.adapter, self.weights)
+
+    @property
+    def bytes(self) -> int:
+        """What the weights take on disk."""
+        return sum(file.stat().st_size for file in self.weights.glob("*.safetensors"))
+
+    def identity(self) -> str:
+        """:func:`model_identity` of the folder, or over those of base and adapter."""
+        whole = model_identity(self.weights)
+        return whole if self.adapter is None else digest([whole, model_identity(self.adapter)])
+
+
+def find_model(
+    name: str, *, revision: str | None = None, base: str | None = None, base_revision: str | None = None
+) -> ModelFiles:
+    """Find (and fetch, where it is a hub id) a model or an adapter, and the base of an adapter.
+
+    ``base`` names the model an adapter is put on; where it is not given, the adapter's own configuration says.
+    Raises :class:`InputError` for whatever is missing or pickled, and for a ``base`` of what is no adapter.
+    """
+    folder = model_folder(name, revision=revision)
+    if not is_adapter(folder):
+        if base is not None:
+            raise InputError(f"{name}: a whole model; a base is for an adapter only")
+        check_model_files(name, folder)
+        return ModelFiles(name, folder)
+    adapter = read_adapter(folder)
+    told = base or adapter.base_name
+    if not told:
+        raise InputError(f"{name}: an adapter that does not say which model it was made for; name it with --base")
+    said = adapter.config.get("revision")
+    try:
+        weights = model_folder(told, revision=base_revision or (said if base is None else None))
+    except InputError as error:
+        raise InputError(f"{name}: made for {told!r}: {error}; name its base with --base") from None
+    if is_adapter(weights):
+        raise InputError(f"{name}: its base {told!r} is an adapter too; merge that first")
+    check_model_files(told, weights)
+    return ModelFiles(name, weights, folder)
+
+
+def model_folder(name: str, *, revision: str | None = None) -> Path:
+    """The local folder of a model name, fetched from the hub (safetensors and text files only) when it is a hub id."""
+    if name == "world:tiny":
+        folder = Path(str(importlib.resources.files("knowshift.world").joinpath("tiny")))
+        if not (folder / "config.json").is_file():
+            raise InputError(
+                "world:tiny: this installation carries no tiny model; build one with `knowshift world build`"
+            )
+        return folder
+    with border(f"{name}: cannot be looked up as a model folder"):
+        path = expanded(name.removeprefix("world:"))
+        if path.is_dir():
+            return path
+        if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():
+            raise InputError(f"{name}: no such model folder")
+    return _from_hub(name, revision)
+
+
+def model_identity(folder: Path) -> str:
+    """Sixteen hex digits over all that decides what the model says, the same wherever the folder lies.
+
+    That is the weights, config.json, generation_config.json (it names the tokens that end a text) and the
+    tokenizer's files. Weights of up to 4 GiB are hashed whole; larger ones by file size and the first MiB of every
+    32, which any training run changes, but which an edit of a few neighbouring weights could escape.
+    """
+    told = hashlib.sha256()
+    with border(f"{folder}: cannot be read"):
+        for small in sorted({file for pattern in DECIDING for file in folder.glob(pattern) if file.is_file()}):
+            data = small.read_bytes()
+            told.update(f"{small.name}:{len(data)}:".encode() + data)
+        files = sorted(folder.glob("*.safetensors"))
+        whole = sum(file.stat().st_size for file in files) <= HASHED_WHOLE
+        for file in files:
+            told.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    told.update(block)
+                    if not whole:
+                        stream.seek(31 << 20, os.SEEK_CUR)
+    return told.hexdigest()[:16]
+
+
+def check_model_files(name: str, folder: Path) -> None:
+    with border(f"{name}: cannot be read"):
+        if not (folder / "config.json").is_file():
+            raise InputError(f"{name}: no config.json in {folder}, so it is not a model folder")
+        if not any(folder.glob("*.safetensors")):
+            pickled = next((file.name for pattern in PICKLED for file in sorted(folder.glob(pattern))), None)
+            if pickled:
+                raise InputError(
+                    f"{name}: only pickled weights ({pickled}), which are refused; convert them to safetensors"
+                )
+            raise InputError(f"{name}: no *.safetensors weights in {folder}")
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    with border(f"{name}: no such folder, and the hub did not give it"):
+        try:
+            return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
+        except HFValidationError as error:
+            raise InputError(f"{name}: no such folder, and not a hub id of the form owner/name") from error
