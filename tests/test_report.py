@@ -252,8 +252,8 @@ def test_command_prints_one_json_object(run: Path) -> None:
     ("content", "message"),
     [
         (None, "manifest.json is missing"),
-        ("{", "not readable JSON"),
-        ("[]", "no list of cells"),
+        ("{", "not readable as JSON"),
+        ("[]", "expected a JSON object, found list"),
         ('{"cells": [{"kind": "evaluation"}]}', "a cell needs kind, digest and key"),
         ('{"cells": [{"kind": "../x", "digest": "a", "key": {}}]}', "is not the name of a cell"),
         ('{"cells": []}', "no evaluation is finished"),

@@ -451,6 +451,14 @@ def test_cells_of_parquet_that_python_cannot_hold_are_refused_with_their_column(
         refused(path, "a.parquet", "answer")
 
 
+@pytest.mark.parametrize("column", ["question", "split", "domain", "exposures", "answer", "prompts"])
+def test_an_error_line_shows_the_beginning_of_a_long_cell(tmp_path: Path, column: str) -> None:
+    path = table(tmp_path, "jsonl", [{**ROW, column: "?" * 1_000_000 + "{}"}])
+    with pytest.raises(InputError) as caught:
+        load_facts(str(path))
+    assert len(str(caught.value)) < len(str(path)) + 400
+
+
 # Digest and leakage
 
 FACTS_OF_TWO = st.builds(

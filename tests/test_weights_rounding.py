@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -226,6 +227,23 @@ def test_a_bfloat16_copy_is_told_as_one_in_text_json_record_and_figure(tmp_path:
     ) in err
     assert sum(pq.read_table(tmp_path / "w.parquet")["rounded"].to_pylist()) == result["changed"]
     assert "100.0% of these by rounding to bfloat16" in (tmp_path / "f.svg").read_text()
+
+
+def test_a_narrower_base_is_told_to_round_nothing_of_a_model_trained_from_it(tmp_path: Path, run: Run) -> None:
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    for folder in (base, tuned):
+        tiny_llama().save_pretrained(folder)
+    recast(base, BF16)
+    code, out, err = run("weights", base, tuned, "--json", "--figure", tmp_path / "f.svg")
+    assert code == 0
+    rounding = json.loads(out)["rounding"]
+    assert (rounding["to"], rounding["share_of_changed"]) == (["bfloat16"], 1.0)
+    text = " ".join(err.split())
+    assert "no change of a model trained from this base is explained by rounding" in text
+    assert f"If {tuned} was trained from a wider original of it, at most 100.00% of the weights that changed" in text
+    figure = " ".join(re.findall(r">([^<>]+)</text>", (tmp_path / "f.svg").read_text()))
+    assert "at most 100.0% of these by rounding" in figure
+    assert "if it was trained from a wider" in figure
 
 
 def test_training_is_what_is_left_when_rounding_is_told_apart(tmp_path: Path, run: Run) -> None:

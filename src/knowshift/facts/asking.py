@@ -63,9 +63,11 @@ def unknown_slot(prompt: str, subject: str, question: str) -> str | None:
 
 def slot_in_question(question: str, subject: str) -> str | None:
     """The first placeholder in ``question``, in which none is filled in, or None; the subject's own do not count."""
-    own = re.compile(re.escape(_composed(subject)), re.IGNORECASE)
-    question = own.sub(" ", _composed(question))
-    return next((found[0] for found in _SLOT.finditer(question) if not _is_markup(found)), None)
+    own = subject.casefold()
+    return next(
+        (found[0] for found in _SLOT.finditer(question) if found[0].casefold() not in own and not _is_markup(found)),
+        None,
+    )
 
 
 def is_filled_in(prompt: str, subject: str, question: str) -> bool:

@@ -38,7 +38,7 @@ _BRACES = re.compile(r"\{\s*['\"].*\}", re.DOTALL)
 _CONTAINER = re.compile(
     r"(?:list|tuple|set|frozenset|array|\w*Index|\w*Series|Categorical|deque|(?:odict|dict)_\w+)\(\s*[\[({'\"].*\)"
     r"|(?:set|frozenset|array|Index|Series|deque|list|tuple)\(.*\)"
-    r"|<[\w.]*Array(?: object at \w+)?>\s.*|(?:.*\n)?[^\n]*\bdtype: \S+",
+    r"|<[\w.]*Array(?: object at \w+)?>\s.*|.*\n[^\n]*\bdtype: \S+",
     re.DOTALL,
 )
 #: How pandas and Python spell an element that is missing, where a column was turned to texts.

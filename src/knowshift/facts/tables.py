@@ -125,7 +125,9 @@ def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
     aliases.pop(accepted[0], None)
     for answer in (accepted[0], *aliases):
         if not gradable(answer):
-            raise InputError(f"{where}: answer {answer!r} is empty after normalisation; expected a letter or digit")
+            raise InputError(
+                f"{where}: answer {shown(answer)} is empty after normalisation; expected a letter or digit"
+            )
     return Fact(
         id=_text(where, "id", cells, f"row-{number}"),
         relation=_text(where, "relation", cells, NO_RELATION),
@@ -194,7 +196,7 @@ def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None =
     # Numbers make sense as names, ids and answers (a year), but a question is none.
     text = "" if name == "question" and isinstance(value, Number) else value
     if not isinstance(text, str) or not text.strip() or not encodable(text):
-        found = "empty" if value is None or value == "" else repr(value)
+        found = "empty" if value is None or value == "" else shown(value)
         raise InputError(f"{where}: {name} is {found}; expected a text")
     return text.strip()
 
@@ -215,7 +217,7 @@ def _texts(where: str, name: str, cells: Mapping[str, Any]) -> list[str]:
 def _choice(where: str, name: str, cells: Mapping[str, Any], default: str, valid: tuple[str, ...]) -> str:
     value = _text(where, name, cells, default)
     if value not in valid:
-        raise InputError(f"{where}: unknown {name} {value!r}{nearest(value, valid)}")
+        raise InputError(f"{where}: unknown {name} {shown(value)}{nearest(value[:100], valid)}")
     return value
 
 
@@ -227,7 +229,7 @@ def _count(where: str, name: str, cells: Mapping[str, Any]) -> int | None:
     if isinstance(value, str) and (whole := re.fullmatch(r"\s*(\d{1,10})(?:\.0*)?\s*", value)):
         count = int(whole[1])
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**31:
-        raise InputError(f"{where}: {name} is {value!r}; expected a whole number, 0 or more, below 2^31")
+        raise InputError(f"{where}: {name} is {shown(value)}; expected a whole number, 0 or more, below 2^31")
     return count
 
 

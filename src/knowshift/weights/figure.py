@@ -51,6 +51,8 @@ def _title(change: WeightChange) -> str:
     if rounding is None or rounding.share_of_changed is None:
         return title
     told = f"{rounding.share_of_changed:.1%} of these by rounding to {' or '.join(rounding.to)}"
+    if rounding.base_is_narrower:
+        told = f"at most {told}, if it was trained from a wider original"
     return f"{title}\n{textwrap.fill(told, _TITLE)}"
 
 

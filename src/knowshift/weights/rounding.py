@@ -8,6 +8,10 @@ the other, either side may be the rounded one.
 
 Everything is compared in float32 here, so a float64 weight counts as the float32 it is nearest to, and the dtypes that
 round are bfloat16 and float16.
+
+Where the base is the narrower side, its values are exact in the tuned dtype, so rounding explains nothing of a model
+that was trained from this very base. What is counted there is the most that rounding may explain if the model was
+trained from a wider original, of which the base is a rounded copy.
 """
 
 from __future__ import annotations
@@ -39,12 +43,23 @@ class Rounding:
     share_of_changed: float | None  # explained / weights of the region that changed; None where none did
     share_of_all: float  # explained / weights of the region
 
+    @property
+    def base_is_narrower(self) -> bool:
+        """Whether the base alone may have been rounded. Casting it up is exact, so training from it rounds nothing."""
+        return set(self.to) <= set(self.base) and not set(self.to) & set(self.tuned)
+
     def told(self, base: str, tuned: str, eligible: int) -> str:
         """The sentence that people read; ``eligible`` is the region's number of weights."""
         part = "" if self.weights == eligible else f" in {self.weights:,} of these weights"
         stored = f"{base} is stored in {' and '.join(self.base)}, {tuned} in {' and '.join(self.tuned)}{part}"
         if self.share_of_changed is None:
             return f"{stored}; no weight changed"
+        if self.base_is_narrower:
+            return (
+                f"{stored}, which holds every {' and '.join(self.base)} number exactly: no change of a model trained "
+                f"from this base is explained by rounding. If {tuned} was trained from a wider original of it, at most "
+                f"{self.share_of_changed:.2%} of the weights that changed ({self.share_of_all:.2%} of all) are"
+            )
         return (
             f"{stored}: {self.share_of_changed:.2%} of the weights that changed ({self.share_of_all:.2%} of all) "
             f"changed by no more than rounding to {' or '.join(self.to)} explains"
