@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import pkgutil
 import re
 import shutil
 import sys
@@ -164,9 +165,10 @@ def folders(small_world: Path, tmp_path: Path) -> Folders:
     return Folders(small_world, tmp_path)
 
 
-def library(**functions: Any) -> types.SimpleNamespace:
-    """A module whose other functions are not called."""
-    return types.SimpleNamespace(**functions)
+def library(place: str, **functions: Any) -> types.SimpleNamespace:
+    """The module that is called ``place``, with other functions."""
+    module = pkgutil.resolve_name(place)
+    return types.SimpleNamespace(**{**vars(module), **functions})
 
 
 MASTER = ["mastery", "world:{world}", "--facts", "world:{world}", "--limit", "2", "--workers", "1"]
@@ -213,31 +215,38 @@ CALLS: dict[str, tuple[str, str | None, list[str], str]] = {
         "world:{world}: cannot be looked up as a model folder: ",
     ),
     "a record": ("knowshift.records.pq", "read_table", EVALUATE, "{record}: not a Parquet file: "),
-    "what a record says": ("knowshift.records.json", "loads", EVALUATE, "{record}: not a mastery record: "),
+    "what a record says": (
+        "knowshift.files.json",
+        "loads",
+        EVALUATE,
+        "{record}: not a mastery record: its metadata: not readable as JSON: ",
+    ),
     "parts of a record": (
-        "knowshift.mastery.run.json",
+        "knowshift.files.json",
         "loads",
         [*MASTER, *RECORD],
-        "{folder}/o.parquet.parts: exists, but holds no parts of a mastery run: ",
+        "{folder}/o.parquet.parts: exists, but holds no parts of a mastery run "
+        "({folder}/o.parquet.parts/about.json: not readable as JSON: ",
     ),
     "a study": ("knowshift.study.config.yaml", "safe_load", STUDY, "{folder}/study.yaml: not YAML: "),
     "a manifest": (
-        "knowshift.study.run.json",
+        "knowshift.files.json",
         "loads",
         STUDY,
-        "{folder}/run/manifest.json: not a readable manifest; choose another --output-dir: ",
+        "{folder}/run/manifest.json: not a readable manifest; choose another --output-dir "
+        "({folder}/run/manifest.json: not readable as JSON: ",
     ),
     "a run": (
-        "knowshift.report.run_folder.json",
+        "knowshift.files.json",
         "loads",
         ["report", "{folder}/run"],
-        "{folder}/run/manifest.json: not readable JSON: ",
+        "{folder}/run/manifest.json: not readable as JSON: ",
     ),
     "a world": (
-        "knowshift.cli.world.json",
+        "knowshift.files.json",
         "loads",
         ["world", "describe", "world:{world}"],
-        "{world}/world.json: not the record of a world: ",
+        "{world}/world.json: not readable as JSON: ",
     ),
     "a weight file": (
         "knowshift.weights.checkpoint.json",
@@ -256,7 +265,7 @@ def called(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> int:
 
 
 def inject(monkeypatch: pytest.MonkeyPatch, place: str, function: str | None, fails: Callable[..., Any]) -> None:
-    monkeypatch.setattr(place, fails if function is None else library(**{function: fails}))
+    monkeypatch.setattr(place, fails if function is None else library(place, **{function: fails}))
 
 
 @pytest.mark.parametrize("kind", RAISED)
@@ -271,7 +280,8 @@ def test_a_fault_at_any_library_call_is_one_line_and_status_2(
     assert called(monkeypatch, folders.command(*command)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.strip().splitlines() == [f"knowshift: {begins.format(**vars(folders))}{says}"]
+    ends = ")" if "(" in begins else ""
+    assert err.strip().splitlines() == [f"knowshift: {begins.format(**vars(folders))}{says}{ends}"]
     monkeypatch.undo()
     assert sorted(folders.folder.rglob("*")) == before
 

@@ -55,7 +55,7 @@ def logits(loaded: LoadedModel) -> Tensor:
 
 @pytest.mark.parametrize("pad", [None, "<pad>", "</s>"])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.filterwarnings("ignore:.*pad token equals")
+@pytest.mark.filterwarnings("ignore:.*pad token equals", "ignore:.*model has no embedding for")
 def test_only_weights_and_dtype_differ(family: str, pad: str | None, tmp_path: Path) -> None:
     base = tiny_checkpoint(tmp_path / "base", family, pad=pad, dtype="bfloat16")
     left = people_s_files(base)
@@ -144,6 +144,7 @@ def test_a_generation_config_that_transformers_would_not_save_is_kept(tmp_path: 
     assert load_model(str(tmp_path / "again")).stop_ids() == load_model(str(base)).stop_ids() == [2, 3]
 
 
+@pytest.mark.filterwarnings("ignore:.*model has no embedding for")
 def test_the_text_part_of_a_composite_model_is_loaded_as_it_was(tmp_path: Path) -> None:
     text = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260, "head_dim": 16}
     more = {"num_key_value_heads": 1, "intermediate_size": 48, "layer_types": ["full_attention"] * 2, "eos_token_id": 3}
