@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from knowshift.errors import InputError, border, disk_full
+from knowshift.errors import InputError, border, cause_of, disk_full
 
 #: Bytes of a JSON file that is read at most, and how deep it may be nested: what is walked by recursion must end.
 _LARGEST_JSON, _DEEPEST_JSON = 100_000_000, 64
@@ -97,7 +97,10 @@ def read_json(path: Path, what: str = "JSON object") -> dict[str, Any]:
 def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str, Any]:
     """The same from bytes; ``origin`` names them in errors."""
     with border(f"{origin}: not readable as JSON"):
-        content = json.loads(text.decode("utf-8"))
+        try:
+            content = json.loads(text.decode("utf-8"))
+        except ValueError as error:
+            raise InputError(f"{origin}: not readable as JSON: {cause_of(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{origin}: expected a {what}, found {type(content).__name__}")
     level: list[Any] = [content]

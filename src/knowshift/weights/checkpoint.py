@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.errors import InputError, border, nearest
+from knowshift.errors import InputError, border, cause_of, nearest
 from knowshift.files import read_json
 from knowshift.weights.tensors import BFLOAT16, Array, number_of
 
@@ -77,7 +77,10 @@ def read_shard(path: Path) -> Shard:
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
                 raise InputError(f"{path}: truncated or not a safetensors file ({size} bytes, header of {length})")
             text = file.read(length)
-        header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+        try:
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+        except ValueError as error:  # some of them raised in our own hook
+            raise InputError(f"{path}: not a readable safetensors file: {cause_of(error)}") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: corrupt safetensors header: expected an object")
     metadata = header.pop("__metadata__", {})
