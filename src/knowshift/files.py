@@ -99,7 +99,7 @@ def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str,
     with border(f"{origin}: not readable as JSON"):
         try:
             content = json.loads(text.decode("utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{origin}: not readable as JSON: {cause_of(error)}") from None
     if not isinstance(content, dict):
         raise InputError(f"{origin}: expected a {what}, found {type(content).__name__}")

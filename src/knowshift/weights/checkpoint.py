@@ -79,7 +79,7 @@ def read_shard(path: Path) -> Shard:
             text = file.read(length)
         try:
             header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
-        except ValueError as error:  # some of them raised in our own hook
+        except (ValueError, RecursionError) as error:  # some of them raised in our own hook
             raise InputError(f"{path}: not a readable safetensors file: {cause_of(error)}") from None
     if not isinstance(header, dict):
         raise InputError(f"{path}: corrupt safetensors header: expected an object")
