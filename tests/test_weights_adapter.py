@@ -150,6 +150,7 @@ def test_every_field_of_the_configuration_is_known_or_off(tmp_path: Path) -> Non
         ({"lora_alpha": "x"}, "PEFT cannot "),
         ({"lora_alpha": [1]}, "PEFT cannot "),
         ({"lora_alpha": 10**400}, "PEFT cannot |logits"),
+        ({"lora_alpha": 1e300}, "logits differ by up to nan"),
         (
             {"target_modules": ["q_proj", "v_proj", "down_proj", "o_proj"]},
             r"no matrices for 'model.layers.0.self_attn.o_proj'",
