@@ -9,13 +9,15 @@ import csv
 import io
 import json
 import os
+import resource
 import time
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,9 +32,9 @@ from knowshift.facts.sources import load_facts
 from knowshift.files import read_json, write_json
 from knowshift.mastery.certainty import write_certainty
 from knowshift.mastery.run import _check_parts, _outcome
-from knowshift.records import ANSWERS, MASTERY, read_about, read_table, write_table
+from knowshift.records import ANSWERS, MASTERY, read_about, read_columns, read_table, write_table
 from knowshift.report.tables import build_tables
-from knowshift.study.config import load_config, load_preset
+from knowshift.study.config import load_config, load_preset, parse_config
 from knowshift.study.run import check_folder
 from knowshift.weights.adapter import read_adapter
 from knowshift.weights.checkpoint import StoredTensors, read_shard
@@ -44,9 +46,19 @@ from weights_pairs import save_pair
 
 SECONDS = float(os.environ.get("KNOWSHIFT_FUZZ_SECONDS", "0"))
 EXAMPLES = 16
+#: Bytes of address space that the tests of this file may add: what a few lines can spell must not be spelt out.
+MEMORY = 4 << 30
 #: Seconds that one small damaged file may take; generous, since a machine may be busy.
 SLOW = 20.0
 KINDS = 14  # tests below that share the seconds
+
+
+@pytest.fixture(autouse=True)
+def _bounded_memory() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + MEMORY, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def holds(strategy: Any, read: Callable[[Any], object], examples: int = EXAMPLES) -> None:
@@ -253,13 +265,26 @@ def test_cells_of_studies(name: str, run: Path) -> None:
     holds(documents(tree), damaged_in_place(file, lambda: build_tables(run)), EXAMPLES // 4)
 
 
+#: 400 bytes that spell 9^10 words, where a missing key is reported with all that was found.
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
+)
+ODD_YAML = ("levels: &a [*a]", "a: !!python/object:os.system {}", "? [a]\n: b", "- 1", LAUGHS, "\t")
+
+
+@pytest.mark.parametrize("text", ODD_YAML)
+def test_a_configuration_that_is_odd_yaml_is_refused_at_once(text: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(InputError) as told:
+        parse_config(text, "study.yaml")
+    assert len(str(told.value)) < 2000
+    assert time.monotonic() - began < SLOW
+
+
 def test_configurations_of_studies(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     tree = load_preset("tiny").as_record()
-    laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-        f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
-    )
-    odd = st.sampled_from(("levels: &a [*a]", "a: !!python/object:os.system {}", "? [a]\n: b", "- 1", laughs, "\t"))
+    odd = st.sampled_from(ODD_YAML)
 
     def read(damaged: bytes) -> None:
         path.write_bytes(damaged)
@@ -286,9 +311,24 @@ def test_records_of_worlds(tmp_path: Path, small_world: Path) -> None:
 
 def mastery_rows() -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {name: ["a", "b"] for name in ("fact", "relation", "split", "domain")}
-    rows |= {"exposures": [1, None], "prompt_hits": [[1, 0], None], "prompt_draws": [[10, 10], None]}
-    rows |= {"hits": [1, None], "draws": [20, None], "rate": [0.05, None], "level": [1, None], "reason": [None, "x"]}
-    return rows
+    rows |= {"exposures": [1, None], "prompt_hits": [[1, 0], [0, 0]], "prompt_draws": [[10, 10], [10, 10]]}
+    return rows | {"hits": [1, 0], "draws": [20, 20], "rate": [0.05, 0.0], "level": [1, 0]}
+
+
+@pytest.mark.parametrize("column", ["prompt_hits", "prompt_draws", "hits", "draws", "rate", "level"])
+def test_a_mastery_record_with_a_gap_is_refused(column: str, tmp_path: Path) -> None:
+    path = tmp_path / "mastery.parquet"
+    rows = mastery_rows()
+    write_table(path, MASTERY, rows | {column: [rows[column][0], None]}, {})
+    readers: list[Callable[[], object]] = [
+        lambda: read_table(path, MASTERY, "mastery"),
+        lambda: read_columns(path, ["fact", column]),
+    ]
+    if column not in ("hits", "draws"):
+        readers.append(lambda: write_certainty(path, tmp_path / "certainty.parquet"))
+    for reads in readers:
+        with pytest.raises(InputError, match=rf"column '{column}' has rows without a value"):
+            reads()
 
 
 def test_what_records_say_about_themselves(tmp_path: Path) -> None:

@@ -102,14 +102,25 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
         if field.name not in table.column_names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
     about = _about(path, kind, table.schema)
+    if schema is MASTERY:
+        refuse_gaps(path, table.select(schema.names))
     with border(f"{path}: not a {kind} record"):
         return table.select(schema.names).cast(schema), about
 
 
-def read_columns(path: Path, columns: Sequence[str], kind: str) -> pa.Table:
-    """Some columns of a record file of our own, as they are stored; an :class:`InputError` names a damaged file."""
-    with border(f"{path}: not a {kind} record"):
-        return pq.read_table(path, columns=list(columns))
+def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a mastery record, as they are stored; an :class:`InputError` names a damaged file."""
+    with border(f"{path}: not a mastery record"):
+        table = pq.read_table(path, columns=list(columns))
+    refuse_gaps(path, table)
+    return table
+
+
+def refuse_gaps(path: Path, mastery: pa.Table) -> None:
+    """Every fact of a mastery record was measured: only how often a corpus states it may be unknown."""
+    for name in mastery.column_names:
+        if name != "exposures" and mastery[name].null_count:
+            raise InputError(f"{path}: not a mastery record: column {name!r} has rows without a value")
 
 
 def read_about(path: Path, kind: str) -> dict[str, Any]:

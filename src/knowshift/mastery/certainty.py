@@ -22,7 +22,7 @@ from scipy import stats
 from knowshift.errors import border
 from knowshift.files import file_beside
 from knowshift.mastery.levels import DRAWS, LEVELS
-from knowshift.records import count_in, read_about
+from knowshift.records import count_in, read_about, refuse_gaps
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -171,12 +171,13 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
     schema = CERTAINTY.with_metadata({"knowshift": told})
     with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         for batch in file.iter_batches(1 << 14, columns=columns):
+            refuse_gaps(record, pa.Table.from_batches([batch]))
             rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, seed: int) -> dict[str, Any]:
-    hits, draws = row["prompt_hits"] or [], row["prompt_draws"] or []
+    hits, draws = row["prompt_hits"], row["prompt_draws"]
     low, high = rate_interval(hits, draws, confidence)
     chances = level_probabilities(hits, draws, draws_per_prompt, seed=seed)
     return {

@@ -357,7 +357,7 @@ def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> Non
 
 
 def _outcome(output: Path) -> Outcome:
-    table = read_columns(output, ["level", "draws"], "mastery")
+    table = read_columns(output, ["level", "draws"])
     levels = table["level"].to_pylist()
     counts = [levels.count(level) for level in range(LEVELS)]
     draws = sum(table["draws"].to_pylist())

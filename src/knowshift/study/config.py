@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,11 @@ from knowshift.weights.published import SPECTRAL
 
 #: Criteria that a study restores by: every method that takes fractions.
 RESTORED_BY = tuple(method for method in METHODS if method not in SPECTRAL)
+
+#: Aliases that stand in one another spell gigabytes in a few lines of YAML: messages show the top of a value.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 80
 
 Level = Annotated[int, Field(ge=0, le=4)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -145,7 +151,7 @@ def parse_config(text: str, origin: str) -> StudyConfig:
             raise InputError(
                 f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
             ) from None
-        raise InputError(f"{origin}: {where}: {first['msg']} (found {first.get('input')!r})") from None
+        raise InputError(f"{origin}: {where}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
     check_trainable(f"{origin}: dtype", config.dtype)
     if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")

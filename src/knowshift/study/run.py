@@ -199,7 +199,7 @@ def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
         InputError: the first such level, with what it has and what was asked.
     """
     files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
-    tables = [read_columns(file, ["split", "level"], "mastery") for file in files]
+    tables = [read_columns(file, ["split", "level"]) for file in files]
     levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
     counts = level_counts(levels)
     for level in config.levels:

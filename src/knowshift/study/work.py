@@ -66,7 +66,7 @@ class Worker:
     @cached_property
     def _mastery_rows(self) -> list[dict[str, Any]]:
         files = [cell.folder(self.run) / "mastery.parquet" for unit in self.plan.probes for cell in unit.cells]
-        return [row for file in files for row in read_columns(file, content.COLUMNS, "mastery").to_pylist()]
+        return [row for file in files for row in read_columns(file, content.COLUMNS).to_pylist()]
 
     @cached_property
     def _levels(self) -> dict[str, int | None]:
