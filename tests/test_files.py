@@ -52,6 +52,34 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_flushed(tmp_path: Path, 
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from knowshift.files import file_beside, folder_beside
+with file_beside(Path(sys.argv[1], "a[1].csv")) as file, folder_beside(Path(sys.argv[1], "tuned")) as folder:
+    file.write_text("half")
+    (folder / "model.safetensors").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_writer_left_goes_when_its_target_is_written_again(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == -9
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 2
+    elsewhere = tmp_path / ".a[1].csv.ffffff-1-00000000.csv"  # of a process on another machine
+    elsewhere.write_text("half")
+    with file_beside(tmp_path / "a[1].csv") as alive:
+        alive.write_text("first")
+        with file_beside(tmp_path / "a[1].csv") as second:
+            second.write_text("second")
+        assert alive.exists()
+    with folder_beside(tmp_path / "tuned"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv", "tuned", elsewhere.name}
+    assert (tmp_path / "a[1].csv").read_text() == "first"
+
+
 def test_every_file_of_a_folder_is_flushed_once_before_the_rename(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     with folder_beside(tmp_path / "cell") as folder:
         (folder / "one").write_text("1")

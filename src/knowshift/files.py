@@ -7,9 +7,11 @@ name after it. Without that a power loss may leave a finished name with an empty
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import os
+import platform
 import shutil
 import tempfile
 import uuid
@@ -17,6 +19,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from knowshift.errors import InputError, border, cause_of, disk_full
 
@@ -176,9 +180,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+#: Of this machine, so that a folder which several share tells whose writer a process number is.
+_HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
 def _beside(target: Path) -> Path:
-    """A name of its own; the ending stays, by which some libraries tell what to write."""
-    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{target.suffix}")
+    """A name of its own; the ending stays, by which some libraries tell what to write.
+
+    What a killed process left of the same target is removed: half a checkpoint may be gigabytes that nobody asks for.
+    """
+    for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
+        writer = left.name.removeprefix(f".{target.name}.{_HOST}-").split("-")[0]
+        if writer.isdecimal() and not psutil.pid_exists(int(writer)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{target.suffix}")
 
 
 def _flush(file: Path) -> None:

@@ -211,11 +211,9 @@ def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
 
 
 def _sweep(run: Path) -> None:
-    """Remove what an interrupted run left half written."""
+    """Remove cells that were left half written, on other machines too: who holds the lock has no other beside it."""
     for leftover in run.glob("cells/*/.*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for leftover in run.glob(".manifest.json.*"):
-        leftover.unlink()
 
 
 def _write_manifest(
