@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from knowshift.weights.tensors import PIECE, Array, Runner, number_of
 
 #: Bytes in a piece that is copied as it is.
 COPIED = 1 << 22
+#: Bytes of one file after which it is brought to the disk meanwhile: the flush that makes it durable finds little left.
+_FLUSHED = 1 << 26
 #: Bytes that are read back at a time.
 _READ_BACK = 1 << 26
 PROVENANCE = "knowshift.json"
@@ -171,15 +174,47 @@ def _write_shard(
                     raise OSError(f"{path}: bytes {job.begin}-{job.end} read back differ from those written")
             return values, counts
 
-        for job, (values, counts) in zip(jobs, run(make, ((job,) for job in jobs)), strict=True):
-            for number, value in enumerate(values):
-                hashes[number].update(_bytes(value))
-                restored[number] += counts[number]
-            progress((job.end - job.begin) * len(paths))
+        with _EarlyFlush(descriptors) as flush:
+            for job, (values, counts) in zip(jobs, run(make, ((job,) for job in jobs)), strict=True):
+                for number, value in enumerate(values):
+                    hashes[number].update(_bytes(value))
+                    restored[number] += counts[number]
+                flush.written(job.end)
+                progress((job.end - job.begin) * len(paths))
     finally:
         for descriptor in descriptors:
             os.close(descriptor)
     return [digest.hexdigest() for digest in hashes], restored
+
+
+class _EarlyFlush:
+    """Bring files to the disk while they are being written, in a thread of its own."""
+
+    def __init__(self, descriptors: Sequence[int]) -> None:
+        self._descriptors = descriptors
+        self._thread = ThreadPoolExecutor(1)
+        self._under_way: Future[None] | None = None
+        self._flushed = 0
+
+    def __enter__(self) -> _EarlyFlush:
+        return self
+
+    def written(self, end: int) -> None:
+        """All bytes up to ``end`` are written; the system tells of a lost one only once, so here too it is an error."""
+        if end - self._flushed < _FLUSHED or (self._under_way is not None and not self._under_way.done()):
+            return
+        if self._under_way is not None:
+            self._under_way.result()
+        self._flushed, self._under_way = end, self._thread.submit(self._flush)
+
+    def _flush(self) -> None:
+        for descriptor in self._descriptors:
+            os.fsync(descriptor)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._thread.shutdown()
+        if self._under_way is not None and kind is None:
+            self._under_way.result()
 
 
 def _jobs(pair: CheckpointPair, plan: Plan, shard: Shard, piece: int) -> Iterator[_Job]:
