@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from knowshift.cli.app import _interrupted
 from knowshift.facts.sources import load_facts
 from knowshift.mastery.measure import columns_of
 from knowshift.models.loading import load_model
@@ -223,6 +224,27 @@ def test_the_tuned_folder_is_the_base_with_other_weights(pipeline: dict[str, obj
     for name in beside:
         source = (small_world / name).read_text()
         assert (tuned / name).read_text() == source.replace('"dtype": "bfloat16"', '"dtype": "float32"'), name
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["study", "x.yaml"], "goes on where it stopped"),
+        (["mastery", "world:tiny"], "goes on where it stopped"),
+        (["world", "levels", "world:w"], "goes on where it stopped"),
+        (["world", "build"], "starts over"),
+        (["restore", "study"], "starts over"),
+        ([], "starts over"),
+    ],
+)
+def test_what_an_interrupted_command_says(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["knowshift", *words])
+    with pytest.raises(SystemExit) as ended:
+        _interrupted()
+    assert ended.value.code == 130
+    assert said in capsys.readouterr().err
 
 
 def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:

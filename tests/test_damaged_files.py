@@ -331,6 +331,25 @@ def test_a_mastery_record_with_a_gap_is_refused(column: str, tmp_path: Path) -> 
             reads()
 
 
+@pytest.mark.parametrize(
+    ("hits", "says"),
+    [
+        ([[None, 0], [0, 0]], "'prompt_hits' has rows without a value"),
+        ([[1], [0, 0]], "hits of more or fewer prompts"),
+    ],
+)
+def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any], says: str, tmp_path: Path) -> None:
+    path = tmp_path / "mastery.parquet"
+    write_table(path, MASTERY, mastery_rows() | {"prompt_hits": hits}, {})
+    for reads in (
+        lambda: read_table(path, MASTERY, "mastery"),
+        lambda: read_columns(path, ["prompt_hits", "prompt_draws"]),
+        lambda: write_certainty(path, tmp_path / "certainty.parquet"),
+    ):
+        with pytest.raises(InputError, match=says):
+            reads()
+
+
 def test_what_records_say_about_themselves(tmp_path: Path) -> None:
     path = tmp_path / "mastery.parquet"
     write_table(path, MASTERY, mastery_rows(), {})
@@ -445,6 +464,12 @@ def test_zips_of_entity_questions(tmp_path: Path) -> None:
         load_facts(f"entity-questions:{path}")
 
     holds(st.one_of(documents(members[name]).map(member), hit(whole)), read)
+
+
+def test_a_zip_of_entity_questions_with_a_number_of_5000_digits(tmp_path: Path) -> None:
+    members = {name: b"[" + b"9" * 5000 + b"]" for name in small_rows()}
+    with pytest.raises(InputError, match="broken JSON"):
+        load_facts(f"entity-questions:{write_zip(tmp_path / 'dataset.zip', members)}")
 
 
 def test_a_json_file_is_an_object_of_bounded_depth(tmp_path: Path) -> None:

@@ -332,6 +332,18 @@ if __name__ == "__main__":
 """
 
 
+def test_the_folder_of_parts_is_there_with_its_label_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "write_json", full)
+    with pytest.raises(KeyboardInterrupt):
+        run._check_parts(tmp_path / "a.parquet.parts", {"seed": 0})
+    assert list(tmp_path.iterdir()) == []
+
+
 def _refused(arguments: list[str]) -> str:
     """The one line of a command that refuses its input."""
     from typer.testing import CliRunner

@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 
 from knowshift.cli.report import register
 from knowshift.errors import InputError
+from knowshift.report.checking import check_key
 from knowshift.report.evidence import read_evidence
 from knowshift.report.figures import build_figures
 from knowshift.report.finding_weights import concentration_claims
@@ -242,10 +243,17 @@ def test_command_prints_one_json_object(run: Path) -> None:
     register(app)
     result = CliRunner().invoke(app, ["report", str(run), "--json"])
     assert result.exit_code == 0
+    assert re.search(r"^1\. .+: .+\.$", result.stderr, re.MULTILINE)
     told = json.loads(result.stdout)
     assert told["output"] == str(run / "report.html")
     assert [f["finding"] for f in told["findings"]] == [1, 2, 3, 4]
     assert told["findings"][0]["claims"][0]["interval"][0] > 0
+
+
+def test_a_cell_of_a_kind_that_is_not_known_has_a_key_of_its_own() -> None:
+    check_key(Path("manifest.json"), "audit", {"prompt": "few_shot"})
+    with pytest.raises(InputError, match="level of a cell of kind 'restoration' is None; expected a whole number"):
+        check_key(Path("manifest.json"), "restoration", {})
 
 
 @pytest.mark.parametrize(

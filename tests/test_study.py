@@ -13,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from knowshift.errors import InputError
 from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
+from knowshift.study import run as study_run
 from knowshift.study.cells import make_plan, probed_facts
 from knowshift.study.config import load_config, load_preset, parse_config, presets
 from knowshift.study.run import check_folder, describe_model, plan_of, run_study
@@ -138,6 +140,16 @@ def test_interrupting_ends_in_130_and_says_how_to_go_on(config_file: Path, tmp_p
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "goes on where it stopped" in err.splitlines()[-1]
+
+
+def test_a_run_that_ends_badly_lets_others_into_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(study_run, "_write_manifest", full)
+    with pytest.raises(OSError, match="disk full"):
+        study_run.run_study(parse_config(SMALL, "small"), tmp_path / "run", executor="here")
+    FileLock(tmp_path / ".run.lock").acquire(blocking=False)
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, tmp_path: Path) -> None:

@@ -280,12 +280,13 @@ def test_the_report_reads_every_restored_answer(study: Study) -> None:
     assert found == {(c, f, d) for c in RESTORED_BY for f in FRACTIONS for d in (0, 1)}
 
 
-def test_an_answer_file_that_the_report_cannot_place_is_refused(study: Study, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fraction", ["", "-1.2.3", "-0.20", "-.2", "-1e-5", "-1."])
+def test_an_answer_file_that_the_report_cannot_place_is_refused(study: Study, fraction: str) -> None:
     cell = next(cells["restoration"] for _, cells in study.units() if "restoration" in cells)
-    odd = cell.folder(study.run) / "answers-relative.parquet"
+    odd = cell.folder(study.run) / f"answers-relative{fraction}.parquet"
     odd.touch()
     try:
-        with pytest.raises(InputError, match=r"answers-relative\.parquet: expected answers-CRITERION-FRACTION"):
+        with pytest.raises(InputError, match=r"answers-relative.*\.parquet: expected answers-CRITERION-FRACTION"):
             read_answers(open_run(study.run))
     finally:
         odd.unlink()

@@ -231,6 +231,8 @@ def test_what_is_spelled_as_missing_is_missing(tmp_path: Path, kind: str) -> Non
         for column in ("answer", "answers"):
             refused(table(tmp_path, kind, {**ROW, "answer": "", column: missing}), "answer")
     assert read(tmp_path, kind, answer="none", aliases="Nano").accepted == ("none", "Nano")
+    for answer in ("NAN", "NONE", "NULL", "NAT"):  # what the message and the docs advise
+        assert read(tmp_path, kind, answer=answer).accepted == (answer,)
     assert read(tmp_path, kind, answer="Lima", aliases="  ", prompts=" ").accepted == ("Lima",)
 
 

@@ -34,6 +34,15 @@ def shown(*what: Any) -> str:
     return out.getvalue()
 
 
+def test_no_message_is_written_in_markup() -> None:
+    """The terminal shows square brackets as they are; a style is an argument."""
+    for file in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert "[/bold]" not in node.value, (file, node.lineno)
+                assert "[/]" not in node.value, (file, node.lineno)
+
+
 @pytest.mark.parametrize("text", STEERING)
 def test_a_text_and_a_table_are_shown_as_they_are(text: str) -> None:
     table = Table("relation", title=text)

@@ -107,5 +107,7 @@ def test_wrong_regions_and_layers_are_named() -> None:
     for wrong in ((0, 2), (1, 0), (-1, 0)):
         with pytest.raises(InputError, match="the model has layers 0-1"):
             in_region(shapes, "llama", layers=wrong)
-    with pytest.raises(InputError, match="holds no tensor"):
+    with pytest.raises(InputError, match="holds no weight"):
+        in_region({"model.layers.0.mlp.up_proj.weight": (0, 4)}, "llama", "mlp")
+    with pytest.raises(InputError, match="holds no weight"):
         in_region(shapes, "llama", "embeddings", layers=(0, 1))

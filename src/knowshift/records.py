@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, border
@@ -119,8 +120,14 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 def refuse_gaps(path: Path, mastery: pa.Table) -> None:
     """Every fact of a mastery record was measured: only how often a corpus states it may be unknown."""
     for name in mastery.column_names:
-        if name != "exposures" and mastery[name].null_count:
+        values = mastery[name]
+        inner = pc.list_flatten(values) if pa.types.is_list(values.type) else values
+        if name != "exposures" and (values.null_count or inner.null_count):
             raise InputError(f"{path}: not a mastery record: column {name!r} has rows without a value")
+    if {"prompt_hits", "prompt_draws"} <= set(mastery.column_names):
+        hits, draws = (pc.list_value_length(mastery[name]) for name in ("prompt_hits", "prompt_draws"))
+        if not pc.all(pc.equal(hits, draws)).as_py():
+            raise InputError(f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws")
 
 
 def read_about(path: Path, kind: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ for _door in DOORS:
     importlib.import_module(f"knowshift.cli.{_door}").register(app)
 
 #: Commands that keep what they have done; the others start over.
-RESUMED = ("study", "mastery", "facts")
+RESUMED = (("study",), ("mastery",), ("facts",), ("world", "levels"))
 
 # Newer typer brings its own copy of click's exceptions, older typer uses click's: ask the one that is there.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
@@ -103,9 +103,8 @@ def _drop_output() -> None:
 
 
 def _interrupted() -> None:
-    again = (
-        "goes on where it stopped" if sys.argv[1:2] and sys.argv[1] in RESUMED else "starts over; nothing was written"
-    )
+    kept = any(tuple(sys.argv[1 : 1 + len(words)]) == words for words in RESUMED)
+    again = "goes on where it stopped" if kept else "starts over; nothing was written"
     print(f"knowshift: interrupted; the same command {again}", file=sys.stderr)
     sys.exit(130)
 

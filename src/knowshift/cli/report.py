@@ -24,9 +24,8 @@ def report(
 
     page, findings = write_report_with_findings(run)
     for finding in findings:
-        console.print(
-            f"[bold]{finding.number}. {finding.title}: {finding.verdict}.[/bold]", highlight=False, soft_wrap=True
-        )
+        title = f"{finding.number}. {finding.title}: {finding.verdict}."
+        console.print(title, style="bold", highlight=False, soft_wrap=True)
         console.print(f"   {finding.sentence}", highlight=False, soft_wrap=True)
     console.print(f"Wrote {page}", highlight=False, soft_wrap=True)
     emit({"output": str(page), "findings": [finding.to_json() for finding in findings]}, as_json)

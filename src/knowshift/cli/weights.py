@@ -279,7 +279,7 @@ def _print_change(change: WeightChange, base: str, tuned: str) -> None:
     for column in ("tensor", "changed", "rms change"):
         table.add_column(column, justify="left" if column == "tensor" else "right")
     for tensor in change.largest():
-        table.add_row(tensor.name, _percent(tensor.changed / tensor.size), f"{tensor.rms:.3g}")
+        table.add_row(tensor.name, _percent(tensor.changed / tensor.size if tensor.size else None), f"{tensor.rms:.3g}")
     console.print(table)
 
 

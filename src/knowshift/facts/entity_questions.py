@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, cause_of
 from knowshift.facts.archive import SafeZip
 from knowshift.facts.encoding import encodable
 from knowshift.facts.fact import Domain, Fact, Split
@@ -149,6 +149,8 @@ def _rows(where: str, text: bytes, relation: Relation) -> list[tuple[str, str, t
         ) from None
     except RecursionError:
         raise InputError(f"{where}: JSON nested too deep; expected a list of rows") from None
+    except ValueError as error:  # a whole number of more digits than Python reads
+        raise InputError(f"{where}: broken JSON ({cause_of(error)}); expected a list of rows") from None
     if not isinstance(rows, list) or not rows:
         found = "an empty list" if rows == [] else type(rows).__name__
         raise InputError(f"{where}: found {found}; expected a list of rows with question and answers")

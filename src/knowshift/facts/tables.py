@@ -179,7 +179,7 @@ def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         if not read.get("answers"):
             raise InputError(
                 f"{where}: answer is {told!r}, which stands for a missing cell; expected a text "
-                f"(where it is the answer, write it in small letters or capitals: the word rule takes both)"
+                "(where it is the answer, write it in capitals: the word rule takes both)"
             )
         read["answer"] = None
     return read

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
-from knowshift.files import check_output_file, digest, file_beside, read_json, write_json
+from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
 from knowshift.mastery.levels import LEVELS
 from knowshift.mastery.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.models.finding import ModelFiles, find_model
@@ -241,8 +241,8 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
             raise InputError(f"{folder}: exists, but holds no parts of a mastery run ({error})") from None
         _check_same(folder, about, told)
         return
-    folder.mkdir(parents=True)
-    write_json(label, about)
+    with folder_beside(folder) as started:
+        write_json(started / label.name, about)
 
 
 def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) -> None:

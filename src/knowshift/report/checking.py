@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError
 
-#: Kinds of cells that are not about a tuned model: their key names no training set.
-_OF_NO_TRAINING = ("mastery", "base")
+#: Kinds of cells that are about a tuned model: their key names its training set. Other kinds may come.
+_OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
 
 def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
     """A cell's key: whole numbers, a learning rate, the name of a control; all of them for a tuned model's cell."""
-    tuned = kind not in _OF_NO_TRAINING
+    tuned = kind in _OF_TRAINING
     for name in (*_TRAINING, "part"):
         value = key.get(name)
         if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
@@ -77,7 +76,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300
 
 
 def _shown(value: Any) -> str:

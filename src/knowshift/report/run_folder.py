@@ -21,6 +21,7 @@ from knowshift.errors import InputError
 from knowshift.files import read_json
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
 from knowshift.report.checking import check_change, check_config, check_key, check_restored
+from knowshift.weights.selection import fraction_name
 
 DOMAINS = ("in_domain", "out_of_domain")
 LEVELS = 5
@@ -38,7 +39,7 @@ BASE_PROMPTS = {
 
 _CHECKS = {"change.json": check_change, "restored.json": check_restored}
 #: A restored model's answers: criterion, then the fraction as ``weights.selection.fraction_name`` writes it.
-_RESTORED = re.compile(r"answers-(?P<criterion>[a-z_-]+)-(?P<fraction>[0-9][0-9.]*(?:e-[0-9]+)?)\.parquet")
+_RESTORED = re.compile(r"answers-(?P<criterion>[a-z_-]+)-(?P<fraction>[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?)\.parquet")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -199,7 +200,7 @@ def _sources(run: Run) -> list[tuple[Column, Path]]:
         restored = []
         for file in cell.folder.glob("answers-*.parquet"):
             match = _RESTORED.fullmatch(file.name)
-            if not match:
+            if not match or fraction_name(float(match["fraction"])) != match["fraction"]:
                 raise InputError(f"{file}: expected answers-CRITERION-FRACTION.parquet")
             column = Column(cell.setting, cell.draw, match["criterion"], float(match["fraction"]))
             restored.append((column, file))

@@ -22,7 +22,7 @@ from knowshift.files import digest
 from knowshift.study.config import StudyConfig
 
 #: What the numbers of a cell may depend on, and what a manifest names.
-PACKAGES = ("torch", "transformers", "trl", "tokenizers", "numpy")
+PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 
 #: Raised when the content that a cell would have changes for the same inputs.
 CONTENT_VERSION = 3

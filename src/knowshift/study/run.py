@@ -121,8 +121,10 @@ def run_study(
                         left = (time.monotonic() - began) / behind * ahead
                         progress(done, len(plan.units), title, took, left)
     finally:
-        _write_manifest(run, config, plan, about, seconds)
-        lock.release()
+        try:
+            _write_manifest(run, config, plan, about, seconds)
+        finally:
+            lock.release()
     return plan
 
 

@@ -220,8 +220,8 @@ def in_region(
             raise InputError(f"layers {first}-{last}: the model has layers 0-{present[-1] if present else 'none'}")
         places = [p for p in places if p.layer is not None and first <= p.layer <= last]
     kept = [p for p in places if _belongs(p, region)]
-    if not kept:
-        raise InputError(f"region {region!r} of architecture {model_type!r} holds no tensor of this model")
+    if not any(all(shapes[p.name]) for p in kept):
+        raise InputError(f"region {region!r} of architecture {model_type!r} holds no weight of this model")
     return kept
 
 
