@@ -467,7 +467,7 @@ def test_zips_of_entity_questions(tmp_path: Path) -> None:
 
 
 def test_a_zip_of_entity_questions_with_a_number_of_5000_digits(tmp_path: Path) -> None:
-    members = {name: b"[" + b"9" * 5000 + b"]" for name in small_rows()}
+    members = dict.fromkeys(small_rows(), b"[" + b"9" * 5000 + b"]")
     with pytest.raises(InputError, match="broken JSON"):
         load_facts(f"entity-questions:{write_zip(tmp_path / 'dataset.zip', members)}")
 

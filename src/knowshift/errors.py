@@ -1,4 +1,4 @@
-"""How the project speaks of bad news: an input it refuses, a warning that a result may mislead, and one border.
+"""Errors and warnings for users, texts made safe to print, and the border where a library's exception becomes ours.
 
 Libraries raise whatever they like for a file that they cannot use, and no list of their exceptions stays complete.
 :func:`border` is the one place where such an exception becomes an :class:`InputError`; what our own code raises is a

@@ -44,7 +44,7 @@ class Answers:
 def evaluate(
     loaded: LoadedModel,
     facts: Sequence[Fact],
-    levels: Mapping[str, int | None],
+    levels: Mapping[str, int],
     *,
     ask: Ask = tuning_prompt,
     first_line: bool = False,

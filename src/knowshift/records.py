@@ -127,7 +127,9 @@ def refuse_gaps(path: Path, mastery: pa.Table) -> None:
     if {"prompt_hits", "prompt_draws"} <= set(mastery.column_names):
         hits, draws = (pc.list_value_length(mastery[name]) for name in ("prompt_hits", "prompt_draws"))
         if not pc.all(pc.equal(hits, draws)).as_py():
-            raise InputError(f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws")
+            raise InputError(
+                f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws"
+            )
 
 
 def read_about(path: Path, kind: str) -> dict[str, Any]:

@@ -23,7 +23,6 @@ from knowshift.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from knowshift.facts.fact import Fact
     from knowshift.mastery.certainty import Agreement
     from knowshift.mastery.run import EngineSpec
 
@@ -37,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def mastery(
     model: Annotated[
-        str, typer.Argument(help="Local folder, hub id, LoRA adapter, world:tiny, or http://... of a server.")
+        str, typer.Argument(help="Local folder, hub id, adapter (PEFT), world:tiny, or http://... of a server.")
     ],
     facts: FactsOption,
     output: Annotated[Path, PathOption("--output", help="Record file to write (Parquet).")],
@@ -70,12 +69,12 @@ def mastery(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from knowshift.facts.sources import load_facts
+    from knowshift.facts.sources import limited, load_facts
     from knowshift.mastery import Protocol
     from knowshift.mastery.run import EngineSpec, run_mastery
 
     source = load_facts(facts)
-    asked = _first(list(source.facts), limit, seed)
+    asked = limited(source.facts, limit, seed)
     protocol = Protocol(
         draws_per_prompt=draws,
         temperature=temperature,
@@ -208,16 +207,6 @@ def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> t
     # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
     placed = replace(spec, devices=("cpu",), threads=1 if small else None)
     return placed, processes
-
-
-def _first(facts: list[Fact], limit: int | None, seed: int) -> list[Fact]:
-    """The first ``limit`` facts of a seeded shuffle, in their own order."""
-    if limit is None:
-        return facts
-    import numpy as np
-
-    chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
-    return [facts[index] for index in chosen]
 
 
 def _minutes(seconds: float) -> str:

@@ -38,7 +38,7 @@ def register(app: typer.Typer) -> None:
 
 
 def finetune(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id, LoRA adapter, or world:tiny.")],
+    model: Annotated[str, typer.Argument(help="Local folder, hub id, adapter (PEFT), or world:tiny.")],
     facts: FactsOption,
     mastery: MasteryOption,
     level: Annotated[int, typer.Option(min=0, max=4, help="Mastery level of the training facts.")],
@@ -112,7 +112,7 @@ def finetune(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Local folder, hub id, LoRA adapter, or world:tiny.")],
+    model: Annotated[str, typer.Argument(help="Local folder, hub id, adapter (PEFT), or world:tiny.")],
     facts: FactsOption,
     mastery: MasteryOption,
     output: OutputOption,
@@ -127,13 +127,14 @@ def evaluate(
 ) -> None:
     """Closed-book accuracy on test facts, by the base model's mastery level."""
     from knowshift import evaluation
+    from knowshift.facts.sources import limited
     from knowshift.files import check_output_file
     from knowshift.models.loading import load_model
 
     check_output_file(output)
     by_id, levels = _facts_and_levels(facts, mastery)
     asked = [by_id[fact] for fact in levels if by_id[fact].split == "test"]
-    asked = _first(asked, limit, seed)
+    asked = limited(asked, limit, seed)
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     answers = evaluation.evaluate(loaded, asked, levels)
     answers.write(output, {**loaded.about(), "source": facts, "mastery": mastery.name, "seed": seed, "limit": limit})
@@ -151,7 +152,7 @@ def evaluate(
 
 def tokens(
     base: Annotated[str, typer.Argument(help="The model before fine-tuning.")],
-    tuned: Annotated[str, typer.Argument(help="The model after it, or a LoRA adapter folder.")],
+    tuned: Annotated[str, typer.Argument(help="The model after it, or an adapter's folder (PEFT).")],
     facts: FactsOption,
     mastery: MasteryOption,
     output: OutputOption,
@@ -201,7 +202,7 @@ def _mastery_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _facts_and_levels(source: str, mastery: Path) -> tuple[dict[str, Fact], dict[str, int | None]]:
+def _facts_and_levels(source: str, mastery: Path) -> tuple[dict[str, Fact], dict[str, int]]:
     """Facts by id, and the level of each fact in the mastery record, in the record's order."""
     from knowshift.facts.sources import load_facts
 
@@ -212,13 +213,3 @@ def _facts_and_levels(source: str, mastery: Path) -> tuple[dict[str, Fact], dict
         if fact is None or fact.exposures != row["exposures"]:  # worlds number their facts alike
             raise InputError(f"{mastery}: fact {row['fact']!r} is not that of {source}; the record is of other facts")
     return by_id, {row["fact"]: row["level"] for row in rows}
-
-
-def _first(facts: list[Fact], limit: int | None, seed: int) -> list[Fact]:
-    """The first ``limit`` facts of a seeded shuffle, in their own order."""
-    if limit is None:
-        return facts
-    import numpy as np
-
-    chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
-    return [facts[index] for index in chosen]

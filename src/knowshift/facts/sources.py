@@ -5,13 +5,15 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
+
+import numpy as np
 
 from knowshift.errors import InputError, nearest
 from knowshift.facts.entity_questions import read_entity_questions
@@ -140,3 +142,11 @@ def _hint(source: str) -> str:
         return f"; nearest: 'world:{source}'"
     scheme, _, rest = source.partition(":")
     return nearest(source if rest in ("", "tiny") else f"{scheme}:{'FILE' if path.suffix else 'PATH'}", FORMS)
+
+
+def limited(facts: Sequence[Fact], limit: int | None, seed: int) -> list[Fact]:
+    """The first ``limit`` facts of a seeded shuffle, in their own order; all of them where there is no limit."""
+    if limit is None:
+        return list(facts)
+    chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
+    return [facts[index] for index in chosen]

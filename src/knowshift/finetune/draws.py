@@ -10,7 +10,7 @@ from knowshift.errors import InputError
 
 
 def draw_training_set(
-    levels: Mapping[str, int | None],
+    levels: Mapping[str, int],
     relations: Mapping[str, str],
     *,
     level: int,
@@ -25,7 +25,7 @@ def draw_training_set(
     sizes are compared within a draw.
 
     Args:
-        levels: mastery level by fact id; None where it could not be measured.
+        levels: mastery level by fact id.
         relations: relation by fact id, for the same facts.
         size: number of facts; None for all of the level.
         draw: number of the random draw, from 0.
@@ -53,6 +53,6 @@ def draw_training_set(
     return chosen
 
 
-def level_counts(levels: Sequence[int | None]) -> list[int]:
+def level_counts(levels: Sequence[int]) -> list[int]:
     """Facts of each level 0..4."""
     return [sum(1 for level in levels if level == wanted) for wanted in range(5)]

@@ -54,11 +54,8 @@ def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str,
     :meth:`knowshift.models.prompts.PromptEncoder.example`.
 
     Raises:
-        InputError: the tokenizer has no EOS token, the example does not fit into the model's context, or it has a
-            token that the model has no row for.
+        InputError: the example does not fit into the model's context, or it has a token that the model has no row for.
     """
-    if loaded.tokenizer.eos_token_id is None:
-        raise InputError(f"{loaded.name}: the tokenizer has no EOS token, which ends every answer")
     ids, start = loaded.encoder.example(tuning_prompt(question), tuning_target(answer))
     return {"input_ids": ids, "completion_mask": [int(i >= start) for i in range(len(ids))]}
 

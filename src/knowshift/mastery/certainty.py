@@ -25,8 +25,6 @@ from knowshift.mastery.levels import DRAWS, LEVELS
 from knowshift.records import count_in, read_about, refuse_gaps
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
 
 #: Both parameters of the prior over a fact's mean rate in :func:`level_probabilities`.
 PRIOR = 0.25
@@ -125,13 +123,13 @@ class Agreement:
     table: list[list[int]]  # facts by level in the first record (rows) and the second (columns)
 
 
-def agreement(first: Sequence[int | None], second: Sequence[int | None]) -> Agreement:
-    """Compare the levels of the same facts in two records; facts without a level in either are left out.
+def agreement(first: Sequence[int], second: Sequence[int]) -> Agreement:
+    """Compare the levels of the same facts in two records.
 
     Two independent full runs set the ceiling: no cheaper rule can be asked to agree with one of them better than the
     other does.
     """
-    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+    pairs = list(zip(first, second, strict=True))
     table = np.zeros((LEVELS, LEVELS), dtype=np.int64)
     for a, b in pairs:
         table[a, b] += 1

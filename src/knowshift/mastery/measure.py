@@ -71,7 +71,7 @@ class MasteryRecord:
     columns: dict[str, list[Any]]
     positions: int  # token positions computed
 
-    def levels(self) -> dict[str, int | None]:
+    def levels(self) -> dict[str, int]:
         """Level by fact id."""
         return dict(zip(self.columns["fact"], self.columns["level"], strict=True))
 
@@ -181,8 +181,6 @@ def _asked(facts: Sequence[Fact], draws: int) -> Asked:
     asked = Asked([], [], [], [], [], draws)
     for fact in facts:
         own = completion_prompts(fact)
-        if not own:
-            raise InputError(f"fact {fact.id}: no completion prompts")
         start = len(asked.prompts)
         asked.facts.append(slice(start, start + len(own)))
         asked.prompts.extend(own)

@@ -191,8 +191,7 @@ def check_facts(facts: Sequence[Fact]) -> None:
         if fact.id in seen:
             raise InputError(f"fact {fact.id} occurs twice; expected distinct ids")
         seen.add(fact.id)
-        if not completion_prompts(fact):
-            raise InputError(f"fact {fact.id}: no completion prompts")
+        completion_prompts(fact)  # an error where there are none
         for answer in fact.accepted:
             if not gradable(answer):
                 raise InputError(f"fact {fact.id}: answer {answer!r} is empty after normalisation")

@@ -11,11 +11,11 @@ from pathlib import Path
 from knowshift.errors import InputError, border
 from knowshift.files import digest, expanded
 from knowshift.weights.adapter import is_adapter, read_adapter
-from knowshift.weights.beside import tokenizer_folder
+from knowshift.weights.beside import BESIDE_WEIGHTS, tokenizer_folder
 
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
-WANTED = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+WANTED = ["*.safetensors", *(pattern for pattern in BESIDE_WEIGHTS if pattern != "*.py")]
 #: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
 DECIDING = (
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),

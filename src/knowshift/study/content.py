@@ -42,8 +42,8 @@ def seed_of(*parts: object) -> int:
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
 
 
-def levels_of(rows: Rows) -> dict[str, int | None]:
-    """The base model's mastery level by fact id; None where it has none."""
+def levels_of(rows: Rows) -> dict[str, int]:
+    """The base model's mastery level by fact id."""
     return {row["fact"]: row["level"] for row in rows}
 
 
@@ -64,7 +64,7 @@ def asked_facts(rows: Rows, facts: Facts, settings: Settings) -> list[Fact]:
     """The test facts that every model answers: at most so many of each domain and level, seeded."""
     groups: dict[tuple[str, int], list[str]] = {}
     for row in rows:
-        if row["split"] == "test" and row["level"] is not None:
+        if row["split"] == "test":
             groups.setdefault((row["domain"], row["level"]), []).append(row["fact"])
     chosen: list[Fact] = []
     for domain in DOMAINS:
@@ -153,7 +153,7 @@ def restored_answers(
     base: Mapping[str, torch.Tensor],
     tuned: LoadedModel,
     asked: Sequence[Fact],
-    levels: Mapping[str, int | None],
+    levels: Mapping[str, int],
     key: Mapping[str, Any],
     settings: Settings,
 ) -> Iterator[tuple[str, float, int, int, Answers]]:

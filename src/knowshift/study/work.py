@@ -69,7 +69,7 @@ class Worker:
         return [row for file in files for row in read_columns(file, content.COLUMNS).to_pylist()]
 
     @cached_property
-    def _levels(self) -> dict[str, int | None]:
+    def _levels(self) -> dict[str, int]:
         return content.levels_of(self._mastery_rows)
 
     def _asked(self, cell: Cell) -> list[Fact]:

@@ -4,7 +4,7 @@ The base is loaded in float32 (float64 where it is stored so), merged, and every
 which the base stores it. So what an adapter leaves as it was comes back bit for bit, and no rounding of the merge is
 taken for training.
 
-PEFT is not believed either: the merged model must give the logits that the model with its adapter gives, every tensor
+PEFT's result is checked: the merged model must give the logits that the model with its adapter gives, every tensor
 of the adapter must have found its place, and an initialisation that took a part of the base into the adapter must be
 one that PEFT repeats exactly when it loads.
 
