@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 BaseArgument = Annotated[str, typer.Argument(help="Before fine-tuning: a local folder, a hub id, or world:tiny.")]
 TunedArgument = Annotated[
-    str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's folder (PEFT).")
+    str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's (PEFT).")
 ]
 RegionOption = Annotated[str, typer.Option(help="layers, attention, mlp, embeddings, norms or all.")]
 LayersOption = Annotated[

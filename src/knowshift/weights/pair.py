@@ -1,8 +1,8 @@
 """Two checkpoints on disk, checked against one another before anything is computed.
 
-BASE is a checkpoint folder; TUNED is one of the same architecture and shapes, or an adapter's folder (PEFT), which is read
-as the model it would be merged to. Weights are read tensor by tensor, a stretch at a time, whatever the shards and
-dtypes on either side.
+BASE is a checkpoint folder; TUNED is one of the same architecture and shapes, or an adapter's folder (PEFT), which is
+read as the model it would be merged to. Weights are read tensor by tensor, a stretch at a time, whatever the shards
+and dtypes on either side.
 """
 
 from __future__ import annotations
