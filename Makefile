@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: study test lint install clean
+.PHONY: study test mutants lint install clean
 
 study: $(STAMP)
 	$(BIN)/knowshift study --preset tiny --output-dir runs/tiny
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Hours: it goes on where it was stopped. Which tests look at which line is measured once; delete runs/mutants to measure anew.
+mutants: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutants]'
+	test -e runs/mutants/coverage || $(BIN)/python mutation/run.py measure
+	$(BIN)/python mutation/run.py run
+	$(BIN)/python mutation/run.py table
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

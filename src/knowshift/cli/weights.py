@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     from knowshift.weights.change import WeightChange
 
 BaseArgument = Annotated[str, typer.Argument(help="Before fine-tuning: a local folder, a hub id, or world:tiny.")]
-TunedArgument = Annotated[
-    str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's (PEFT).")
-]
+TunedArgument = Annotated[str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's (PEFT).")]
 RegionOption = Annotated[str, typer.Option(help="layers, attention, mlp, embeddings, norms or all.")]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Only these transformer layers, first to last: 0-3, or 5.")
