@@ -19,14 +19,14 @@ class Part:
 
 
 PARTS = (
-    Part("facts", 60, ("facts/*.py",)),
-    Part("mastery", 50, ("mastery/*.py",)),
+    Part("facts", 50, ("facts/*.py",)),
+    Part("mastery", 45, ("mastery/*.py",)),
     Part("token shift", 30, ("token_shift.py", "models/logits.py")),
     Part("evaluation", 30, ("evaluation.py", "accuracy.py")),
     Part("fine-tuning", 40, ("finetune/*.py",)),
     Part(
         "selection and change",
-        60,
+        55,
         (
             "weights/brackets.py",
             "weights/change.py",
@@ -42,7 +42,7 @@ PARTS = (
             "weights/thresholds.py",
         ),
     ),
-    Part("statistics", 50, ("study/statistics.py",)),
+    Part("statistics", 45, ("study/statistics.py",)),
     Part("study", 40, ("study/cells.py", "study/content.py", "study/work.py")),
-    Part("tables, claims and captions", 80, ("report/*.py",)),
+    Part("tables, claims and captions", 70, ("report/*.py",)),
 )

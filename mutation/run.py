@@ -27,11 +27,13 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from covering import Covering  # noqa: E402
 from parts import PARTS  # noqa: E402
-from running import copy_tree, in_child, measure, run_pytest, warm_up  # noqa: E402
+from running import copy_tree, end_with_parent, in_child, measure, run_pytest, warm_up  # noqa: E402
 from sites import Site, sample, sites  # noqa: E402
 
 FOLDER = ROOT / "runs" / "mutants"
 RESULTS = FOLDER / "results.jsonl"
+#: Seconds of tests that a mutant is run against at most. More could only notice more of them.
+BUDGET = 60.0
 EQUIVALENT = ROOT / "mutation" / "equivalent.json"
 
 
@@ -68,10 +70,17 @@ def _each(jobs: int, work: Any, queue: list[Any]) -> Iterator[Any]:
         worker.join()
 
 
-def _measuring(number: int, todo: Any, done: Any) -> None:
+def _begin(number: int) -> Path:
+    """What a worker needs: a copy of the tree that no other has, the libraries, and an end when its parent ends."""
+    end_with_parent()
     copy = FOLDER / f"copy-{number}"
     copy_tree(ROOT, copy)
     warm_up()
+    return copy
+
+
+def _measuring(number: int, todo: Any, done: Any) -> None:
+    copy = _begin(number)
     while (name := todo.get()) is not None:
         ended, _ = measure(copy, f"tests/{name}", FOLDER / "coverage" / f"{name}.data", FOLDER / f"log-{number}.txt")
         done.put((name, ended.status, ended.seconds, ended.output[-3000:]))
@@ -94,9 +103,7 @@ LONG = {"test_study.py", "test_mastery_run.py", "test_adapters_peft.py", "test_r
 
 
 def _mutating(number: int, todo: Any, done: Any) -> None:
-    copy = FOLDER / f"copy-{number}"
-    copy_tree(ROOT, copy)
-    warm_up()
+    copy = _begin(number)
     while (item := todo.get()) is not None:
         site, tests, limit = item
         file = copy / site.path
@@ -131,7 +138,8 @@ def run_all(jobs: int, seed: int, again: bool, part: str | None) -> None:
         if not tests:
             _keep({**site.as_record(), "outcome": "uncovered", "seconds": 0, "tests": 0, "by": ""})
             continue
-        queue.append((site, _ordered(tests, seconds), 60 + 4 * sum(seconds[name] for name in tests)))
+        ordered = _ordered(tests, seconds)
+        queue.append((site, ordered, 60 + 4 * sum(seconds[name] for name in ordered)))
     print(
         f"{len(queue)} mutants to run; {len(failing)} tests left out that fail unmutated: {sorted(failing)}", flush=True
     )
@@ -147,9 +155,13 @@ def _keep(row: dict[str, Any]) -> None:
 
 
 def _ordered(tests: set[str], seconds: dict[str, float]) -> list[str]:
-    """File by file, the quickest first: fixtures of a file are made once, and most mutants end early."""
+    """The quickest of them for :data:`BUDGET` seconds, file by file: fixtures of a file are made once."""
     files: dict[str, list[str]] = {}
+    spent = 0.0
     for name in sorted(tests, key=lambda test: seconds[test]):
+        spent += seconds[name]
+        if files and spent > BUDGET:
+            break
         files.setdefault(name.split("::")[0], []).append(name)
     return [name for file in sorted(files.values(), key=lambda names: sum(seconds[n] for n in names)) for name in file]
 

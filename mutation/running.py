@@ -6,6 +6,7 @@ A child is forked for each mutant before any module of this package is imported,
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import re
@@ -55,6 +56,11 @@ def warm_up() -> None:
     assert not any(name.split(".")[0] == "knowshift" for name in sys.modules)
 
 
+def end_with_parent() -> None:
+    """Have the system end this process when its parent ends, however that does (Linux)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a child ended: pytest's status (None: killed when its time was up), seconds, what it printed."""
@@ -98,6 +104,7 @@ def in_child(work: Callable[[], int], log: Path, limit: float) -> Ended:
     if child == 0:
         status = 70
         try:
+            end_with_parent()
             os.setsid()
             with log.open("wb") as output:
                 os.dup2(output.fileno(), 1)

@@ -2,8 +2,8 @@
 
 Left out, since their mutants are the same program or fail at once whatever the tests look at: annotations, ``==`` for
 ``is`` and the other way, arithmetic replaced by bit operators, a sign replaced by one of them, operators on texts,
-paths and lists (nothing else can be done with those), and code that only a type checker reads. What is no longer Python
-is no mutant.
+paths and lists (nothing else can be done with those), the words of an error's message, how a dataclass is made (frozen,
+with slots), and code that only a type checker reads. What is no longer Python is no mutant.
 """
 
 from __future__ import annotations
@@ -76,11 +76,16 @@ def _operators() -> Iterator[tuple[str, Any]]:
 def _quiet(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """Ranges that no mutant may begin in: annotations, and blocks for type checkers."""
     found: list[ast.AST] = []
+    made: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             found += [node.returns] if node.returns else []
         elif isinstance(node, ast.arg | ast.AnnAssign):
             found += [node.annotation] if node.annotation else []
+        elif isinstance(node, ast.Raise) and node.exc is not None:
+            found.append(node.exc)  # the words of a message
+        elif isinstance(node, ast.ClassDef):
+            made += [((d.lineno, 0), (d.end_lineno or 0, d.end_col_offset or 0)) for d in node.decorator_list]
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             found.append(node)
         elif (
@@ -94,7 +99,7 @@ def _quiet(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         for n in ast.walk(tree)
         if isinstance(n, ast.BinOp) and (_no_number(n.left) or _no_number(n.right))
     ]
-    return between + [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in found]  # type: ignore[attr-defined]
+    return made + between + [((n.lineno, n.col_offset), (n.end_lineno or 0, n.end_col_offset or 0)) for n in found]  # type: ignore[attr-defined]
 
 
 def _no_number(node: ast.expr) -> bool:

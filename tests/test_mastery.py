@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import math
+import re
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +18,7 @@ from scipy import stats
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
+from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources import load_facts
 from knowshift.mastery import Protocol, level_of, measure_mastery
 from knowshift.mastery.certainty import (
@@ -27,7 +31,7 @@ from knowshift.mastery.certainty import (
 from knowshift.mastery.levels import certain_level, plausible_hits
 from knowshift.mastery.prompts import prompt_rates, write_prompts
 from knowshift.models.loading import LoadedModel
-from knowshift.records import MASTERY, read_table
+from knowshift.records import MASTERY, read_table, write_table
 from markov import markov_model
 
 
@@ -403,3 +407,27 @@ def test_the_defaults_are_the_papers_and_settings_reach_the_sampler(chain: Loade
     assert sum(measure_mastery(chain, facts, max_new_tokens=2).columns["hits"]) / 4200 == pytest.approx(0.97, abs=0.015)
     loop = [_fact("loop", ("s",) * 21, answer="AA")]
     assert measure_mastery(chain, loop, max_new_tokens=1).columns["hits"] == [0]
+
+
+def test_prompts_csv_and_figure_name_what_was_asked(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    # The last fact was asked by one prompt alone, so its other prompts say nothing of this one.
+    hits = [[10, 6, 0], [8, 4, 1], [10, 2, 2], [9, 0, 0]]
+    draws = [[10, 10, 10]] * 3 + [[10, 0, 0]]
+    rows: dict[str, list[Any]] = dict.fromkeys(("fact", "split", "domain"), names)
+    rows |= {"relation": ["P19"] * 4, "exposures": [None] * 4, "prompt_hits": hits, "prompt_draws": draws}
+    rows |= {"hits": [16, 13, 14, 9], "draws": [30, 30, 30, 10], "rate": [0.5] * 4, "level": [2] * 4}
+    record = tmp_path / "m.parquet"
+    write_table(record, MASTERY, rows, {})
+    found = prompt_rates(pq.read_table(record).to_batches())
+    assert [row["facts"] for row in found] == [4, 3, 3]
+    assert [row["rate"] for row in found] == pytest.approx([37 / 40, 0.4, 0.1])
+    own, rest = [1.0, 0.8, 1.0], [6 / 20, 5 / 20, 4 / 20]
+    assert found[0]["correlation"] == pytest.approx(float(np.corrcoef(own, rest)[0, 1]))
+    table, figure = write_prompts(record, tmp_path / "prompts")
+    written = list(csv.DictReader(table.open(encoding="utf-8")))
+    assert [row["template"] for row in written] == list(RELATIONS["P19"].completions[:3])
+    svg = figure.read_text()
+    assert f"P19 {RELATIONS['P19'].name} (4)" in re.sub(r"&#\d+;", "", svg)
+    ink = re.findall(r"<!-- ([012]) -->\s*<g style=\"fill: (#[0-9a-f]+)\"", svg)
+    assert ink == [("0", "#ffffff"), ("1", "#333333"), ("2", "#333333")]

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
-from knowshift.facts.encoding import LARGEST_ROW
+from knowshift.facts.asking import is_filled_in
+from knowshift.facts.encoding import LARGEST_ROW, encodable
 from knowshift.facts.entity_questions import LARGEST_FILE
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.leakage import Leakage, leakage, without_leaked
@@ -520,3 +521,16 @@ def test_the_digest_knows_the_content_and_not_the_name(facts: tuple[Fact, ...]) 
     for fewer_or_moved in (facts[:-1], (*facts, facts[0]), facts[1:] + facts[:1]):
         assert (FactSource("one", fewer_or_moved).digest() == digest) == (fewer_or_moved == facts)
     assert len(digest) == 16
+
+
+def test_only_half_a_surrogate_pair_is_not_encodable() -> None:
+    assert not any(encodable(f"a{half}") for half in ("\ud800", "\udbff", "\udc00", "\udfff"))
+    assert all(encodable(f"a{whole}") for whole in ("", "\ud7ff", "\ue000", "ﬁ", "\ufffd", "😀"))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "there"),
+    [("The capital of Peru is", True), ("of aPeru", False), ("Peruvian", False), ("aPeru, Peru", True), ("Peru", True)],
+)
+def test_a_prompt_is_filled_in_where_the_subject_is_a_word_of_it(prompt: str, there: bool) -> None:
+    assert is_filled_in(prompt, "Peru", "What is the capital?") is there
