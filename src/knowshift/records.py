@@ -7,7 +7,7 @@ recomputed without a model. What cannot be scored is a row with ``reason`` set, 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +96,11 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
     """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
     with border(f"{path}: not a Parquet file"):
         try:
-            table = pq.read_table(path)
+            table, names = read_parquet(path)
         except FileNotFoundError as error:
             raise InputError(f"{path}: no such {kind} record") from error
     for field in schema:
-        if field.name not in table.column_names:
+        if field.name not in names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
     about = _about(path, kind, table.schema)
     if schema is MASTERY:
@@ -112,9 +112,28 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Some columns of a mastery record, as they are stored; an :class:`InputError` names a damaged file."""
     with border(f"{path}: not a mastery record"):
-        table = pq.read_table(path, columns=list(columns))
+        table = read_parquet(path, columns)[0].select(list(columns))
     refuse_gaps(path, table)
     return table
+
+
+def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
+    """A table (of those of the ``columns`` that it has) and the names of all its columns.
+
+    All names and texts are UTF-8 then, which Arrow itself finds out only where one is taken out.
+
+    Raises:
+        InputError: a name or a text is none. What else is damaged is Arrow's error: call it inside :func:`border`.
+    """
+    try:
+        names: list[str] = pq.read_schema(path).names
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a Parquet file: the name of a column is not UTF-8") from None
+    table = pq.read_table(path, columns=None if columns is None else [name for name in names if name in columns])
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        with border(f"{path}: column {name!r} cannot be read"):
+            column.validate(full=True)
+    return table, names
 
 
 def refuse_gaps(path: Path, mastery: pa.Table) -> None:
@@ -139,11 +158,11 @@ def read_about(path: Path, kind: str) -> dict[str, Any]:
     return _about(path, kind, schema)
 
 
-def count_in(path: Path, about: Mapping[str, Any], name: str, default: int = 0) -> int:
+def count_in(path: Path, about: Mapping[str, Any], name: str, default: int = 0, below: int = 2**63) -> int:
     """A count that a record says about itself; an :class:`InputError` names what is none."""
     value = about.get(name, default)
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise InputError(f"{path}: {name} is {str(value)[:80]!r}; expected a count")
+    if type(value) is not int or not 0 <= value < below:
+        raise InputError(f"{path}: {name} is {str(value)[:80]!r}; expected a count below {below:,}")
     return value
 
 

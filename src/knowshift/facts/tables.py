@@ -14,7 +14,6 @@ from typing import Any, TypeGuard, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from knowshift.errors import InputError, border, nearest
 from knowshift.facts.asking import QUESTION, SLOTS, is_filled_in, slot_in_question, unknown_slot
@@ -23,7 +22,7 @@ from knowshift.facts.encoding import encodable, lines_of
 from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
 from knowshift.facts.grading import gradable
 from knowshift.facts.relations import SLOT
-from knowshift.records import FACTS
+from knowshift.records import FACTS, read_parquet
 
 #: Relation of a fact whose table names none.
 NO_RELATION = "none"
@@ -286,11 +285,8 @@ def _jsonl(path: Path) -> tuple[None, Iterator[_Row]]:
 
 
 def _parquet(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
-    try:
-        columns = pq.read_schema(path).names
-        table = pq.read_table(path, columns=[name for name in _COLUMNS if name in columns])
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    with border(f"{path}: not a Parquet file"):
+        table, columns = read_parquet(path, _COLUMNS)
 
     shortest = {field.name: _SHORTEST.get(_values(field.type), repr) for field in table.schema}
 

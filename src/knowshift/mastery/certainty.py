@@ -163,12 +163,14 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
     with border(f"{record}: not a mastery record"):
         file = pq.ParquetFile(record)
     # Another full run makes as many draws of a prompt as this one was allowed to.
-    each = count_in(record, about, "draws_per_prompt", DRAWS)
+    each = count_in(record, about, "draws_per_prompt", DRAWS, below=2**31)
     told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)
     columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]
     schema = CERTAINTY.with_metadata({"knowshift": told})
     with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         for batch in file.iter_batches(1 << 14, columns=columns):
+            with border(f"{record}: not a mastery record"):
+                batch.validate(full=True)
             refuse_gaps(record, pa.Table.from_batches([batch]))
             rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))

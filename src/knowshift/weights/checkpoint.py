@@ -235,7 +235,7 @@ def _indexed(index: Path) -> list[Shard]:
         path = index.parent / file
         if Path(file).name != file:
             raise InputError(f"{index}: shard {file!r} lies outside the checkpoint's folder")
-        if not path.is_file():
+        if not os.path.isfile(path):  # nor where its name is longer than any file's
             raise InputError(f"{index}: names shard {file!r}, which is missing")
         shards.append(read_shard(path))
     held = {name: shard.path.name for shard in shards for name in shard.tensors}
