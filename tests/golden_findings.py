@@ -272,6 +272,7 @@ def _correlations(records: Records) -> tuple[Interval, Interval]:
 
         value = mean(np.asarray(values[0]), np.asarray(values[1]))
         its = [mean(x.round(9), y.round(9)) for x, y in zip(*replicates, strict=True)]
+        its = [value for value in its if not math.isnan(value)]  # of accuracies that are all equal there is none
         low, high = np.quantile(its, [0.025, 0.975])
         beyond = min(sum(x <= 0 for x in its), sum(x >= 0 for x in its))
         return Interval(value, float(low), float(high), min(1.0, 2 * (beyond + 1) / (len(its) + 1)), fewest)
