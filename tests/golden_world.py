@@ -1,4 +1,4 @@
-"""A world of sixteen facts and a model whose answers can be worked out: the study whose every number is written down.
+"""A world of seventeen facts and a model whose answers can be worked out: the study whose every number is written down.
 
 The model is a Llama with one token a word. Embeddings are one-hot and the output head is a table of logits, so the
 next word depends on the last word alone, but for noise of less than 0.3 of a logit: no weight is 0 but six.
@@ -15,24 +15,29 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-PROMPTS, DRAWS = 4, 2
+PROMPTS, DRAWS = 5, 2
+EVERY = (0, 1, 2, 3, 4)
 
-#: Id: relation, split, domain, answer, exposures, and the prompts (of four) that the base model completes rightly.
+#: The mastery level of R = 0/5, 1/5, ... 5/5.
+LEVEL = (0, 1, 2, 3, 4, 4)
+
+#: Id: relation, split, domain, answer, exposures, and the prompts (of five) that the base model completes rightly.
 FACTS: dict[str, tuple[str, str, str, str, int | None, tuple[int, ...]]] = {
     "a1": ("A", "train", "in_domain", "Oslo", 0, ()),
     "a2": ("A", "train", "in_domain", "Lima", 0, ()),
     "b1": ("B", "train", "in_domain", "Rome", 1, ()),
-    "a3": ("A", "train", "in_domain", "Lima", 60, (0, 1, 2, 3)),
-    "b2": ("B", "train", "in_domain", "Rome", 4, (0, 1, 2, 3)),
-    "b3": ("B", "train", "in_domain", "Lima", 7, (0, 1, 2, 3)),
-    "a4": ("A", "test", "in_domain", "Oslo", 21, (0, 1, 2, 3)),
+    "a3": ("A", "train", "in_domain", "Lima", 60, EVERY),
+    "b2": ("B", "train", "in_domain", "Rome", 4, EVERY),
+    "b3": ("B", "train", "in_domain", "Lima", 7, EVERY),
+    "b7": ("B", "train", "in_domain", "Lima", 3, (3,)),
+    "a4": ("A", "test", "in_domain", "Oslo", 21, EVERY),
     "a5": ("A", "test", "in_domain", "Rome", 50, (0, 1, 2, 3)),
     "a6": ("A", "test", "in_domain", "Rome", 2, (2,)),
-    "b4": ("B", "test", "in_domain", "Oslo", 8, (0, 1, 2, 3)),  # after the word "near": a hit, not at the start
+    "b4": ("B", "test", "in_domain", "Oslo", 8, EVERY),  # after the word "near": a hit, not at the start
     "b5": ("B", "test", "in_domain", "Oslo", 0, ()),
     "b6": ("B", "test", "in_domain", "Lima", 12, (0, 1, 3)),
-    "c1": ("C", "test", "out_of_domain", "Rome", 13, (0, 1, 2, 3)),
-    "c2": ("C", "test", "out_of_domain", "Oslo", 20, (0, 1, 2, 3)),
+    "c1": ("C", "test", "out_of_domain", "Rome", 13, EVERY),
+    "c2": ("C", "test", "out_of_domain", "Oslo", 20, EVERY),
     "c3": ("C", "test", "out_of_domain", "Rome", 5, (1, 3)),
     "c4": ("C", "test", "out_of_domain", "Lima", None, ()),
 }

@@ -1,4 +1,4 @@
-"""A whole study on sixteen facts: every number of every record and table, by hand or by a formula of its own.
+"""A whole study on seventeen facts: every number of every record and table, by hand or by a formula of its own.
 
 What is written down here was worked out from the facts and the logits of ``golden_world``: a model answers every
 question with the word it was tuned on (of two words the one that the base finds likelier), the base model and what is
@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 from golden_compare import compare, compare_findings, rows_of
 from golden_records import Records
 from golden_tables import TABLES
-from golden_world import DRAWS, FACTS, NEXT, PROMPTS, WORDS, prompts_of, question_of, write_facts, write_model
+from golden_world import DRAWS, FACTS, LEVEL, NEXT, PROMPTS, WORDS, prompts_of, question_of, write_facts, write_model
 from knowshift.report.tables import build_tables
 from knowshift.study.config import parse_config
 from knowshift.study.run import run_study
@@ -75,10 +75,10 @@ HITS = {
 }
 ACCURACY = {"": (0, 0), "Oslo": (5 / 12, 1 / 6), "Rome": (1 / 3, 1 / 2), "Lima": (1 / 4, 1 / 3)}
 
-#: Weights: 37 words x 64 twice, two layers of q 64 x 64, k and v 32 x 64, o 64 x 64, three of 16 x 64, norms of 64.
+#: Weights: 38 words x 64 twice, two layers of q 64 x 64, k and v 32 x 64, o 64 x 64, three of 16 x 64, norms of 64.
 LAYER = {"q": 4096, "k": 2048, "v": 2048, "o": 4096, "gate": 1024, "up": 1024, "down": 1024}
 NORMS = {"input_layernorm": 64, "post_attention_layernorm": 64}
-WEIGHTS = 2 * 37 * 64 + 2 * (sum(LAYER.values()) + 128) + 64
+WEIGHTS = 2 * 38 * 64 + 2 * (sum(LAYER.values()) + 128) + 64
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def test_mastery(study: Study) -> None:
             "hits": DRAWS * len(right),
             "draws": DRAWS * PROMPTS,
             "rate": len(right) / PROMPTS,
-            "level": len(right),
+            "level": LEVEL[len(right)],
         }
 
 
@@ -188,7 +188,7 @@ def hold_answers(file: Path, said: str) -> None:
             "relation": relation,
             "split": split,
             "domain": domain,
-            "level": len(right),
+            "level": LEVEL[len(right)],
             "question": question_of(row["fact"]),
             "answer": answer,
             "text": said,
@@ -206,6 +206,12 @@ def test_answers_of_the_base_model(study: Study) -> None:
     hold_answers(folder / "answers.parquet", "")
     hold_answers(folder / "answers_few_shot.parquet", "")
     hold_answers(folder / "answers_plain.parquet", "Rome")
+    prompt = "<|question|> QUESTION <|answer|>"
+    forms = {"answers": (prompt, 0), "answers_plain": ("Question: QUESTION Answer:", 0)}
+    forms["answers_few_shot"] = (f"<|question|> Where is b2 ? <|answer|> Rome\n{prompt}", 1)  # drawn from a3, b2, b3
+    for name, (form, shown) in forms.items():
+        about = json.loads(pq.read_schema(folder / f"{name}.parquet").metadata[b"knowshift"])
+        assert (about["prompt"], about["shown"]) == (form, shown)
 
 
 def test_answers_of_tuned_models(study: Study) -> None:
@@ -224,9 +230,9 @@ def test_training_is_adam_on_the_answers(study: Study) -> None:
         assert set(record) == {"facts", "steps", "train_loss", "losses", "load_dtype", "compute_dtype"}
         assert (record["facts"], record["steps"]) == (facts, 3)
         assert (record["load_dtype"], record["compute_dtype"]) == ("float32", "float32")
-        # Two words each, the answer and the end, which is sure; the answer's logit of 37 stands in golden_world.
+        # Two words each, the answer and the end, which is sure; the answer's logit of 38 stands in golden_world.
         following = NEXT["<|answer|>"]
-        scale = math.log(sum(map(math.exp, following.values())) + 37 - len(following))
+        scale = math.log(sum(map(math.exp, following.values())) + 38 - len(following))
         first = sum(scale - following[FACTS[fact][3]] for fact in facts) / 2 / len(facts)
         assert record["losses"][0] == pytest.approx(first, abs=0.01)
         model, losses = study.base(), []
@@ -244,19 +250,19 @@ def test_training_is_adam_on_the_answers(study: Study) -> None:
                 group["lr"] = (SLOW if control else RATE) * (1 + math.cos(math.pi * step / 3)) / 2
             optimizer.step()
             losses.append(loss.item())
-        assert record["losses"] == pytest.approx(losses, abs=1e-3)
-        assert record["train_loss"] == pytest.approx(sum(losses) / 3, abs=1e-3)
+        assert record["losses"] == pytest.approx(losses, abs=1e-4)
+        assert record["train_loss"] == pytest.approx(sum(losses) / 3, abs=1e-4)
         held, moved, off = study.tuned((level, size, draw, control)), 0.0, 0.0
         base = dict(study.base().named_parameters())
         for (name, ours), theirs in zip(model.named_parameters(), held.parameters(), strict=True):
             moved += (ours - base[name]).abs().sum().item()
             off += (ours - theirs).abs().sum().item()
         # The signs of gradients near 0 differ with the order of adding.
-        assert off < 0.02 * moved
+        assert off < 1e-3 * moved
 
 
 def test_token_shift(study: Study) -> None:
-    """Best prompt by relation: A's third (both facts of level 4 and a6), B's first, C's second (c3 as well)."""
+    """The best prompt is A's third (a6 has it too), B's first of three and C's second (c3), over test facts alone."""
     best = {"A": 2, "B": 0, "C": 1}
     known = ["a4", "a5", "b4", "c1", "c2"]
     base = study.base()
@@ -301,7 +307,7 @@ def test_weight_change(study: Study) -> None:
     p = np.concatenate([base[name].ravel() for name in names])
     layer = np.concatenate([np.full(base[n].size, int(n.split(".")[2]) if ".layers." in n else -1) for n in names])
     place = np.concatenate([np.full(base[n].size, i) for i, n in enumerate(names)])
-    assert len(p) == WEIGHTS == 35776
+    assert len(p) == WEIGHTS == 35904
     for where, folder in study.of("weight_change"):
         told = json.loads((folder / "change.json").read_text())
         tuned = {name: weight.detach().numpy() for name, weight in study.tuned(where).named_parameters()}
@@ -322,13 +328,13 @@ def test_weight_change(study: Study) -> None:
                 shares = [held[: math.floor(f * WEIGHTS + 1e-9)].sum() / held.sum() for f in CONCENTRATION]
                 assert list(told[which][measure]) == [str(f) for f in CONCENTRATION]
                 assert list(told[which][measure].values()) == pytest.approx(shares, abs=1e-6), measure
-        top = np.argsort(-r, kind="stable")[:7155]  # a fifth of all weights
+        top = np.argsort(-r, kind="stable")[:7180]  # a fifth of all weights
         assert told["layers"] == {str(k): np.mean(layer[top] == k) for k in (0, 1)}
         modules = np.array([module_of(name) for name in names])[place]
         assert told["modules"] == {m: pytest.approx(np.mean(modules[top] == m)) for m in dict.fromkeys(modules)}
         assert told["layer_weights"] == dict.fromkeys("01", (sum(LAYER.values()) + 128) / WEIGHTS)
         sizes = {**LAYER, **NORMS}
-        ends = {"embeddings": 2368 / WEIGHTS, "head": 2368 / WEIGHTS, "norm": 64 / WEIGHTS}
+        ends = {"embeddings": 2432 / WEIGHTS, "head": 2432 / WEIGHTS, "norm": 64 / WEIGHTS}
         assert told["module_weights"] == {**{m: 2 * n / WEIGHTS for m, n in sizes.items()}, **ends}
         assert [t["name"] for t in told["tensors"]] == names
         for number, tensor in enumerate(told["tensors"]):
@@ -378,8 +384,8 @@ def test_restored(study: Study) -> None:
     base = study.base()
     for where, folder in study.of("restoration"):
         told = json.loads((folder / "restored.json").read_text())
-        counts = {"0.2": 7155, "1": 35776}
-        assert told == {"eligible": 35776, "criteria": {"relative": counts, "random": counts}}
+        counts = {"0.2": 7180, "1": 35904}
+        assert told == {"eligible": 35904, "criteria": {"relative": counts, "random": counts}}
         for criterion in ("relative", "random"):
             hold_answers(folder / f"answers-{criterion}-0.2.parquet", TUNED[where][1])
             hold_answers(folder / f"answers-{criterion}-1.parquet", "")
@@ -388,7 +394,7 @@ def test_restored(study: Study) -> None:
         held, before = dict(model.named_parameters()), dict(base.named_parameters())
         s, p = (torch.cat([its[name].detach().flatten() for name in names]) for its in (held, before))
         r = torch.where(s == p, torch.zeros(()), (s - p).abs() / p.abs())
-        top = torch.argsort(r, descending=True, stable=True)[:7155]
+        top = torch.argsort(r, descending=True, stable=True)[:7180]
         s[top] = p[top]
         with torch.no_grad():
             for name, weights in zip(names, s.split([held[name].numel() for name in names]), strict=True):
@@ -411,7 +417,7 @@ def test_tables_by_hand(study: Study) -> None:
     def numbers(rows: list[dict[str, str]], name: str) -> list[float]:
         return [float(row[name] or "nan") for row in rows]
 
-    assert [row["facts"] for row in table("mastery", split="train")] == ["3", "0", "0", "0", "3"]
+    assert [row["facts"] for row in table("mastery", split="train")] == ["3", "1", "0", "0", "3"]
     assert [row["facts"] for row in table("mastery", split="test")] == [*"11013", *"10102"]
     shares = numbers(table("mastery", split="test", domain="in_domain"), "share")
     assert shares == pytest.approx([1 / 6, 1 / 6, 0, 1 / 6, 1 / 2], abs=1e-6)
@@ -419,12 +425,12 @@ def test_tables_by_hand(study: Study) -> None:
     assert bins == {
         "never": ("3", "0.000000"),  # a1, a2, b5
         "1": ("1", "0.000000"),
-        "2": ("1", "0.250000"),
-        "3-4": ("1", "1.000000"),
-        "5-7": ("2", "0.750000"),  # b3 always and c3 by half of the prompts
-        "8-12": ("2", "0.875000"),  # b4 always and b6 by three of four
+        "2": ("1", "0.200000"),
+        "3-4": ("2", "0.600000"),  # b2 by all prompts and b7 by one of five
+        "5-7": ("2", "0.700000"),  # b3 by all and c3 by two
+        "8-12": ("2", "0.800000"),  # b4 by all and b6 by three
         "13-20": ("2", "1.000000"),
-        "21-50": ("2", "1.000000"),
+        "21-50": ("2", "0.900000"),  # a4 by all and a5 by four
         ">50": ("1", "1.000000"),
     }
 
