@@ -252,6 +252,15 @@ def test_choice_finds_the_best_takes_the_first_of_equals_and_the_lowest_when_ask
     assert choose_elsewhere(scores).shape == (2, 2)
 
 
+@given(st.permutations([0.1, 0.2, 0.3, 0.6, 0.7]), st.booleans())
+def test_candidates_that_differ_by_rounding_alone_are_equal(other: list[float], highest: bool) -> None:
+    """The same numbers in another order may have another last digit in their mean; the first candidate is taken."""
+    ascending = [0.1, 0.2, 0.3, 0.6, 0.7]
+    for pair in ((other, ascending), (ascending, other)):
+        scores = np.repeat(np.asarray(pair)[:, :, None], 2, axis=2)
+        assert choose_elsewhere(np.concatenate([scores[:, :1], scores], axis=1), highest)[0].tolist() == [0, 0]
+
+
 @given(st.integers(0, 60), st.integers(1, 60))
 def test_proportion_interval_holds_the_rate_and_stays_in_range(hits: int, count: int) -> None:
     hits = min(hits, count)

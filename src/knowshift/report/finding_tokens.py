@@ -20,6 +20,9 @@ RISES = "KL rises from its lowest size to the largest"
 KL_SHARE = 0.05
 CORRELATION = 0.1
 
+#: Decimals in which means are ranked: equal ones, whose last digits differ from machine to machine, rank alike.
+RANKED = 5
+
 Grid = Mapping[tuple[int, int], Model]
 
 
@@ -156,7 +159,7 @@ def against_accuracy(evidence: Evidence, kl: Scores, grid: Grid) -> tuple[Estima
             values = np.stack([scores.resampled[column] @ weights for column in columns], axis=1)
             drawn = draw_weights([0] * len(columns), REPLICATES, SEED + 1 + key[0])
             replicated.append((values * drawn).mean(axis=1))
-        measures.append((np.asarray(observed), np.stack(replicated, axis=1)))
+        measures.append((np.round(observed, RANKED), np.round(np.stack(replicated, axis=1), RANKED)))
     (kl_values, kl_replicates), (accuracies, accuracy_replicates) = measures
     fewest = min(len(draws[key]) for key in kept)
     overall = percentile_interval(

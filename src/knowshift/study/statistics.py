@@ -234,6 +234,10 @@ def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tupl
     return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
+#: Decimals to which candidates are compared: what differs by less is rounding.
+EQUAL = 9
+
+
 def choose_elsewhere(scores_KDH: Floats, highest: bool = True) -> Integers:
     """The candidate chosen for each (draw, half) from *other* draws and the *other* half of the facts, shape (D, H).
 
@@ -251,6 +255,8 @@ def choose_elsewhere(scores_KDH: Floats, highest: bool = True) -> Integers:
             means_K = signed[:, others, 1 - half].mean(axis=1)
             if np.isnan(means_K).any():
                 means_K = signed[:, others, half].mean(axis=1)
+            # Equal candidates whose last digits differ, by the order of adding, are equal.
+            means_K = np.round(means_K, EQUAL)
             chosen[draw, half] = 0 if np.isnan(means_K).all() else int(np.nanargmax(means_K))
     return chosen
 

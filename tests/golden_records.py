@@ -1,0 +1,336 @@
+"""The measures of docs/measures.md once more, in plain formulas: a run folder's records, contrasts and intervals.
+
+Nothing of knowshift is used. Only the stream of random numbers is the report's own, because an interval depends on
+it: facts are halved and resampled by numpy's generator of seed 20250916, stratum by stratum, in ascending order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy import stats
+
+SEED, REPLICATES = 20250916, 1000
+DOMAINS = ("in_domain", "out_of_domain")
+NAN = math.nan
+
+Group = tuple[str, int, int]  # domain, test level, half
+Weights = Mapping[Group, float]
+
+
+class Model(NamedTuple):
+    """A tuned model without its draw; restored where ``criterion`` is set. ``level`` -1 is the base model."""
+
+    level: int
+    size: int = 0
+    rate: float = 0.0
+    control: str = ""
+    criterion: str = ""
+    fraction: float = 0.0
+
+    def put_back(self, criterion: str, fraction: float) -> Model:
+        return self._replace(criterion=criterion, fraction=fraction)
+
+
+BASE = {"zero_shot": Model(-1, 0), "few_shot": Model(-1, 1), "plain": Model(-1, 2)}
+FILES = {"zero_shot": "answers", "few_shot": "answers_few_shot", "plain": "answers_plain"}
+
+
+class Interval(NamedTuple):
+    value: float = NAN
+    low: float = NAN
+    high: float = NAN
+    p: float = NAN
+    draws: int = 0
+    error: float = NAN
+    freedom: float = NAN
+
+    def wider(self, factor: float) -> Interval:
+        return self if math.isnan(self.error) else student(self.value, self.error * factor, self.freedom, self.draws)
+
+    def negated(self) -> Interval:
+        return self._replace(value=-self.value, low=-self.high, high=-self.low)
+
+
+def student(value: float, error: float, freedom: float, draws: int) -> Interval:
+    if error == 0:
+        return Interval(value, value, value, 1.0 if value == 0 else 0.0, draws, 0.0, freedom)
+    reach = float(stats.t.ppf(0.975, freedom)) * error
+    p = 2 * float(stats.t.sf(abs(value) / error, freedom))
+    return Interval(value, value - reach, value + reach, p, draws, error, freedom)
+
+
+def mean_of(values: Iterable[float]) -> float:
+    held = list(values)
+    return math.fsum(held) / len(held) if held else NAN
+
+
+def variance_of(values: Sequence[float]) -> float:
+    centre = mean_of(values)
+    return math.fsum((v - centre) ** 2 for v in values) / (len(values) - 1)
+
+
+def mean_interval(values: Sequence[float]) -> Interval:
+    """Student's interval of a mean; one value has none."""
+    if len(values) < 2:
+        return Interval(mean_of(values), draws=len(values))
+    return student(mean_of(values), math.sqrt(variance_of(values) / len(values)), len(values) - 1, len(values))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    found = [NAN] * len(p_values)
+    for rank, (_, i) in enumerate(order):
+        found[i] = min(1.0, max((len(order) - k) * order[k][0] for k in range(rank + 1)))
+    return found
+
+
+#: Terms of one training draw: model, its draw, weights of groups.
+Unit = tuple[int, list[tuple[Model, int, Weights]]]
+
+
+@dataclass
+class Scored:
+    """One measure of every model on every fact: contrasts and their intervals."""
+
+    facts: list[dict[str, Any]]  # domain, level, relation
+    values: dict[tuple[Model, int], list[float]]
+    by_relation: bool = False
+
+    def __post_init__(self) -> None:
+        self.groups: dict[Group, list[int]] = {}
+        rng = np.random.default_rng(SEED)
+        for domain in DOMAINS:
+            for level in range(5):
+                inside = [i for i, f in enumerate(self.facts) if (f["domain"], f["level"]) == (domain, level)]
+                for place, i in enumerate(rng.permutation(inside).tolist() if inside else []):
+                    self.groups.setdefault((domain, level, place % 2), []).append(i)
+        for members in self.groups.values():
+            members.sort()
+        self.draws: dict[Model, list[int]] = {}
+        for model, draw in sorted(self.values):
+            self.draws.setdefault(model, []).append(draw)
+        self._resampled: dict[tuple[Model, int, Group], Any] = {}
+        self._resample()
+
+    def _resample(self) -> None:
+        """How often each of 1,000 replicates holds each fact: n - 1 of n, weighted n / (n - 1)."""
+        rng = np.random.default_rng(SEED)
+        self.weights = np.ones((REPLICATES, len(self.facts)))
+        units: list[list[list[int]]] = [[[i] for i in self.groups[g]] for g in sorted(self.groups)]
+        if self.by_relation:
+            units = []
+            for domain in DOMAINS:
+                its = [(f["relation"], i) for i, f in enumerate(self.facts) if f["domain"] == domain]
+                names = sorted({relation for relation, _ in its})
+                units.append([[i for relation, i in its if relation == name] for name in names])
+        self.varied: set[int] = set()
+        for of_stratum in units:
+            count = len(of_stratum)
+            if count > 1:
+                drawn = rng.multinomial(count - 1, [1 / count] * count, size=REPLICATES)
+                for column, members in enumerate(of_stratum):
+                    for i in members:
+                        self.weights[:, i] = drawn[:, column] * count / (count - 1)
+                        self.varied.add(i)
+
+    # -- weights ----------------------------------------------------------------------------------------------------
+
+    def over(
+        self, domains: Sequence[str] = DOMAINS, level: int | None = None, half: int | None = None
+    ) -> dict[Group, float]:
+        """Weights of the plain mean over domains of the plain mean over test levels of the mean over facts."""
+        here = {g: len(m) for g, m in self.groups.items() if g[0] in domains}
+        here = {g: n for g, n in here.items() if level in (None, g[1]) and half in (None, g[2])}
+        filled = {domain: {g[1] for g in here if g[0] == domain} for domain in {g[0] for g in here}}
+        facts = {(d, lv): sum(n for g, n in here.items() if g[:2] == (d, lv)) for d, lv, _ in here}
+        return {g: n / facts[g[:2]] / len(filled[g[0]]) / len(filled) for g, n in here.items()}
+
+    def pooled(self, domains: Sequence[str] = DOMAINS, half: int | None = None) -> dict[Group, float]:
+        """Weights of the plain mean over facts."""
+        here = {g: len(m) for g, m in self.groups.items() if g[0] in domains and half in (None, g[2])}
+        return {g: n / sum(here.values()) for g, n in here.items()}
+
+    # -- contrasts --------------------------------------------------------------------------------------------------
+
+    def value(self, model: Model, draw: int, weights: Weights) -> float:
+        x = self.values[model, draw]
+        return math.fsum(w * mean_of(x[i] for i in self.groups[g]) for g, w in weights.items()) if weights else NAN
+
+    def replicate(self, model: Model, draw: int, weights: Weights) -> Any:
+        total = np.zeros(REPLICATES)
+        for group, weight in weights.items():
+            if (model, draw, group) not in self._resampled:
+                members = self.groups[group]
+                x = np.asarray([self.values[model, draw][i] for i in members])
+                moved = self.weights[:, members] @ (x - x.mean()) / len(members)
+                self._resampled[model, draw, group] = x.mean() + moved
+            total += weight * self._resampled[model, draw, group]
+        return total
+
+    def unit_value(self, unit: Unit) -> float:
+        return math.fsum(self.value(model, draw, weights) for model, draw, weights in unit[1])
+
+    def noise(self, contrasts: Sequence[Sequence[Unit]]) -> tuple[float, int] | None:
+        """Variance of a draw's value pooled over contrasts of one stratum each, and its degrees of freedom."""
+        held = [[self.unit_value(u) for u in units] for units in contrasts if units]
+        freedom = sum(len(v) - 1 for v in held)
+        squares = math.fsum(variance_of(v) * (len(v) - 1) for v in held if len(v) > 1)
+        return (squares / freedom, freedom) if freedom else None
+
+    def interval(self, units: Sequence[Unit], noise: tuple[float, int] | None = None) -> Interval:
+        """Sum over strata of the mean over draws: facts and draws as docs/measures.md adds them up."""
+        if not units or any(math.isnan(self.unit_value(u)) for u in units):
+            return Interval()
+        strata: dict[int, list[int]] = defaultdict(list)
+        for place, (stratum, _) in enumerate(units):
+            strata[stratum].append(place)
+        values = [self.unit_value(u) for u in units]
+        value = math.fsum(mean_of(values[i] for i in inside) for inside in strata.values())
+        fewest = min(map(len, strata.values()))
+        used = {g for _, terms in units for _, _, weights in terms for g, w in weights.items() if w}
+        if not any(i in self.varied for g in used for i in self.groups[g]):
+            return Interval(value, draws=fewest)
+        replicates = np.stack([sum(self.replicate(m, d, w) for m, d, w in terms) for _, terms in units])
+        if fewest == 1 and float(np.ptp(replicates, axis=1).max()) < 1e-6:
+            return Interval(value, draws=fewest)
+        covariance = np.atleast_2d(np.cov(replicates, ddof=1))
+        share = {i: 1 / len(inside) for inside in strata.values() for i in inside}
+        facts_alone = math.fsum(share[i] * share[j] * covariance[i, j] for i in share for j in share)
+        facts, draws, below = 0.0, 0.0, 0.0
+        for s, mine in strata.items():
+            for t, theirs in strata.items():
+                pairs = [(i, j) for i in mine for j in theirs if s != t or i != j or len(mine) == 1]
+                facts += mean_of(covariance[i, j] for i, j in pairs)
+            if len(mine) > 1:
+                own = noise or (variance_of([values[i] for i in mine]), len(mine) - 1)
+                draws += own[0] / len(mine)
+                below += (own[0] / len(mine)) ** 2 / own[1]
+        variance = max(max(facts, 0.0) + draws, facts_alone)
+        return student(value, math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6, fewest)
+
+    def shared(self, *models: Model | None) -> list[int]:
+        """The draws that all have."""
+        held = [set(self.draws.get(model, ())) for model in models if model]
+        return sorted(set.intersection(*held))
+
+    def units(self, pairs: Sequence[tuple[Model, Model | None]], weights: Weights) -> list[Unit]:
+        """First minus second for each pair and shared draw, over the number of pairs that have any."""
+        kept = [(a, b, self.shared(a, b)) for a, b in pairs if self.shared(a, b)]
+        shared = scaled(weights, 1 / max(1, len(kept)))
+        return [
+            (s, [(a, d, shared), *([(b, d, scaled(shared, -1))] if b else [])])
+            for s, (a, b, draws) in enumerate(kept)
+            for d in draws
+        ]
+
+    def difference(
+        self,
+        pairs: Sequence[tuple[Model, Model | None]],
+        weights: Weights,
+        alike: Sequence[tuple[Model, Model | None]] = (),
+    ) -> Interval:
+        """Mean over pairs of first minus second (or of first alone); draws' noise pooled over ``alike``."""
+        if not weights:
+            return Interval()
+        peers = [self.units([pair], weights) for pair in alike]
+        return self.interval(self.units(pairs, weights), self.noise([u for u in peers if len(u) > 1]))
+
+
+def scaled(weights: Weights, factor: float) -> dict[Group, float]:
+    return {group: factor * weight for group, weight in weights.items()}
+
+
+@dataclass
+class Records:
+    """A run folder as it lies on disk."""
+
+    run: Path
+
+    def __post_init__(self) -> None:
+        manifest = json.loads((self.run / "manifest.json").read_text())
+        self.rate: float = manifest["config"]["training"]["learning_rate"]
+        self.cells: dict[str, list[tuple[dict[str, Any], Path]]] = defaultdict(list)
+        for cell in manifest["cells"]:
+            self.cells[cell["kind"]].append((cell["key"], self.run / "cells" / cell["kind"] / cell["digest"]))
+        parts = sorted(self.cells["mastery"], key=lambda cell: cell[0]["part"])
+        self.mastery = [row for _, cell in parts for row in rows_of(cell / "mastery.parquet")]
+        self._read_answers()
+        self._read_shifts()
+        self.changes = {(model_of(k), k["draw"]): _json(f / "change.json") for k, f in self.cells["weight_change"]}
+        self.put_back = {(model_of(k), k["draw"]): _json(f / "restored.json") for k, f in self.cells["restoration"]}
+
+    def _read_answers(self) -> None:
+        files: dict[tuple[Model, int], Path] = {}
+        for _, folder in self.cells["base"]:
+            files |= {(BASE[prompt], 0): folder / f"{FILES[prompt]}.parquet" for prompt in BASE}
+        files |= {(model_of(k), k["draw"]): folder / "answers.parquet" for k, folder in self.cells["evaluation"]}
+        for key, folder in self.cells["restoration"]:
+            for file in folder.glob("answers-*.parquet"):
+                criterion, fraction = file.stem.removeprefix("answers-").rsplit("-", 1)
+                files[model_of(key).put_back(criterion, float(fraction)), key["draw"]] = file
+        tables = {name: {row["fact"]: row for row in rows_of(file)} for name, file in files.items()}
+        first = tables[BASE["zero_shot"], 0]
+        graded = [f for f in first if all(t[f]["substring_hit"] is not None for t in tables.values())]
+        kept = [f for f in graded if first[f]["level"] is not None]
+        facts = [first[f] for f in kept]
+
+        def column(of: str) -> dict[tuple[Model, int], list[float]]:
+            return {name: [float(rows[f][of]) for f in kept] for name, rows in tables.items()}
+
+        self.substring = Scored(facts, column("substring_hit"))
+        self.word = Scored(facts, column("word_hit"))
+        self.relations = Scored(facts, column("substring_hit"), by_relation=True)
+        self.empty = {name: [not rows[f]["text"].strip() for f in kept] for name, rows in tables.items()}
+
+    def _read_shifts(self) -> None:
+        self.shifts = {
+            (model_of(k), k["draw"]): rows_of(f / "token_shift.parquet") for k, f in self.cells["token_shift"]
+        }
+        first = next(iter(self.shifts.values()))
+        tables = {name: {row["fact"]: row["kl"] for row in rows} for name, rows in self.shifts.items()}
+        kept = [row for row in first if all(table[row["fact"]] is not None for table in tables.values())]
+        facts = [{**row, "level": 4} for row in kept]
+        self.kl = Scored(facts, {name: [table[row["fact"]] for row in kept] for name, table in tables.items()})
+
+    @property
+    def tuned(self) -> list[Model]:
+        """Every tuned model of grid and control, unrestored; the grid first."""
+        return sorted((m for m in self.substring.draws if m.level >= 0 and not m.criterion), key=lambda m: (m[3], m))
+
+    @property
+    def grid(self) -> dict[tuple[int, int], Model]:
+        return {(m.level, m.size): m for m in self.tuned if not m.control and m.rate == self.rate}
+
+    @property
+    def slow(self) -> dict[tuple[int, int], Model]:
+        return {(m.level, m.size): m for m in self.tuned if m.control}
+
+    @property
+    def restored(self) -> list[Model]:
+        return sorted(m for m in self.substring.draws if m.criterion)
+
+    def fractions(self, criterion: str) -> list[float]:
+        return sorted({m.fraction for m in self.restored if m.criterion == criterion})
+
+
+def model_of(key: Mapping[str, Any]) -> Model:
+    return Model(key["level"], key["size"], key["learning_rate"], key["control"] or "")
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(file).to_pylist()
+    return rows
+
+
+def _json(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
