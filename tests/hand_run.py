@@ -34,10 +34,10 @@ TUNED: dict[tuple[int, int], Draws] = {
     (0, 60): ((1, 1), (1, 1), (2, 1)),  # 0.2, 0.2, 0.3
     (0, 240): ((3, 2), (3, 2), (2, 2)),  # 0.5, 0.5, 0.4
     (0, 1920): ((1, 0), (1, 1), (0, 0)),  # 0.1, 0.2, 0.0
-    (2, 60): ((3, 3), (3, 2), (4, 3)),  # 0.6, 0.5, 0.7
+    (2, 60): ((3, 3), (3, 2), (3, 2)),  # 0.6, 0.5, 0.5
     (2, 240): ((5, 4), (5, 4), (4, 4)),  # 0.9, 0.9, 0.8
     (2, 1920): ((4, 2), (3, 2), (4, 3)),  # 0.6, 0.5, 0.7
-    (4, 60): ((2, 2), (3, 3), (4, 4)),  # 0.4, 0.6, 0.8
+    (4, 60): ((2, 1), (3, 3), (4, 4)),  # 0.3, 0.6, 0.8
     (4, 240): ((4, 3), (4, 3), (3, 3)),  # 0.7, 0.7, 0.6
     (4, 1920): ((2, 2), (3, 2), (2, 1)),  # 0.4, 0.5, 0.3
 }
@@ -73,10 +73,10 @@ BASE: dict[str, tuple[Right, Right]] = {"": (0, 1), "_few_shot": (2, 1), "_plain
 
 #: KL in-domain, nats; out-of-domain it is 0.75 more. Of the common facts 4 are in-domain and 2 are not: + 0.25.
 KL: dict[tuple[int, int], Sequence[float]] = {
-    (0, 60): (1.0, 1.0, 1.25),
+    (0, 60): (1.0, 1.0, 1.125),
     (0, 240): (0.5, 0.5, 0.75),
     (0, 1920): (2.0, 2.5, 2.0),
-    (2, 60): (0.5, 0.75, 0.5),
+    (2, 60): (0.5, 0.75, 0.625),
     (2, 240): (0.25, 0.25, 0.5),
     (2, 1920): (1.0, 1.25, 1.0),
     (4, 60): (0.75, 0.5, 0.75),
@@ -148,13 +148,9 @@ def accuracy(pair: tuple[Right, Right]) -> float:
     return (len(answered(pair[0])) + len(answered(pair[1]))) / 10
 
 
-def word_lost(level: int, size: int, fraction: float = 0.0) -> bool:
+def word_lost(level: int, size: int) -> bool:
     """Whether the word-boundary grader refuses the lowest in-domain level that the other grader takes."""
-    return size == 240 or level == 2 or fraction == 0.2
-
-
-def word_accuracy(pair: tuple[Right, Right], lost: bool) -> float:
-    return accuracy(pair) - (0.1 if lost and answered(pair[0]) else 0.0)
+    return size == 240 or level == 4
 
 
 def over_draws(strata: Sequence[Sequence[float]], factor: float = 1.0) -> list[float]:
@@ -209,7 +205,7 @@ def build_hand_run(path: Path, draws: int = 3) -> Path:
             for (criterion, its_level, fraction), pairs in RESTORED.items():
                 if its_level == level:
                     file = folder / f"answers-{criterion}-{fraction:g}.parquet"
-                    write_answers(file, pairs[draw], word_lost(level, size, fraction))
+                    write_answers(file, pairs[draw], word_lost(level, size))
             put_back = {f"{f:g}": int(1000 * f) for f in FRACTIONS}
             write_json(folder / "restored.json", {"eligible": 1000, "criteria": {"relative": put_back}})
     manifest = {
