@@ -26,6 +26,8 @@ RATE, SMALLER_RATE = 3e-4, 1e-4
 FACTS = {"in_domain": (4, 4, 4, 4, 6), "out_of_domain": (4, 4, 4, 4, 2)}
 RELATIONS = {"in_domain": ("P17", "P19"), "out_of_domain": ("P26", "P40")}
 
+NO_VARIANCE = 1e-24  # of values that are equal but for rounding
+
 Right = int | frozenset[int]  # how many test levels are answered, the highest; or which
 Draws = Sequence[tuple[Right, Right]]  # in-domain and out-of-domain, of each draw
 
@@ -158,6 +160,8 @@ def over_draws(strata: Sequence[Sequence[float]], factor: float = 1.0) -> list[f
     count = len(strata)
     value = math.fsum(float(np.mean(draws)) for draws in strata) / count
     parts = [float(np.var(draws, ddof=1)) / len(draws) / count**2 for draws in strata]
+    if sum(parts) < NO_VARIANCE:
+        return t_interval(value, 0.0, math.inf)
     freedom = sum(parts) ** 2 / sum(p**2 / (len(d) - 1) for p, d in zip(parts, strata, strict=True))
     return t_interval(value, factor * math.sqrt(sum(parts)), freedom)
 
@@ -170,7 +174,9 @@ def pooled(own: Sequence[float], strata: Sequence[Sequence[float]], factor: floa
 
 
 def t_interval(value: float, error: float, freedom: float) -> list[float]:
-    """Value, low, high and p of a value with its standard error."""
+    """Value, low, high and p of a value with its standard error; where all draws agree, the value alone."""
+    if error**2 < NO_VARIANCE:
+        return [value, value, value, float(value == 0)]
     low, high = stats.t.interval(0.95, freedom, loc=value, scale=error)
     return [value, float(low), float(high), float(2 * stats.t.sf(abs(value) / error, freedom))]
 
