@@ -293,8 +293,8 @@ def test_the_head(page: str) -> None:
     ) in page
     assert (
         '<p class="lede">This run shows 4 of the 4 findings of Ye et al. (2025). Models were tuned on facts of 3 '
-        "mastery levels, in 3 sizes, with 3 training draws each, and asked 40 facts they were not tuned on. Accuracy is "
-        "the plain mean of the five test levels; brackets hold 95% intervals over facts and draws. </p>"
+        "mastery levels, in 3 sizes, with 3 training draws each, and asked 40 facts they were not tuned on. Accuracy "
+        "is the plain mean of the five test levels; brackets hold 95% intervals over facts and draws. </p>"
     ) in page
 
 
