@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from hand_run import build_hand_run
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.report.tables import Tables, build_tables
 from knowshift.world.build import build_world
 from knowshift.world.invent import ExposureBand, invent_facts
 from knowshift.world.pretrain import Recipe
@@ -39,3 +41,14 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small_model(small_world: Path) -> LoadedModel:
     """A fresh copy for each test: some of them train it."""
     return load_model(str(small_world))
+
+
+@pytest.fixture(scope="session")
+def hand_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of :mod:`hand_run`, for reading only."""
+    return build_hand_run(tmp_path_factory.mktemp("runs") / "hand")
+
+
+@pytest.fixture(scope="session")
+def hand_tables(hand_run: Path) -> Tables:
+    return build_tables(hand_run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from knowshift.errors import InputError
 #: Kinds of cells that are about a tuned model: their key names its training set. Other kinds may come.
 _OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
 _TRAINING = ("level", "size", "draw")
+_HIGHEST_LEVEL = 4
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
 
@@ -21,6 +23,8 @@ def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
         value = key.get(name)
         if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
             raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {_shown(value)}; expected a whole number")
+    if tuned and key["level"] > _HIGHEST_LEVEL:
+        raise InputError(f"{file}: level of a cell of kind {kind!r} is {_shown(key['level'])}; expected one of 0 to 4")
     rate, control = key.get("learning_rate"), key.get("control")
     if (rate is not None or tuned) and not _is_number(rate):
         raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {_shown(rate)}; expected a number")
@@ -28,8 +32,16 @@ def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: control of a cell of kind {kind!r} is {_shown(control)}; expected a text")
 
 
-def check_config(file: Path, manifest: Mapping[str, Any]) -> None:
-    """The part of a manifest's configuration that a report computes with."""
+def check_texts(file: Path, content: Mapping[str, Any]) -> None:
+    """Every text of a JSON file is one that can be written: JSON can spell half a pair of surrogates, UTF-8 cannot."""
+    try:
+        json.dumps(content, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{file}: holds a text with a lone surrogate; expected Unicode") from None
+
+
+def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
+    """The part of a manifest that a report computes with: rates of the configuration, and timings."""
     config = manifest.get("config")
     if config is not None and not isinstance(config, dict):
         raise InputError(f"{file}: config is {_shown(config)}; expected an object")
@@ -38,13 +50,22 @@ def check_config(file: Path, manifest: Mapping[str, Any]) -> None:
         rate = section.get("learning_rate")
         if rate is not None and not _is_number(rate):
             raise InputError(f"{file}: learning_rate is {_shown(rate)}; expected a number")
+    for title, seconds in _object(file, "timings", manifest.get("timings")).items():
+        if not _is_number(seconds):
+            raise InputError(f"{file}: timing of {title[:80]!r} is {_shown(seconds)}; expected a number")
 
 
 def check_change(file: Path, record: Mapping[str, Any]) -> None:
     """``change.json``: shares by fraction, layer and module; None where there is none."""
     for name in ("concentration", "null"):
         for measure, shares in _object(file, name, record.get(name)).items():
-            _check_shares(file, f"{name} of {measure}", shares)
+            where = f"{name} of {measure[:80]!r}"
+            if not isinstance(shares, dict):
+                raise InputError(f"{file}: {where} is {_shown(shares)}; expected an object")
+            for fraction in shares:
+                if not _is_fraction(fraction):
+                    raise InputError(f"{file}: {where} has a share at {fraction[:80]!r}; expected a fraction in 0 to 1")
+            _check_shares(file, where, shares)
     for name in _SHARES:
         _check_shares(file, name, record.get(name))
 
@@ -77,6 +98,13 @@ def _is_count(value: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300
+
+
+def _is_fraction(name: str) -> bool:
+    try:
+        return 0 < float(name) <= 1
+    except ValueError:
+        return False
 
 
 def _shown(value: Any) -> str:

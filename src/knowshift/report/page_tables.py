@@ -49,7 +49,7 @@ def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str, plus
 
 
 def accuracy_grid(summary: Table, domain: str) -> str:
-    """Training levels down, sizes across: mean accuracy in percent with its interval, word-boundary below."""
+    """Training levels down, sizes across: mean accuracy in percent with its interval."""
     rows: Rows = summary.where(control="", test_level="mean", domain=domain)
     sizes = sorted({r["size"] for r in rows})
     body = []

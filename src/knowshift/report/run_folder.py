@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from knowshift.errors import InputError
 from knowshift.files import read_json
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
-from knowshift.report.checking import check_change, check_config, check_key, check_restored
+from knowshift.report.checking import check_change, check_key, check_manifest, check_restored, check_texts
 from knowshift.weights.selection import fraction_name
 
 DOMAINS = ("in_domain", "out_of_domain")
@@ -144,7 +144,8 @@ def open_run(path: Path) -> Run:
     manifest = read_json(file)
     if not isinstance(manifest.get("cells"), list):
         raise InputError(f"{file}: no list of cells; expected the manifest of a study")
-    check_config(file, manifest)
+    check_texts(file, manifest)
+    check_manifest(file, manifest)
     cells = []
     for entry in manifest["cells"]:
         try:
@@ -170,6 +171,7 @@ def read_cell_json(cell: Cell, name: str) -> dict[str, Any]:
     """A JSON file of a cell, as an object."""
     file = cell.folder / name
     value = read_json(file)
+    check_texts(file, value)
     if name in _CHECKS:
         _CHECKS[name](file, value)
     return value

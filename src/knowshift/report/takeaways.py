@@ -104,4 +104,5 @@ def _exposures(table: Table) -> str:
 
 
 def _times(row: Mapping[str, Any]) -> str:
-    return "never" if row["exposures"] == "never" else f"{row['exposures']} times"
+    name = str(row["exposures"])
+    return {"never": "never", "1": "once"}.get(name, f"{name} times")
