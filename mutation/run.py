@@ -86,12 +86,12 @@ def _measuring(number: int, todo: Any, done: Any) -> None:
         done.put((name, ended.status, ended.seconds, ended.output[-3000:]))
 
 
-def measure_all(jobs: int) -> None:
+def measure_all(jobs: int, tests: str) -> None:
     folder = FOLDER / "coverage"
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.iterdir():
+    names = sorted((path.name for path in (ROOT / "tests").glob(tests)), key=lambda n: (n not in LONG, n))
+    for old in (file for name in names for file in folder.glob(f"{name}.*")):
         old.unlink()
-    names = sorted((path.name for path in (ROOT / "tests").glob("test_*.py")), key=lambda n: (n not in LONG, n))
     for name, status, seconds, output in _each(jobs, _measuring, names):
         print(f"{name:40} status {status}  {seconds:6.1f} s", flush=True)
         if status:
@@ -201,10 +201,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=11, help="which sample")
     parser.add_argument("--part", help="only this part")
+    parser.add_argument("--tests", default="test_*.py", help="files to measure, where others are measured already")
     parser.add_argument("--again", action="store_true", help="run survivors again")
     options = parser.parse_args()
     if options.what == "measure":
-        measure_all(options.jobs)
+        measure_all(options.jobs, options.tests)
     elif options.what == "run":
         run_all(options.jobs, options.seed, options.again, options.part)
     elif options.what == "table":

@@ -3,7 +3,7 @@
 Left out, since their mutants are the same program or fail at once whatever the tests look at: annotations, ``==`` for
 ``is`` and the other way, arithmetic replaced by bit operators, a sign replaced by one of them, operators on texts,
 paths and lists (nothing else can be done with those), the words of an error's message, how a dataclass is made (frozen,
-with slots), and code that only a type checker reads. What is no longer Python is no mutant.
+with slots), ``strict`` of zip, and code that only a type checker reads. What is no longer Python is no mutant.
 """
 
 from __future__ import annotations
@@ -84,6 +84,8 @@ def _quiet(tree: ast.Module) -> list[tuple[tuple[int, int], tuple[int, int]]]:
             found += [node.annotation] if node.annotation else []
         elif isinstance(node, ast.Raise) and node.exc is not None:
             found.append(node.exc)  # the words of a message
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            found.append(node.value)  # a check of ours, of lengths that are equal
         elif isinstance(node, ast.ClassDef):
             made += [((d.lineno, 0), (d.end_lineno or 0, d.end_col_offset or 0)) for d in node.decorator_list]
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":

@@ -193,7 +193,7 @@ def test_an_index_that_names_a_shard_too_long_for_any_file(tmp_path: Path) -> No
     tree = json.loads(index.read_text())
     tree["weight_map"] = dict.fromkeys(tree["weight_map"], "x" * 5000)
     index.write_text(json.dumps(tree))
-    with pytest.raises(InputError, match="names shard .x{50}"):
+    with pytest.raises(InputError, match=r"names shard .x{50}"):
         StoredTensors(tuned)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from knowshift.evaluation import Answers, accuracy_by_level, empty_rate, evaluate, few_shot, plain_question
+from knowshift.evaluation import (
+    ANSWER_TOKENS,
+    Answers,
+    accuracy_by_level,
+    empty_rate,
+    evaluate,
+    few_shot,
+    plain_question,
+)
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
@@ -140,3 +149,11 @@ def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None
         assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
         assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
     assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]
+
+
+def test_an_answer_is_sixteen_tokens_graded_whole() -> None:
+    assert ANSWER_TOKENS == 16
+    defaults = {name: given.default for name, given in signature(evaluate).parameters.items()}
+    assert defaults["max_new_tokens"] == 16
+    assert defaults["first_line"] is False
+    assert defaults["ask"] is tuning_prompt

@@ -256,3 +256,53 @@ def test_the_stored_dtype_is_the_one_that_auto_loads(stored: str, says: str, tmp
     }
     (folder / "config.json").write_text(text.replace(line, told[says]))
     assert stored_dtype(folder) == load_model(str(folder), dtype="auto").dtype
+
+
+def test_the_bound_is_the_derived_one_to_six_digits() -> None:
+    """R = 2 * 1.1 * 7.27 * S, with S the sum of the rates; decay adds R + 2 S w (|p| + R), and float32's own error."""
+    largest, moment, square = 0.0, 0.0, 0.0
+    for step in range(1, 4000):  # gradients that grow by b2 / b1 a step, scaled so that the newest one is 1
+        shrink = BETAS[0] / BETAS[1]
+        moment, square = moment * BETAS[0] * shrink + (1 - BETAS[0]), square * BETAS[1] * shrink**2 + (1 - BETAS[1])
+        if step > 100:
+            largest = max(largest, moment / square**0.5)
+    assert pytest.approx(largest, rel=1e-3) == LARGEST_STEP
+    reach = 2 * 1.1 * LARGEST_STEP * (0.1 + 0.2)
+    shrinking = 2 * 0.3 * 0.5 + 2 * 2.0**-21
+    for decay, allowed in ((0.0, [reach, reach]), (0.5, [reach + shrinking * reach, reach + shrinking * (2 + reach)])):
+        for number in range(2):
+            for beyond, refused in ((1 - 1e-6, False), (1 + 1e-6, True)):
+                module = _Weights([0.0, 2.0], "float32").double()
+                guard = TrainingGuard(module, "weights", weight_decay=decay)  # type: ignore[arg-type]
+                for rate in (0.1, 0.2):
+                    guard.on_log(None, None, None, {"loss": 0.0, "learning_rate": rate})
+                with torch.no_grad():
+                    module.weight[number] += allowed[number] * beyond
+                if refused:
+                    with pytest.raises(InputError, match="after 2 steps: a weight of 'weight' changed by"):
+                        guard.check()
+                else:
+                    guard.check()
+
+
+def test_only_what_is_trained_is_looked_at() -> None:
+    module = _Weights([1.0], "float32")
+    module.frozen = torch.nn.Parameter(torch.tensor([float("nan")]), requires_grad=False)
+    module.empty = torch.nn.Parameter(torch.empty(0))
+    guard = TrainingGuard(module, "weights", weight_decay=0.0)  # type: ignore[arg-type]
+    guard.on_log(None, None, None, {"loss": 0.0, "learning_rate": 0.1})
+    guard.check()
+
+
+def test_the_recipe_is_the_papers() -> None:
+    assert TrainingRecipe().as_record() == {
+        "learning_rate": 1e-5,
+        "batch_size": 8,
+        "epochs": 1,
+        "schedule": "cosine",
+        "weight_decay": 0.0,
+        "bfloat16": False,
+        "gradient_checkpointing": False,
+        "shared_prefix": False,
+        "report_to": "none",
+    }

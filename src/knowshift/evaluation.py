@@ -53,7 +53,7 @@ def evaluate(
     """Greedy answers of one model to the facts' questions (paper 2.2).
 
     Args:
-        levels: the *base* model's mastery level by fact id; None where it has none.
+        levels: the *base* model's mastery level by fact id.
         ask: turns a question into the prompt.
         first_line: grade only what stands before a line break, where a prompt of examples invites the next example.
 
