@@ -1,4 +1,4 @@
-"""A run folder of thirty facts written by hand: hits, answers, KL and changes follow rules that can be looked up here.
+"""A run folder of thirty-two facts written by hand: hits, answers, KL and changes follow rules that can be looked up here.
 
 It holds what a real study rarely has all at once: test levels with one fact and with none, draws that are missing,
 facts without a grade, shifts that could not be scored, shares that are missing, and two sizes that were restored.
@@ -27,7 +27,7 @@ RIGHT = {0: (3, 4, 2, 6), 1: (6, 6, 4, 5), 2: (5, 8, 5, 6)}
 MORE = {"relative": {0.01: 1, 0.2: 2, 0.6: -3}, "random": {0.2: 0, 0.6: 0}, "absolute": {0.2: -1}}
 
 
-def test_facts() -> list[dict[str, Any]]:
+def asked_facts() -> list[dict[str, Any]]:
     rows = []
     for domain, (counts, relations) in FACTS.items():
         for level, count in enumerate(counts):
@@ -46,7 +46,7 @@ def hit(fact: int, level: int, right: int, draw: int, turn: int) -> bool:
 
 
 def build(run: Path) -> Path:
-    facts, cells = test_facts(), []
+    facts, cells = asked_facts(), []
 
     def cell(kind: str, key: dict[str, Any]) -> Path:
         digest = f"{kind}{len(cells):03}"

@@ -70,10 +70,10 @@ def question_of(fact: str) -> str:
 
 
 def prompts_of(fact: str) -> list[str]:
-    """Prompts that end in the word before the answer, or in one that leads elsewhere."""
+    """Prompts of other lengths that end in the word before the answer, or in one that leads elsewhere."""
     answer, right = FACTS[fact][3], FACTS[fact][5]
     cue = "~near" if fact == "b4" else f"~{answer}"
-    return [f"{fact} {cue if number in right else 'void'}" for number in range(PROMPTS)]
+    return [f"{(fact + ' ') * (number + 1)}{cue if number in right else 'void'}" for number in range(PROMPTS)]
 
 
 def write_facts(path: Path) -> Path:

@@ -7,7 +7,6 @@ restored whole with nothing. Numbers that rest on a training's arithmetic are co
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -15,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -24,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from golden_compare import compare, compare_findings, rows_of
 from golden_records import Records
 from golden_tables import TABLES
+from golden_weights import hold_change, seed_of, weights_of
 from golden_world import DRAWS, FACTS, LEVEL, NEXT, PROMPTS, WORDS, prompts_of, question_of, write_facts, write_model
 from knowshift.report.tables import build_tables
 from knowshift.study.config import parse_config
@@ -31,7 +30,6 @@ from knowshift.study.run import run_study
 
 SEED, RATE, SLOW = 30, 0.002, 0.00002
 FRACTIONS = (0.2, 1.0)
-CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 CONFIG = f"""
 name: golden
@@ -45,7 +43,7 @@ control_rate: 0.01
 control_draws: 1
 mastery: {{draws_per_prompt: {DRAWS}, max_new_tokens: 3}}
 training: {{learning_rate: {RATE}, batch_size: 2, epochs: 3}}
-evaluation: {{few_shot: 1}}
+evaluation: {{few_shot: 2}}
 restoration: {{fractions: {list(FRACTIONS)}, criteria: [relative, random], region: all}}
 """
 
@@ -74,11 +72,6 @@ HITS = {
     "Lima": ([0, 0, 1, 0], [1, 0, 0]),
 }
 ACCURACY = {"": (0, 0), "Oslo": (5 / 12, 1 / 6), "Rome": (1 / 3, 1 / 2), "Lima": (1 / 4, 1 / 3)}
-
-#: Weights: 38 words x 64 twice, two layers of q 64 x 64, k and v 32 x 64, o 64 x 64, three of 16 x 64, norms of 64.
-LAYER = {"q": 4096, "k": 2048, "v": 2048, "o": 4096, "gate": 1024, "up": 1024, "down": 1024}
-NORMS = {"input_layernorm": 64, "post_attention_layernorm": 64}
-WEIGHTS = 2 * 38 * 64 + 2 * (sum(LAYER.values()) + 128) + 64
 
 
 @dataclass(frozen=True)
@@ -208,7 +201,9 @@ def test_answers_of_the_base_model(study: Study) -> None:
     hold_answers(folder / "answers_plain.parquet", "Rome")
     prompt = "<|question|> QUESTION <|answer|>"
     forms = {"answers": (prompt, 0), "answers_plain": ("Question: QUESTION Answer:", 0)}
-    forms["answers_few_shot"] = (f"<|question|> Where is b2 ? <|answer|> Rome\n{prompt}", 1)  # drawn from a3, b2, b3
+    # Two of the training facts of level 4: of a3, b2 and b3 the generator of the seed and 7 draws the last two.
+    examples = "".join(f"<|question|> {question_of(fact)} <|answer|> {FACTS[fact][3]}\n" for fact in ("b2", "b3"))
+    forms["answers_few_shot"] = (examples + prompt, 2)
     for name, (form, shown) in forms.items():
         about = json.loads(pq.read_schema(folder / f"{name}.parquet").metadata[b"knowshift"])
         assert (about["prompt"], about["shown"]) == (form, shown)
@@ -296,87 +291,12 @@ def test_token_shift(study: Study) -> None:
             assert row["kl"] == pytest.approx(kl, abs=1e-4)
 
 
-def module_of(name: str) -> str:
-    last = name.removesuffix(".weight").split(".")[-1]
-    return {"embed_tokens": "embeddings", "lm_head": "head"}.get(last, last.removesuffix("_proj"))
-
-
 def test_weight_change(study: Study) -> None:
-    base = {name: weight.detach().numpy() for name, weight in study.base().named_parameters()}
-    names = sorted(base)
-    p = np.concatenate([base[name].ravel() for name in names])
-    layer = np.concatenate([np.full(base[n].size, int(n.split(".")[2]) if ".layers." in n else -1) for n in names])
-    place = np.concatenate([np.full(base[n].size, i) for i, n in enumerate(names)])
-    assert len(p) == WEIGHTS == 35904
+    base = weights_of(study.base())
+    assert {where for where, _ in study.of("weight_change")} == set(TUNED)
     for where, folder in study.of("weight_change"):
         told = json.loads((folder / "change.json").read_text())
-        tuned = {name: weight.detach().numpy() for name, weight in study.tuned(where).named_parameters()}
-        change = np.abs(np.concatenate([tuned[name].ravel() for name in names]) - p)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            r = np.where(change == 0, np.float32(0), change / np.abs(p))
-        seed = _seed(SEED, "null", folder.name)
-        null = _null(base, tuned, names, seed)
-        assert (told["region"], told["seed"], told["eligible"], told["rounding"]) == ("all", seed, WEIGHTS, None)
-        assert told["changed"] == np.count_nonzero(change) == round(told["changed_share"] * WEIGHTS)
-        assert told["base_zero"] == np.count_nonzero(np.isinf(r)) == 6
-        squared = change.astype(np.float64) ** 2
-        for which, scores in (("concentration", r), ("null", null)):
-            measures = {"relative": (scores, scores), "absolute": (change, change), "squared": (change, squared)}
-            assert set(told[which]) == set(measures)
-            for measure, (rank, amount) in measures.items():
-                held = np.where(np.isinf(amount), 0.0, amount).astype(np.float64)[np.argsort(-rank, kind="stable")]
-                shares = [held[: math.floor(f * WEIGHTS + 1e-9)].sum() / held.sum() for f in CONCENTRATION]
-                assert list(told[which][measure]) == [str(f) for f in CONCENTRATION]
-                assert list(told[which][measure].values()) == pytest.approx(shares, abs=1e-6), measure
-        top = np.argsort(-r, kind="stable")[:7180]  # a fifth of all weights
-        assert told["layers"] == {str(k): np.mean(layer[top] == k) for k in (0, 1)}
-        modules = np.array([module_of(name) for name in names])[place]
-        assert told["modules"] == {m: pytest.approx(np.mean(modules[top] == m)) for m in dict.fromkeys(modules)}
-        assert told["layer_weights"] == dict.fromkeys("01", (sum(LAYER.values()) + 128) / WEIGHTS)
-        sizes = {**LAYER, **NORMS}
-        ends = {"embeddings": 2432 / WEIGHTS, "head": 2432 / WEIGHTS, "norm": 64 / WEIGHTS}
-        assert told["module_weights"] == {**{m: 2 * n / WEIGHTS for m, n in sizes.items()}, **ends}
-        assert [t["name"] for t in told["tensors"]] == names
-        for number, tensor in enumerate(told["tensors"]):
-            here = place == number
-            finite = np.where(np.isinf(r[here]), 0.0, r[here]).astype(np.float64)
-            assert tensor == {
-                "name": names[number],
-                "layer": None if layer[here][0] < 0 else layer[here][0],
-                "module": module_of(names[number]),
-                "size": int(here.sum()),
-                "changed": np.count_nonzero(change[here]),
-                "base_zero": np.count_nonzero(np.isinf(r[here])),
-                "relative_sum": pytest.approx(finite.sum(), rel=1e-6),
-                "absolute_sum": pytest.approx(change[here].astype(np.float64).sum(), rel=1e-6),
-                "squared_sum": pytest.approx(squared[here].sum(), rel=1e-6),
-                "top": int(here[top].sum()),
-                "rounded": None,
-            }
-        assert set(told) == CHANGE
-
-
-CHANGE = {
-    *("region", "seed", "eligible", "changed", "changed_share", "base_zero", "concentration", "null"),
-    *("layers", "modules", "layer_weights", "module_weights", "rounding", "tensors"),
-}
-
-
-def _seed(*parts: object) -> int:
-    text = json.dumps([str(part) for part in parts], separators=(",", ":"))
-    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 2**31
-
-
-def _null(base: dict[str, Any], tuned: dict[str, Any], names: list[str], seed: int) -> Any:
-    """r of every tensor's own |p| with its own |s - p| in an order drawn for the tensor."""
-    scores = []
-    for name in names:
-        p, change = np.abs(base[name].ravel()), np.abs(tuned[name].ravel() - base[name].ravel())
-        word = hashlib.sha256(f"null\0{seed}\0{name}\0{1}".encode()).digest()
-        change = change[np.random.default_rng(int.from_bytes(word, "little")).permutation(len(p))]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scores.append(np.where(change == 0, np.float32(0), change / p))
-    return np.concatenate(scores)
+        hold_change(told, base, weights_of(study.tuned(where)), seed_of(SEED, "null", folder.name))
 
 
 def test_restored(study: Study) -> None:
