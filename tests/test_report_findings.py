@@ -15,12 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
-from hand_run import KL, LEVELS, TUNED, accuracy, over_draws, pooled, t_interval
+from hand_run import KL, LEVELS, SIZES, TUNED, accuracy, build_hand_run, over_draws, pooled, t_interval
 from knowshift.report.claims import Claim, Finding
+from knowshift.report.evidence import read_evidence
+from knowshift.report.finding_size import size_finding
+from knowshift.report.finding_tokens import against_accuracy, token_finding
 from knowshift.report.findings import findings_of
+from knowshift.report.run_folder import Column
+from knowshift.report.scores import Scores
 from knowshift.report.tables import Tables
 from knowshift.study.statistics import ONE_CHOICE
 
@@ -501,3 +508,69 @@ def test_what_stands_beside_restoring_where_less_was_measured(hand_run: Path, tm
     for file in (folder / "cells/restoration").glob("*/answers-random-*.parquet"):
         file.unlink()
     assert [c["name"] for c in findings_of(folder)[3]["controls"]] == ["smaller_rate_beats_restoring"]
+
+
+def test_the_largest_size_is_no_inner_one(hand_run: Path, tmp_path: Path) -> None:
+    """Sizes 240 and 1,920 changed places: the largest is the best of all, and the inner one is what is told."""
+    shutil.copytree(hand_run, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    for cell in manifest["cells"]:
+        size = cell["key"].get("size")
+        if cell["kind"] in ("evaluation", "token_shift") and not cell["key"]["control"]:
+            cell["key"]["size"] = {240: 1920, 1920: 240}.get(size, size)
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    evidence = read_evidence(tmp_path / "run")
+    claims = claims_of(size_finding(evidence)) | claims_of(token_finding(evidence))
+    rises = over_draws([[-0.1, 0.0, -0.3], [0.0, 0.0, 0.2], [0.1, -0.1, -0.5]])
+    found = claims["rises_first"].estimate
+    assert [found.value, found.low, found.high, found.p] == [pytest.approx(number, abs=2e-6) for number in rises]
+    assert claims["rises_first"].verdict == "undecided"
+    assert claims["kl_falls_first"].estimate.value == pytest.approx(-(1.125 + 11 / 24 + 11 / 12) / 3)
+    assert claims["kl_falls_first"].verdict == "not shown"
+
+
+def test_the_main_grid_has_one_learning_rate(hand_run: Path, tmp_path: Path) -> None:
+    """Models of another rate that no control names are no part of the grid; without a configuration, the smallest."""
+    shutil.copytree(hand_run, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    for cell in manifest["cells"]:
+        if cell["key"].get("level") == 2 and not cell["key"]["control"]:
+            cell["key"]["learning_rate"] = 0.5
+    expected = {0.5: {(2, size) for size in SIZES}, 3e-4: {(level, size) for level in (0, 4) for size in SIZES}}
+    for config, rate in (
+        ({"training": {"learning_rate": 0.5}}, 0.5),
+        ({"training": {"learning_rate": 3e-4}}, 3e-4),
+        ({"learning_rate": 0.5}, 0.5),
+        ({}, 3e-4),
+        (None, 3e-4),
+    ):
+        manifest["config"] = config
+        (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+        evidence = read_evidence(tmp_path / "run")
+        assert evidence.run.learning_rate == rate
+        assert {*evidence.main} == expected[rate]
+        assert {*evidence.controlled} == {(level, 1920) for level in LEVELS}
+
+
+def test_kl_is_the_mean_over_facts_where_it_is_set_against_accuracy(hand_tables: Tables) -> None:
+    """Three facts in-domain, and one out-of-domain that says the opposite twice over: the mean over facts is theirs."""
+    evidence = hand_tables.evidence
+    columns = [Column(model.setting, draw) for model in evidence.main.values() for draw in range(3)]
+    rank = np.repeat([accuracy(pairs[0]) for pairs in TUNED.values()], 3)
+    values = np.outer([1, 1, 1, -2], rank)
+    kl = Scores(values, np.asarray([0, 0, 0, 1]), np.full(4, 4), columns)
+    overall, _ = against_accuracy(evidence, kl, evidence.main)
+    assert overall.value > 0.5
+
+
+def test_kl_is_read_to_24_bits(tmp_path: Path) -> None:
+    run = build_hand_run(tmp_path / "run", draws=1)
+    fine = 0.1 + 2.0**-20
+    for file in (run / "cells/token_shift").glob("*/token_shift.parquet"):
+        table = pq.read_table(file)
+        kl = [None if value is None else fine for value in table["kl"].to_pylist()]
+        pq.write_table(table.set_column(table.schema.get_field_index("kl"), "kl", pa.array(kl, pa.float64())), file)
+    shifts = read_evidence(run).token_shifts
+    assert shifts is not None
+    assert shifts.scores.values == pytest.approx(np.full(shifts.scores.values.shape, fine), abs=2.0**-25)
+    assert (shifts.scores.values * 2**24 % 1 == 0).all()

@@ -16,6 +16,7 @@ import pytest
 
 from hand_run import FACTS, TEST
 from knowshift.report.claims import Claim, Finding
+from knowshift.report.evidence import read_evidence
 from knowshift.report.layout import Table
 from knowshift.report.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, tally
 from knowshift.report.page_tables import (
@@ -244,9 +245,25 @@ def test_samples_are_of_the_middle_level_at_the_largest_size(hand_tables: Tables
         wrong = " " if fact.level == 0 else " wrong"
         assert row.answers == tuple((" right" if hit else wrong, hit) for hit in hits)
     assert draw_samples(hand_tables.evidence, 0.2) == samples
+    every = draw_samples(hand_tables.evidence, 0.2, count=100)
+    assert every is not None
+    assert sum(row.answers[0][1] for row in every.rows) == 2  # all that were lost are among all that changed
+    assert len(every.rows) == 14
     few = draw_samples(hand_tables.evidence, 0.2, count=3)
     assert few is not None
     assert len(few.rows) == 3
+
+
+def test_samples_are_of_the_largest_size_before_the_middle_level(hand_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(hand_run, tmp_path / "run")
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    for cell in manifest["cells"]:
+        if (cell["key"].get("level"), cell["key"].get("size")) == (2, 1920):
+            cell["key"]["size"] = 960
+    (tmp_path / "run/manifest.json").write_text(json.dumps(manifest))
+    samples = draw_samples(read_evidence(tmp_path / "run"), 0.2)
+    assert samples is not None
+    assert (samples.model.setting.level, samples.model.setting.size, samples.draw) == (0, 1920, 0)
 
 
 def test_samples_at_the_largest_fraction_alone(hand_tables: Tables) -> None:
