@@ -1,4 +1,4 @@
-"""A run folder of thirty-two facts written by hand: hits, answers, KL and changes follow rules that can be looked up here.
+"""A run folder of thirty-two facts written by hand: hits, answers, KL and changes follow rules that stand here.
 
 It holds what a real study rarely has all at once: test levels with one fact and with none, draws that are missing,
 facts without a grade, shifts that could not be scored, shares that are missing, and two sizes that were restored.
