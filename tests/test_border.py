@@ -214,7 +214,7 @@ CALLS: dict[str, tuple[str, str | None, list[str], str]] = {
         [*MASTER, "--output", "{folder}/new"],
         "world:{world}: cannot be looked up as a model folder: ",
     ),
-    "a record": ("knowshift.records.pq", "read_table", EVALUATE, "{record}: not a Parquet file: "),
+    "a table": ("knowshift.records.pq", "read_table", EVALUATE, "{world}/facts.parquet: not a Parquet file: "),
     "what a record says": (
         "knowshift.files.json",
         "loads",

@@ -7,6 +7,7 @@ recomputed without a model. What cannot be scored is a row with ``reason`` set, 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,9 @@ def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]]
 
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:
     """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
-    with border(f"{path}: not a Parquet file"):
-        try:
-            table, names = read_parquet(path)
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such {kind} record") from error
+    if not os.path.exists(path):
+        raise InputError(f"{path}: no such {kind} record")
+    table, names = read_parquet(path)
     for field in schema:
         if field.name not in names:
             raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
@@ -111,10 +110,11 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     """Some columns of a mastery record, as they are stored; an :class:`InputError` names a damaged file."""
-    with border(f"{path}: not a mastery record"):
-        table = read_parquet(path, columns)[0].select(list(columns))
+    table, names = read_parquet(path, columns)
+    if missing := sorted(set(columns) - set(names)):
+        raise InputError(f"{path}: not a mastery record: column {missing[0]!r} is missing")
     refuse_gaps(path, table)
-    return table
+    return table.select(list(columns))
 
 
 def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
@@ -123,13 +123,14 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa
     All names and texts are UTF-8 then, which Arrow itself finds out only where one is taken out.
 
     Raises:
-        InputError: a name or a text is none. What else is damaged is Arrow's error: call it inside :func:`border`.
+        InputError: no such file, not Parquet or damaged, a name or a text that is no UTF-8.
     """
-    try:
-        names: list[str] = pq.read_schema(path).names
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not a Parquet file: the name of a column is not UTF-8") from None
-    table = pq.read_table(path, columns=None if columns is None else [name for name in names if name in columns])
+    with border(f"{path}: not a Parquet file"):
+        try:
+            names: list[str] = pq.read_schema(path).names
+        except UnicodeDecodeError:
+            raise InputError(f"{path}: not a Parquet file: the name of a column is not UTF-8") from None
+        table = pq.read_table(path, columns=None if columns is None else [name for name in names if name in columns])
     for name, column in zip(table.column_names, table.columns, strict=True):
         with border(f"{path}: column {name!r} cannot be read"):
             column.validate(full=True)

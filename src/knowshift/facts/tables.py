@@ -285,8 +285,7 @@ def _jsonl(path: Path) -> tuple[None, Iterator[_Row]]:
 
 
 def _parquet(path: Path) -> tuple[Iterable[str], Iterator[_Row]]:
-    with border(f"{path}: not a Parquet file"):
-        table, columns = read_parquet(path, _COLUMNS)
+    table, columns = read_parquet(path, _COLUMNS)
 
     shortest = {field.name: _SHORTEST.get(_values(field.type), repr) for field in table.schema}
 
