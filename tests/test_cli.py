@@ -248,7 +248,7 @@ def test_what_an_interrupted_command_says(
 
 
 def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
-    sizes = ["--train-facts", "3", "--test-facts", "2", "--out-of-domain-facts", "2", "--vocabulary", "600"]
+    sizes = ["--train-facts", "2", "--test-facts", "1", "--out-of-domain-facts", "1", "--vocabulary", "600"]
     model = ["--hidden", "32", "--layers", "1", "--batch", "4", "--seed", "3", "--threads", "1"]
     bands = ["--band", "0.5:0-0", "--band", "0.5:7-9"]
     for wrong in ("0.5:0", "2:1-2"):
@@ -261,7 +261,7 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, *more, "--json")
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)
-    assert record["facts"] + record["facts_left_out"] == 10 * 5 + 14 * 2
+    assert record["facts"] + record["facts_left_out"] == 10 * 3 + 14
     described = call("world", "describe", f"world:{tmp_path / 'w'}", "--json")
     assert described.returncode == 0, described.stderr
     assert json.loads(described.stdout)["sentences"] == record["sentences"]
