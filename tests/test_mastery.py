@@ -161,8 +161,9 @@ def test_the_record_is_written_as_documented(chain: LoadedModel, tmp_path: Path)
 def test_bad_requests(chain: LoadedModel) -> None:
     with pytest.raises(InputError, match="stopping rule 'exakt' is unknown; nearest: 'exact'"):
         measure_mastery(chain, FACTS[:1], stopping="exakt")
-    with pytest.raises(InputError, match=r"error rate 1\.5"):
-        measure_mastery(chain, FACTS[:1], stopping="sequential", error=1.5)
+    for error in (1.5, 1.0, 0.0, -0.1):
+        with pytest.raises(InputError, match=rf"error rate {re.escape(str(error))}"):
+            measure_mastery(chain, FACTS[:1], stopping="sequential", error=error)
     with pytest.raises(InputError, match="relation 'P0' has no completion prompts"):
         measure_mastery(chain, [Fact("f", "P0", "test", "in_domain", "s", "q", "a")])
     assert measure_mastery(chain, []).columns["fact"] == []

@@ -16,8 +16,9 @@ from scipy.special import rel_entr, softmax
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
+from knowshift import token_shift as token_shift_module
 from knowshift.errors import InputError
-from knowshift.facts.fact import completion_prompts, tuning_prompt
+from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
 from knowshift.facts.sources import load_facts
 from knowshift.finetune.training import TrainingRecipe, finetune
 from knowshift.models.loading import LoadedModel, load_model
@@ -167,3 +168,24 @@ def test_too_few_shared_tokens_are_refused(small_model: LoadedModel) -> None:
     tiny.resize_token_embeddings(9)
     with pytest.raises(InputError, match=r"shares 9 tokens with .*; expected 10 at least"):
         token_shift(small_model, replace(small_model, model=tiny), ShiftItems((), (), ()))
+
+
+@pytest.mark.parametrize(("words", "tokens"), [(1, 3), (29, 31), (30, 32), (40, 32)])
+def test_the_base_says_two_tokens_more_than_the_longest_answer_and_at_most_32(
+    words: int, tokens: int, monkeypatch: pytest.MonkeyPatch, small_model: LoadedModel
+) -> None:
+    asked: list[int] = []
+
+    def greedy(base: LoadedModel, prompts: list[str], *, max_new_tokens: int) -> list[str]:
+        asked.append(max_new_tokens)
+        return [" Ann" for _ in prompts]
+
+    class Words:
+        def plain(self, texts: list[str]) -> list[list[int]]:
+            return [[0] * len(text.split()) for text in texts]
+
+    monkeypatch.setattr(token_shift_module, "greedy", greedy)
+    monkeypatch.setattr(LoadedModel, "encoder", Words())
+    fact = Fact("f", "P19", "test", "in_domain", "s", "q", "a", aliases=(" ".join(["w"] * words),))
+    assert select_items(small_model, [fact], {"P19": 0}).begins == (False,)
+    assert asked == [tokens]
