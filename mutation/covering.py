@@ -9,12 +9,17 @@ from pathlib import Path
 
 from coverage import CoverageData
 
+from running import SHARED
+
 
 class Covering:
     """Tests by line of the package's modules, from the coverage files of a measured run."""
 
-    def __init__(self, data: Iterable[Path], root: Path, copies: Iterable[Path]) -> None:
+    def __init__(self, data: Iterable[Path], root: Path, copies: Iterable[Path], tests: Iterable[str]) -> None:
         self.root = root
+        of_file: dict[str, list[str]] = {}
+        for test in tests:
+            of_file.setdefault(SHARED + test.split("::")[0], []).append(test)
         self._tests: dict[str, dict[int, set[str]]] = {}
         for file in data:
             measured = CoverageData(basename=str(file))
@@ -25,7 +30,9 @@ class Covering:
                 )
                 by_line = self._tests.setdefault(relative, {})
                 for line, contexts in measured.contexts_by_lineno(name).items():
-                    by_line.setdefault(line, set()).update(context for context in contexts if context)
+                    found = by_line.setdefault(line, set())
+                    for context in filter(None, contexts):
+                        found.update(of_file.get(context, [context]))
         self._modules = {path: (root / path).read_text(encoding="utf-8") for path in self._tests if path}
 
     def of(self, path: str, line: int) -> set[str]:

@@ -1,6 +1,6 @@
 """Mutation testing of the parts whose numbers people cite: ``make mutants``.
 
-    python mutation/run.py measure    # which tests look at which line (once for a state of the tests)
+    python mutation/run.py measure    # which tests look at which line, where source or tests have changed
     python mutation/run.py run        # a seeded sample of mutants, each against the tests that look at its line
     python mutation/run.py table      # killed and survived by part, as it stands in docs/mutants.md
     python mutation/run.py survivors  # each survivor with its change
@@ -27,7 +27,7 @@ for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 from covering import Covering  # noqa: E402
 from parts import PARTS  # noqa: E402
-from running import copy_tree, end_with_parent, in_child, measure, run_pytest, warm_up  # noqa: E402
+from running import copy_tree, end_with_parent, in_child, measure, run_pytest, state_of, warm_up  # noqa: E402
 from sites import Site, sample, sites  # noqa: E402
 
 FOLDER = ROOT / "runs" / "mutants"
@@ -86,10 +86,16 @@ def _measuring(number: int, todo: Any, done: Any) -> None:
         done.put((name, ended.status, ended.seconds, ended.output[-3000:]))
 
 
-def measure_all(jobs: int, tests: str) -> None:
+def _is_measured(name: str) -> bool:
+    told = FOLDER / "coverage" / f"{name}.json"
+    return told.exists() and json.loads(told.read_text()).get("state") == state_of(ROOT, f"tests/{name}")
+
+
+def measure_all(jobs: int) -> None:
     folder = FOLDER / "coverage"
     folder.mkdir(parents=True, exist_ok=True)
-    names = sorted((path.name for path in (ROOT / "tests").glob(tests)), key=lambda n: (n not in LONG, n))
+    names = [path.name for path in (ROOT / "tests").glob("test_*.py") if not _is_measured(path.name)]
+    names.sort(key=lambda name: (name not in LONG, name))
     for old in (file for name in names for file in folder.glob(f"{name}.*")):
         old.unlink()
     for name, status, seconds, output in _each(jobs, _measuring, names):
@@ -113,6 +119,12 @@ def _mutating(number: int, todo: Any, done: Any) -> None:
             ended = in_child(lambda tests=tests: run_pytest(copy, ["-x", *tests]), FOLDER / f"log-{number}.txt", limit)
         finally:
             file.write_text(text, encoding="utf-8")
+        if (
+            "not found: " in ended.output
+            and "rror while" not in ended.output
+            and "ERROR collecting" not in ended.output
+        ):
+            raise AssertionError(f"{site.path}:{site.line}: tests that do not exist: {ended.output[-300:]}")
         outcome = "survived" if ended.status == 0 else "timeout" if ended.status is None else "killed"
         by = ended.first_failure or (ended.output[-300:] if outcome == "killed" else "")
         done.put(
@@ -121,13 +133,13 @@ def _mutating(number: int, todo: Any, done: Any) -> None:
 
 
 def run_all(jobs: int, seed: int, again: bool, part: str | None) -> None:
-    data = sorted((FOLDER / "coverage").glob("*.data"))
-    if not data:
-        sys.exit("no coverage: run 'measure' first")
+    data = [FOLDER / "coverage" / f"{path.name}.data" for path in sorted((ROOT / "tests").glob("test_*.py"))]
+    if changed := sorted(path.name for path in (ROOT / "tests").glob("test_*.py") if not _is_measured(path.name)):
+        sys.exit(f"source or tests changed: run 'measure' first ({len(changed)} files of tests)")
     told = [json.loads(file.with_suffix(".json").read_text()) for file in data]
     seconds = {name: took for one in told for name, took in one["seconds"].items()}
     failing = {name for one in told for name in one["failed"]}
-    covering = Covering(data, ROOT, [FOLDER / f"copy-{number}" for number in range(64)])
+    covering = Covering(data, ROOT, [FOLDER / f"copy-{number}" for number in range(64)], seconds)
     known = results()
     queue = []
     for site in chosen(seed):
@@ -201,11 +213,10 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--seed", type=int, default=11, help="which sample")
     parser.add_argument("--part", help="only this part")
-    parser.add_argument("--tests", default="test_*.py", help="files to measure, where others are measured already")
     parser.add_argument("--again", action="store_true", help="run survivors again")
     options = parser.parse_args()
     if options.what == "measure":
-        measure_all(options.jobs, options.tests)
+        measure_all(options.jobs)
     elif options.what == "run":
         run_all(options.jobs, options.seed, options.again, options.part)
     elif options.what == "table":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
 import importlib
 import os
 import re
@@ -61,6 +62,10 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+#: Begins the name of a context that belongs to all tests of a file.
+SHARED = "shared:"
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a child ended: pytest's status (None: killed when its time was up), seconds, what it printed."""
@@ -78,19 +83,30 @@ class Ended:
 class _Contexts:
     """A pytest plugin: coverage by test, seconds by test, and which tests fail without any mutation."""
 
-    def __init__(self, measured: coverage.Coverage | None) -> None:
-        self.measured = measured
+    def __init__(self, measured: coverage.Coverage, file: str) -> None:
+        self.measured, self.file, self.now = measured, file, ""
         self.seconds: dict[str, float] = {}
         self.failed: list[str] = []
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        if self.measured:
-            self.measured.switch_context(item.nodeid)
+        self.now = item.nodeid
+        self.measured.switch_context(item.nodeid)
         began = time.monotonic()
         result = yield
         self.seconds[item.nodeid] = time.monotonic() - began
         return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Any:
+        """What a fixture that several tests share runs, all of its file's tests look at."""
+        if fixturedef.scope == "function":
+            return (yield)
+        self.measured.switch_context(SHARED + self.file)
+        try:
+            return (yield)
+        finally:
+            self.measured.switch_context(self.now)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -144,6 +160,14 @@ def run_pytest(copy: Path, arguments: Sequence[str], plugins: Sequence[object] =
     return int(pytest.main([*options, *arguments], plugins=list(plugins)))
 
 
+def state_of(root: Path, test_file: str) -> str:
+    """A digest of what the coverage of a file of tests depends on: the package's source, and the file."""
+    state = hashlib.sha256()
+    for file in [*sorted((root / "src").rglob("*.py")), root / test_file]:
+        state.update(file.read_bytes())
+    return state.hexdigest()
+
+
 def measure(copy: Path, test_file: str, data: Path, root_log: Path) -> tuple[Ended, Path]:
     """One file of tests without a mutation: its coverage by test in ``data``, seconds and failures beside it."""
     told = data.with_suffix(".json")
@@ -153,11 +177,12 @@ def measure(copy: Path, test_file: str, data: Path, root_log: Path) -> tuple[End
 
         watched = coverage.Coverage(data_file=str(data), source=[str(copy / "src" / "knowshift")], config_file=False)
         watched.start()
-        plugin = _Contexts(watched)
+        plugin = _Contexts(watched, test_file)
         status = run_pytest(copy, [test_file], [plugin])
         watched.stop()
         watched.save()
-        told.write_text(json.dumps({"seconds": plugin.seconds, "failed": sorted(set(plugin.failed))}))
+        about = {"state": state_of(copy, test_file), "seconds": plugin.seconds, "failed": sorted(set(plugin.failed))}
+        told.write_text(json.dumps(about))
         return status
 
     return in_child(work, root_log, 1800), told
