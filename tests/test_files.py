@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import knowshift
 from knowshift.errors import InputError, disk_full
 from knowshift.files import file_beside, folder_beside, take_name, write_json, write_text
 from knowshift.records import FACTS, write_table
+from knowshift.weights import writing
 from knowshift.weights.checkpoints import restore_checkpoints
 from weights_pairs import save_pair
 
@@ -50,6 +52,27 @@ def test_a_file_is_flushed_then_renamed_then_its_folder_flushed(tmp_path: Path, 
     assert first.startswith(".a.json.")
     assert rest == [("rename", "a.json"), ("flush", tmp_path.name)]
     assert os.listdir(tmp_path) == ["a.json"]
+
+
+def test_bytes_that_are_lost_while_a_checkpoint_is_written_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system tells of a failed write to the disk once: of the early flushes, too, none may pass unseen."""
+    base, tuned = save_pair(tmp_path)
+    flush, early = os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if threading.current_thread() is not threading.main_thread() and not early:
+            early.append(descriptor)
+            raise OSError(errno.EIO, "Input/output error")
+        flush(descriptor)
+
+    monkeypatch.setattr(writing, "_FLUSHED", 1)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5})
+    assert early
+    assert not (tmp_path / "out").exists()
 
 
 KILLED = """
