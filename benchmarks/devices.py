@@ -2,9 +2,9 @@
 
     python benchmarks/devices.py --folder SCRATCH [--devices cpu cuda] [--facts 300]
 
-Measures mastery, tunes, evaluates, compares first tokens and restores on each device, from the shipped world, each
-command a process of its own. A device changes the order of sums, so draws and trainings part at near ties: what is
-printed says how often. Weights put back are the same by rule (they are chosen on the CPU), for the same checkpoint.
+Measures mastery, tunes, evaluates and compares first tokens on each device, from the shipped world, each command a
+process of its own. A device changes the order of sums, so draws and trainings part at near ties: what is printed says
+how often.
 """
 
 from __future__ import annotations

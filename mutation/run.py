@@ -119,12 +119,6 @@ def _mutating(number: int, todo: Any, done: Any) -> None:
             ended = in_child(lambda tests=tests: run_pytest(copy, ["-x", *tests]), FOLDER / f"log-{number}.txt", limit)
         finally:
             file.write_text(text, encoding="utf-8")
-        if (
-            "not found: " in ended.output
-            and "rror while" not in ended.output
-            and "ERROR collecting" not in ended.output
-        ):
-            raise AssertionError(f"{site.path}:{site.line}: tests that do not exist: {ended.output[-300:]}")
         outcome = "survived" if ended.status == 0 else "timeout" if ended.status is None else "killed"
         by = ended.first_failure or (ended.output[-300:] if outcome == "killed" else "")
         done.put(
