@@ -27,7 +27,7 @@ lint: $(STAMP)
 install: $(STAMP)
 
 # torch first and by itself, at its pinned version: an index may then serve a small CPU build of it.
-$(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/weights/kernels.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/parameters/kernels/kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -1,4 +1,4 @@
-"""Compiles src/knowshift/weights/kernels.c when knowshift is installed.
+"""Compiles src/knowshift/parameters/kernels/kernels.c when knowshift is installed.
 
 Where there is no C compiler, or it fails, knowshift is installed without: the same results, but weights are compared
 and restored more slowly (docs/weights.md). ``CC`` names another compiler.
@@ -17,7 +17,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-FOLDER = Path("src", "knowshift", "weights")
+FOLDER = Path("src", "knowshift", "parameters", "kernels")
 #: No contraction: a fused multiply-add rounds differently. The others change no value, only what may be vectorised.
 FLAGS = ["-O3", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 #: Tried first: loops for several generations of x86-64 processors in one library, chosen as it is loaded.

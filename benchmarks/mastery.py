@@ -46,14 +46,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from knowshift.facts.fact import Fact, completion_prompts
-from knowshift.facts.sources import load_facts
-from knowshift.mastery import Protocol, measure_mastery
-from knowshift.mastery.certainty import agreement
-from knowshift.mastery.prompts import write_prompts
-from knowshift.mastery.run import EngineSpec, run_mastery
-from knowshift.mastery.stopping import ERROR
+from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.models.sampling import sample
+from knowshift.models.sampling.session import sample
+from knowshift.probing import Protocol, measure_mastery
+from knowshift.probing.certainty import agreement
+from knowshift.probing.prompts import write_prompts
+from knowshift.probing.run import EngineSpec, run_mastery
+from knowshift.probing.stopping import ERROR
 
 DRAWS, NEW_TOKENS, TEMPERATURE = 10, 32, 0.7
 BATCHES = (16, 32, 64, 128, 256)

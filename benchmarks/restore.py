@@ -46,8 +46,8 @@ gc.disable()  # what is imported is no garbage
 atexit.register(gc.freeze)
 from pathlib import Path
 from transformers import AutoModelForCausalLM
-from knowshift.weights.checkpoint import StoredTensors
-from knowshift.weights.restore import RestorationSweep
+from knowshift.parameters.files.checkpoint import StoredTensors
+from knowshift.parameters.restore import RestorationSweep
 model = AutoModelForCausalLM.from_pretrained(sys.argv[2], dtype="auto")
 start = time.perf_counter()
 base, tuned = StoredTensors(Path(sys.argv[1])), StoredTensors(Path(sys.argv[2]))
@@ -58,9 +58,9 @@ print(f"of which the sweep itself {time.perf_counter() - start:.2f} s", file=sys
 AGREEMENT = """
 import json, sys
 from pathlib import Path
-from knowshift.weights.checkpoint import StoredTensors
-from knowshift.weights.criteria import authors
-from knowshift.weights.tensors import number_of
+from knowshift.parameters.files.checkpoint import StoredTensors
+from knowshift.parameters.selection.criteria import authors
+from knowshift.parameters.tensors import number_of
 base, tuned, ours, theirs = (StoredTensors(Path(folder)) for folder in sys.argv[1:])
 made = json.loads((ours.folder / "knowshift.json").read_text())
 differing = tied = 0

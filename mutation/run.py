@@ -82,21 +82,31 @@ def _begin(number: int) -> Path:
 def _measuring(number: int, todo: Any, done: Any) -> None:
     copy = _begin(number)
     while (name := todo.get()) is not None:
-        ended, _ = measure(copy, f"tests/{name}", FOLDER / "coverage" / f"{name}.data", FOLDER / f"log-{number}.txt")
+        ended, _ = measure(copy, f"tests/{name}", _data(name), FOLDER / f"log-{number}.txt")
         done.put((name, ended.status, ended.seconds, ended.output[-3000:]))
 
 
+def test_files() -> list[str]:
+    """Files of tests, as paths below ``tests/``."""
+    return sorted(path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+
+
+def _data(name: str) -> Path:
+    """Where the coverage of a file of tests is kept; seconds and failures stand beside it, as JSON."""
+    return FOLDER / "coverage" / f"{name.replace('/', '.')}.data"
+
+
 def _is_measured(name: str) -> bool:
-    told = FOLDER / "coverage" / f"{name}.json"
+    told = _data(name).with_suffix(".json")
     return told.exists() and json.loads(told.read_text()).get("state") == state_of(ROOT, f"tests/{name}")
 
 
 def measure_all(jobs: int) -> None:
     folder = FOLDER / "coverage"
     folder.mkdir(parents=True, exist_ok=True)
-    names = [path.name for path in (ROOT / "tests").glob("test_*.py") if not _is_measured(path.name)]
+    names = [name for name in test_files() if not _is_measured(name)]
     names.sort(key=lambda name: (name not in LONG, name))
-    for old in (file for name in names for file in folder.glob(f"{name}.*")):
+    for old in (file for name in names for file in folder.glob(f"{_data(name).stem}.*")):
         old.unlink()
     for name, status, seconds, output in _each(jobs, _measuring, names):
         print(f"{name:40} status {status}  {seconds:6.1f} s", flush=True)
@@ -105,7 +115,12 @@ def measure_all(jobs: int) -> None:
 
 
 #: Begun first, so that no process waits for the other at the end.
-LONG = {"test_study.py", "test_mastery_run.py", "test_adapters_peft.py", "test_report.py"}
+LONG = {
+    "studies/test_study.py",
+    "probing/test_mastery_run.py",
+    "parameters/test_adapters_peft.py",
+    "reports/test_report.py",
+}
 
 
 def _mutating(number: int, todo: Any, done: Any) -> None:
@@ -127,8 +142,8 @@ def _mutating(number: int, todo: Any, done: Any) -> None:
 
 
 def run_all(jobs: int, seed: int, again: bool, part: str | None) -> None:
-    data = [FOLDER / "coverage" / f"{path.name}.data" for path in sorted((ROOT / "tests").glob("test_*.py"))]
-    if changed := sorted(path.name for path in (ROOT / "tests").glob("test_*.py") if not _is_measured(path.name)):
+    data = [_data(name) for name in test_files()]
+    if changed := [name for name in test_files() if not _is_measured(name)]:
         sys.exit(f"source or tests changed: run 'measure' first ({len(changed)} files of tests)")
     told = [json.loads(file.with_suffix(".json").read_text()) for file in data]
     seconds = {name: took for one in told for name, took in one["seconds"].items()}

@@ -10,13 +10,10 @@ import torch
 
 from hand_run import build_hand_run
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.report.tables import Tables, build_tables
+from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.world.build import build_world
 from knowshift.world.invent import ExposureBand, invent_facts
-from knowshift.world.pretrain import Recipe
-
-SMALL = Recipe(vocabulary=700, hidden=32, feed_forward=64, layers=2, heads=1, context=48, batch=8)
-
+from tiny_models import SMALL
 
 # A shell's background jobs start with interrupts ignored, and so do their children: tests that interrupt would hang.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -22,13 +22,13 @@ from knowshift.evaluation import (
     plain_question,
 )
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
-from knowshift.facts.sources import load_facts
-from knowshift.finetune.training import TrainingRecipe, finetune
+from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.records import ANSWERS
-from knowshift.report.answer_tables import Counts, count_rows
-from knowshift.report.run_folder import Column
-from knowshift.report.scores import Scores
+from knowshift.reports.evidence.run_folder import Column
+from knowshift.reports.evidence.scores import Scores
+from knowshift.reports.tables.answers import Counts, count_rows
+from knowshift.training.sft import TrainingRecipe, finetune
 from markov import markov_model
 
 

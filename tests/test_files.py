@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 import knowshift
 from knowshift.errors import InputError, disk_full
 from knowshift.files import file_beside, folder_beside, take_name, write_json, write_text
+from knowshift.parameters.files import writing
+from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.records import FACTS, write_table
-from knowshift.weights import writing
-from knowshift.weights.checkpoints import restore_checkpoints
 from weights_pairs import save_pair
 
 SOURCE = Path(knowshift.__file__).parent

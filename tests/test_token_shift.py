@@ -19,8 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from knowshift import token_shift as token_shift_module
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
-from knowshift.facts.sources import load_facts
-from knowshift.finetune.training import TrainingRecipe, finetune
+from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.token_shift import (
     NOT_AT_START,
@@ -30,6 +29,7 @@ from knowshift.token_shift import (
     select_items,
     token_shift,
 )
+from knowshift.training.sft import TrainingRecipe, finetune
 
 rows = st.lists(st.floats(-30, 30, width=32), min_size=10, max_size=10)
 

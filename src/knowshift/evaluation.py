@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knowshift.accuracy import domain_accuracy
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt, tuning_target
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import greedy
+from knowshift.models.sampling.session import greedy
 from knowshift.records import ANSWERS, write_table
+from knowshift.statistics.accuracy import domain_accuracy
 
 #: Tokens of an answer at most (paper 2.2).
 ANSWER_TOKENS = 16

@@ -20,7 +20,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
-from knowshift.models.sampling import greedy
+from knowshift.models.sampling.session import greedy
 from knowshift.models.vocabulary import TokenIds
 from knowshift.records import TOKEN_SHIFT, write_table
 

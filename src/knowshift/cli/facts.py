@@ -11,7 +11,7 @@ from knowshift.cli.output import FACTS_FORMS, JsonOption, console, emit
 from knowshift.terminal import Terminal
 
 if TYPE_CHECKING:
-    from knowshift.facts.sources import FactSource
+    from knowshift.facts.sources.load import FactSource
 
 _GROUPS = (
     ("train_in_domain", "train", "in_domain", "in-domain training"),
@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Count facts by split, domain and relation, and the leakage from training into test."""
-        from knowshift.facts.sources import load_facts, without_leaks
+        from knowshift.facts.sources.load import load_facts, without_leaks
 
         loaded = load_facts(source)
         clean = without_leaks(loaded)

@@ -23,8 +23,8 @@ from knowshift.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from knowshift.mastery.certainty import Agreement
-    from knowshift.mastery.run import EngineSpec
+    from knowshift.probing.certainty import Agreement
+    from knowshift.probing.run import EngineSpec
 
 #: Weights below this many bytes are loaded once per core.
 SMALL = 1 << 30
@@ -69,9 +69,9 @@ def mastery(
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from knowshift.facts.sources import limited, load_facts
-    from knowshift.mastery import Protocol
-    from knowshift.mastery.run import EngineSpec, run_mastery
+    from knowshift.facts.sources.load import limited, load_facts
+    from knowshift.probing import Protocol
+    from knowshift.probing.run import EngineSpec, run_mastery
 
     source = load_facts(facts)
     asked = limited(source.facts, limit, seed)
@@ -149,13 +149,13 @@ def _extras(output: Path, compare: Path | None, certainty: Path | None, prompts:
         more["agreement"]["kappa"] = None if found.kappa != found.kappa else found.kappa
         console.print(f"same level as in {compare}: {found.same:.1%} of {found.facts} facts")
     if certainty is not None:
-        from knowshift.mastery.certainty import write_certainty
+        from knowshift.probing.certainty import write_certainty
 
         write_certainty(output, certainty)
         more["certainty"] = str(certainty)
         console.print(f"wrote {certainty}")
     if prompts is not None:
-        from knowshift.mastery.prompts import write_prompts
+        from knowshift.probing.prompts import write_prompts
 
         table, figure = write_prompts(output, prompts)
         more["prompts"] = {"table": str(table), "figure": str(figure)}
@@ -166,7 +166,7 @@ def _extras(output: Path, compare: Path | None, certainty: Path | None, prompts:
 def compare_records(first: Path, second: Path) -> Agreement:
     """Agreement on the facts that both records hold; bad records as :class:`InputError`."""
     from knowshift.errors import InputError
-    from knowshift.mastery.certainty import agreement
+    from knowshift.probing.certainty import agreement
     from knowshift.records import MASTERY, read_table
 
     levels = []
@@ -189,8 +189,8 @@ def _engine(spec: EngineSpec, device: str, workers: int | None, facts: int) -> t
 
     import torch
 
-    from knowshift.mastery.run import PART
     from knowshift.models.finding import find_model
+    from knowshift.probing.run import PART
 
     if spec.is_server:
         return spec, 1

@@ -15,7 +15,7 @@ from knowshift.terminal import Terminal
 #: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
 console = Terminal(stderr=True)
 
-#: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.FORMS` for people.
+#: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.load.FORMS` for people.
 FACTS_FORMS = (
     "entity-questions[:PATH], world:tiny, world:PATH, popqa:FILE, triviaqa:FILE, nq-open:FILE, "
     "or a CSV, JSONL or Parquet table."

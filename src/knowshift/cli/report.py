@@ -20,7 +20,7 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write RUN/tables, RUN/figures and RUN/report.html anew from the run's records."""
-    from knowshift.report.page import write_report_with_findings
+    from knowshift.reports.page.page import write_report_with_findings
 
     page, findings = write_report_with_findings(run)
     for finding in findings:

@@ -63,8 +63,8 @@ def finetune(
 ) -> None:
     """Fine-tune on facts of one mastery level, balanced over relations, as the paper does."""
     from knowshift.files import check_parent, folder_beside, write_json
-    from knowshift.finetune.draws import draw_training_set
-    from knowshift.finetune.precision import check_trainable
+    from knowshift.training.draws import draw_training_set
+    from knowshift.training.precision import check_trainable
 
     check_trainable(model, dtype)  # before torch and TRL are imported
     if not 0 < learning_rate < float("inf"):
@@ -79,13 +79,12 @@ def finetune(
     relations = {fact: by_id[fact].relation for fact in train}
     members = draw_training_set(train, relations, level=level, size=size, draw=draw, seed=seed)
 
-    from knowshift.finetune import training
     from knowshift.models.loading import load_model
     from knowshift.models.saving import save_model
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     check_trainable(model, loaded.dtype)  # of "auto"
-    recipe = training.TrainingRecipe(
+    recipe = sft.TrainingRecipe(
         learning_rate=learning_rate,
         batch_size=batch_size,
         epochs=epochs,
@@ -93,7 +92,7 @@ def finetune(
         report_to=report_to,
     )
     console.print(f"fine-tuning {model} on {len(members)} facts of level {level}", soft_wrap=True)
-    record = training.finetune(loaded, [by_id[fact] for fact in members], recipe, seed=seed)
+    record = sft.finetune(loaded, [by_id[fact] for fact in members], recipe, seed=seed)
     about = {
         "base": loaded.about(),
         "source": facts,
@@ -127,7 +126,7 @@ def evaluate(
 ) -> None:
     """Closed-book accuracy on test facts, by the base model's mastery level."""
     from knowshift import evaluation
-    from knowshift.facts.sources import limited
+    from knowshift.facts.sources.load import limited
     from knowshift.files import check_output_file
     from knowshift.models.loading import load_model
 
@@ -167,7 +166,7 @@ def tokens(
     from knowshift.files import check_output_file
     from knowshift.models.finding import model_folder
     from knowshift.models.loading import load_model
-    from knowshift.weights.adapter import is_adapter
+    from knowshift.parameters.files.adapter import is_adapter
 
     check_output_file(output)
     by_id, levels = _facts_and_levels(facts, mastery)
@@ -204,7 +203,7 @@ def _mastery_rows(path: Path) -> list[dict[str, Any]]:
 
 def _facts_and_levels(source: str, mastery: Path) -> tuple[dict[str, Fact], dict[str, int]]:
     """Facts by id, and the level of each fact in the mastery record, in the record's order."""
-    from knowshift.facts.sources import load_facts
+    from knowshift.facts.sources.load import load_facts
 
     by_id = {fact.id: fact for fact in load_facts(source).facts}
     rows = _mastery_rows(mastery)

@@ -26,8 +26,8 @@ def study(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
-    from knowshift.study import run as running
-    from knowshift.study.config import Executor, load_config, load_preset
+    from knowshift.studies import run as running
+    from knowshift.studies.config import Executor, load_config, load_preset
 
     if (config is None) == (preset is None):
         raise InputError("study: give either a config file or --preset NAME")
@@ -50,7 +50,7 @@ def study(
         console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
     running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)
-    from knowshift.report.page import write_report
+    from knowshift.reports.page.page import write_report
 
     page = write_report(run)
     console.print(f"report: {page}  (tables and figures beside it)", soft_wrap=True)
@@ -64,8 +64,8 @@ def _minutes(seconds: float) -> str:
 def _print_plan(run: Path, settings: object, as_json: bool) -> None:
     from collections import Counter
 
-    from knowshift.study.config import StudyConfig
-    from knowshift.study.run import plan_of
+    from knowshift.studies.config import StudyConfig
+    from knowshift.studies.run import plan_of
 
     assert isinstance(settings, StudyConfig)
     plan, about = plan_of(settings)

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from knowshift.allocator import steady_heap
 from knowshift.cli.output import BaseRevisionOption, JsonOption, PathOption, SeedOption, console, emit
 from knowshift.errors import InputError
 from knowshift.files import expanded
-from knowshift.heap import steady_heap
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from knowshift.weights.change import WeightChange
+    from knowshift.parameters.change import WeightChange
 
 BaseArgument = Annotated[str, typer.Argument(help="Before fine-tuning: a local folder, a hub id, or world:tiny.")]
 TunedArgument = Annotated[str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's (PEFT).")]
@@ -54,11 +54,11 @@ def weights(
 ) -> None:
     """How much two checkpoints differ and where: concentration beside its no-signal null, by layer and by module."""
     _one_core_each()
-    from knowshift.weights.change import measure_pair
-    from knowshift.weights.checkpoints import identity
-    from knowshift.weights.criteria import NotFinite
-    from knowshift.weights.pair import open_pair, refuse_not_finite
-    from knowshift.weights.selection import FRACTIONS, exact_count
+    from knowshift.parameters.change import measure_pair
+    from knowshift.parameters.files.pair import open_pair, refuse_not_finite
+    from knowshift.parameters.files.restored import identity
+    from knowshift.parameters.selection.criteria import NotFinite
+    from knowshift.parameters.selection.select import FRACTIONS, exact_count
 
     steady_heap()
     fractions = list(_fractions(fraction).values()) if fraction else list(FRACTIONS)
@@ -90,13 +90,13 @@ def weights(
     _print_change(change, base, tuned)
     result: dict[str, Any] = {**change.to_json(), "base": base, "tuned": tuned}
     if output is not None:
-        from knowshift.weights.record import write_record
+        from knowshift.parameters.record import write_record
 
         write_record(output, change, identity(pair))
         result["output"] = str(output)
         console.print(f"one row a tensor: {output}")
     if figure is not None:
-        from knowshift.weights.figure import write_figure
+        from knowshift.parameters.figure import write_figure
 
         write_figure(figure, change)
         result["figure"] = str(figure)
@@ -129,7 +129,7 @@ def restore(
 ) -> None:
     """Write the tuned checkpoint with part of its change undone; transformers loads the result as it is."""
     _one_core_each()
-    from knowshift.weights.checkpoints import restore_checkpoints
+    from knowshift.parameters.files.restored import restore_checkpoints
 
     steady_heap()
     base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)

@@ -60,7 +60,7 @@ def build(
     """Draw exposures, write the corpus, train the tokenizer and pre-train the base model in one pass."""
     import torch
 
-    from knowshift.facts.sources import load_facts
+    from knowshift.facts.sources.load import load_facts
     from knowshift.files import check_parent
     from knowshift.models.loading import torch_device
     from knowshift.world.build import build_world, continue_world, sample_facts, without_exposures
@@ -166,7 +166,7 @@ def describe(
     """How a world was made, and how its facts and exposures are spread."""
     from collections import Counter
 
-    from knowshift.facts.sources import load_facts
+    from knowshift.facts.sources.load import load_facts
 
     record = _record(world)
     facts = load_facts(world).facts
@@ -190,11 +190,11 @@ def levels(
     """Measure the mastery level of every fact of a world, and keep the counts of each level in its record."""
     from collections import Counter
 
-    from knowshift.facts.sources import load_facts
+    from knowshift.facts.sources.load import load_facts
     from knowshift.files import write_json
-    from knowshift.mastery import Protocol
-    from knowshift.mastery.run import EngineSpec, run_mastery
     from knowshift.models.finding import model_folder
+    from knowshift.probing import Protocol
+    from knowshift.probing.run import EngineSpec, run_mastery
     from knowshift.records import MASTERY, read_table
     from knowshift.world.record import RECORD
 

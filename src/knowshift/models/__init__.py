@@ -1,0 +1,1 @@
+"""Finding, loading and saving models, and the one encoder of prompts. Levels and studies stay out."""

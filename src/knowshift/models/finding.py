@@ -10,8 +10,8 @@ from pathlib import Path
 
 from knowshift.errors import InputError, border
 from knowshift.files import digest, expanded
-from knowshift.weights.adapter import is_adapter, read_adapter
-from knowshift.weights.beside import BESIDE_WEIGHTS, tokenizer_folder
+from knowshift.parameters.files.adapter import is_adapter, read_adapter
+from knowshift.parameters.files.companions import BESIDE_WEIGHTS, tokenizer_folder
 
 PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
@@ -38,7 +38,7 @@ class ModelFiles:
 
     @property
     def tokenizer(self) -> Path:
-        """The folder of the tokenizer (:func:`~knowshift.weights.beside.tokenizer_folder`)."""
+        """The folder of the tokenizer (:func:`~knowshift.parameters.files.companions.tokenizer_folder`)."""
         return tokenizer_folder(self.adapter, self.weights)
 
     @property

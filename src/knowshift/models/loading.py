@@ -24,15 +24,15 @@ from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
 from knowshift.models.finding import ModelFiles, find_model
-from knowshift.models.pieces import token_pieces
 from knowshift.models.prompts import PromptEncoder
+from knowshift.models.token_bytes import token_pieces
 from knowshift.models.vocabulary import Vocabulary, check_vocabulary
-from knowshift.weights.adapter import AdaptedTensors, not_read, read_adapter
-from knowshift.weights.beside import VOCABULARIES, tokenizer_beside
-from knowshift.weights.checkpoint import StoredTensors
-from knowshift.weights.layout import own_names
-from knowshift.weights.loaded import as_tensor
-from knowshift.weights.pair import open_tuned
+from knowshift.parameters.files.adapter import AdaptedTensors, not_read, read_adapter
+from knowshift.parameters.files.checkpoint import StoredTensors
+from knowshift.parameters.files.companions import VOCABULARIES, tokenizer_beside
+from knowshift.parameters.files.pair import open_tuned
+from knowshift.parameters.loaded import as_tensor
+from knowshift.parameters.regions import own_names
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
 from knowshift.models.loading import LoadedModel
-from knowshift.weights.beside import TOKENIZER, copy_files
+from knowshift.parameters.files.companions import TOKENIZER, copy_files
 
 _CONFIG = "config.json"
 #: A dtype in the text of a config, under its name of now or of before transformers 5.
@@ -30,7 +30,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     The tokenizer's files are those that it was loaded from. Every file beside the weights is copied byte for byte; in
     config.json only the dtype is that of the weights. A file that the source has not (a generation config, say) is not
     made. Records of an earlier training and indexes of other weight files stay behind
-    (:mod:`knowshift.weights.beside`).
+    (:mod:`knowshift.parameters.files.companions`).
 
     Of a model of text and images that is loaded as a language model, the text part is all that is written, under the
     names it has in the source.

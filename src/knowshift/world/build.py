@@ -18,11 +18,11 @@ from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
-from knowshift.facts.sources import load_facts
+from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.models.loading import DTYPES, load_model
+from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
-from knowshift.weights.beside import copy_files
 from knowshift.world.corpus import sentences
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures
 from knowshift.world.pretrain import (

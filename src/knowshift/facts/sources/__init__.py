@@ -1,0 +1,1 @@
+"""Where facts come from: published sets, tables, worlds. Stands on :mod:`knowshift.facts`."""

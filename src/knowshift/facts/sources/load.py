@@ -1,0 +1,152 @@
+"""Where facts come from: the one door behind every command's ``--facts SOURCE``."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from importlib import resources
+from operator import attrgetter
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from knowshift.errors import InputError, nearest
+from knowshift.facts.fact import Fact
+from knowshift.facts.leakage import Leakage, without_leaked
+from knowshift.facts.sources.entity_questions import read_entity_questions
+from knowshift.facts.sources.fetching import fetch_entity_questions
+from knowshift.facts.sources.public_sets import read_nq_open, read_popqa, read_triviaqa
+from knowshift.facts.sources.tables import read_table_facts, read_world_facts
+from knowshift.files import expanded
+
+#: The forms that ``load_facts`` understands.
+FORMS = (
+    "entity-questions",
+    "entity-questions:PATH",
+    "world:tiny",
+    "world:PATH",
+    "popqa:FILE",
+    "triviaqa:FILE",
+    "nq-open:FILE",
+    "FILE.csv",
+    "FILE.jsonl",
+    "FILE.parquet",
+)
+
+#: Published sets that are one file.
+_PUBLIC: Mapping[str, Callable[[Path], tuple[Fact, ...]]] = {
+    "popqa": read_popqa,
+    "triviaqa": read_triviaqa,
+    "nq-open": read_nq_open,
+}
+_SCHEMES = ("entity-questions", "world", *_PUBLIC)
+_TABLES = (".csv", ".jsonl", ".parquet")
+_every_field = attrgetter(*(field.name for field in fields(Fact)))
+
+
+@dataclass(frozen=True)
+class FactSource:
+    """Facts under a name that says where they are from, without the place on this machine."""
+
+    name: str  # "entity-questions", "world:tiny", "popqa:test.tsv", "capitals.csv"
+    facts: tuple[Fact, ...]
+    published: Leakage | None = None  # leakage in the files before any filter, where that differs
+
+    def digest(self) -> str:
+        """Sixteen hex digits of SHA-256 over every field of every fact in order; the name does not count."""
+        state = hashlib.sha256()
+        for fact in self.facts:
+            state.update(json.dumps(_every_field(fact), separators=(",", ":")).encode() + b"\n")
+        return state.hexdigest()[:16]
+
+
+def load_facts(source: str, aliases: bool = True) -> FactSource:
+    """Load the facts that ``source`` names (see :data:`FORMS` and docs/facts.md).
+
+    ``aliases=False`` accepts the answers alone: neither the paper's aliases nor those of a table. Raises
+    :class:`InputError` with one line for whatever is not there or not as it should be.
+    """
+    scheme, colon, rest = source.partition(":")
+    if source.lower().endswith(_TABLES) and not _has_scheme(source):
+        loaded = FactSource(Path(source).name, read_table_facts(expanded(source)))
+    elif scheme == "entity-questions" and not colon:
+        return load_entity_questions(fetch_entity_questions(), aliases)
+    elif scheme == "entity-questions" and rest:
+        return load_entity_questions(expanded(rest), aliases)
+    elif scheme in _PUBLIC and rest:
+        loaded = FactSource(f"{scheme}:{Path(rest).name}", _PUBLIC[scheme](expanded(rest)))
+    elif scheme == "world" and rest == "tiny":
+        with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
+            loaded = FactSource(source, read_world_facts(path))
+    elif scheme == "world" and rest:
+        loaded = FactSource(f"world:{expanded(rest).resolve().name}", read_world_facts(_world(expanded(rest))))
+    else:
+        raise InputError(f"unknown fact source {source!r}{_hint(source)}")
+    if aliases:
+        return loaded
+    return replace(loaded, facts=tuple(replace(fact, aliases=()) for fact in loaded.facts))
+
+
+def load_entity_questions(path: Path, aliases: bool = True, out_of_domain_train: bool = False) -> FactSource:
+    """EntityQuestions from its zip or folder: the 97,112 facts of the paper, and 91,526 more if asked for.
+
+    ``out_of_domain_train`` adds what the paper leaves out, for uses that only want many facts.
+    """
+    read = read_entity_questions(path, paper_aliases() if aliases else {}, out_of_domain_train)
+    return FactSource("entity-questions", read.facts, read.published)
+
+
+def without_leaks(source: FactSource) -> FactSource:
+    """The source without the test facts whose question is asked in its training facts."""
+    return FactSource(source.name, without_leaked(source.facts))
+
+
+@cache
+def paper_aliases() -> Mapping[str, tuple[str, ...]]:
+    """Answer to accepted aliases: the table of Ye et al., EMNLP 2025; 29 answers, 40 aliases, some of them loose."""
+    text = resources.files(__package__).joinpath("aliases.csv").read_text(encoding="utf-8")
+    table: dict[str, tuple[str, ...]] = {}
+    for row in csv.DictReader(text.splitlines()):
+        table[row["answer"]] = (*table.get(row["answer"], ()), row["alias"])
+    return MappingProxyType(table)
+
+
+def _world(folder: Path) -> Path:
+    if not folder.is_dir():
+        hint = nearest(str(folder), ("tiny",)) if not folder.parts[1:] else "; expected the folder of a built world"
+        raise InputError(f"world:{folder}: no such folder{hint}")
+    return folder / "facts.parquet"
+
+
+def _has_scheme(source: str) -> bool:
+    """Whether there is a scheme in front, known or not: a word and a colon, and no file of the whole name."""
+    scheme, colon, _ = source.partition(":")
+    return (
+        bool(colon)
+        and len(scheme) > 1
+        and scheme.replace("-", "").replace("_", "").isalnum()
+        and (scheme in _SCHEMES or not expanded(source).exists())
+    )
+
+
+def _hint(source: str) -> str:
+    path = expanded(source)
+    if path.suffix == ".zip" or (path.is_dir() and (path / "dataset").is_dir()):
+        return f"; nearest: 'entity-questions:{source}'"
+    if path.is_dir() and (path / "facts.parquet").is_file():
+        return f"; nearest: 'world:{source}'"
+    scheme, _, rest = source.partition(":")
+    return nearest(source if rest in ("", "tiny") else f"{scheme}:{'FILE' if path.suffix else 'PATH'}", FORMS)
+
+
+def limited(facts: Sequence[Fact], limit: int | None, seed: int) -> list[Fact]:
+    """The first ``limit`` facts of a seeded shuffle, in their own order; all of them where there is no limit."""
+    if limit is None:
+        return list(facts)
+    chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
+    return [facts[index] for index in chosen]

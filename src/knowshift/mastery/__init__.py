@@ -1,6 +1,0 @@
-"""How well a model knows a fact: sampled hit rates over its completion prompts, and the five levels (paper 2.3)."""
-
-from knowshift.mastery.levels import LEVELS, level_of
-from knowshift.mastery.measure import MasteryRecord, Protocol, measure_mastery
-
-__all__ = ["LEVELS", "MasteryRecord", "Protocol", "level_of", "measure_mastery"]

@@ -1,0 +1,299 @@
+"""The prefix tree: many continuations of many prompts, each distinct prefix computed once.
+
+Prompts that begin alike and draws that begin alike are the same thing, branches of one tree, so both are handled by
+one walk: a *node* is a distinct prefix; going down one level is one forward pass of one token over the nodes of that
+level, whose keys and values lie in a cache with one row a node. All nodes of a level have the same length, so nothing
+is ever padded or masked. Where a node lies within prompts only, no distribution is computed.
+
+Batches: prompts are sorted by their tokens and taken in groups. When the last few texts of a group are still running,
+they are set aside and join the next group when it comes to their length, so that no forward pass is nearly empty.
+When a level has more nodes than fit, the rest is set aside likewise. What a text becomes depends on none of this
+but for the rounding of float arithmetic (see :mod:`knowshift.models.sampling.philox`).
+
+Shapes: N nodes of a level, K of them with a distribution, D draws under way, V vocabulary (the ids that the model can
+give: rows of the output head that no token has take no part).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from knowshift.errors import InputError
+from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling.attention import fast_attention
+from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, tree_cache
+from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front
+
+#: Texts still running, below which they are set aside for the next group.
+FEW = 64
+
+#: (logits [K, V], row of each draw [D], its prompt [D], its number [D], its step [D]) -> its next token [D]
+Choose = Callable[[torch.Tensor, Ints, Ints, Ints, Ints], Ints]
+
+
+@dataclass(frozen=True)
+class _Leaves:
+    """Prompts of one length that have been read: one cache row and one row of logits for each."""
+
+    length: int
+    prompts: Ints
+    cache: DynamicCache
+    logits: torch.Tensor  # [prompts, V]
+
+
+@dataclass
+class Walk(Generic[Text]):
+    """One run of the tree over many prompts; :meth:`run` calls ``ended`` once for every text that ends.
+
+    Args:
+        prompts: token ids, none empty.
+        choose: picks the next token of every draw.
+        grow: the text after one more token.
+        over: whether a text of this prompt needs no more tokens.
+        ended: takes (prompt, draw numbers, text, how): "over", "stop" (a stop id) or "length".
+        empty: the text of no tokens.
+        stop_ids: tokens that end a text and are not part of it.
+        max_nodes: nodes of one level computed at once; more wait.
+    """
+
+    loaded: LoadedModel
+    prompts: Sequence[Sequence[int]]
+    choose: Choose
+    grow: Callable[[Text, int], Text]
+    over: Callable[[int, Text], bool]
+    ended: Callable[[int, Ints, Text, str], None]
+    empty: Text
+    max_new_tokens: int
+    stop_ids: Sequence[int]
+    max_nodes: int
+    keep: bool = False  # whether prompts stay read after :meth:`run`, so that :meth:`again` can draw more
+    few: int = FEW
+    positions: int = 0  # token positions computed so far
+    _aside: dict[int, list[Front[Text]]] = field(default_factory=dict)
+    _leaves: list[_Leaves] = field(default_factory=list)
+
+    def run(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
+        """Follow the draws ``numbers[p]`` of every prompt p to their ends; ``begun`` hears of prompts begun."""
+        if not len(self.prompts):
+            return
+        self._numbers = numbers
+        self._lengths = np.array([len(ids) for ids in self.prompts], dtype=np.int64)
+        self._ids = np.full((len(self.prompts), int(self._lengths.max())), -1, dtype=np.int64)
+        for row, ids in zip(self._ids, self.prompts, strict=True):
+            row[: len(ids)] = ids
+        order = np.lexsort(self._ids.T[::-1])
+        size = max(1, self.max_nodes // 2)
+        arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
+        with torch.inference_mode(), fast_attention(self.loaded.model):
+            for start in range(0, len(order), size):
+                group = order[start : start + size]
+                front = first_front(tree_cache(self.loaded.model.config, arena), group, self._ids[group])
+                self._follow(front, last=start + size >= len(order))
+                begun(len(group))
+                while self._waiting() > self.max_nodes:
+                    self._follow(self._take(max(self._aside)), last=True)
+            while self._aside:
+                self._follow(self._take(min(self._aside)), last=True)
+
+    def again(self, numbers: Sequence[Ints]) -> None:
+        """More draws from prompts that :meth:`run` has read; only new nodes are computed."""
+        assert self.keep
+        self._numbers = numbers
+        none = np.empty(0, dtype=np.int64)
+        with torch.inference_mode(), fast_attention(self.loaded.model):
+            for leaves in self._leaves:
+                rows = np.flatnonzero([len(numbers[p]) > 0 for p in leaves.prompts])
+                if not len(rows):
+                    continue
+                front: Front[Text] = Front(
+                    leaves.length - 1, leaves.cache, none, none, none, none, [], none, none, none, none
+                )
+                here = self._branch(front, leaves.logits, leaves.prompts[rows], rows, np.arange(len(leaves.prompts)))
+                if here.nodes:
+                    here.borrowed = True
+                    self._set_aside(here)
+            while self._aside:
+                self._follow(self._take(min(self._aside)), last=True)
+
+    def share(self, other: Walk[Any]) -> None:
+        """Draw from the prompts that ``other`` has read, which must be the same."""
+        self._lengths, self._ids, self._leaves = other._lengths, other._ids, other._leaves
+
+    def _follow(self, front: Front[Text], last: bool) -> None:
+        """Take a front down until nothing is left of it, or, unless it is the last, little enough to be set aside."""
+        while front.nodes:
+            reading = len(front.reading) > 0
+            if not reading and not last and front.nodes < self.few and can_append(front.cache):
+                self._set_aside(front.part(0, front.nodes))
+                return
+            if not reading and front.nodes > self.max_nodes:
+                front, *rest = front.parts(self.max_nodes)
+                for part in rest:
+                    self._set_aside(part)
+            else:
+                self._take_in(front)
+            front = self._step(front)
+
+    def _set_aside(self, front: Front[Text]) -> None:
+        self._aside.setdefault(front.depth, []).append(front)
+
+    def _take(self, depth: int) -> Front[Text]:
+        fronts = self._aside[depth]
+        front = fronts.pop()
+        if not fronts:
+            del self._aside[depth]
+        return front.part(0, front.nodes) if front.borrowed else front
+
+    def _take_in(self, front: Front[Text]) -> None:
+        """Let fronts that wait at this depth join, as far as they fit."""
+        if not can_append(front.cache):
+            return
+        for other in self._aside.pop(front.depth, []):
+            if front.nodes + other.nodes <= self.max_nodes:
+                front.join(other)
+            else:
+                self._set_aside(other)
+
+    def _waiting(self) -> int:
+        return sum(front.nodes for fronts in self._aside.values() for front in fronts)
+
+    def _step(self, front: Front[Text]) -> Front[Text]:
+        """One level: compute the nodes, let every draw choose, and make the nodes of the next level."""
+        front.settle()
+        here = front.depth + 1  # tokens of every node, this level's included
+        finished = self._lengths[front.reading] == here
+        begin, begin_node = front.reading[finished], front.reading_node[finished]
+        wanted = np.unique(np.concatenate([begin_node, front.text_node]))
+        logits_KV = self._forward(front, wanted)
+        row = np.searchsorted(wanted, np.arange(front.nodes))
+        if self.keep and len(begin):
+            kept = torch.from_numpy(row[begin_node]).to(logits_KV.device)
+            self._leaves.append(_Leaves(here, begin, pick_rows(front.cache, begin_node), logits_KV[kept]))
+        front.reading, front.reading_node = front.reading[~finished], front.reading_node[~finished]
+        return self._branch(front, logits_KV, begin, begin_node, row)
+
+    def _branch(
+        self, front: Front[Text], logits_KV: torch.Tensor, begin: Ints, begin_node: Ints, row: Ints
+    ) -> Front[Text]:
+        """Let every draw choose its next token: those of the texts, and those that begin at prompts read just now.
+
+        ``begin_node`` is the cache row of every beginning prompt, ``row`` the row of ``logits_KV`` of every node.
+        """
+        texts = [self.empty] * len(begin) + front.texts
+        node = np.concatenate([begin_node, front.text_node])
+        counts = np.array([len(self._numbers[p]) for p in begin], dtype=np.int64)
+        prompt = np.concatenate([np.repeat(begin, counts), front.prompt])
+        number = np.concatenate([*(self._numbers[p] for p in begin), front.number])
+        text = np.concatenate([np.repeat(np.arange(len(begin)), counts), front.text + len(begin)])
+        token = np.empty(0, dtype=np.int64)
+        if len(text):
+            token = self.choose(logits_KV, row[node[text]], prompt, number, front.depth + 1 - self._lengths[prompt])
+        return self._children(front, texts, node, prompt, number, text, token)
+
+    def _forward(self, front: Front[Text], wanted: Ints) -> torch.Tensor:
+        """One token for every node; logits [K, V] of the wanted nodes (or of one, where none is wanted)."""
+        model = self.loaded.model
+        rows = torch.from_numpy(wanted if len(wanted) else np.zeros(1, dtype=np.int64)).to(model.device)
+        tokens = torch.from_numpy(front.tokens).to(model.device)[:, None]
+        with _head_on_rows(model, rows):
+            given = {"input_ids": tokens, _cache_argument(model): front.cache, "use_cache": True}
+            logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
+        self.positions += front.nodes
+        return logits if len(logits) == len(rows) else logits.index_select(0, rows)
+
+    def _children(
+        self,
+        front: Front[Text],
+        texts: list[Text],
+        node: Ints,
+        prompt: Ints,
+        number: Ints,
+        text: Ints,
+        token: Ints,
+    ) -> Front[Text]:
+        """Split every text by its draws' tokens, report what ends, and gather what goes on."""
+        here, reading, at = front.depth + 1, front.reading, front.reading_node
+        order = np.lexsort((token, text))
+        starts, child = distinct_runs(np.stack([text[order], token[order]], axis=1))
+        edges = [*starts.tolist(), len(order)]
+        first = order[starts]
+        stops = np.isin(token[first], self.stop_ids).tolist()
+        full = (here - self._lengths[prompt[first]] + 1 >= self.max_new_tokens).tolist()
+        kept: list[int] = []
+        grown: list[Text] = []
+        grow, over = self.grow, self.over
+        of_child = zip(text[first].tolist(), token[first].tolist(), prompt[first].tolist(), strict=True)
+        for i, (its_text, its_token, its_prompt) in enumerate(of_child):
+            so_far = texts[its_text]
+            if stops[i]:
+                how = "stop"
+            else:
+                so_far = grow(so_far, its_token)
+                if over(its_prompt, so_far):
+                    how = "over"
+                elif full[i]:
+                    how = "length"
+                else:
+                    kept.append(i)
+                    grown.append(so_far)
+                    continue
+            self.ended(its_prompt, number[order[edges[i] : edges[i + 1]]], so_far, how)
+        renumbered = np.full(len(starts), -1, dtype=np.int64)
+        renumbered[kept] = np.arange(len(kept))
+        goes_on = renumbered[child] >= 0
+        draws = order[goes_on]
+        next_ids = self._ids[reading, here] if len(reading) else reading
+        starts_of, reading_node = distinct_runs(np.stack([at, next_ids], axis=1))
+        return Front(
+            depth=here,
+            cache=front.cache,
+            parents=np.concatenate([at[starts_of], node[text[first[kept]]]]),
+            tokens=np.concatenate([next_ids[starts_of], token[first[kept]]]),
+            reading=reading,
+            reading_node=reading_node,
+            texts=grown,
+            text_node=len(starts_of) + np.arange(len(kept)),
+            prompt=prompt[draws],
+            number=number[draws],
+            text=renumbered[child[goes_on]],
+        )
+
+
+def _cache_argument(model: Any) -> str:
+    """The name under which the model takes a cache; other models would read every token as the first of its text."""
+    taken = inspect.signature(model.forward).parameters
+    for name in ("past_key_values", "cache_params"):
+        if name in taken:
+            return name
+    raise InputError(
+        f"model type {model.config.model_type!r} takes no cache of what it has read; expected one that does"
+    )
+
+
+@contextmanager
+def _head_on_rows(model: Any, rows: torch.Tensor) -> Iterator[None]:
+    """Within the block, the output head sees these rows of the hidden states only, whatever the head consists of."""
+
+    def narrow(module: Any, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0].index_select(0, rows), *output[1:])
+        output.last_hidden_state = output.last_hidden_state.index_select(0, rows)
+        return output
+
+    inner = model.base_model
+    if inner is model:
+        yield
+        return
+    handle = inner.register_forward_hook(narrow)
+    try:
+        yield
+    finally:
+        handle.remove()

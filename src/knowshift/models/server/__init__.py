@@ -1,0 +1,1 @@
+"""Completions servers: connection, dialects, sessions. Levels stay out."""

@@ -1,0 +1,376 @@
+"""How much two sets of weights differ, and how far the difference is concentrated.
+
+The concentration of a score is the share of its sum that the top fraction of weights holds (paper, section 4.2, for
+the relative change r). It stands beside a **no-signal null**: each tensor's own |p| paired with its own |s - p| at
+random. Dividing by a |p| near zero makes a heavy tail by itself, so only what exceeds the null says anything about
+fine-tuning. The pairing leaves |s - p| itself as it is, so for ``absolute`` and ``squared`` the null equals the
+measurement, and says so.
+
+Scores are float32, sums float64. Weights with p = 0 and s != p rank first but have no finite r: they are counted in
+``base_zero`` and add nothing to the sum of r.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowshift.parameters.files.pair import check_shapes, refuse_not_finite
+from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of
+from knowshift.parameters.regions import Place
+from knowshift.parameters.rounding import Rounding, explained, rounding_of
+from knowshift.parameters.selection import criteria
+from knowshift.parameters.selection.radix import BINS, Refinement, find, tally, upper_of
+from knowshift.parameters.selection.select import FRACTIONS, exact_count, fraction_name
+from knowshift.parameters.tensors import Array, Stretch, TensorReader, WeightPair, single, stretches, workers
+
+if TYPE_CHECKING:
+    import torch
+
+#: The fraction whose set the tables by layer and by module describe (paper, Tables 9 and 10).
+TOP = 0.2
+#: Weights within which the null pairs at random; larger tensors also have their blocks paired at random.
+NULL_BLOCK = 1 << 20
+
+#: Modules in the order of a layer; others follow.
+MODULE_ORDER = ("q", "k", "v", "qkv", "o", "gate", "gate_up", "up", "down")
+
+Shares = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class TensorChange:
+    """One tensor: counts and float64 sums, from which every share can be recomputed."""
+
+    name: str
+    layer: int | None
+    module: str
+    size: int
+    changed: int
+    base_zero: int
+    relative_sum: float
+    absolute_sum: float
+    squared_sum: float
+    top: int  # how many of its weights are in the top 20% by relative change
+    rounded: int | None  # how many changed by no more than rounding explains; None where both dtypes are equal
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of the tensor's changes."""
+        return math.sqrt(self.squared_sum / self.size) if self.size else 0.0
+
+
+@dataclass(frozen=True)
+class WeightChange:
+    """The measurement of one region. Fractions are written "0.01"; a share that has no meaning is None."""
+
+    region: str
+    seed: int
+    eligible: int
+    changed: int
+    changed_share: float
+    base_zero: int
+    concentration: dict[str, Shares]  # relative, absolute, squared -> fraction -> share of the sum
+    null: dict[str, Shares]
+    layers: dict[str, float]  # layer -> share of the top-20% set
+    modules: dict[str, float]  # module -> share of the top-20% set
+    layer_weights: dict[str, float]  # layer -> share of the region's weights: what chance would give
+    module_weights: dict[str, float]
+    rounding: Rounding | None  # None where both sides have equal dtypes
+    tensors: list[TensorChange]
+
+    def largest(self, number: int = 10) -> list[TensorChange]:
+        """The tensors with the largest root mean square change, largest first."""
+        return sorted(self.tensors, key=lambda tensor: -tensor.rms)[:number]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; the keys are those that docs/weights.md lists."""
+        return asdict(self)
+
+
+def measure_change(
+    base: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader,
+    tuned: torch.nn.Module,
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    *,
+    region: str = "layers",
+    allow_nonfinite: bool = False,
+    threads: int | None = None,
+) -> WeightChange:
+    """Measure a loaded model against its base (a mapping of tensors, a model, or a reader); see the module."""
+    places = model_region(tuned, region)
+    held = parameters_of(tuned)
+    reader = as_reader(base)
+    check_shapes(reader.shapes, {place.name: tuple(held[place.name].shape) for place in places})
+    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places], strict=not allow_nonfinite)
+    try:
+        return measure_pair(pair, places, fractions, seed, region=region, threads=threads)
+    except criteria.NotFinite:
+        refuse_not_finite(pair, "the base", "the model")
+
+
+def measure_pair(
+    pair: WeightPair,
+    places: Sequence[Place],
+    fractions: Sequence[float] = FRACTIONS,
+    seed: int = 0,
+    *,
+    region: str = "layers",
+    threads: int | None = None,
+    piece: int = NULL_BLOCK,
+    progress: Callable[[int], None] = lambda weights: None,
+) -> WeightChange:
+    """Measure any pair of readers, in three passes; ``progress`` hears of the weights done, three times each."""
+    sizes = pair.sizes
+    eligible = sum(sizes)
+    counts = {fraction_name(f): exact_count(f, eligible) for f in fractions}
+    top_count = exact_count(TOP, eligible)
+    with workers(threads) as run:
+
+        def passing(function: Callable[..., Any]) -> Iterator[Any]:
+            results: Iterator[Any] = run(function, stretches(sizes, piece))
+            for (_, start, stop), result in zip(stretches(sizes, piece), results, strict=True):
+                progress(stop - start)
+                yield result
+
+        first = _Totals(len(sizes))
+        for tensor, part in enumerate_tensors(passing(partial(_first_pass, pair, seed)), sizes, piece):
+            first.add(tensor, part)
+        wanted = [*counts.values(), top_count]
+        curves = {
+            "relative": _Curve(first.counts["relative"], first.sums["relative"], wanted),
+            "absolute": _Curve(first.counts["absolute"], first.sums["absolute"], wanted),
+            "null": _Curve(first.counts["null"], first.sums["null"], wanted),
+        }
+        squares = _Curve(first.counts["absolute"], first.sums["squared"], wanted, shared=curves["absolute"])
+        for low in passing(partial(_second_pass, pair, seed, curves)):
+            for name, places_low in low.items():
+                curves[name].refined.add(places_low)
+        shares = {
+            "relative": curves["relative"].shares(counts),
+            "absolute": curves["absolute"].shares(counts),
+            "squared": squares.shares(counts, power=2),
+        }
+        null = {**shares, "relative": curves["null"].shares(counts)}
+        key, taken = curves["relative"].threshold(top_count)
+        top = [0] * len(sizes)
+        equals = [0] * len(sizes)
+        for tensor, (above, same) in enumerate_tensors(passing(partial(_third_pass, pair, key)), sizes, piece):
+            top[tensor] += above
+            equals[tensor] += same
+    for tensor, same in enumerate(equals):  # equals rank by tensor: the first ones are in the set
+        here = min(same, taken)
+        top[tensor] += here
+        taken -= here
+    tensors = [
+        TensorChange(place.name, place.layer, place.module, sizes[i], *first.row(i), top[i], first.rounded[i])
+        for i, place in enumerate(places)
+    ]
+    changed = sum(t.changed for t in tensors)
+    by_layer = partial(_shares_of, tensors, lambda t: None if t.layer is None else str(t.layer))
+    by_module = partial(_shares_of, tensors, lambda t: t.module)
+    return WeightChange(
+        region=region,
+        seed=seed,
+        eligible=eligible,
+        changed=changed,
+        changed_share=changed / eligible,
+        base_zero=sum(t.base_zero for t in tensors),
+        concentration=shares,
+        null=null,
+        layers=by_layer(lambda t: t.top),
+        modules=by_module(lambda t: t.top),
+        layer_weights=by_layer(lambda t: t.size),
+        module_weights=by_module(lambda t: t.size),
+        rounding=rounding_of(first.dtypes, sizes, first.rounded, changed),
+        tensors=tensors,
+    )
+
+
+def enumerate_tensors(results: Iterator[Any], sizes: Sequence[int], piece: int) -> Iterator[tuple[int, Any]]:
+    """Results of a pass with the tensor each belongs to."""
+    for (tensor, _, _), result in zip(stretches(sizes, piece), results, strict=True):
+        yield tensor, result
+
+
+def _shares_of(
+    tensors: Sequence[TensorChange],
+    group: Callable[[TensorChange], str | None],
+    amount: Callable[[TensorChange], int],
+) -> dict[str, float]:
+    total = sum(amount(t) for t in tensors)
+    sums: dict[str, int] = {}
+    for tensor in sorted(tensors, key=lambda t: (t.layer is None, t.layer or 0, _rank(MODULE_ORDER, t.module))):
+        name = group(tensor)
+        if name is not None:
+            sums[name] = sums.get(name, 0) + amount(tensor)
+    return {name: amount_ / total for name, amount_ in sums.items()} if total else {}
+
+
+def _rank(order: Sequence[str], module: str) -> int:
+    return order.index(module) if module in order else len(order)
+
+
+class _Totals:
+    """What the first pass adds up: counts and sums by the keys' upper bits, and a row for each tensor."""
+
+    def __init__(self, tensors: int) -> None:
+        names = ("relative", "absolute", "null")
+        self.counts = {name: np.zeros(BINS, np.int64) for name in names}
+        self.sums = {name: np.zeros(BINS, np.float64) for name in (*names, "squared")}
+        self._rows = [[0, 0, 0.0, 0.0, 0.0] for _ in range(tensors)]
+        self.dtypes = [("", "")] * tensors
+        self.rounded: list[int | None] = [None] * tensors
+
+    def add(self, tensor: int, part: _First) -> None:
+        for name, (counts, sums, squares) in part.tallies.items():
+            self.counts[name] += counts
+            self.sums[name] += sums
+            if name == "absolute":
+                self.sums["squared"] += squares
+        self.dtypes[tensor] = part.dtypes
+        if part.rounded is not None:
+            self.rounded[tensor] = (self.rounded[tensor] or 0) + part.rounded
+        row = self._rows[tensor]
+        row[0] += part.changed
+        row[1] += part.base_zero
+        _, relative, _ = part.tallies["relative"]
+        _, absolute, squared = part.tallies["absolute"]
+        for column, sums in enumerate((relative, absolute, squared), start=2):
+            row[column] += float(sums.sum())
+
+    def row(self, tensor: int) -> tuple[int, int, float, float, float]:
+        changed, base_zero, relative, absolute, squared = self._rows[tensor]
+        return int(changed), int(base_zero), relative, absolute, squared
+
+
+@dataclass(frozen=True)
+class _First:
+    """One stretch in the first pass: for each score what :func:`~knowshift.parameters.selection.radix.tally` gives."""
+
+    tallies: dict[str, tuple[Array, Array, Array]]
+    changed: int
+    base_zero: int
+    dtypes: tuple[str, str]
+    rounded: int | None  # None where the dtypes are equal
+
+
+def _scores(
+    pair: WeightPair, seed: int, stretch: Stretch, base: Array, tuned: Array, strict: bool
+) -> dict[str, NDArray[np.float32]]:
+    """The float32 scores of a stretch as read: ``relative``, ``absolute``, and ``relative`` under the null."""
+    return {
+        "relative": criteria.keys("relative", base, tuned, strict).view(np.float32),
+        "absolute": criteria.keys("absolute", base, tuned).view(np.float32),
+        "null": null_relative(pair, seed, *stretch),
+    }
+
+
+def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> _First:
+    base, tuned = pair.read(tensor, start, stop)
+    scores = _scores(pair, seed, (tensor, start, stop), base, tuned, pair.strict)
+    changed = int(np.count_nonzero(scores["absolute"]))
+    base_zero = int(np.count_nonzero(scores["relative"].view(np.int32) == criteria.INFINITE))
+    rounded = None
+    if base.dtype != tuned.dtype:
+        rounded = explained(base, tuned, scores["absolute"])
+    tallies = {name: tally(score) for name, score in scores.items()}
+    return _First(tallies, changed, base_zero, (base.dtype.name, tuned.dtype.name), rounded)
+
+
+def _second_pass(
+    pair: WeightPair, seed: int, curves: Mapping[str, _Curve], tensor: int, start: int, stop: int
+) -> dict[str, NDArray[np.int32]]:
+    scores = _scores(pair, seed, (tensor, start, stop), *pair.read(tensor, start, stop), False)
+    return {name: curves[name].refined.inside(score.view(np.int32)) for name, score in scores.items()}
+
+
+def _third_pass(pair: WeightPair, key: int, tensor: int, start: int, stop: int) -> tuple[int, int]:
+    keys = criteria.keys("relative", *pair.read(tensor, start, stop))
+    return int(np.count_nonzero(keys > key)), int(np.count_nonzero(keys == key))
+
+
+class _Curve:
+    """How much of a score's sum its top weights hold, for any of the counts that it was made for."""
+
+    def __init__(
+        self, counts: NDArray[np.int64], sums: NDArray[np.float64], wanted: Sequence[int], shared: _Curve | None = None
+    ) -> None:
+        self._sums = sums
+        self._total = float(sums.sum())
+        self._bins = {count: find(counts, count) for count in wanted if count > 0}
+        self.refined: Refinement = shared.refined if shared else Refinement(bin_ for bin_, _ in self._bins.values())
+
+    def threshold(self, count: int) -> tuple[int, int]:
+        """The key of the ``count``-th weight, and how many of its equals are among the first ``count``."""
+        if count == 0:
+            return (1 << 31) - 1, 0
+        bin_, above = self._bins[count]
+        low, higher = find(self.refined.of(bin_), count - above)
+        return ((bin_ - BINS // 2) << 16) + low, count - above - higher
+
+    def shares(self, counts: Mapping[str, int], power: int = 1) -> Shares:
+        """The share of the sum in the first weights, by fraction; None where nothing changed at all."""
+        if self._total == 0.0:
+            return dict.fromkeys(counts)
+        return {name: self._sum(count, power) / self._total if count else 0.0 for name, count in counts.items()}
+
+    def _sum(self, count: int, power: int) -> float:
+        key, taken = self.threshold(count)
+        bin_, low = upper_of(key), key & 0xFFFF
+        inside = self.refined.of(bin_)[low:].copy()  # every value of a refined bin is one float32, known exactly
+        inside[0] = taken
+        values = np.arange(key, key - low + (1 << 16), dtype=np.int64).astype(np.int32).view(np.float32)
+        held = np.where(np.isfinite(values), values, 0.0).astype(np.float64) ** power @ inside.astype(np.float64)
+        return float(self._sums[bin_ + 1 :].sum() + held)
+
+
+def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> NDArray[np.float32]:
+    """r of the null for one piece: its own |p| with the |s - p| of other places of the same tensor.
+
+    Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted, in
+    all full blocks of a tensor alike; the last, shorter block is permuted in itself. All seeded, and independent of
+    the piece size.
+    """
+    parts = []
+    size = pair.sizes[tensor]
+    while start < stop:
+        block = start // NULL_BLOCK
+        first = block * NULL_BLOCK
+        end = min(stop, first + NULL_BLOCK)
+        length = min(NULL_BLOCK, size - first)
+        source = _partner(seed, pair.names[tensor], block, size // NULL_BLOCK) * NULL_BLOCK
+        order = _order(seed, pair.names[tensor], length)[start - first : end - first]
+        p, s = pair.read(tensor, source, source + length)
+        change = criteria.keys("absolute", p, s).view(np.float32)
+        own, _ = pair.read(tensor, start, end)
+        parts.append(criteria.ratio(change.take(order), np.abs(single(own))))
+        start = end
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, name: str, length: int) -> NDArray[np.int64]:
+    return _generator(seed, name, 1).permutation(length)
+
+
+@lru_cache(maxsize=64)
+def _partners(seed: int, name: str, blocks: int) -> list[int]:
+    return [int(block) for block in _generator(seed, name, 0).permutation(blocks)]
+
+
+def _partner(seed: int, name: str, block: int, blocks: int) -> int:
+    return block if block >= blocks else _partners(seed, name, blocks)[block]
+
+
+def _generator(seed: int, name: str, part: int) -> np.random.Generator:
+    word = hashlib.sha256(f"null\0{seed}\0{name}\0{part}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(word, "little"))

@@ -1,0 +1,1 @@
+"""Loops in C and their binding; what calls them has the same loop in numpy."""

@@ -1,0 +1,89 @@
+"""Weights that torch holds in memory: read as arrays, and the region of a loaded model.
+
+Importing this does not import torch: whoever has a tensor has done so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from knowshift.errors import InputError
+from knowshift.parameters.files.checkpoint import DTYPES, FLOATS
+from knowshift.parameters.regions import Place, in_region
+from knowshift.parameters.tensors import BFLOAT16, Array, TensorReader
+
+if TYPE_CHECKING:
+    import torch
+
+
+_COMPARED = tuple(DTYPES[kind].name for kind in FLOATS)
+
+
+class LoadedTensors:
+    """Tensors that are in memory: a state dict, or :func:`parameters_of` a model; on any device."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._tensors = tensors
+        self.shapes: Mapping[str, tuple[int, ...]] = {name: tuple(t.shape) for name, t in tensors.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        tensor = self._tensors[name].detach()
+        check_dtype(name, tensor)
+        return as_array(tensor.reshape(-1)[start:stop])
+
+
+def check_dtype(name: str, tensor: torch.Tensor) -> None:
+    """Raise :class:`InputError` for weights that are no plain floating-point numbers: quantised ones, for instance."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _COMPARED:
+        raise InputError(f"tensor {name!r}: dtype {dtype} cannot be compared; expected one of " + ", ".join(_COMPARED))
+
+
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as numpy sees it; on the CPU both share their memory."""
+    import torch
+
+    held = tensor.cpu()
+    return held.view(torch.int16).numpy().view(BFLOAT16) if held.dtype == torch.bfloat16 else held.numpy()
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """The reverse of :func:`as_array`."""
+    import torch
+
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A model's parameters by name, tied ones once; they share memory with the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters on the CPU: what a base leaves behind before it is fine-tuned."""
+    return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
+
+
+def model_region(model: torch.nn.Module, region: str, layers: tuple[int, int] | None = None) -> list[Place]:
+    """The places of a loaded model's region; its architecture is its configuration's ``model_type``."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in parameters_of(model).items()}
+    return in_region(shapes, model_type_of(model), region, layers)
+
+
+def model_type_of(model: torch.nn.Module) -> str:
+    """A loaded model's architecture as its configuration names it, or else its class."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def as_reader(tensors: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader) -> TensorReader:
+    """A reader of whatever holds tensors."""
+    if isinstance(tensors, Mapping):
+        return LoadedTensors(tensors)
+    if hasattr(tensors, "named_parameters"):
+        return LoadedTensors(parameters_of(cast("torch.nn.Module", tensors)))
+    return tensors

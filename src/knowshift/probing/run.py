@@ -1,0 +1,364 @@
+"""Measuring the mastery of many facts: records written as they come, resumed where they stopped, on any workers.
+
+A run is cut into parts of :data:`PART` facts in the order of the source. A finished part is a file in
+``OUTPUT.parts/``; when all are there they become OUTPUT and the folder goes. A part does not depend on the others, on
+who computes it or when, so a run that was killed ends in the same record as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.grading import gradable
+from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
+from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.loading import LoadedModel, load_found, prepared, torch_device
+from knowshift.probing.levels import LEVELS
+from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
+from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
+
+#: Facts in a part: what a kill may lose, and what fills a few batches.
+PART = 256
+#: Rows of the final record that are gathered before they are written as one row group.
+ROWS = 1 << 15
+#: What may differ between the start of a run and its resumption, because it changes no record.
+PLACE = ("model", "device")
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How a worker opens its engine; ``devices`` are dealt out to the workers in turn."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int | None = None  # of each worker; None leaves PyTorch's choice
+    base: str | None = None  # the model an adapter is put on, where it is not what it says
+    base_revision: str | None = None
+    found: ModelFiles | None = None  # where it lies; looked for by name where None
+
+    @property
+    def is_server(self) -> bool:
+        return self.name.startswith(("http://", "https://"))
+
+    def open(self, worker: int = 0) -> LoadedModel | Engine:
+        """Load the model, or connect to the server if the name is a URL."""
+        if self.is_server:
+            from knowshift.models.server.engine import CompletionsServer
+
+            return CompletionsServer(self.name)
+        import torch
+
+        from knowshift.models.loading import load_model
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.devices[worker % len(self.devices)]
+        if self.found is not None:
+            return load_found(self.found, dtype=self.dtype, device=device)
+        return load_model(
+            self.name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=device,
+            base=self.base,
+            base_revision=self.base_revision,
+        )
+
+    @contextmanager
+    def shared(self) -> Iterator[EngineSpec]:
+        """The same engine for several processes: an adapter is merged, where it must be, before they open it."""
+        if self.is_server:
+            yield self
+            return
+        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+        with prepared(files) as found:
+            yield self if files.adapter is None else replace(self, found=found)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run comes to: facts of each level [n0..n4], draws made, token positions computed."""
+
+    facts: int
+    levels: list[int]
+    draws: int
+    positions: int
+
+
+def run_mastery(
+    spec: EngineSpec,
+    facts: Sequence[Fact],
+    output: Path,
+    protocol: Protocol,
+    *,
+    workers: int = 1,
+    progress: Progress = lambda done, total: None,
+) -> Outcome:
+    """Measure all facts into ``output``, going on from what an earlier run with the same inputs has left.
+
+    Args:
+        progress: hears (facts done, facts in all), first of all what was there already.
+
+    Raises:
+        InputError: a fact cannot be asked, or ``output`` cannot be written, or it or its parts belong to another
+            model, other facts, prompts or settings, or another process is writing them. Nothing that was recorded is
+            lost.
+    """
+    check_output_file(output)
+    check_facts(facts)
+    with spec.shared() if workers > 1 else nullcontext(spec) as opened:
+        return _run_mastery(opened, facts, output, protocol, workers, progress)
+
+
+def _run_mastery(
+    spec: EngineSpec, facts: Sequence[Fact], output: Path, protocol: Protocol, workers: int, progress: Progress
+) -> Outcome:
+    engine, about = _checked_engine(spec, facts, protocol, workers)
+    if output.exists():
+        _, told = read_table(output, MASTERY, "mastery")
+        _check_same(output, about, told)
+        progress(len(facts), len(facts))
+        return _outcome(output)
+    folder = output.with_name(output.name + ".parts")
+    _check_parts(folder, about)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{folder}: another process is writing there; expected another --output") from None
+    try:
+        starts = list(range(0, len(facts), PART))
+        missing = [start for start in starts if not _part(folder, start).exists()]
+        done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
+        progress(done, len(facts))
+        for finished in _measure(spec, engine, facts, missing, folder, protocol, workers):
+            done += finished
+            progress(done, len(facts))
+        _merge([_part(folder, start) for start in starts], output, about)
+    finally:
+        lock.release()
+    shutil.rmtree(folder)
+    return _outcome(output)
+
+
+def _checked_engine(
+    spec: EngineSpec, facts: Sequence[Fact], protocol: Protocol, workers: int
+) -> tuple[LoadedModel | Engine | None, dict[str, Any]]:
+    """Refuse what this engine cannot do; the engine, None where workers open their own, and what records say of it.
+
+    Workers load copies of their own. One on the CPU does for the checks, and is gone before they start.
+    """
+    if not spec.is_server:
+        for device in spec.devices:
+            torch_device(device)
+    engine = spec.open() if workers == 1 else replace(spec, devices=("cpu",)).open()
+    check_engine(engine, protocol)
+    _check_prompts(engine, facts, protocol.max_new_tokens)
+    about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
+    if isinstance(engine, LoadedModel):
+        about["device"] = str(torch_device(spec.devices[0]))
+    return engine if workers == 1 else None, about
+
+
+def check_facts(facts: Sequence[Fact]) -> None:
+    """Refuse facts that cannot be asked or graded, before anything runs."""
+    if not facts:
+        raise InputError("no facts to measure")
+    seen: set[str] = set()
+    for fact in facts:
+        if fact.id in seen:
+            raise InputError(f"fact {fact.id} occurs twice; expected distinct ids")
+        seen.add(fact.id)
+        completion_prompts(fact)  # an error where there are none
+        for answer in fact.accepted:
+            if not gradable(answer):
+                raise InputError(f"fact {fact.id}: answer {answer!r} is empty after normalisation")
+
+
+def _check_prompts(engine: LoadedModel | Engine, facts: Sequence[Fact], new_tokens: int) -> None:
+    """Refuse prompts that the model cannot read now, and not when their turn comes in a long run."""
+    if not isinstance(engine, LoadedModel):
+        return
+    unreadable, encoder = len(engine.vocabulary.without_embedding) > 0, engine.encoder
+    for fact in facts:
+        asked = completion_prompts(fact)
+        doubtful = [prompt for prompt in asked if unreadable or encoder.may_not_fit(prompt, new_tokens)]
+        try:
+            encoder.prompts(doubtful, new_tokens)
+        except InputError as error:
+            raise InputError(f"fact {fact.id}: {error}") from None
+
+
+def facts_digest(facts: Sequence[Fact]) -> str:
+    """Sixteen hex digits over all that a record holds of facts or was made of, in order.
+
+    These are id, relation, split, domain, exposures, completion prompts and accepted answers.
+    """
+    told = "0"
+    for fact in facts:
+        kept = [fact.id, fact.relation, fact.split, fact.domain, fact.exposures]
+        told = digest([told, *kept, completion_prompts(fact), fact.accepted])
+    return told
+
+
+# -- parts ----------------------------------------------------------------------------------------------------
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"part-{start:09d}.parquet"
+
+
+def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
+    """Start the folder of parts, or make sure that the one that is there belongs to this run."""
+    label = folder / "about.json"
+    if folder.exists():
+        try:
+            told = read_json(label)
+        except InputError as error:
+            raise InputError(f"{folder}: exists, but holds no parts of a mastery run ({error})") from None
+        _check_same(folder, about, told)
+        return
+    with folder_beside(folder) as started:
+        write_json(started / label.name, about)
+
+
+def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    for key, value in about.items():
+        if key not in PLACE and told.get(key) != value:
+            what = {"identity": "model", "facts": "facts, prompts or answers"}.get(key, key)
+            raise InputError(
+                f"{where}: recorded with another {what} ({key} {told.get(key)!r}, now {value!r}); it stays as it is, "
+                "choose another --output"
+            )
+
+
+def _measure(
+    spec: EngineSpec,
+    engine: LoadedModel | Engine | None,
+    facts: Sequence[Fact],
+    missing: Sequence[int],
+    folder: Path,
+    protocol: Protocol,
+    workers: int,
+) -> Iterator[int]:
+    """Compute the missing parts; yields the facts of each part as it is written."""
+    if not missing:
+        return
+    if workers == 1 or len(missing) == 1:
+        engine = engine or _open_again(spec)
+        for start in missing:
+            _write_part(engine, facts[start : start + PART], _part(folder, start), protocol)
+            yield len(facts[start : start + PART])
+        return
+    context = multiprocessing.get_context("spawn")
+    turns = context.Value("i", 0)
+    pool = ProcessPoolExecutor(
+        min(workers, len(missing)), mp_context=context, initializer=_start_worker, initargs=(spec, turns)
+    )
+    waiting = iter(missing)
+    running: set[Future[int]] = set()
+    try:
+        while True:
+            while len(running) < 2 * workers and (next_start := next(waiting, None)) is not None:
+                part = list(facts[next_start : next_start + PART])
+                running.add(pool.submit(_worker_part, part, str(_part(folder, next_start)), protocol))
+            if not running:
+                break
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in ended)
+    except BaseException:
+        for process in (pool._processes or {}).values():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
+    """Open an engine that this run has opened before, and warned of."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KnowshiftWarning)
+        return spec.open(worker)
+
+
+_engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
+
+
+def _start_worker(spec: EngineSpec, turns: Any) -> None:
+    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    global _engine
+    with turns.get_lock():
+        worker = turns.value
+        turns.value += 1
+    try:
+        _engine = _open_again(spec, worker)
+    except InputError as error:  # raised here, it would only say that the pool is broken
+        _engine = error
+
+
+def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
+    assert _engine is not None
+    if isinstance(_engine, InputError):
+        raise _engine
+    _write_part(_engine, facts, Path(path), protocol)
+    return len(facts)
+
+
+def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path, protocol: Protocol) -> None:
+    record = measure_mastery(engine, facts, **asdict(protocol))
+    record.write(path, {"positions": record.positions})
+
+
+def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
+    """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
+    positions = sum(count_in(part, read_about(part, "mastery"), "positions") for part in parts)
+    schema = MASTERY.with_metadata({"knowshift": json.dumps({**about, "positions": positions}, sort_keys=True)})
+    with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
+        held: list[pa.Table] = []
+        for part in parts:
+            held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
+            if sum(table.num_rows for table in held) >= ROWS:
+                writer.write_table(pa.concat_tables(held).combine_chunks())
+                held = []
+        if held:
+            writer.write_table(pa.concat_tables(held).combine_chunks())
+
+
+def _outcome(output: Path) -> Outcome:
+    table = read_columns(output, ["level", "draws"])
+    levels = table["level"].to_pylist()
+    counts = [levels.count(level) for level in range(LEVELS)]
+    draws = sum(table["draws"].to_pylist())
+    positions = count_in(output, read_about(output, "mastery"), "positions")
+    return Outcome(len(levels), counts, draws, positions)

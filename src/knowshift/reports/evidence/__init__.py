@@ -1,0 +1,1 @@
+"""What a run folder holds, read strictly and scored. Claims stay out."""

@@ -1,0 +1,1 @@
+"""The four findings of the paper, each looked for in the evidence. Pages stay out."""

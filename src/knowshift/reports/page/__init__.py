@@ -1,0 +1,1 @@
+"""The page and its figures, from tables and findings alone."""

@@ -1,0 +1,325 @@
+"""The report's figures as SVG text: the same bytes for the same tables, no file written, no window opened.
+
+Colours are an ordered, colour-blind safe ramp for training levels 0 to 4 (dark violet to yellow-green, after viridis)
+with a marker each, so that a grey print still reads. Every line is drawn with its 95% interval.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
+
+from knowshift.files import write_text
+from knowshift.html.layout import Table, signed
+from knowshift.html.style import BASE, CONTROL, PAPER, RUN, STYLE
+from knowshift.reports.published import published_concentration
+
+LEVEL_COLOURS = ("#3b1c5a", "#31688e", "#1f9e89", "#7ab51d", "#d9a400")
+LEVEL_MARKERS = ("o", "s", "D", "^", "v")
+Dict = dict[str, Any]
+
+
+@contextmanager
+def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, sharey=True, squeeze=False)
+        yield figure, list(axes[0])
+
+
+def _svg(figure: Figure) -> str:
+    """SVG text without date, metadata or XML header, so that it can stand in a page."""
+    out = io.StringIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    return text.replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans'")
+
+
+def _numbers(rows: Sequence[Dict], key: str) -> list[float]:
+    return [math.nan if row[key] is None else float(row[key]) for row in rows]
+
+
+def _line(
+    axes: Axes,
+    x: Sequence[float],
+    rows: Sequence[Dict],
+    value: str,
+    low: str,
+    high: str,
+    colour: str,
+    marker: str,
+    label: str,
+    dashed: bool = False,
+) -> None:
+    axes.plot(x, _numbers(rows, value), color=colour, marker=marker, label=label, linestyle="--" if dashed else "-")
+    axes.fill_between(x, _numbers(rows, low), _numbers(rows, high), color=colour, alpha=0.13, linewidth=0)
+
+
+def _sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator(list(sizes)))
+    # Neighbours too close for two labels share the larger one's place: 960 beside 1,280 would be printed over it.
+    crowded = {size for size in sizes for other in sizes if size < other < 1.6 * size}
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "" if value in crowded else f"{value:,.0f}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("training samples (log scale)")
+
+
+def _legend_above(figure: Figure, axes: Axes, title: str | None = None, columns: int = 5) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, title=title, columnspacing=1.4)
+
+
+def accuracy_by_size(summary: Table) -> str | None:
+    """Mean accuracy of the five test levels against size, a line for each training level, a panel for each domain."""
+    rows = summary.where(control="", test_level="mean")
+    if not rows:
+        return None
+    sizes = sorted({float(r["size"]) for r in rows})
+    with _drawing(7.6, 3.9, 2) as (figure, panels):
+        for axes, (domain, title) in zip(
+            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
+        ):
+            for level in sorted({int(r["level"]) for r in rows}):
+                line = sorted(
+                    (r for r in rows if r["level"] == level and r["domain"] == domain), key=lambda r: r["size"]
+                )
+                x = [float(r["size"]) for r in line]
+                _line(axes, x, line, "accuracy", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
+            axes.set_title(title)
+            _sizes_axis(axes, sizes)
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylabel("accuracy, mean of test levels")
+        _legend_above(figure, panels[0], "mastery level of the training facts")
+        return _svg(figure)
+
+
+def kl_by_size(summary: Table) -> str | None:
+    """Mean KL(tuned || base) against size, a line for each training level."""
+    rows = summary.where(control="", domain="both")
+    if not rows:
+        return None
+    with _drawing(7.6, 3.7) as (figure, (axes,)):
+        for level in sorted({int(r["level"]) for r in rows}):
+            line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])
+            x = [float(r["size"]) for r in line]
+            _line(axes, x, line, "kl_mean", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
+        _sizes_axis(axes, sorted({float(r["size"]) for r in rows}))
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("mean KL to the base, nats")
+        _legend_above(figure, axes, "mastery level of the training facts")
+        return _svg(figure)
+
+
+def _fraction_axis(axes: Axes, fractions: Sequence[float]) -> Callable[[float], float]:
+    """Fractions at equal steps: 1% to 60% on a linear axis would crush the small ones."""
+    order = sorted(fractions)
+    axes.xaxis.set_major_locator(FixedLocator(list(range(len(order)))))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda v, _: f"{100 * order[round(v)]:g}" if 0 <= round(v) < len(order) else "")
+    )
+    return lambda fraction: float(order.index(fraction))
+
+
+def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str | None:
+    """Accuracy against restored fraction for each training level, mean of the domains' panels, beside its control."""
+    sizes = sorted({int(r["size"]) for r in summary.where(control="")})
+    if not sizes:
+        return None
+    rows = list(summary.where(control="", size=sizes[-1], level="mean"))
+    criteria = sorted({str(r["criterion"]) for r in rows}, key=lambda c: (c != "relative", c))
+    fractions = sorted({float(r["fraction"]) for r in rows})
+    tuned = accuracy.where(control="", size=sizes[-1], test_level="mean")
+    words = {"relative": "most changed (relative)", "random": "at random"}
+    colours = dict(zip(criteria, (RUN, CONTROL, "#7ab51d", "#d9a400", "#8c6bb1"), strict=False))
+    with _drawing(7.6, 4.1, 2) as (figure, panels):
+        for axes, (domain, title) in zip(
+            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
+        ):
+            place = _fraction_axis(axes, [0.0, *fractions])
+            start = [r["accuracy"] for r in tuned if r["domain"] == domain]
+            before = sum(start) / len(start) if start else math.nan
+            for criterion in criteria:
+                line = sorted(
+                    (r for r in rows if r["criterion"] == criterion and r["domain"] == domain),
+                    key=lambda r: float(r["fraction"]),
+                )
+                zero: Dict = {"accuracy": before, "low": math.nan, "high": math.nan}
+                x = [0.0, *(place(float(r["fraction"])) for r in line)]
+                _line(
+                    axes,
+                    x,
+                    [zero, *line],
+                    "accuracy",
+                    "low",
+                    "high",
+                    colours[criterion],
+                    "o" if criterion == "relative" else "s",
+                    words.get(criterion, criterion),
+                    criterion != "relative",
+                )
+            axes.axhline(before, color=BASE, linewidth=1, linestyle=":", label="as tuned, nothing restored")
+            plain = [r["accuracy"] for r in base.where(prompt="zero_shot", domain=domain, test_level="mean")]
+            if plain:
+                axes.axhline(plain[0], color=BASE, linewidth=1, linestyle="-.", label="base model, same prompt")
+            axes.set_title(title)
+            axes.set_xlabel("weights restored, %")
+        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        panels[0].set_ylim(bottom=0)
+        panels[0].set_ylabel("accuracy, mean of test levels")
+        _legend_above(figure, panels[0], columns=2)
+        return _svg(figure)
+
+
+def restoration_by_level(summary: Table) -> str | None:
+    """Change of accuracy against restored fraction by training level: paired differences to the tuned model."""
+    sizes = sorted({int(r["size"]) for r in summary.where(control="")})
+    if not sizes:
+        return None
+    rows = [r for r in summary.where(control="", size=sizes[-1], criterion="relative") if r["level"] != "mean"]
+    fractions = sorted({float(r["fraction"]) for r in rows})
+    with _drawing(7.6, 3.9, 2) as (figure, panels):
+        for axes, (domain, title) in zip(
+            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
+        ):
+            place = _fraction_axis(axes, fractions)
+            levels = sorted({int(r["level"]) for r in rows})
+            for position, level in enumerate(levels):
+                line = sorted(
+                    (r for r in rows if r["level"] == str(level) and r["domain"] == domain),
+                    key=lambda r: float(r["fraction"]),
+                )
+                shift = 0.11 * (position - (len(levels) - 1) / 2)
+                x = [place(float(r["fraction"])) + shift for r in line]
+                value = _numbers(line, "difference")
+                reach = [
+                    [v - lo for v, lo in zip(value, _numbers(line, "difference_low"), strict=True)],
+                    [hi - v for v, hi in zip(value, _numbers(line, "difference_high"), strict=True)],
+                ]
+                axes.errorbar(
+                    x,
+                    value,
+                    yerr=reach,
+                    color=LEVEL_COLOURS[level],
+                    marker=LEVEL_MARKERS[level],
+                    label=str(level),
+                    linestyle="-",
+                    linewidth=1.2,
+                    elinewidth=1,
+                )
+            axes.axhline(0, color=BASE, linewidth=1)
+            axes.set_title(title)
+            axes.set_xlabel("weights restored, %")
+        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, digits=0)))
+        panels[0].set_ylabel("points against as tuned")
+        _legend_above(figure, panels[0], "mastery level of the training facts")
+        return _svg(figure)
+
+
+def concentration(table: Table) -> str | None:
+    """Share of summed change held by the top fraction: this run, its no-signal null, LLaMA-3-8B; by absolute change."""
+    runs = table.where(source="run", control="")
+    if not runs:
+        return None
+    names = sorted({str(r["top_fraction"]) for r in runs}, key=float)
+
+    def mean(source: str, measure: str) -> list[float]:
+        out = []
+        for name in names:
+            shares = [
+                float(r["share"])
+                for r in table.where(source=source, control="", measure=measure, top_fraction=name)
+                if r["share"] is not None
+            ]
+            out.append(sum(shares) / len(shares) if shares else math.nan)
+        return out
+
+    paper = published_concentration(1920)
+    bars: list[tuple[str, list[float], str]] = [
+        ("this run, relative change", mean("run", "relative"), RUN),
+        ("its no-signal null", mean("null", "relative"), CONTROL),
+        ("LLaMA-3-8B, relative change (published)", [paper.get(n, math.nan) for n in names], PAPER),
+        ("this run, absolute change", mean("run", "absolute"), "#b8bec6"),
+    ]
+    with _drawing(7.6, 3.9) as (figure, (axes,)):
+        width = 0.2
+        for index, (label, values, colour) in enumerate(bars):
+            x = [i + (index - 1.5) * width for i in range(len(names))]
+            axes.bar(x, values, width=width * 0.9, color=colour, label=label)
+        axes.xaxis.set_major_locator(FixedLocator(list(range(len(names)))))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda v, _: f"{100 * float(names[round(v)]):g}" if 0 <= round(v) < len(names) else "")
+        )
+        axes.set_xlabel("top weights, %")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("share of summed change")
+        _legend_above(figure, axes, columns=2)
+        return _svg(figure)
+
+
+def mastery_by_exposures(table: Table) -> str | None:
+    """Mean mastery against how often a fact was written, over the share of facts at each level."""
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    rows = [row for row in rows if row["facts"]]
+    if not rows:
+        return None
+    with _drawing(7.6, 3.7) as (figure, (axes,)):
+        x = list(range(len(rows)))
+        bottom = [0.0] * len(rows)
+        for level in range(5):
+            shares = _numbers(rows, f"share_level_{level}")
+            axes.bar(
+                x, shares, bottom=bottom, width=0.82, color=LEVEL_COLOURS[level], alpha=0.55, label=f"level {level}"
+            )
+            bottom = [b + s for b, s in zip(bottom, shares, strict=True)]
+        _line(axes, x, rows, "mean_rate", "low", "high", "#111111", "o", "mean rate R")
+        axes.xaxis.set_major_locator(FixedLocator(x))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda v, _: str(rows[round(v)]["exposures"]) if 0 <= round(v) < len(rows) else "")
+        )
+        axes.set_xlabel("times the fact was written in pre-training")
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_ylabel("share of facts; mean rate")
+        _legend_above(figure, axes, columns=6)
+        return _svg(figure)
+
+
+def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:
+    """Every figure that this run has data for, by name, as SVG text."""
+    drawn = {
+        "accuracy_by_size": accuracy_by_size(tables["accuracy_summary"]),
+        "kl_by_size": kl_by_size(tables["token_shift_summary"]),
+        "restoration": restoration_by_fraction(tables["restoration_summary"], tables["base"], tables["accuracy"]),
+        "restoration_by_level": restoration_by_level(tables["restoration_summary"]),
+        "concentration": concentration(tables["concentration"]),
+        "mastery_by_exposures": mastery_by_exposures(tables["exposures"]),
+    }
+    return {name: svg for name, svg in drawn.items() if svg is not None}
+
+
+def write_figures(figures: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write every figure as ``folder/NAME.svg``; returns the paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = '<?xml version="1.0" encoding="utf-8"?>\n'
+    paths = []
+    for name, svg in figures.items():
+        path = folder / f"{name}.svg"
+        write_text(path, header + svg)
+        paths.append(path)
+    return paths

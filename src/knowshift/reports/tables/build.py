@@ -1,0 +1,91 @@
+"""The report's data: one CSV for each table and figure, the same bytes for the same cells."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from knowshift.files import write_text
+from knowshift.html.layout import Row, Table
+from knowshift.reports.evidence.evidence import Evidence, read_evidence
+from knowshift.reports.findings.build import Finding, find, finding_rows
+from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, controls, exposures, mastery
+from knowshift.reports.tables.restoration import restoration, restoration_summary
+from knowshift.reports.tables.shift import concentration, places, token_shift, token_shift_summary
+
+
+@dataclass(frozen=True)
+class Tables(Mapping[str, Table]):
+    """Every table by name, with the findings they support and the evidence they come from."""
+
+    tables: Mapping[str, Table]
+    findings: Sequence[Finding]
+    evidence: Evidence
+
+    def __getitem__(self, name: str) -> Table:
+        return self.tables[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tables)
+
+    def __len__(self) -> int:
+        return len(self.tables)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write every table as ``folder/NAME.csv``; returns the paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = []
+        for name, table in self.tables.items():
+            path = folder / f"{name}.csv"
+            write_text(path, to_csv(table))
+            paths.append(path)
+        return paths
+
+
+def build_tables(run: Path) -> Tables:
+    """Read a run folder and compute every table; an InputError names what cannot be read."""
+    evidence = read_evidence(run)
+    findings = find(evidence)
+    tables = [
+        mastery(evidence),
+        exposures(evidence),
+        base(evidence),
+        accuracy(evidence),
+        accuracy_summary(evidence),
+        controls(evidence),
+        token_shift(evidence),
+        token_shift_summary(evidence),
+        concentration(evidence),
+        places(evidence, "layers"),
+        places(evidence, "modules"),
+        restoration(evidence),
+        restoration_summary(evidence),
+        finding_rows(findings),
+    ]
+    return Tables({table.name: table for table in tables}, findings, evidence)
+
+
+def to_csv(table: Table) -> str:
+    """Plain CSV: floats with six decimals, missing values empty, one header line, no index."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([_cell(value) for value in row] for row in table.rows)
+    return out.getvalue()
+
+
+def _cell(value: Row | object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ""
+        text = f"{value:.6f}"
+        return "0.000000" if text == "-0.000000" else text
+    return str(value)

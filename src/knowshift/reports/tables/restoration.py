@@ -1,0 +1,135 @@
+"""Tables of restoration: every restored model, and its paired difference to the same model left as tuned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from knowshift.html.layout import Row, Table, bounds
+from knowshift.parameters.selection.select import fraction_name
+from knowshift.reports.evidence.evidence import Evidence
+from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_cell_json
+from knowshift.reports.evidence.scores import Model, Scores
+from knowshift.reports.tables.answers import COUNT_COLUMNS, SETTING_COLUMNS, count, count_rows, setting_cells
+from knowshift.statistics.estimates import Estimate, Floats
+from knowshift.statistics.holm import holm
+
+
+def restoration(evidence: Evidence) -> Table:
+    """Every restored model by domain and test level, with how many weights were put back."""
+    counts = count(evidence)
+    restored: dict[tuple[Setting, int], dict[str, object]] = {}
+    for cell in evidence.run.of("restoration"):
+        restored[cell.setting, cell.draw] = read_cell_json(cell, "restored.json")
+    rows: list[Row] = []
+    for index, column in enumerate(evidence.answers.columns):
+        if not column.setting or not column.criterion:
+            continue
+        name = fraction_name(column.fraction)
+        put_back, eligible = _restored_count(restored[column.setting, column.draw], column.criterion, name)
+        head = (*setting_cells(column), column.criterion, name, put_back, eligible)
+        rows.extend((*head, *row) for row in count_rows(counts, index))
+    columns = (*SETTING_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS)
+    return Table("restoration", columns, tuple(rows))
+
+
+def _restored_count(record: dict[str, object], criterion: str, fraction: str) -> tuple[int | None, int | None]:
+    eligible = record.get("eligible")
+    criteria = record.get("criteria")
+    counts = criteria.get(criterion) if isinstance(criteria, dict) else None
+    put_back = counts.get(fraction) if isinstance(counts, dict) else None
+    return (put_back if isinstance(put_back, int) else None), (eligible if isinstance(eligible, int) else None)
+
+
+SUMMARY_COLUMNS = (
+    "level",
+    "size",
+    "learning_rate",
+    "control",
+    "criterion",
+    "fraction",
+    "domain",
+    "draws",
+    "accuracy",
+    "low",
+    "high",
+    "difference",
+    "difference_low",
+    "difference_high",
+    "p",
+    "p_holm",
+    "minus_random",
+    "minus_random_low",
+    "minus_random_high",
+    "minus_random_p",
+)
+
+
+def restoration_summary(evidence: Evidence) -> Table:
+    """Restored minus as tuned, and minus random at the same fraction; paired by fact and draw, with 95% intervals.
+
+    ``p_holm`` adjusts the differences to the tuned model over all fractions and training levels of one criterion,
+    size and domain; the rows "mean" are adjusted over fractions.
+    """
+    scores = evidence.substring
+    settings = sorted({c.setting for c in evidence.answers.columns if c.setting and c.criterion})
+    grids = sorted({(s.size, s.learning_rate, s.control) for s in settings})
+    rows: list[Row] = []
+    for grid in grids:
+        tuned = [Model(s) for s in settings if (s.size, s.learning_rate, s.control) == grid]
+        for criterion in evidence.criteria:
+            for d, domain in enumerate(DOMAINS):
+                weights = scores.over([d])
+                fractions = evidence.fractions(criterion)
+                each = [
+                    _compare(scores, [model], tuned, criterion, f, domain, weights)
+                    for model in tuned
+                    for f in fractions
+                ]
+                means = [_compare(scores, tuned, [], criterion, f, domain, weights) for f in fractions]
+                for batch in (each, means):
+                    found = [item for item in batch if item is not None]
+                    adjusted = holm([difference.p for _, difference, _ in found])
+                    rows.extend((*head, p, *tail) for (head, _, tail), p in zip(found, adjusted, strict=True))
+    return Table("restoration_summary", SUMMARY_COLUMNS, tuple(rows))
+
+
+def _compare(
+    scores: Scores,
+    models: Sequence[Model],
+    alike: Sequence[Model],
+    criterion: str,
+    fraction: float,
+    domain: str,
+    weights: Floats,
+) -> tuple[Row, Estimate, Row] | None:
+    """The row of some models at one fraction, before and after its Holm p; None where none was restored so."""
+    put = [model.restored(criterion, fraction) for model in models]
+    if not any(scores.draws(model) for model in put):
+        return None
+    peers = [model.restored(criterion, fraction) for model in alike]
+    random = [model.restored("random", fraction) for model in models]
+    random_peers = [model.restored("random", fraction) for model in alike]
+    alone = scores.mean(put, weights, peers)
+    difference = scores.difference(_zip(put, models), weights, _zip(peers, alike))
+    versus = scores.difference(_zip(put, random), weights, _zip(peers, random_peers))
+    setting = models[0].setting
+    head: Row = (
+        str(setting.level) if alike else "mean",
+        setting.size,
+        format(setting.learning_rate, "g"),
+        setting.control,
+        criterion,
+        fraction_name(fraction),
+        domain,
+        difference.draws,
+        *bounds(alone, 0.0, 1.0),
+        *bounds(difference),
+        difference.p,
+    )
+    tail: Row = (math.nan,) * 4 if criterion == "random" else (*bounds(versus), versus.p)
+    return head, difference, tail
+
+
+def _zip(first: Sequence[Model], second: Sequence[Model]) -> list[tuple[Model, Model | None]]:
+    return list(zip(first, second, strict=True))

@@ -1,0 +1,122 @@
+"""Tables of the token level (KL) and of the weights: concentration, layers, modules."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from knowshift.html.layout import Row, Table, bounds
+from knowshift.reports.evidence.evidence import Change, Evidence
+from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_token_shift
+from knowshift.reports.evidence.scores import Model
+from knowshift.reports.published import published, published_concentration
+from knowshift.statistics.estimates import mean_interval
+
+PUBLISHED_SIZES = (240, 1920)
+
+
+def token_shift(evidence: Evidence) -> Table:
+    """Every tuned model: mean and median KL(tuned || base) in nats, and how many facts could not be scored."""
+    rows: list[Row] = []
+    shifts = evidence.token_shifts
+    for cell in shifts.cells if shifts else ():
+        table = read_token_shift(cell)
+        domains = np.asarray(table["domain"].to_pylist())
+        kl = table["kl"].to_numpy(zero_copy_only=False).astype(np.float64)
+        setting = cell.setting
+        for domain in ("both", *DOMAINS):
+            inside = kl if domain == "both" else kl[domains == domain]
+            scored = inside[np.isfinite(inside)]
+            rows.append(
+                (
+                    setting.level,
+                    setting.size,
+                    cell.draw,
+                    format(setting.learning_rate, "g"),
+                    setting.control,
+                    domain,
+                    len(inside),
+                    len(scored),
+                    len(inside) - len(scored),
+                    math.fsum(scored) / len(scored) if len(scored) else None,
+                    float(np.median(scored)) if len(scored) else None,
+                )
+            )
+    columns = ("level", "size", "draw", "learning_rate", "control", "domain", "facts", "scored", "unscored")
+    return Table("token_shift", (*columns, "kl_mean", "kl_median"), tuple(rows))
+
+
+def token_shift_summary(evidence: Evidence) -> Table:
+    """Mean KL over draws with its interval, on the facts that every token-shift cell of the run could score."""
+    rows: list[Row] = []
+    shifts = evidence.token_shifts
+    if shifts:
+        scores = shifts.scores
+        for setting in scores.settings() + scores.settings("learning_rate"):
+            model = Model(setting)
+            for domain, picked in (("both", [0, 1]), ("in_domain", [0]), ("out_of_domain", [1])):
+                rows.append(
+                    (
+                        setting.level,
+                        setting.size,
+                        format(setting.learning_rate, "g"),
+                        setting.control,
+                        domain,
+                        len(scores.draws(model)),
+                        int(scores.counts.reshape(len(DOMAINS), -1)[picked].sum()),
+                        *bounds(scores.mean([model], scores.pooled(picked)), 0.0),
+                    )
+                )
+    columns = ("level", "size", "learning_rate", "control", "domain", "draws", "facts", "kl_mean", "low", "high")
+    return Table("token_shift_summary", columns, tuple(rows))
+
+
+def _by_setting(evidence: Evidence) -> dict[Setting, list[Change]]:
+    grouped: dict[Setting, list[Change]] = {}
+    for change in evidence.changes:
+        grouped.setdefault(change.cell.setting, []).append(change)
+    return dict(sorted(grouped.items(), key=lambda item: (item[0].control, item[0])))
+
+
+def concentration(evidence: Evidence) -> Table:
+    """Share of the summed change that the top fraction of weights holds: this run, its no-signal null, the paper."""
+    rows: list[Row] = []
+    for source in ("run", "null"):
+        for setting, changes in _by_setting(evidence).items():
+            shares = [c.concentration if source == "run" else c.null for c in changes]
+            for measure in ("relative", "absolute", "squared"):
+                names = sorted({f for share in shares for f in share.get(measure, {})}, key=float)
+                for name in names:
+                    values = [float(v) for share in shares if (v := share.get(measure, {}).get(name)) is not None]
+                    mean = mean_interval(values)
+                    place = (setting.level, setting.size, format(setting.learning_rate, "g"), setting.control)
+                    rows.append((source, *place, measure, name, len(values), *bounds(mean, 0.0, 1.0)))
+    for size in PUBLISHED_SIZES:
+        for name, share in published_concentration(size).items():
+            rows.append(("LLaMA-3-8B", "mean", size, "1e-05", "", "relative", name, None, share, None, None))
+    columns = ("source", "level", "size", "learning_rate", "control", "measure", "top_fraction", "draws")
+    return Table("concentration", (*columns, "share", "low", "high"), tuple(rows))
+
+
+def places(evidence: Evidence, by: Literal["layers", "modules"]) -> Table:
+    """Where the top 20% of weights by relative change sit, beside the share of weights there, and the paper's table."""
+    rows: list[Row] = []
+    weights_key = {"layers": "layer_weights", "modules": "module_weights"}[by]
+    for setting, changes in _by_setting(evidence).items():
+        found = [c.record.get(by) or {} for c in changes]
+        sizes = changes[0].record.get(weights_key) or {}
+        for name in dict.fromkeys(name for record in found for name in record):
+            values = [float(record[name]) for record in found if isinstance(record.get(name), int | float)]
+            mean = mean_interval(values)
+            chance = sizes.get(name)
+            place = (setting.level, setting.size, format(setting.learning_rate, "g"), setting.control)
+            chance_share = float(chance) if isinstance(chance, int | float) else None
+            rows.append(("run", *place, str(name), len(values), *bounds(mean, 0.0, 1.0), chance_share))
+    one = {"layers": "layer", "modules": "module"}[by]
+    for row in published(f"redundancy_by_{one}"):
+        share = float(row["share_percent"]) / 100
+        rows.append((row["model"], None, None, "1e-05", "", row[one], None, share, None, None, None))
+    columns = ("source", "level", "size", "learning_rate", "control", one, "draws")
+    return Table(by, (*columns, "share", "low", "high", "share_of_weights"), tuple(rows))

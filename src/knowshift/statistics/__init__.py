@@ -1,0 +1,1 @@
+"""Estimates and intervals, resampling, honest choices, Holm. Stands on numpy and scipy alone."""

@@ -1,0 +1,185 @@
+"""What a study is: models, facts, levels, sizes, draws, fractions. One YAML file, checked in one place."""
+
+from __future__ import annotations
+
+import importlib.resources
+import reprlib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from knowshift.errors import InputError, border, nearest
+from knowshift.parameters.methods import METHODS
+from knowshift.parameters.regions import REGIONS
+from knowshift.parameters.selection.published import SPECTRAL
+from knowshift.training.precision import check_trainable
+
+#: Criteria that a study restores by: every method that takes fractions.
+RESTORED_BY = tuple(method for method in METHODS if method not in SPECTRAL)
+
+#: Aliases that stand in one another spell gigabytes in a few lines of YAML: messages show the top of a value.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
+_SHORT.maxstring = 80
+
+Level = Annotated[int, Field(ge=0, le=4)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MasteryConfig(_Strict):
+    """How the base model's knowledge is probed (paper 2.3)."""
+
+    draws_per_prompt: int = Field(10, ge=1)  # samples of each completion prompt
+    temperature: float = Field(0.7, gt=0, allow_inf_nan=False)
+    max_new_tokens: int = Field(32, ge=1)
+    stopping: Literal["full", "exact", "sequential"] = "full"  # exact: the same levels from fewer draws
+    train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
+    test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
+    facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
+
+
+class TrainingConfig(_Strict):
+    """Fine-tuning (paper 2.2)."""
+
+    learning_rate: float = Field(1e-5, gt=0, allow_inf_nan=False)
+    batch_size: int = Field(8, ge=1)  # facts of one update
+    epochs: int = Field(1, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    bfloat16: bool = False  # autocast over the loaded weights
+    gradient_checkpointing: bool = False
+    shared_prefix: bool = False  # every batch as one row, its common beginning once: the same gradients, faster
+    report_to: str = "none"  # passed through to the Trainer
+
+
+class EvaluationConfig(_Strict):
+    """Closed-book answers (paper 2.2)."""
+
+    facts_per_level: int | None = Field(None, ge=1)  # at most so many test facts of each domain and level
+    few_shot: int = Field(4, ge=0)  # answered examples shown to the untuned base model
+
+
+class RestorationConfig(_Strict):
+    """Putting the most-changed weights back (paper 4.3), and the control that picks them at random."""
+
+    fractions: tuple[Fraction, ...] = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
+    criteria: tuple[str, ...] = ("relative", "random")
+    region: str = "layers"
+    sizes: tuple[int, ...] | None = None  # training sizes whose models are restored; the largest where not said
+
+
+class StudyConfig(_Strict):
+    """A whole study. Every field that is not given has the paper's value."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    model: str
+    facts: str
+    revision: str | None = None
+    base: str | None = None  # the model an adapter is put on; where not said, what it was made for
+    base_revision: str | None = None
+    dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
+    device: str = "cpu"
+    threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
+    seed: int = Field(0, ge=0, lt=2**31)
+    levels: tuple[Level, ...] = (0, 1, 2, 3, 4)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = (60, 240, 960, 1920)
+    draws: int = Field(5, ge=1)  # random training sets of each level
+    control_rate: float | None = Field(
+        1 / 3, gt=0, allow_inf_nan=False
+    )  # the largest size again at this share of the learning rate
+    control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not said
+    keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
+    mastery: MasteryConfig = MasteryConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    restoration: RestorationConfig = RestorationConfig()
+
+    @property
+    def restored_sizes(self) -> tuple[int, ...]:
+        return self.restoration.sizes if self.restoration.sizes is not None else (max(self.sizes),)
+
+    def as_record(self) -> dict[str, Any]:
+        return self.model_dump(mode="json")
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with the package."""
+    folder = importlib.resources.files("knowshift.studies") / "presets"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> StudyConfig:
+    """A shipped configuration.
+
+    Raises:
+        InputError: no such preset.
+    """
+    if name not in presets():
+        raise InputError(f"no preset {name!r}{nearest(name, presets())}")
+    text = (importlib.resources.files("knowshift.studies") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+    return parse_config(text, f"preset {name}")
+
+
+def load_config(path: Path) -> StudyConfig:
+    """A configuration from a YAML file.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key (with the nearest), a value of the wrong kind.
+    """
+    with border(f"{path}: cannot be read"):
+        text = path.read_text(encoding="utf-8")
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, origin: str) -> StudyConfig:
+    """Parse and check YAML text; ``origin`` names it in errors."""
+    with border(f"{origin}: not YAML"):
+        data = yaml.safe_load(text)
+    if not isinstance(data, dict):
+        raise InputError(f"{origin}: expected a mapping of keys to values, found {type(data).__name__}")
+    try:
+        config = StudyConfig.model_validate(data)
+    except ValidationError as failure:
+        first = failure.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise InputError(
+                f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
+            ) from None
+        raise InputError(f"{origin}: {where}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
+    check_trainable(f"{origin}: dtype", config.dtype)
+    if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
+        raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
+    restoration = config.restoration
+    for field, values in (("levels", config.levels), ("sizes", config.sizes), ("criteria", restoration.criteria)):
+        if not values or len(set(values)) != len(values):
+            raise InputError(f"{origin}: {field}: expected distinct values, found {list(values)}")
+    if not restoration.fractions or sorted(set(restoration.fractions)) != list(restoration.fractions):
+        raise InputError(f"{origin}: fractions: expected ascending values, found {list(restoration.fractions)}")
+    for criterion in restoration.criteria:
+        if criterion in SPECTRAL:
+            raise InputError(f"{origin}: criterion {criterion!r} sets its own threshold and takes no fraction")
+        if criterion not in RESTORED_BY:
+            raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, RESTORED_BY)}")
+    if restoration.region not in REGIONS:
+        raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
+    return config
+
+
+def _keys(path: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the section at ``path``."""
+    model: type[BaseModel] = StudyConfig
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return list(model.model_fields)
+
+
+Executor = Literal["here", "processes", "ray"]

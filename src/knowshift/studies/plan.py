@@ -1,0 +1,268 @@
+"""The plan of a study: cells, each a pure function of its digest, grouped so that a model is made or loaded once.
+
+A cell's folder is ``cells/KIND/DIGEST``; the digest is over everything that its content depends on, the digests of
+earlier cells among it. So a plan, with all digests, is known before anything runs. What a kind depends on is declared
+in :data:`CONTENT`; what computes a cell (:mod:`knowshift.studies.content`) is given no other field of a configuration
+but ``training.report_to``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
+from knowshift.files import digest
+from knowshift.studies.config import StudyConfig
+
+#: What the numbers of a cell may depend on, and what a manifest names.
+PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
+
+#: Raised when the content that a cell would have changes for the same inputs.
+CONTENT_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Content:
+    """What one kind of cell depends on, beside its key and what all do: model, facts, dtype, device, packages."""
+
+    fields: tuple[str, ...]  # of the configuration, "section.field"
+    earlier: tuple[str, ...] = ()  # kinds of cells that it reads: all of mastery, and the tuned model of its unit
+
+
+_ASKED = ("seed", "evaluation.facts_per_level")
+
+#: Every kind of cell, and the one place that says what its content depends on.
+CONTENT: Mapping[str, Content] = {
+    "mastery": Content(
+        (
+            "seed",
+            "mastery.draws_per_prompt",
+            "mastery.temperature",
+            "mastery.max_new_tokens",
+            "mastery.stopping",
+        )
+    ),
+    "base": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
+    "tuned": Content(
+        (
+            "seed",
+            "training.batch_size",
+            "training.epochs",
+            "training.schedule",
+            "training.bfloat16",
+            "training.gradient_checkpointing",
+            "training.shared_prefix",
+        ),
+        ("mastery",),
+    ),
+    "evaluation": Content(_ASKED, ("mastery", "tuned")),
+    "token_shift": Content(_ASKED, ("mastery", "tuned")),
+    "weight_change": Content(("seed", "restoration.region"), ("tuned",)),
+    "restoration": Content(
+        (*_ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
+    ),
+}
+
+#: Fields that are among the inputs of every cell.
+EVERYWHERE = ("dtype", "device", "threads")
+
+#: The other fields of a configuration, and why no cell's content depends on them.
+HARMLESS: Mapping[str, str] = {
+    "name": "names the run folder",
+    "model": "its identity, over configuration, tokenizer and weights, is an input of every cell",
+    "revision": "the same",
+    "base": "of an adapter, whose identity is over that of its base",
+    "base_revision": "the same",
+    "facts": "their digest, over every field of every fact, is an input of every cell",
+    "levels": "says which cells there are; each has its level in its key",
+    "sizes": "says which cells there are; each has its size in its key",
+    "draws": "says which cells there are; each has its draw in its key",
+    "control_rate": "the learning rate that it gives stands in the key",
+    "control_draws": "says which cells there are",
+    "keep_checkpoints": "a model from its checkpoint gives the same records as one that is made again",
+    "mastery.train_facts": "the facts probed are an input of every mastery cell",
+    "mastery.test_facts": "the same",
+    "mastery.facts_per_cell": "the same",
+    "training.learning_rate": "stands in the key",
+    "training.report_to": "names a service that looks on",
+    "restoration.sizes": "says which cells there are",
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work. ``key`` says which it is among its kind; ``inputs`` is all that its content depends on."""
+
+    kind: str
+    key: dict[str, Any]
+    inputs: dict[str, Any]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The fields of the configuration that its kind depends on: all that may reach what computes it."""
+        settings: Mapping[str, Any] = self.inputs["settings"]
+        return settings
+
+    @cached_property
+    def digest(self) -> str:
+        return digest({"kind": self.kind, "version": CONTENT_VERSION, "inputs": self.inputs})
+
+    def folder(self, run: Path) -> Path:
+        return run / "cells" / self.kind / self.digest
+
+    def as_record(self) -> dict[str, Any]:
+        return {"kind": self.kind, "digest": self.digest, "key": self.key}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Cells that one worker does one after the other, because they share a model."""
+
+    title: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def cost(self) -> float:
+        """How long it takes beside other units, roughly: one probed fact is 1."""
+        first = self.cells[0]
+        if first.kind == "mastery":
+            return float(first.inputs["probed"]["count"])
+        if first.kind == "base":
+            return 100.0
+        answers = 1 + sum(
+            len(cell.settings["restoration.fractions"]) * len(cell.settings["restoration.criteria"])
+            for cell in self.cells
+            if cell.kind == "restoration"
+        )
+        return 60.0 + 0.4 * float(first.key["size"]) + 40.0 * answers
+
+    def missing(self, run: Path) -> list[Cell]:
+        return [cell for cell in self.cells if not cell.folder(run).is_dir()]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units that need nothing but the base model, then units that need all of those."""
+
+    probes: tuple[Unit, ...]
+    tuned: tuple[Unit, ...]
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        return self.probes + self.tuned
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for unit in self.units for cell in unit.cells]
+
+
+def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
+    """Indices of the facts whose mastery is measured, ascending: the first of a seeded shuffle of each group."""
+    groups: list[tuple[Split, Domain, int | None]] = [
+        ("train", "in_domain", config.mastery.train_facts),
+        ("test", "in_domain", config.mastery.test_facts),
+        ("test", "out_of_domain", config.mastery.test_facts),
+    ]
+    chosen: list[int] = []
+    for number, (split, domain, most) in enumerate(groups):
+        members = [i for i, fact in enumerate(facts) if fact.split == split and fact.domain == domain]
+        order = np.random.default_rng([config.seed, 5, number]).permutation(len(members))
+        chosen.extend(members[i] for i in order[:most])
+    return sorted(chosen)
+
+
+def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, model_identity: str) -> Plan:
+    """Every cell of a study, in the order of running."""
+    probed = probed_facts(facts, config)
+    common = {
+        "model": model_identity,
+        "facts": facts_digest,
+        "prompts": digest([completion_prompts(facts[index]) for index in probed]),
+        # Other versions compute other last digits: a cell of theirs is another cell.
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        **{field: field_of(config, field) for field in EVERYWHERE},
+    }
+    size = config.mastery.facts_per_cell
+    parts = []
+    for start in range(0, len(probed), size):
+        members = probed[start : start + size]
+        inputs = {**common, "probed": {"count": len(members), "members": digest(members)}}
+        parts.append(_cell("mastery", {"part": start // size}, config, inputs))
+    made: dict[str, Any] = {"mastery": [cell.digest for cell in parts]}
+    base_cell = _cell("base", {}, config, common, made)
+    tuned = [
+        _tuned_unit(config, common, made, level, size, draw, control)
+        for level in config.levels
+        for size, control, draws in _sizes(config)
+        for draw in range(draws)
+    ]
+    # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
+    tuned.sort(key=lambda unit: -int(unit.cells[0].key["size"]))
+    probes = [Unit(f"mastery, part {i + 1} of {len(parts)}", (cell,)) for i, cell in enumerate(parts)]
+    return Plan(tuple(probes), (Unit("the base model's own answers", (base_cell,)), *tuned))
+
+
+def field_of(config: StudyConfig, field: str) -> Any:
+    """The value of "field" or "section.field", as plain JSON."""
+    value: Any = config.as_record()
+    for part in field.split("."):
+        value = value[part]
+    return value
+
+
+def _cell(
+    kind: str,
+    key: dict[str, Any],
+    config: StudyConfig,
+    common: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
+) -> Cell:
+    """A cell with the inputs that :data:`CONTENT` declares; ``made`` has the digests of earlier cells by kind."""
+    content = CONTENT[kind]
+    settings = {field: field_of(config, field) for field in content.fields}
+    earlier = {name: made[name] for name in content.earlier} if made else {}
+    return Cell(kind, key, {**common, "key": key, "settings": settings, "earlier": earlier})
+
+
+def _sizes(config: StudyConfig) -> list[tuple[int, bool, int]]:
+    """(size, whether it is the learning-rate control, number of draws)."""
+    control_draws = min(config.control_draws or config.draws, config.draws)
+    control = [(max(config.sizes), True, control_draws)] if config.control_rate is not None else []
+    return [(size, False, config.draws) for size in config.sizes] + control
+
+
+def _tuned_unit(
+    config: StudyConfig,
+    common: Mapping[str, Any],
+    made: Mapping[str, Any],
+    level: int,
+    size: int,
+    draw: int,
+    control: bool,
+) -> Unit:
+    rate = config.training.learning_rate
+    if control:
+        assert config.control_rate is not None
+        rate *= config.control_rate
+    key = {
+        "level": level,
+        "size": size,
+        "draw": draw,
+        "learning_rate": rate,
+        "control": "learning_rate" if control else None,
+    }
+    tuned = _cell("tuned", key, config, common, made)
+    made = {**made, "tuned": tuned.digest}
+    kinds = ["evaluation", "token_shift", "weight_change"]
+    if size in config.restored_sizes and not control:
+        kinds.append("restoration")
+    cells = (tuned, *(_cell(kind, key, config, common, made) for kind in kinds))
+    name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
+    return Unit(name, cells)

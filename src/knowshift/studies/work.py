@@ -1,0 +1,167 @@
+"""A worker: keeps the base model loaded, gives each cell's function what it needs, and writes what it returns."""
+
+from __future__ import annotations
+
+import gc
+import time
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knowshift.allocator import steady_heap
+from knowshift.evaluation import evaluate
+from knowshift.facts.fact import Fact
+from knowshift.facts.sources.load import load_facts
+from knowshift.files import digest, folder_beside, write_json
+from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.loading import LoadedModel, load_found, load_model
+from knowshift.models.saving import save_model
+from knowshift.parameters.selection.select import fraction_name
+from knowshift.records import read_columns
+from knowshift.studies import content
+from knowshift.studies.config import StudyConfig
+from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
+from knowshift.token_shift import ShiftItems, token_shift
+
+
+def find_base(config: StudyConfig) -> ModelFiles:
+    """Where the model of a study lies."""
+    return find_model(config.model, revision=config.revision, base=config.base, base_revision=config.base_revision)
+
+
+class Worker:
+    """Runs units of one study. Everything expensive is made once, on first use.
+
+    ``found`` is where the base model lies, if that is known.
+    """
+
+    def __init__(self, run: Path, config: StudyConfig, found: ModelFiles | None = None) -> None:
+        steady_heap()
+        torch.set_num_threads(config.threads)
+        self.run, self.config, self.found = run, config, found
+        self.source = load_facts(config.facts)
+        self.base: LoadedModel = load_found(found or find_base(config), dtype=config.dtype, device=config.device)
+        self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
+        self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
+        self._in_memory: tuple[str, LoadedModel] | None = None
+        self._chosen: dict[str, list[Fact]] = {}
+        self._items: ShiftItems | None = None
+
+    def do(self, unit: Unit) -> float:
+        """Make what is missing of a unit; seconds taken."""
+        began = time.perf_counter()
+        for cell in unit.missing(self.run):
+            with folder_beside(cell.folder(self.run)) as folder:
+                getattr(self, f"_{cell.kind}")(cell, unit, folder)
+        return time.perf_counter() - began
+
+    # What several cells need.
+
+    @cached_property
+    def _facts(self) -> dict[str, Fact]:
+        return {fact.id: fact for fact in self.source.facts}
+
+    @cached_property
+    def _mastery_rows(self) -> list[dict[str, Any]]:
+        files = [cell.folder(self.run) / "mastery.parquet" for unit in self.plan.probes for cell in unit.cells]
+        return [row for file in files for row in read_columns(file, content.COLUMNS).to_pylist()]
+
+    @cached_property
+    def _levels(self) -> dict[str, int]:
+        return content.levels_of(self._mastery_rows)
+
+    def _asked(self, cell: Cell) -> list[Fact]:
+        """Chosen once for all cells that depend on the same settings: all of a study's."""
+        wanted = digest({name: cell.settings[name] for name in ("seed", "evaluation.facts_per_level")})
+        if wanted not in self._chosen:
+            self._chosen[wanted] = content.asked_facts(self._mastery_rows, self._facts, cell.settings)
+        return self._chosen[wanted]
+
+    def _shift_items(self, cell: Cell) -> ShiftItems:
+        if self._items is None:
+            self._items = content.shift_items(self.base, self._asked(cell), self._mastery_rows, self._facts)
+        return self._items
+
+    def _tuned_model(self, unit: Unit) -> LoadedModel:
+        """The unit's tuned model: from memory, from its cell, or made again if its checkpoint was not kept."""
+        cell = unit.cells[0]
+        if self._in_memory is None or self._in_memory[0] != cell.digest:
+            checkpoint = cell.folder(self.run) / "model"
+            if checkpoint.is_dir():
+                model = load_model(str(checkpoint), dtype=self.config.dtype, device=self.config.device)
+                self._in_memory = (cell.digest, model)
+            else:
+                self._train(cell)
+        assert self._in_memory is not None
+        return self._in_memory[1]
+
+    @cached_property
+    def _ready_to_train(self) -> bool:
+        """What is here by now stays. A Trainer collects garbage when it starts, and would look through all of it."""
+        import knowshift.training.sft  # noqa: F401 (what only plans or probes has no use for it)
+
+        gc.collect()
+        gc.freeze()
+        return True
+
+    def _train(self, cell: Cell) -> dict[str, Any]:
+        assert self._ready_to_train
+        tuned, record = content.tune(
+            self.base,
+            self._mastery_rows,
+            self._facts,
+            cell.key,
+            cell.settings,
+            name=f"tuned {cell.digest}",
+            report_to=self.config.training.report_to,
+        )
+        self._in_memory = (cell.digest, tuned)
+        return record
+
+    def _about(self, cell: Cell) -> dict[str, Any]:
+        return {**self.base.about(), "cell": cell.digest, "kind": cell.kind, **cell.key}
+
+    # The kinds of cells, by name.
+
+    def _mastery(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        size = self.config.mastery.facts_per_cell
+        members = probed_facts(self.source.facts, self.config)[cell.key["part"] * size : (cell.key["part"] + 1) * size]
+        record = content.mastery(self.base, [self.source.facts[index] for index in members], cell.settings)
+        record.write(folder / "mastery.parquet", self._about(cell))
+
+    def _base(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        found = content.base_answers(self.base, self._asked(cell), self._mastery_rows, self._facts, cell.settings)
+        for name, answers, about in found:
+            answers.write(folder / f"{name}.parquet", {**self._about(cell), **about})
+
+    def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        write_json(folder / "record.json", self._train(cell))
+        if self.config.keep_checkpoints:
+            (folder / "model").mkdir()
+            save_model(self._tuned_model(unit), folder / "model")
+
+    def _evaluation(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        answers = evaluate(self._tuned_model(unit), self._asked(cell), self._levels)
+        answers.write(folder / "answers.parquet", self._about(cell))
+
+    def _token_shift(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        shifts = token_shift(self.base, self._tuned_model(unit), self._shift_items(cell))
+        shifts.write(folder / "token_shift.parquet", self._about(cell))
+
+    def _weight_change(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        change = content.weight_change(self.base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)
+        write_json(folder / "change.json", change.to_json())
+
+    def _restoration(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        counts: dict[str, dict[str, int]] = {}
+        eligible = 0
+        for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
+            self.base_weights, self._tuned_model(unit), self._asked(cell), self._levels, cell.key, cell.settings
+        ):
+            name = fraction_name(fraction)
+            about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}
+            answers.write(folder / f"answers-{criterion}-{name}.parquet", about)
+            counts.setdefault(criterion, {})[name] = count
+        write_json(folder / "restored.json", {"eligible": eligible, "criteria": counts})

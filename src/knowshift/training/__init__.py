@@ -1,0 +1,1 @@
+"""Drawing training sets and training on them. Evaluation and studies stay out."""

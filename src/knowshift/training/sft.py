@@ -1,0 +1,166 @@
+"""Supervised fine-tuning as in the paper (2.2): TRL's SFTTrainer, full parameters, the loss on the answer."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from datasets import Dataset
+from datasets.utils.logging import disable_progress_bar
+from transformers import PrinterCallback
+from trl import SFTConfig, SFTTrainer
+from trl.trainer import utils as trl_utils
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
+from knowshift.models.loading import LoadedModel
+from knowshift.models.saving import unchanged
+from knowshift.training.guard import BETAS, TrainingGuard
+from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
+from knowshift.training.precision import check_trainable
+
+# transformers 5.2x renamed the option and warns at the old name.
+_NAMES = {field.name for field in fields(SFTConfig)}
+_CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """The paper's settings; the learning rate is 1e-5 there, and larger for pocket models."""
+
+    learning_rate: float = 1e-5
+    batch_size: int = 8
+    epochs: int = 1
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    bfloat16: bool = False  # autocast over float32 weights
+    gradient_checkpointing: bool = False
+    shared_prefix: bool = False  # every batch as one row (knowshift.training.one_row): the same gradients, fewer tokens
+    report_to: str = "none"  # passed on to the Trainer: trackio, wandb, tensorboard, mlflow
+
+    def as_record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str, list[int]]:
+    """Token ids of prompt + target + EOS, and a mask that is 1 where the loss is taken (target and EOS).
+
+    The prompt's ids are those that the model is asked with at evaluation; for the target's see
+    :meth:`knowshift.models.prompts.PromptEncoder.example`.
+
+    Raises:
+        InputError: the example does not fit into the model's context, or it has a token that the model has no row for.
+    """
+    ids, start = loaded.encoder.example(tuning_prompt(question), tuning_target(answer))
+    return {"input_ids": ids, "completion_mask": [int(i >= start) for i in range(len(ids))]}
+
+
+def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe, *, seed: int) -> dict[str, Any]:
+    """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
+
+    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is taken back.
+
+    Returns:
+        ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
+        step), ``load_dtype`` and ``compute_dtype``.
+
+    Raises:
+        InputError: no facts, a float16 model, ``shared_prefix`` for a model that cannot take it, or a training that
+            failed (:class:`~knowshift.training.guard.TrainingGuard`), whose weights are of no use.
+    """
+    if not facts:
+        raise InputError("no training facts")
+    check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
+    disable_progress_bar()
+    examples = [encode_example(loaded, fact.question, fact.answer) for fact in facts]
+    # Padding is masked, so any id will do that has an embedding; a pad token often has none.
+    pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
+    collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad if pad in loaded.vocabulary.usable else end)
+    if recipe.shared_prefix:
+        collator = OneRow(str(loaded.model.config._attn_implementation), loaded.model.dtype)
+        check_same_loss(loaded.model, [_labelled(example) for example in examples[: recipe.batch_size]], collator)
+    on_cpu = loaded.device.split(":")[0] == "cpu"
+    guard = TrainingGuard(loaded.model, loaded.name, weight_decay=recipe.weight_decay)
+    with unchanged(loaded.model), tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
+        trainer = SFTTrainer(
+            model=loaded.model,
+            processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
+            callbacks=[guard],
+            train_dataset=Dataset.from_list(examples),
+            data_collator=collator,
+            args=SFTConfig(
+                output_dir=scratch,
+                learning_rate=recipe.learning_rate,
+                per_device_train_batch_size=recipe.batch_size,
+                num_train_epochs=recipe.epochs,
+                lr_scheduler_type=recipe.schedule,
+                weight_decay=recipe.weight_decay,
+                optim="adamw_torch_fused",
+                adam_beta1=BETAS[0],
+                adam_beta2=BETAS[1],
+                bf16=recipe.bfloat16,
+                **{_CHECKPOINTING: recipe.gradient_checkpointing},
+                max_length=None,  # nothing is cut: a cut answer would be a wrong answer
+                packing=False,
+                completion_only_loss=True,
+                save_strategy="no",
+                logging_strategy="steps",
+                logging_steps=1,  # the guard looks at every step
+                logging_nan_inf_filter=False,  # it would show the mean of earlier losses instead
+                disable_tqdm=True,
+                report_to=recipe.report_to,
+                use_cpu=on_cpu,
+                dataloader_pin_memory=not on_cpu,
+                seed=seed,
+                data_seed=seed,
+                log_level="error",
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
+        try:
+            with _answers_only(on_cpu):
+                trainer.train()
+        finally:
+            if recipe.gradient_checkpointing:
+                getattr(loaded.model, _CHECKPOINTING + "_disable")()
+                loaded.model.disable_input_require_grads()
+            loaded.model.eval()
+        guard.check()
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        final = next(entry for entry in reversed(trainer.state.log_history) if "train_loss" in entry)
+    return {
+        "steps": int(trainer.state.global_step),
+        "train_loss": float(final["train_loss"]),
+        "losses": losses,
+        "load_dtype": loaded.dtype,
+        "compute_dtype": "bfloat16" if recipe.bfloat16 else str(loaded.model.dtype).removeprefix("torch."),
+    }
+
+
+def _labelled(example: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The example as TRL hands it to a collator."""
+    ids, mask = example["input_ids"], example["completion_mask"]
+    return {"input_ids": ids, "labels": [token if scored else IGNORED for token, scored in zip(ids, mask, strict=True)]}
+
+
+@contextmanager
+def _answers_only(on_cpu: bool) -> Iterator[None]:
+    """Let TRL compute logits only where there is a loss, as it does on GPUs; on a CPU it computes them everywhere.
+
+    The same loss for a fifth less time of a small model's step. A TRL that is built otherwise is left as it is.
+    """
+    name = "_use_triton"  # in this module it decides only which positions are scored
+    before = getattr(trl_utils, name, None)
+    if not on_cpu or before is None:
+        yield
+        return
+    setattr(trl_utils, name, lambda device: True)
+    try:
+        yield
+    finally:
+        setattr(trl_utils, name, before)

@@ -1,0 +1,240 @@
+"""Every input of a cell is in its digest: each field of a configuration, facts, model, packages, key and version."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from knowshift.facts.fact import Fact
+from knowshift.files import digest
+from knowshift.probing.run import facts_digest
+from knowshift.studies import content
+from knowshift.studies import plan as cells
+from knowshift.studies.config import StudyConfig
+from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, PACKAGES, Plan, make_plan
+from knowshift.training.draws import draw_training_set
+
+FACTS = tuple(
+    Fact(
+        f"f{i}",
+        f"r{i % 3}",
+        "train" if i < 9 else "test",
+        "in_domain",
+        f"S{i}",
+        f"Q{i}",
+        f"A{i}",
+        prompts=(f"S{i} is",),
+    )
+    for i in range(15)
+)
+
+#: Another value of every field of a configuration, from that of ``SMALL``.
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "model": "a model",
+    "facts": "some facts",
+    "levels": [0, 1],
+    "sizes": [2, 4],
+    "draws": 2,
+    "mastery": {"facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
+}
+OTHER: dict[str, Any] = {
+    "name": "other",
+    "model": "another model",
+    "facts": "other facts",
+    "revision": "main",
+    "base": "a base",
+    "base_revision": "main",
+    "dtype": "bfloat16",
+    "device": "cuda",
+    "threads": 2,
+    "seed": 1,
+    "levels": [0, 2],
+    "sizes": [2, 3, 4],
+    "draws": 3,
+    "control_rate": 0.5,
+    "control_draws": 1,
+    "keep_checkpoints": False,
+    "mastery.draws_per_prompt": 11,
+    "mastery.temperature": 0.8,
+    "mastery.max_new_tokens": 33,
+    "mastery.stopping": "exact",
+    "mastery.train_facts": 7,
+    "mastery.test_facts": 4,
+    "mastery.facts_per_cell": 5,
+    "training.learning_rate": 2e-5,
+    "training.batch_size": 9,
+    "training.epochs": 2,
+    "training.schedule": "linear",
+    "training.bfloat16": True,
+    "training.gradient_checkpointing": True,
+    "training.shared_prefix": True,
+    "training.report_to": "wandb",
+    "evaluation.facts_per_level": 3,
+    "evaluation.few_shot": 5,
+    "restoration.fractions": [0.01],
+    "restoration.criteria": ["random", "relative"],
+    "restoration.region": "mlp",
+    "restoration.sizes": [2, 4],
+}
+
+#: Of the fields that are no setting of a cell, those that say which facts are probed change every cell; those that say
+#: which cells there are leave the cells that stay as they were; the others change nothing.
+PROBED = {"mastery.train_facts", "mastery.test_facts", "mastery.facts_per_cell"}
+WHICH = {
+    *("levels", "sizes", "draws", "control_rate", "control_draws"),
+    *("training.learning_rate", "restoration.sizes"),
+}
+
+
+def _leaves(model: type[BaseModel] = StudyConfig, before: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, f"{name}.")
+        else:
+            yield before + name
+
+
+def _config(field: str | None = None) -> StudyConfig:
+    record = StudyConfig.model_validate(SMALL).as_record()
+    if field is not None:
+        section, _, name = field.rpartition(".")
+        (record[section] if section else record)[name] = OTHER[field]
+    return StudyConfig.model_validate(record)
+
+
+def _plan(config: StudyConfig, facts: tuple[Fact, ...] = FACTS, told: str = "facts", model: str = "model") -> Plan:
+    return make_plan(config, facts, told, model)
+
+
+def _digests(plan: Plan) -> dict[tuple[str, str], str]:
+    found = {(cell.kind, json.dumps(cell.key, sort_keys=True)): cell.digest for cell in plan.cells}
+    assert len(found) == len(plan.cells) == len(set(found.values()))
+    return found
+
+
+def _kinds_that_depend_on(field: str) -> set[str]:
+    if field in EVERYWHERE:
+        return set(CONTENT)
+    kinds = {kind for kind, what in CONTENT.items() if field in what.fields}
+    while more := {kind for kind, what in CONTENT.items() if kinds & {*what.earlier}} - kinds:
+        kinds |= more
+    return kinds
+
+
+def test_every_field_is_declared_once_or_is_harmless_with_a_reason() -> None:
+    declared = {field for what in CONTENT.values() for field in what.fields}
+    leaves = list(_leaves())
+    assert sorted(leaves) == sorted([*declared, *EVERYWHERE, *HARMLESS])
+    assert set(OTHER) == set(leaves)
+    assert all(HARMLESS.values())
+
+
+@pytest.mark.parametrize("field", sorted(_leaves()))
+def test_a_field_changes_the_digests_of_what_depends_on_it_and_no_others(field: str) -> None:
+    before, after = _digests(_plan(_config())), _digests(_plan(_config(field)))
+    stayed = {where for where in before if after.get(where) == before[where]}
+    changed = {where[0] for where in before if where in after and where not in stayed}
+    if field in PROBED:
+        assert not set(before.values()) & set(after.values())
+    elif field in WHICH:
+        assert set(before) != set(after)
+        assert not changed
+    else:
+        assert set(before) == set(after)
+        assert changed == (set() if field in HARMLESS else _kinds_that_depend_on(field))
+        assert {kind for kind, _ in stayed} == set(CONTENT) - changed
+
+
+def test_model_facts_prompts_packages_and_version_change_every_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = _config()
+    before = set(_digests(_plan(config)).values())
+    prompted = tuple(replace(fact, prompts=(f"{fact.subject} was",)) for fact in FACTS)
+    others = [_plan(config, told="others"), _plan(config, model="another"), _plan(config, prompted)]
+    for plan in others:
+        assert not before & set(_digests(plan).values())
+    version = importlib.metadata.version
+    for package in PACKAGES:
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.metadata, "version", lambda name, p=package: "0" if name == p else version(name))
+            assert not before & set(_digests(_plan(config)).values()), package
+    monkeypatch.setattr(cells, "CONTENT_VERSION", cells.CONTENT_VERSION + 1)
+    assert not before & set(_digests(_plan(config)).values())
+
+
+def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:
+    for cell in _plan(_config()).cells:
+        assert tuple(cell.settings) == CONTENT[cell.kind].fields
+        assert set(cell.inputs["earlier"]) == set(CONTENT[cell.kind].earlier)
+
+
+def test_the_digest_of_a_mastery_runs_facts_is_over_all_that_its_record_holds() -> None:
+    """A record with another split, domain, relation or exposures is another run's."""
+    other: dict[str, Any] = {
+        "id": "other",
+        "relation": "P19",
+        "split": "test",
+        "domain": "out_of_domain",
+        "answer": "another",
+        "aliases": ("alias",),
+        "exposures": 3,
+        "prompts": ("S0 was",),
+    }
+    asked_by_prompts_alone = {"subject", "question"}
+    assert {field.name for field in fields(Fact)} == set(other) | asked_by_prompts_alone
+    before = facts_digest(FACTS)
+    for name, value in other.items():
+        assert facts_digest([replace(FACTS[0], **{name: value}), *FACTS[1:]]) != before, name
+    assert facts_digest([FACTS[1], FACTS[0], *FACTS[2:]]) != before
+
+
+def _golden() -> dict[str, str]:
+    """Content that chance decides, where no processor's last digits come in: what is drawn, asked and paired."""
+    rows = [
+        {"fact": fact.id, "relation": fact.relation, "split": fact.split, "domain": fact.domain, "level": 4}
+        for fact in FACTS
+    ]
+    facts = {fact.id: fact for fact in FACTS}
+    asked = content.asked_facts(rows, facts, {"seed": 3, "evaluation.facts_per_level": 4})
+    relations = {fact.id: fact.relation for fact in FACTS}
+    drawn = draw_training_set(dict.fromkeys(relations, 4), relations, level=4, size=6, draw=1, seed=3)
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()
+    change = 0.01 * torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()
+    tuned = torch.nn.Linear(16, 16, bias=False)
+    tuned.weight = torch.nn.Parameter(weight + change)
+    null = content.weight_change({"weight": weight}, tuned, "a digest", {"seed": 3, "restoration.region": "all"}).null
+    shares = {f: round(share, 6) for f, share in null["relative"].items() if share is not None}
+    probed = cells.probed_facts(FACTS, _config())
+    return {
+        "probed": digest(probed),
+        "asked": digest([fact.id for fact in asked]),
+        "drawn": digest(drawn),
+        "seeds": digest([content.seed_of(3, "training", 4, 1), content.seed_of(3, "restore", 4, 6, 1)]),
+        "null": digest(shares),
+    }
+
+
+#: Content by version. Content that changes for equal inputs needs a version of its own: raise CONTENT_VERSION and add
+#: a line here, so that no cell of an earlier version is taken for one of this.
+GOLDEN: dict[int, dict[str, str]] = {
+    3: {
+        "probed": "b00ce82108ef40d2",
+        "asked": "ec83cccf8334c160",
+        "drawn": "d72de52e6b8ea131",
+        "seeds": "73549d88441245c9",
+        "null": "ce8a12be5359de4d",
+    },
+}
+
+
+def test_content_that_changes_demands_another_version() -> None:
+    assert max(GOLDEN) == cells.CONTENT_VERSION
+    assert _golden() == GOLDEN[cells.CONTENT_VERSION]

@@ -1,0 +1,298 @@
+"""What the cells of a small study hold, each computed again from checkpoints and records by its stage alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from knowshift.errors import InputError
+from knowshift.evaluation import evaluate, few_shot, plain_question
+from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
+from knowshift.facts.sources.load import load_facts
+from knowshift.files import write_json
+from knowshift.models.loading import LoadedModel, load_model
+from knowshift.models.sampling.session import greedy
+from knowshift.parameters.change import measure_change
+from knowshift.parameters.restore import RestorationSweep
+from knowshift.parameters.selection.select import exact_count
+from knowshift.probing import measure_mastery
+from knowshift.probing.measure import columns_of
+from knowshift.records import MASTERY, read_about, write_table
+from knowshift.reports.evidence.run_folder import open_run, read_answers
+from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
+from knowshift.studies.plan import Cell, Plan, make_plan
+from knowshift.studies.run import plan_of, run_study
+from knowshift.studies.work import Worker
+from knowshift.token_shift import select_items, token_shift
+from knowshift.training.draws import draw_training_set
+from knowshift.training.sft import TrainingRecipe, finetune
+
+SEED, RATE = 11, 2e-2
+#: Two that a short form of writing would take for one, and one that it would write with an exponent.
+FRACTIONS = (1e-05, 0.2000001, 0.2000002, 0.7)
+CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
+
+CONFIG = f"""
+name: values
+model: MODEL
+facts: FACTS
+levels: [0]
+sizes: [2, 4]
+draws: 2
+seed: {SEED}
+control_rate: 0.25
+mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
+training: {{learning_rate: {RATE}, batch_size: 2}}
+evaluation: {{facts_per_level: 3, few_shot: 2}}
+restoration: {{fractions: {list(FRACTIONS)}, criteria: [{", ".join(RESTORED_BY)}]}}
+"""
+
+
+def _seed(*parts: object) -> int:
+    """The seed of these parts, by hand."""
+    text = json.dumps([str(part) for part in parts], separators=(",", ":"))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % 2**31
+
+
+@dataclass(frozen=True)
+class Study:
+    run: Path
+    config: StudyConfig
+    plan: Plan
+    facts: dict[str, Fact]
+    levels: dict[str, int]
+    base_folder: str
+
+    def base(self) -> LoadedModel:
+        return load_model(self.base_folder)
+
+    def base_weights(self) -> dict[str, torch.Tensor]:
+        return {name: weight.detach() for name, weight in self.base().model.named_parameters()}
+
+    def units(self) -> Iterator[tuple[dict[str, Any], dict[str, Cell]]]:
+        for unit in self.plan.tuned[1:]:
+            yield unit.cells[0].key, {cell.kind: cell for cell in unit.cells}
+
+    def tuned(self, cell: Cell) -> LoadedModel:
+        return load_model(str(cell.folder(self.run) / "model"))
+
+    def read(self, cell: Cell, name: str) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = pq.read_table(cell.folder(self.run) / name).to_pydict()
+        return columns
+
+    def asked(self) -> list[Fact]:
+        """The facts asked, as the base model's record tells them."""
+        return [self.facts[fact] for fact in self.read(self.plan.tuned[0].cells[0], "answers.parquet")["fact"]]
+
+
+@pytest.fixture(scope="module")
+def study(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A whole study on 24 facts; their levels are planted, their answers are what the base model says."""
+    folder = tmp_path_factory.mktemp("values")
+    world, base = load_facts(f"world:{small_world}").facts, load_model(str(small_world))
+    train = [fact for fact in world if fact.split == "train"][::5][:10]
+    test = [f for d in ("in_domain", "out_of_domain") for f in world if f.split == "test" and f.domain == d]
+    test = [
+        *[f for f in test if f.domain == "in_domain"][::4][:7],
+        *[f for f in test if f.domain != "in_domain"][::6][:7],
+    ]
+    chosen = [replace(fact, prompts=completion_prompts(fact)[:2]) for fact in (*train, *test)]
+    said = greedy(base, [fact.prompts[1] for fact in chosen], max_new_tokens=4)
+    rows = []
+    for fact, text in zip(chosen, said, strict=True):
+        word = re.match(r"\s*(\w+)", text)
+        answer = word[1] if word else fact.answer
+        rows.append(
+            {name: getattr(fact, name) for name in ("id", "relation", "split", "domain", "subject", "question")}
+        )
+        rows[-1] |= {"answer": answer, "prompts": list(fact.prompts)}
+    table = folder / "facts.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = parse_config(CONFIG.replace("MODEL", str(small_world)).replace("FACTS", str(table)), "values")
+    plan, _ = plan_of(config)
+    facts = load_facts(str(table)).facts
+    levels: dict[str, int] = {}
+    for split in ("train", "test"):
+        for number, fact in enumerate(f for f in facts if f.split == split):
+            levels[fact.id] = 4 if number % 3 == 0 or (split == "test" and number % 3 == 1) else 0
+    for part, unit in enumerate(plan.probes):
+        cell = unit.cells[0]
+        members = facts[11 * part : 11 * part + 11]
+        columns = columns_of(members, [[0, 2] if levels[f.id] else [0, 0] for f in members], [[2, 2]] * len(members))
+        columns["level"] = [levels[fact.id] for fact in members]
+        write_table(cell.folder(folder / "run") / "mastery.parquet", MASTERY, columns, {})
+    write_json(folder / "run" / "manifest.json", {"config": config.as_record()})
+    run_study(config, folder / "run", executor="here")
+    return Study(folder / "run", config, plan, {f.id: f for f in facts}, levels, str(small_world))
+
+
+def test_mastery_is_measured_with_the_settings_of_the_config(study: Study, tmp_path: Path) -> None:
+    worker = Worker(tmp_path / "run", study.config)
+    facts = list(study.facts.values())
+    for part, unit in enumerate(study.plan.probes):
+        worker.do(unit)
+        expected = measure_mastery(
+            study.base(),
+            facts[11 * part : 11 * part + 11],
+            draws_per_prompt=2,
+            temperature=0.9,
+            max_new_tokens=3,
+            seed=SEED,
+        ).columns
+        found = pq.read_table(unit.cells[0].folder(tmp_path / "run") / "mastery.parquet").to_pydict()
+        assert found == expected
+        assert sum(found["hits"]) > 0
+
+
+def test_the_base_model_is_asked_three_ways(study: Study) -> None:
+    cell, base = study.plan.tuned[0].cells[0], study.base()
+    asked = study.asked()
+    for domain in ("in_domain", "out_of_domain"):
+        counts = [sum(f.domain == domain and study.levels[f.id] == level for f in asked) for level in (0, 4)]
+        assert counts == [2, 3]  # of 2 and 5
+    about = read_about(cell.folder(study.run) / "answers_few_shot.parquet", "answers")
+    assert about["shown"] == 2
+    examples = [f for f in study.facts.values() if f.split == "train" and f.question in about["prompt"]]
+    assert [study.levels[fact.id] for fact in examples] == [4, 4]
+    forms = {
+        "answers": evaluate(base, asked, study.levels, ask=tuning_prompt),
+        "answers_plain": evaluate(base, asked, study.levels, ask=plain_question),
+        "answers_few_shot": evaluate(base, asked, study.levels, ask=few_shot(examples), first_line=True),
+    }
+    for name, answers in forms.items():
+        assert study.read(cell, f"{name}.parquet") == answers.columns
+    assert len({tuple(answers.columns["text"]) for answers in forms.values()}) == 3
+
+
+def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(study: Study) -> None:
+    train = [fact for fact in study.facts.values() if fact.split == "train"]
+    drawn: dict[tuple[int, int], list[str]] = {}
+    for key, cells in study.units():
+        record = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())
+        members = draw_training_set(
+            {fact.id: study.levels[fact.id] for fact in train},
+            {fact.id: fact.relation for fact in train},
+            level=0,
+            size=key["size"],
+            draw=key["draw"],
+            seed=SEED,
+        )
+        assert record["facts"] == members
+        drawn[key["size"], key["draw"]] = members
+        assert key["learning_rate"] == (RATE / 4 if key["control"] else RATE)
+        model = study.base()
+        recipe = TrainingRecipe(learning_rate=RATE / 4 if key["control"] else RATE, batch_size=2)
+        again = finetune(model, [study.facts[f] for f in members], recipe, seed=_seed(SEED, "training", 0, key["draw"]))
+        assert {name: record[name] for name in again} == again
+        held = dict(study.tuned(cells["tuned"]).model.named_parameters())
+        assert all(torch.equal(weight, held[name]) for name, weight in model.model.named_parameters())
+    assert drawn[4, 0] != drawn[4, 1]
+    assert drawn[2, 1] == drawn[4, 1][:2]
+
+
+def test_the_tuned_model_answers_and_not_the_base(study: Study) -> None:
+    base = study.read(study.plan.tuned[0].cells[0], "answers.parquet")
+    for _, cells in study.units():
+        found = study.read(cells["evaluation"], "answers.parquet")
+        assert found == evaluate(study.tuned(cells["tuned"]), study.asked(), study.levels).columns
+        assert found["text"] != base["text"]
+
+
+def test_token_shift_reads_the_base_with_completions_and_the_tuned_model_with_questions(study: Study) -> None:
+    base = study.base()
+    known = [fact for fact in study.asked() if study.levels[fact.id] == 4]
+    items = select_items(base, known, {fact.relation: 1 for fact in known})  # the prompt that the planted hits prefer
+    for _, cells in study.units():
+        found, tuned = study.read(cells["token_shift"], "token_shift.parquet"), study.tuned(cells["tuned"])
+        assert found == token_shift(base, tuned, items).columns
+        scored = [number for number, value in enumerate(found["kl"]) if value is not None]
+        assert len(scored) >= 3
+        for number in scored:
+            assert found["kl"][number] > 0
+            fact = study.facts[found["fact"][number]]
+            for model, prompt, column in (
+                (base, fact.prompts[1], "base_logits"),
+                (tuned, tuning_prompt(fact.question), "tuned_logits"),
+            ):
+                ids = torch.tensor([list(model.encoder.prompts([prompt])[0])])
+                with torch.no_grad():
+                    logits = model.model(input_ids=ids).logits[0, -1]
+                assert found[column][number] == pytest.approx(logits[found["ids"][number]].tolist(), abs=1e-3)
+
+
+def test_weights_are_compared_with_the_base_and_a_null_of_the_cells_own_seed(study: Study) -> None:
+    base, nulls = study.base_weights(), []
+    for _, cells in study.units():
+        cell = cells["weight_change"]
+        found = json.loads((cell.folder(study.run) / "change.json").read_text())
+        tuned = study.tuned(cells["tuned"]).model
+        again = measure_change(base, tuned, CONCENTRATION, seed=_seed(SEED, "null", cell.digest), region="layers")
+        assert found == json.loads(json.dumps(again.to_json()))
+        name = "model.layers.0.mlp.up_proj.weight"
+        moved = (tuned.get_parameter(name).detach() - base[name]).abs().double().sum()
+        (told,) = (tensor for tensor in found["tensors"] if tensor["name"] == name)
+        assert told["absolute_sum"] == pytest.approx(float(moved))
+        nulls.append(found["null"]["relative"]["0.01"])
+    assert len(set(nulls)) == len(nulls)
+
+
+def test_every_method_restores_and_its_answers_belong_to_its_fraction(study: Study) -> None:
+    base, differing = study.base_weights(), 0
+    restored = [(key, cells) for key, cells in study.units() if "restoration" in cells]
+    assert [key["size"] for key, _ in restored] == [4, 4]
+    for key, cells in restored:
+        folder, asked = cells["restoration"].folder(study.run), study.asked()
+        record = json.loads((folder / "restored.json").read_text())
+        assert len(list(folder.glob("answers-*.parquet"))) == len(FRACTIONS) * len(RESTORED_BY)
+        tuned = study.tuned(cells["tuned"])
+        for criterion in RESTORED_BY:
+            seed = _seed(SEED, "restore", 0, 4, key["draw"])
+            texts = set()
+            for fraction in FRACTIONS:
+                sweep = RestorationSweep(tuned.model, base, criterion=criterion, seed=seed)
+                ((_, count),) = sweep.run([fraction])
+                file = f"answers-{criterion}-{fraction!r}.parquet"
+                found = study.read(cells["restoration"], file)
+                assert found == evaluate(tuned, asked, study.levels).columns, file
+                about = read_about(folder / file, "answers")
+                assert (about["criterion"], about["fraction"]) == (criterion, fraction)
+                assert about["restored"] == record["criteria"][criterion][repr(fraction)] == count
+                if criterion in ("relative", "random", "magnitude"):
+                    assert count == exact_count(fraction, record["eligible"])
+                texts.add(tuple(found["text"]))
+                sweep.undo()
+            differing += len(texts) > 1
+    assert differing > len(RESTORED_BY) // 2  # of twice as many: what stood under another fraction would be seen
+
+
+def test_the_report_reads_every_restored_answer(study: Study) -> None:
+    columns = read_answers(open_run(study.run)).columns
+    found = {(c.criterion, c.fraction, c.draw) for c in columns if c.criterion}
+    assert found == {(c, f, d) for c in RESTORED_BY for f in FRACTIONS for d in (0, 1)}
+
+
+@pytest.mark.parametrize("fraction", ["", "-1.2.3", "-0.20", "-.2", "-1e-5", "-1."])
+def test_an_answer_file_that_the_report_cannot_place_is_refused(study: Study, fraction: str) -> None:
+    cell = next(cells["restoration"] for _, cells in study.units() if "restoration" in cells)
+    odd = cell.folder(study.run) / f"answers-relative{fraction}.parquet"
+    odd.touch()
+    try:
+        with pytest.raises(InputError, match=r"answers-relative.*\.parquet: expected answers-CRITERION-FRACTION"):
+            read_answers(open_run(study.run))
+    finally:
+        odd.unlink()
+
+
+def test_the_plan_of_a_study_is_the_workers(study: Study) -> None:
+    source = load_facts(study.config.facts)
+    again = make_plan(study.config, source.facts, source.digest(), study.base().identity)
+    assert [cell.digest for cell in again.cells] == [cell.digest for cell in study.plan.cells]

@@ -1,0 +1,310 @@
+"""Every table of the report once more, from a run folder's records and the formulas of docs/measures.md.
+
+A table is the columns that name a row, then the others (in the file they may stand elsewhere). Labels are texts, counts
+whole numbers, everything else a float, and what is missing is NaN.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from golden_records import BASE, DOMAINS, NAN, Interval, Model, Records, Scored, holm, mean_interval, mean_of
+
+PUBLISHED = Path(__file__).parents[2] / "src" / "knowshift" / "reports" / "published"
+SETTING = ("level", "size", "learning_rate", "control")
+ONE_DRAW = ("level", "size", "draw", "learning_rate", "control")
+COUNTED = ("facts", "correct", "accuracy", "word_correct", "word_accuracy", "empty_rate")
+
+
+class Golden(NamedTuple):
+    columns: tuple[str, ...]
+    key: int  # the first so many columns name a row
+    rows: list[tuple[Any, ...]]
+
+
+def setting(model: Model) -> tuple[str, ...]:
+    return str(model.level), str(model.size), format(model.rate, "g"), model.control
+
+
+def one_draw(model: Model, draw: int) -> tuple[str, ...]:
+    level, size, rate, control = setting(model)
+    return level, size, str(draw), rate, control
+
+
+def within(interval: Interval, low: float = -math.inf, high: float = math.inf) -> tuple[float, ...]:
+    """Value and ends, cut where the quantity cannot go."""
+    ends = (interval.low, interval.high)
+    return interval.value, *(end if math.isnan(end) else float(min(max(end, low), high)) for end in ends)
+
+
+def mastery(records: Records) -> Golden:
+    rows = []
+    for split in ("train", "test"):
+        for domain in DOMAINS:
+            levels = [r["level"] for r in records.mastery if (r["split"], r["domain"]) == (split, domain)]
+            for level in range(5) if levels else ():
+                rows.append((split, domain, str(level), levels.count(level), levels.count(level) / len(levels)))
+    return Golden(("split", "domain", "level", "facts", "share"), 3, rows)
+
+
+#: docs/report.md does not list the bins; these are the ones that the default world's exposures are shown in.
+BINS = {
+    "never": (0,),
+    "1": (1,),
+    "2": (2,),
+    "3-4": (3, 4),
+    "5-7": (5, 6, 7),
+    "8-12": range(8, 13),
+    "13-20": range(13, 21),
+    "21-50": range(21, 51),
+    ">50": range(51, 10**6),
+}
+
+
+def exposures(records: Records) -> Golden:
+    rows = []
+    for name, times in BINS.items():
+        inside = [r for r in records.mastery if r["exposures"] in times]
+        # R = hits / draws and its level, from the counts of the single prompts.
+        drawn = [sum(r["prompt_draws"]) for r in inside]
+        hits = [sum(r["prompt_hits"]) for r in inside]
+        levels = [
+            0 if h == 0 else next(k for k in (1, 2, 3, 4) if 4 * h <= k * n) for h, n in zip(hits, drawn, strict=True)
+        ]
+        mean = mean_interval([h / n for h, n in zip(hits, drawn, strict=True)])
+        shares = [levels.count(level) / len(levels) if levels else NAN for level in range(5)]
+        rows.append((name, len(inside), *within(mean, 0, 1), *shares))
+    shares_named = tuple(f"share_level_{level}" for level in range(5))
+    return Golden(("exposures", "facts", "mean_rate", "low", "high", *shares_named), 1, rows)
+
+
+def counted(records: Records, model: Model, draw: int) -> list[tuple[Any, ...]]:
+    """Domain, test level, then facts, hits and shares; in the row "mean" shares are the plain mean of the levels'."""
+    rows: list[tuple[Any, ...]] = []
+    facts, empty = records.substring.facts, records.empty[model, draw]
+    hits, words = (scored.values[model, draw] for scored in (records.substring, records.word))
+    for domain in DOMAINS:
+        by_level = [[i for i, f in enumerate(facts) if (f["domain"], f["level"]) == (domain, k)] for k in range(5)]
+        its = []
+        for level, inside in enumerate(by_level):
+            h, w = (int(sum(x[i] for i in inside)) for x in (hits, words))
+            e = mean_of(empty[i] for i in inside)
+            n = len(inside)
+            its.append((domain, str(level), n, h, h / n if n else NAN, w, w / n if n else NAN, e))
+        every = [i for inside in by_level for i in inside]
+        n, h, w = (sum(row[k] for row in its) for k in (2, 3, 5))
+        means = [mean_of(row[k] for row in its if row[2]) for k in (4, 6)]
+        rows += [*its, (domain, "mean", n, h, means[0], w, means[1], mean_of(empty[i] for i in every))]
+    return rows
+
+
+def base(records: Records) -> Golden:
+    rows = []
+    for prompt, model in BASE.items():
+        for domain, level, n, h, *rest in counted(records, model, 0):
+            low = high = NAN
+            if n and level != "mean":  # Wilson's interval: the rates that are 1.96 standard errors from h / n
+                z = statistics.NormalDist().inv_cdf(0.975)
+                centre, root = 2 * h + z * z, z * math.sqrt(z * z + 4 * h * (1 - h / n))
+                low, high = ((centre - root) / 2 / (n + z * z), (centre + root) / 2 / (n + z * z))
+            rows.append((prompt, domain, level, n, h, rest[0], max(low, 0.0), min(high, 1.0), *rest[1:]))
+    columns = ("prompt", "domain", "test_level", *COUNTED[:3], "low", "high", *COUNTED[3:])
+    return Golden(columns, 3, rows)
+
+
+def accuracy(records: Records) -> Golden:
+    rows = [
+        (*one_draw(model, draw), *row)
+        for model in records.tuned
+        for draw in records.substring.draws[model]
+        for row in counted(records, model, draw)
+    ]
+    return Golden((*ONE_DRAW, "domain", "test_level", *COUNTED), 7, rows)
+
+
+def accuracy_summary(records: Records) -> Golden:
+    rows = []
+    levels = sorted({m.level for m in records.tuned})
+    for model in records.tuned:
+        draws = records.substring.draws[model]
+        alike: list[tuple[Model, Model | None]] = [(model._replace(level=level), None) for level in levels]
+        singles = [counted(records, model, draw) for draw in draws]
+        for number, (domain, level, n, *_) in enumerate(singles[0]):
+            ours = [single[number] for single in singles]
+            where = (*setting(model), domain, level)
+            test_level = None if level == "mean" else int(level)
+
+            def mean(scored: Scored, m: Model = model, d: str = domain, k: int | None = test_level) -> Interval:
+                return scored.difference([(m, None)], scored.over([d], k), alike)  # noqa: B023
+
+            deviation = statistics.stdev(row[4] for row in ours) if n and len(draws) > 1 else NAN
+            rows.append(
+                (
+                    *(*where, len(draws), n, *within(mean(records.substring), 0, 1), deviation),
+                    *(*within(mean(records.word), 0, 1), mean_of(row[7] for row in ours)),
+                )
+            )
+    measured = ("draws", "facts", "accuracy", "low", "high", "deviation", "word_accuracy", "word_low", "word_high")
+    return Golden((*SETTING, "domain", "test_level", *measured, "empty_rate"), 6, rows)
+
+
+def controls(records: Records) -> Golden:
+    scored, rows = records.substring, []
+    for size in sorted({size for _, size in records.slow}):
+        both = {lv: (records.slow[lv, s], records.grid[lv, s]) for lv, s in sorted(records.slow) if s == size}
+        for name, levels in [*((str(lv), [lv]) for lv in both), *([("mean", list(both))] if len(both) > 1 else [])]:
+            pairs = [both[level] for level in levels]
+            for domain in DOMAINS:
+                over = scored.over([domain])
+                found = scored.difference(pairs, over, list(both.values()) if len(levels) == 1 else ())
+                means = [scored.difference([(pair[i], None) for pair in pairs], over).value for i in (1, 0)]
+                rates = [format(pairs[0][i].rate, "g") for i in (1, 0)]
+                head = (name, str(size), domain, found.draws, rates[0], means[0], rates[1], means[1])
+                rows.append((*head, *within(found), found.p))
+    columns = ("level", "size", "domain", "draws", "learning_rate", "accuracy", "control_learning_rate")
+    return Golden((*columns, "control_accuracy", "difference", "low", "high", "p"), 3, rows)
+
+
+def token_shift(records: Records) -> Golden:
+    rows = []
+    for (model, draw), shifts in records.shifts.items():
+        for domain in ("both", *DOMAINS):
+            kl = [row["kl"] for row in shifts if domain in ("both", row["domain"])]
+            scored = sorted(value for value in kl if value is not None)
+            middle = statistics.median(scored) if scored else NAN
+            counts = (len(kl), len(scored), len(kl) - len(scored))
+            rows.append((*one_draw(model, draw), domain, *counts, mean_of(scored), middle))
+    return Golden((*ONE_DRAW, "domain", "facts", "scored", "unscored", "kl_mean", "kl_median"), 6, rows)
+
+
+def token_shift_summary(records: Records) -> Golden:
+    rows, kl = [], records.kl
+    for model in sorted(kl.draws):
+        for domain in ("both", *DOMAINS):
+            domains = DOMAINS if domain == "both" else (domain,)
+            facts = sum(f["domain"] in domains for f in kl.facts)
+            mean = kl.difference([(model, None)], kl.pooled(domains))
+            rows.append((*setting(model), domain, len(kl.draws[model]), facts, *within(mean, 0)))
+    return Golden((*SETTING, "domain", "draws", "facts", "kl_mean", "low", "high"), 5, rows)
+
+
+def over_draws(records: Records, share: Callable[[dict[str, Any]], Any]) -> Iterable[tuple[Model, int, Interval]]:
+    """A share of every setting: over its draws that have one."""
+    for model in sorted({model for model, _ in records.changes}):
+        found = [share(record) for (m, _), record in records.changes.items() if m == model]
+        held = [value for value in found if value is not None]
+        yield model, len(held), mean_interval(held)
+
+
+def concentration(records: Records) -> Golden:
+    rows: list[tuple[Any, ...]] = []
+    for source, where in (("run", "concentration"), ("null", "null")):
+        for measure in ("relative", "absolute", "squared"):
+            for name in {name for record in records.changes.values() for name in record[where][measure]}:
+                for model, draws, mean in over_draws(records, lambda r: r[where][measure].get(name)):  # noqa: B023
+                    rows.append((source, *setting(model), measure, name, draws, *within(mean, 0, 1)))
+    paper: dict[tuple[str, str], list[float]] = {}
+    for row in _published("update_concentration"):
+        if row["model"] == "LLaMA-3-8B":
+            share = float(row["share_of_relative_change_percent"]) / 100
+            paper.setdefault((row["train_size"], row["top_fraction"]), []).append(share)
+    for (size, name), shares in paper.items():
+        rows.append(("LLaMA-3-8B", "mean", size, "1e-05", "", "relative", name, NAN, mean_of(shares), NAN, NAN))
+    return Golden(("source", *SETTING, "measure", "top_fraction", "draws", "share", "low", "high"), 7, rows)
+
+
+def places(records: Records, one: str) -> Golden:
+    rows: list[tuple[Any, ...]] = []
+    for name in {name for record in records.changes.values() for name in record[f"{one}s"]}:
+        for model, draws, mean in over_draws(records, lambda r: r[f"{one}s"].get(name)):  # noqa: B023
+            chance = next(r[f"{one}_weights"][name] for (m, _), r in records.changes.items() if m == model)
+            rows.append(("run", *setting(model), name, draws, *within(mean, 0, 1), chance))
+    for row in _published(f"redundancy_by_{one}"):
+        where = (row["model"], "", "", "1e-05", "", row[one])
+        rows.append((*where, NAN, float(row["share_percent"]) / 100, NAN, NAN, NAN))
+    return Golden(("source", *SETTING, one, "draws", "share", "low", "high", "share_of_weights"), 6, rows)
+
+
+def restoration(records: Records) -> Golden:
+    rows = []
+    for model in records.restored:
+        tuned = model.put_back("", 0.0)
+        for draw in records.substring.draws[model]:
+            told, name = records.put_back[tuned, draw], _name(model.fraction)
+            counts = (told["criteria"][model.criterion].get(name, NAN), told["eligible"])
+            for domain, level, *rest in counted(records, model, draw):
+                where = (*one_draw(tuned, draw), model.criterion, name, domain, level)
+                rows.append((*where, *counts, *rest))
+    columns = (*ONE_DRAW, "criterion", "fraction", "domain", "test_level", "restored", "eligible", *COUNTED)
+    return Golden(columns, 9, rows)
+
+
+def restoration_summary(records: Records) -> Golden:
+    rows: list[tuple[Any, ...]] = []
+    tuned = sorted({model.put_back("", 0.0) for model in records.restored})
+    for grid in sorted({model[1:4] for model in tuned}):
+        alike = [model for model in tuned if model[1:4] == grid]
+        for criterion in sorted({model.criterion for model in records.restored}):
+            for domain in DOMAINS:
+                fractions = records.fractions(criterion)
+                for batch in (
+                    [compared(records, [m], alike, criterion, f, domain) for m in alike for f in fractions],
+                    [compared(records, alike, [], criterion, f, domain) for f in fractions],
+                ):
+                    found = [row for row in batch if row]
+                    adjusted = holm([row[14] for row in found])
+                    rows += [(*row[:15], p, *row[15:]) for row, p in zip(found, adjusted, strict=True)]
+    measured = ("draws", "accuracy", "low", "high", "difference", "difference_low", "difference_high", "p", "p_holm")
+    versus = ("minus_random", "minus_random_low", "minus_random_high", "minus_random_p")
+    return Golden((*SETTING, "criterion", "fraction", "domain", *measured, *versus), 7, rows)
+
+
+def compared(
+    records: Records, models: Sequence[Model], peers: Sequence[Model], criterion: str, fraction: float, domain: str
+) -> tuple[Any, ...]:
+    """A row without Holm's p; the noise of draws is pooled over ``peers``. Empty where none was restored so."""
+    scored = records.substring
+    if not any(model.put_back(criterion, fraction) in scored.draws for model in models):
+        return ()
+
+    def against(other: Callable[[Model], Model | None]) -> Interval:
+        pairs, alike = ([(m.put_back(criterion, fraction), other(m)) for m in its] for its in (models, peers))
+        return scored.difference(pairs, scored.over([domain]), alike)
+
+    alone, difference = against(lambda model: None), against(lambda model: model)
+    versus = Interval() if criterion == "random" else against(lambda model: model.put_back("random", fraction))
+    level, *rest = setting(models[0])
+    where = (level if peers else "mean", *rest, criterion, _name(fraction), domain)
+    found = (difference.draws, *within(alone, 0, 1), *within(difference), difference.p)
+    return (*where, *found, *within(versus), versus.p)
+
+
+TABLES: dict[str, Callable[[Records], Golden]] = {
+    "mastery": mastery,
+    "exposures": exposures,
+    "base": base,
+    "accuracy": accuracy,
+    "accuracy_summary": accuracy_summary,
+    "controls": controls,
+    "token_shift": token_shift,
+    "token_shift_summary": token_shift_summary,
+    "concentration": concentration,
+    "layers": lambda records: places(records, "layer"),
+    "modules": lambda records: places(records, "module"),
+    "restoration": restoration,
+    "restoration_summary": restoration_summary,
+}
+
+
+def _name(fraction: float) -> str:
+    return f"{fraction:.12g}"
+
+
+def _published(name: str) -> list[dict[str, str]]:
+    with (PUBLISHED / f"{name}.csv").open(encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))

@@ -1,0 +1,134 @@
+"""Fine-tuning: the tokens, where the loss lies, and that training does what it says."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import tuning_prompt
+from knowshift.facts.sources.load import load_facts
+from knowshift.models.loading import LoadedModel
+from knowshift.training.one_row import IGNORED, OneRow, check_same_loss, shared_tokens
+from knowshift.training.sft import TrainingRecipe, encode_example, finetune
+
+QUICK = TrainingRecipe(learning_rate=1e-3)
+
+
+def test_the_loss_lies_on_the_answer_and_eos_alone(small_model: LoadedModel) -> None:
+    tokenizer = small_model.tokenizer
+    example = encode_example(small_model, "Where was Ann born?", "Rome")
+    ids, mask = example["input_ids"], example["completion_mask"]
+    target = [i for i, m in zip(ids, mask, strict=True) if m]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "<|question|> Where was Ann born? <|answer|> Rome "
+    assert tokenizer.decode(target, skip_special_tokens=True) == " Rome "
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
+    assert target[-1] == tokenizer.eos_token_id
+    # The prompt's tokens are the ones that evaluation feeds.
+    assert ids[: mask.index(1)] == tokenizer(tuning_prompt("Where was Ann born?"))["input_ids"]
+
+
+def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, small_world: Path) -> None:
+    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:20]
+    before = copy.deepcopy(small_model.model.state_dict())
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    record = finetune(small_model, facts, QUICK, seed=3)
+    again = finetune(twin, facts, QUICK, seed=3)
+    assert record["steps"] == 3  # ceil(20 / 8)
+    assert record == again
+    after, other = small_model.model.state_dict(), twin.model.state_dict()
+    assert all(torch.equal(after[name], other[name]) for name in after)
+    assert any(not torch.equal(after[name], before[name]) for name in after)
+    many = finetune(small_model, facts, TrainingRecipe(learning_rate=3e-3, epochs=15), seed=3)
+    assert many["train_loss"] < record["train_loss"]
+    assert not small_model.model.training
+
+
+def test_scoring_the_answers_alone_changes_nothing(
+    small_model: LoadedModel, small_world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:16]
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    record = finetune(small_model, facts, QUICK, seed=3)
+    monkeypatch.setattr(sft, "_answers_only", lambda on_cpu: nullcontext())
+    everywhere = finetune(twin, facts, QUICK, seed=3)
+    assert record["losses"] == pytest.approx(everywhere["losses"], rel=1e-5)
+    for mine, other in zip(small_model.model.parameters(), twin.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
+def test_no_facts_are_refused(small_model: LoadedModel) -> None:
+    with pytest.raises(InputError, match="no training facts"):
+        finetune(small_model, [], QUICK, seed=0)
+
+
+def _closely(one: LoadedModel, other: LoadedModel, before: dict[str, torch.Tensor]) -> float:
+    """The largest difference of two tuned models, as a share of the largest change of a weight."""
+    pairs = zip(one.model.state_dict().items(), other.model.state_dict().values(), strict=True)
+    apart = [(float((a - b).abs().max()), float((a - before[name]).abs().max())) for (name, a), b in pairs]
+    return max(a for a, _ in apart) / max(change for _, change in apart)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_batch_as_one_row_trains_the_same(small_model: LoadedModel, small_world: Path, attention: str) -> None:
+    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:20]
+    before = copy.deepcopy(small_model.model.state_dict())
+    small_model.model.set_attn_implementation(attention)
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    apart = finetune(small_model, facts, QUICK, seed=3)
+    together = finetune(twin, facts, replace(QUICK, shared_prefix=True), seed=3)
+    assert together["train_loss"] == pytest.approx(apart["train_loss"], rel=1e-4)
+    assert _closely(small_model, twin, before) < 0.02  # Adam's first steps divide small gradients by themselves
+
+
+def _row(ids: list[int], silent: int) -> dict[str, list[int]]:
+    return {"input_ids": ids, "labels": [IGNORED] * silent + ids[silent:]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "refused"),
+    [
+        ("MistralConfig", {"intermediate_size": 64, "num_key_value_heads": 1}, None),
+        ("GPT2Config", {"n_positions": 256}, None),
+        ("BloomConfig", {}, "BloomConfig|bloom"),  # positions come from the mask
+        ("MambaConfig", {"state_size": 4}, "mamba"),  # a state runs through the row
+        ("Lfm2Config", {"intermediate_size": 64, "num_key_value_heads": 1, "layer_types": ["conv"] * 2}, "lfm2"),
+    ],
+)
+def test_a_model_that_would_mix_the_examples_is_refused(
+    small_model: LoadedModel, kind: str, more: dict[str, Any], refused: str | None
+) -> None:
+    common = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "hidden_size": 32, "num_hidden_layers": 2}
+    size = len(small_model.tokenizer)
+    config = getattr(transformers, kind)(**common, num_attention_heads=2, vocab_size=size, **more)
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(8 if weight.dim() > 1 else 1)  # so that what a token sees matters
+    rows = [_row([1, 5, 9, 7, 8], 3), _row([1, 5, 6, 4, 2, 11], 4), _row([1, 5, 3, 8, 9, 2], 4)]
+    with nullcontext() if refused is None else pytest.raises(InputError, match=rf"(?i)shared_prefix.*{refused}"):
+        check_same_loss(model, rows, OneRow("sdpa", torch.float32))
+
+
+def test_attention_that_takes_no_mask_is_refused() -> None:
+    with pytest.raises(InputError, match=r"training\.shared_prefix.*flash_attention_2"):
+        OneRow("flash_attention_2", torch.float32)
+
+
+def test_one_row_holds_every_example_once(small_model: LoadedModel) -> None:
+    rows = [_row([5, 6, 7, 8, 9], 3), _row([5, 6, 7, 4], 2), _row([5, 6, 1, 8, 9, 2], 4)]
+    batch = OneRow("sdpa", torch.float32)(rows)
+    assert shared_tokens(rows) == 1  # the second scores its third token, so its second must stand alone
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 6, 7, 4, 6, 1, 8, 9, 2]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 1, 2, 3, 1, 2, 3, 4, 5]]
+    sees = batch["attention_mask"][0, 0]
+    assert sees[7].nonzero().flatten().tolist() == [0, 5, 6, 7]
