@@ -16,6 +16,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import tuning_prompt
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
+from knowshift.training import sft
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss, shared_tokens
 from knowshift.training.sft import TrainingRecipe, encode_example, finetune
 

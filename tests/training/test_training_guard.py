@@ -17,6 +17,7 @@ from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.studies.config import parse_config
 from knowshift.studies.run import plan_of, run_study
+from knowshift.training import sft
 from knowshift.training.guard import BETAS, LARGEST_STEP, SAMPLED, TrainingGuard, sample
 from knowshift.training.precision import stored_dtype
 from knowshift.training.sft import TrainingRecipe, finetune

@@ -81,6 +81,7 @@ def finetune(
 
     from knowshift.models.loading import load_model
     from knowshift.models.saving import save_model
+    from knowshift.training import sft
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     check_trainable(model, loaded.dtype)  # of "auto"

@@ -104,6 +104,7 @@ def tune(
     report_to: str = "none",
 ) -> tuple[LoadedModel, dict[str, Any]]:
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses."""
+    from knowshift.training import sft  # TRL takes seconds to import
 
     train = [row for row in rows if row["split"] == "train"]
     members = draw_training_set(
