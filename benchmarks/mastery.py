@@ -49,8 +49,9 @@ from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import sample
-from knowshift.probing import Protocol, measure_mastery
+from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.certainty import agreement
+from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts
 from knowshift.probing.run import EngineSpec, run_mastery
 from knowshift.probing.stopping import ERROR
@@ -120,7 +121,7 @@ def _open(model: str, threads: int, endless: bool, met: Any) -> None:
     _loaded, _met = load_model(model), met
     if endless:
         _loaded.model.register_forward_hook(_never_stop)
-    sample(_loaded, ["It is"] * 8, [["x"]] * 8, keys=[str(i) for i in range(8)], seed=0)
+    sample(_loaded, ["It is"] * 8, [["x"]] * 8, Sampling(seed=0), keys=[str(i) for i in range(8)])
 
 
 def _meet(turn: int) -> None:
@@ -173,10 +174,10 @@ def _generate(prompts: Sequence[Prompted], draws: int, seed: int) -> tuple[list[
     return hits, positions, took, busy
 
 
-def _measure(facts: Sequence[Fact], settings: dict[str, Any]) -> tuple[dict[str, list[Any]], int, float]:
+def _measure(facts: Sequence[Fact], protocol: Protocol) -> tuple[dict[str, list[Any]], int, float]:
     """The columns of the record, positions, processor seconds."""
     busy = time.process_time()
-    record = measure_mastery(_loaded, facts, **settings)
+    record = measure_mastery(_loaded, facts, protocol)
     return record.columns, record.positions, time.process_time() - busy
 
 
@@ -185,11 +186,8 @@ def _sample(prompts: Sequence[Prompted], draws: int, seed: int, temperature: flo
         _loaded,
         [prompt.text for prompt in prompts],
         [prompt.accepted for prompt in prompts],
+        Sampling(seed=seed, draws_per_prompt=draws, temperature=temperature, max_new_tokens=NEW_TOKENS),
         keys=[prompt.key for prompt in prompts],
-        seed=seed,
-        draws=draws,
-        temperature=temperature,
-        max_new_tokens=NEW_TOKENS,
     )
     return found.hits.tolist(), found.positions
 
@@ -239,11 +237,11 @@ def _by_generate(crew: Crew, prompts: Sequence[Prompted], batch: int, seed: int)
     return sum(hit for result in results for hit in result[0]), cost
 
 
-def _by_us(crew: Crew, facts: Sequence[Fact], settings: dict[str, Any]) -> tuple[dict[str, list[Any]], Cost]:
+def _by_us(crew: Crew, facts: Sequence[Fact], protocol: Protocol) -> tuple[dict[str, list[Any]], Cost]:
     """The columns of the record in the facts' order, and the cost."""
     size = -(-len(facts) // crew.processes)
     parts = [facts[start : start + min(size, 500)] for start in range(0, len(facts), min(size, 500))]
-    results, seconds = crew.run(_measure, [(part, settings) for part in parts])
+    results, seconds = crew.run(_measure, [(part, protocol) for part in parts])
     columns = {name: [value for result in results for value in result[0][name]] for name in results[0][0]}
     return columns, Cost(sum(result[1] for result in results), seconds, sum(result[2] for result in results))
 
@@ -274,7 +272,7 @@ def part_speed(task: Task, endless: bool = False, answers: bool = True) -> dict[
         hits, cost = _by_generate(crew, prompts, task.arguments.batch_size, task.arguments.seed)
         told["generate"] = _line("generate", hits, len(prompts) * DRAWS, cost)
     with task.crew(endless=endless) as crew:
-        columns, cost = _by_us(crew, facts, {"seed": task.arguments.seed})
+        columns, cost = _by_us(crew, facts, Protocol(seed=task.arguments.seed))
         told["tree"] = _line("tree", sum(columns["hits"]), sum(columns["draws"]), cost)
     for what in ("positions", "seconds", "processor seconds"):
         told[f"ratio of {what}"] = round(told["generate"][what] / told["tree"][what], 2)
@@ -299,7 +297,7 @@ def part_rules(task: Task) -> dict[str, Any]:
     with task.crew() as crew:
         full: list[int] = []
         for rule in ("full", "exact", "sequential"):
-            columns, cost = _by_us(crew, facts, {"seed": task.arguments.seed, "stopping": rule})
+            columns, cost = _by_us(crew, facts, Protocol(seed=task.arguments.seed, stopping=rule))
             full = full or columns["level"]
             told[rule] = _line(rule, sum(columns["hits"]), sum(columns["draws"]), cost)
             told[rule] |= {
@@ -365,7 +363,7 @@ def part_agreement(task: Task) -> dict[str, Any]:
     facts, runs = task.facts(), task.arguments.runs
     seed = task.arguments.seed
     with task.crew() as crew:
-        full = [_by_us(crew, facts, {"seed": seed + run})[0]["level"] for run in range(runs)]
+        full = [_by_us(crew, facts, Protocol(seed=seed + run))[0]["level"] for run in range(runs)]
         pairs = [_same(full[a], full[b]) for a in range(runs) for b in range(a)]
         ceiling = np.mean(pairs, axis=0)
         told: dict[str, Any] = {"facts": len(facts), "full runs": runs, "ceiling": _share(ceiling)}
@@ -376,8 +374,8 @@ def part_agreement(task: Task) -> dict[str, Any]:
             same, draws = [], 0
             by_level = np.zeros((5, 5), dtype=np.int64)
             for run in range(task.arguments.sequential_runs):
-                settings = {"seed": seed + 1000 + run, "stopping": "sequential", "error": error}
-                columns, cost = _by_us(crew, facts, settings)
+                protocol = Protocol(seed=seed + 1000 + run, stopping="sequential", error=error)
+                columns, cost = _by_us(crew, facts, protocol)
                 draws += sum(columns["draws"])
                 for other in full:
                     same.append(_same(columns["level"], other))

@@ -19,7 +19,8 @@ from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling.session import greedy, sample
-from knowshift.probing.measure import measure_mastery
+from knowshift.models.sampling.settings import Sampling
+from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.run import _check_prompts
 from knowshift.token_shift import ShiftItems, select_items, token_shift
 from knowshift.training.sft import TrainingRecipe, encode_example, finetune
@@ -77,7 +78,7 @@ def _stages(loaded: LoadedModel, prompt: str) -> dict[str, list[int]]:
         found[name] = [token for row in rows for token in row]
 
     with _read(loaded) as rows:
-        sample(loaded, [prompt], [["Rome"]], keys=["k"], seed=0, draws=1, max_new_tokens=1)
+        sample(loaded, [prompt], [["Rome"]], Sampling(seed=0, draws_per_prompt=1, max_new_tokens=1), keys=["k"])
     stage("sample", rows)
     with _read(loaded) as rows:
         greedy(loaded, [prompt], max_new_tokens=1)
@@ -90,7 +91,7 @@ def _stages(loaded: LoadedModel, prompt: str) -> dict[str, list[int]]:
     stage("evaluate", rows)
     for stopping in ("full", "sequential"):
         with _read(loaded) as rows:
-            measure_mastery(loaded, [fact], draws_per_prompt=1, max_new_tokens=1, stopping=stopping)
+            measure_mastery(loaded, [fact], Protocol(draws_per_prompt=1, max_new_tokens=1, stopping=stopping))
         stage(f"mastery {stopping}", rows)
     with _read(loaded) as rows:
         select_items(loaded, [fact], {"none": 0})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import philox, stream_key, uniforms
 from knowshift.models.sampling.session import TreeSession, greedy, sample
+from knowshift.models.sampling.settings import Sampling
 from knowshift.models.token_bytes import token_pieces
 from markov import markov_model, texts_of
 
@@ -82,7 +84,13 @@ def test_uniforms_are_uniform_and_differ_by_seed_name_draw_and_step() -> None:
 def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) -> None:
     draws, length = 20_000, 5
     found = sample(
-        chain, ["x"], [["#"]], keys=["k"], seed=1, draws=draws, max_new_tokens=length, keep_texts=True, max_nodes=64
+        chain,
+        ["x"],
+        [["#"]],
+        Sampling(seed=1, draws_per_prompt=draws, max_new_tokens=length),
+        keys=["k"],
+        keep_texts=True,
+        max_nodes=64,
     )
     assert found.texts is not None
     expected: Counter[str] = Counter()
@@ -93,12 +101,9 @@ def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) ->
     assert found.positions < 60
     wrong = sample(
         *(chain, ["x"], [["#"]]),
+        Sampling(seed=1, draws_per_prompt=draws, max_new_tokens=length, temperature=0.8),
         keys=["k"],
-        seed=1,
-        draws=draws,
-        max_new_tokens=length,
         keep_texts=True,
-        temperature=0.8,
     )
     assert wrong.texts is not None
     shares = [draws * p for p in expected.values()]
@@ -111,7 +116,14 @@ def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) ->
 @pytest.mark.parametrize("answer", ["b", "ca", "aa"])
 def test_a_draw_ends_at_its_answer_and_hits_have_the_exact_rate(chain: LoadedModel, answer: str) -> None:
     draws, length = 5_000, 6
-    found = sample(chain, ["x"], [[answer]], keys=[answer], seed=2, draws=draws, max_new_tokens=length, keep_texts=True)
+    found = sample(
+        chain,
+        ["x"],
+        [[answer]],
+        Sampling(seed=2, draws_per_prompt=draws, max_new_tokens=length),
+        keys=[answer],
+        keep_texts=True,
+    )
     ways = texts_of(CHAIN, "x", length, stop=answer)
     rate = sum(probability for (_, how), probability in ways.items() if how == "over")
     assert stats.binomtest(int(found.hits[0]), draws, rate).pvalue > CHANCE
@@ -129,10 +141,8 @@ def test_each_draw_is_the_one_that_would_have_been_made_alone(small_model: Loade
         small_model,
         PROMPTS,
         [["a"]] * len(PROMPTS),
+        Sampling(seed=seed, draws_per_prompt=4, max_new_tokens=length),
         keys=[str(i) for i in range(len(PROMPTS))],
-        seed=seed,
-        draws=4,
-        max_new_tokens=length,
         keep_texts=True,
     )
     pieces = token_pieces(small_model.tokenizer, small_model.model.config.vocab_size)
@@ -172,10 +182,8 @@ def test_neither_order_nor_batches_nor_company_change_a_draw(
         model,
         [PROMPTS[i] for i in some],
         [["a"]] * kept,
+        Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9),
         keys=[str(i) for i in some],
-        seed=3,
-        draws=6,
-        max_new_tokens=9,
         max_nodes=nodes,
     )
     assert (found.hit == everything[some]).all()
@@ -187,7 +195,9 @@ def chain_and_all(small_world: Path) -> tuple[LoadedModel, np.ndarray]:
 
     model = load_model(str(small_world))
     keys = [str(i) for i in range(len(PROMPTS))]
-    found = sample(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    found = sample(
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+    )
     assert 0 < found.hit.sum() < found.hit.size
     return model, found.hit
 
@@ -195,7 +205,9 @@ def chain_and_all(small_world: Path) -> tuple[LoadedModel, np.ndarray]:
 def test_rounds_give_the_same_draws_as_one(chain_and_all: tuple[LoadedModel, np.ndarray]) -> None:
     model, everything = chain_and_all
     keys = [str(i) for i in range(len(PROMPTS))]
-    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    session = TreeSession(
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+    )
     none = np.empty(0, dtype=np.int64)
     session.draw([np.array([4, 1]) if i % 2 else none for i in range(len(PROMPTS))])
     assert (session.hit >= 0).sum() == 2 * 3
@@ -209,7 +221,7 @@ def test_rounds_give_the_same_draws_as_one(chain_and_all: tuple[LoadedModel, np.
 def test_the_expectation_of_answers_is_exact_where_it_can_be_told(chain: LoadedModel) -> None:
     """In the chain from x, within two characters, `c` comes only second and only after b: 0.3 x 0.6."""
     keys = list(map(str, range(200)))
-    session = TreeSession(chain, ["x"] * 200, [["c#"]] * 200, keys=keys, seed=0, max_new_tokens=2)
+    session = TreeSession(chain, ["x"] * 200, [["c#"]] * 200, Sampling(seed=0, max_new_tokens=2), keys=keys)
     session.draw([np.arange(10)] * 200)
     spaced, bare = session.expected.mean(axis=0) / 10
     assert bare == pytest.approx(0.3 * 0.6, abs=5 * 0.6 * (0.3 * 0.7 / 2000) ** 0.5)  # 5 standard errors
@@ -218,7 +230,7 @@ def test_the_expectation_of_answers_is_exact_where_it_can_be_told(chain: LoadedM
 
 def test_direct_is_the_rest_of_the_answer_after_its_first_token(small_model: LoadedModel) -> None:
     prompts, answer = ["The capital of Brehi is", "Brehi"], "Zukarobaq"
-    session = TreeSession(small_model, prompts, [[answer]] * 2, keys=["0", "1"], seed=0, max_new_tokens=20)
+    session = TreeSession(small_model, prompts, [[answer]] * 2, Sampling(seed=0, max_new_tokens=20), keys=["0", "1"])
     session.draw([np.arange(1)] * 2)
     ratio = session.direct(np.arange(2))
     for prompt, found in zip(prompts, ratio, strict=True):
@@ -264,22 +276,22 @@ def test_a_small_model_has_pieces_that_spell_its_texts(small_model: LoadedModel)
 @pytest.mark.parametrize("stopping_text", ["", "  "])
 def test_an_empty_answer_is_refused(small_model: LoadedModel, stopping_text: str) -> None:
     with pytest.raises(InputError, match=r"k: an accepted answer is empty"):
-        sample(small_model, ["a"], [["b", stopping_text]], keys=["k"], seed=0)
+        sample(small_model, ["a"], [["b", stopping_text]], Sampling(seed=0), keys=["k"])
 
 
 def test_a_prompt_that_does_not_fit_is_refused(small_model: LoadedModel) -> None:
     with pytest.raises(InputError, match="does not fit into the model's context of 512"):
-        sample(small_model, ["word " * 600], [["b"]], keys=["k"], seed=0)
+        sample(small_model, ["word " * 600], [["b"]], Sampling(seed=0), keys=["k"])
 
 
 def test_hits_at_word_boundaries_are_those_of_whole_texts(small_model: LoadedModel) -> None:
     """Ending a draw early never changes its grade, and does save positions."""
     keys = [str(i) for i in range(len(PROMPTS))]
-    settings = {"keys": keys, "seed": 3, "draws": 40, "max_new_tokens": 16}
-    whole = sample(small_model, PROMPTS, [["no such answer"]] * len(PROMPTS), keep_texts=True, **settings)
+    sampling = Sampling(seed=3, draws_per_prompt=40, max_new_tokens=16)
+    whole = sample(small_model, PROMPTS, [["no such answer"]] * len(PROMPTS), sampling, keys=keys, keep_texts=True)
     assert whole.texts is not None
     for answer in ("is", "of the", "City"):
-        found = sample(small_model, PROMPTS, [[answer]] * len(PROMPTS), grading="word", **settings)
+        found = sample(small_model, PROMPTS, [[answer]] * len(PROMPTS), replace(sampling, grading="word"), keys=keys)
         grader = Grader([answer])
         expected = [sum(count for text, count in texts.items() if grader.word(text)) for texts in whole.texts]
         assert found.hits.tolist() == expected
@@ -287,13 +299,15 @@ def test_hits_at_word_boundaries_are_those_of_whole_texts(small_model: LoadedMod
             assert sum(expected) > 0
             assert found.positions < whole.positions
     with pytest.raises(InputError, match="grading 'words' is unknown; nearest: 'word'"):
-        sample(small_model, PROMPTS, [["is"]] * len(PROMPTS), grading="words", **settings)
+        replace(sampling, grading="words")
 
 
 def test_texts_that_must_be_decoded_whole_give_the_same_hits(chain_and_all: tuple[LoadedModel, np.ndarray]) -> None:
     model, everything = chain_and_all
     keys = [str(i) for i in range(len(PROMPTS))]
-    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), keys=keys, seed=3, draws=6, max_new_tokens=9)
+    session = TreeSession(
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+    )
     object.__setattr__(model, "__dict__", {**model.__dict__, "pieces": None})
     session._walk = session._new_walk()
     session.draw([np.arange(6)] * len(PROMPTS))
@@ -345,10 +359,10 @@ def test_any_family_of_causal_models_answers_as_generate_does(kind: str, small_w
         assert text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert len(set(texts)) > 3
     keys = [str(i) for i in range(len(PROMPTS))]
-    settings = {"keys": keys, "seed": 3, "draws": 6, "max_new_tokens": 7}
-    whole = sample(model, PROMPTS, [["a"]] * len(PROMPTS), **settings)
-    assert (sample(model, PROMPTS, [["a"]] * len(PROMPTS), max_nodes=3, **settings).hit == whole.hit).all()
-    session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), **settings)
+    asked = (model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=7))
+    whole = sample(*asked, keys=keys)
+    assert (sample(*asked, keys=keys, max_nodes=3).hit == whole.hit).all()
+    session = TreeSession(*asked, keys=keys)
     session.draw([np.array([4, 1])] * len(PROMPTS))
     session.draw([np.array([0, 2, 3, 5])] * len(PROMPTS))
     assert (session.hit == (whole.hit == 1)).all()
@@ -381,11 +395,8 @@ def test_half_precision_draws_from_nearly_the_same_distribution(
     counts = [
         sample(
             *(which, PROMPTS, [["a"]] * len(PROMPTS)),
+            Sampling(seed=seed, draws_per_prompt=400, max_new_tokens=9, temperature=temperature),
             keys=keys,
-            seed=seed,
-            draws=400,
-            max_new_tokens=9,
-            temperature=temperature,
         ).hits
         for seed, (which, temperature) in enumerate([(model, 0.7), (half, 0.7), (half, 0.1)])
     ]
@@ -410,5 +421,7 @@ def test_every_id_that_the_generation_config_ends_texts_with_ends_them(tmp_path:
         model = load_model(str(tmp_path))
         assert model.stop_ids() == ends
         assert greedy(model, ["x"], max_new_tokens=5) == [text]
-        found = sample(model, ["x"], [["#"]], keys=["k"], seed=0, draws=3, max_new_tokens=5, keep_texts=True)
+        found = sample(
+            model, ["x"], [["#"]], Sampling(seed=0, draws_per_prompt=3, max_new_tokens=5), keys=["k"], keep_texts=True
+        )
         assert found.texts == [Counter({text: 3})]

@@ -28,10 +28,11 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import model_folder
 from knowshift.models.loading import load_model
 from knowshift.models.sampling.session import sample
+from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server import engine as module
 from knowshift.models.server.dialects import DIALECTS, LEFT_OUT
 from knowshift.models.server.engine import CompletionsServer, ServerError
-from knowshift.probing import Protocol, run
+from knowshift.probing.measure import Protocol, run
 from knowshift.probing.run import EngineSpec, run_mastery
 from knowshift.records import MASTERY, read_table
 
@@ -150,7 +151,7 @@ def toy() -> Iterator[Toy]:
 
 def draw(server: CompletionsServer, prompts: int = 3, draws: int = 10, seed: int = 0) -> Any:
     names = [f"capital {i}" for i in range(prompts)]
-    session = server.session(names, [["Lima"]] * prompts, keys=names, seed=seed, draws=draws)
+    session = server.session(names, [["Lima"]] * prompts, Sampling(seed=seed, draws_per_prompt=draws), keys=names)
     session.draw([np.arange(draws)] * prompts)
     return session
 
@@ -339,7 +340,7 @@ def test_a_server_without_n_gives_one_text_a_request(toy: Toy, how: str) -> None
 
 
 def test_rounds_of_a_prompt_use_other_seeds(toy: Toy) -> None:
-    session = CompletionsServer(toy.url).session(["p"], [["Lima"]], keys=["k"], seed=0)
+    session = CompletionsServer(toy.url).session(["p"], [["Lima"]], Sampling(seed=0), keys=["k"])
     for numbers in ([0, 3], [1], [2, 4, 5, 6, 7, 8, 9]):
         session.draw([np.array(numbers)])
     assert (session.hit >= 0).all()
@@ -700,18 +701,20 @@ def test_transformers_serve_gives_the_same_records_up_to_sampling(
     facts = load_facts("world:tiny").facts[:200]
     prompts = [completion_prompts(fact)[i % 21] for i, fact in enumerate(facts)]
     accepted = [fact.accepted for fact in facts]
-    every = sample(loaded, prompts, accepted, keys=prompts, seed=4, draws=500).hits / 500
+    every = sample(loaded, prompts, accepted, Sampling(seed=4, draws_per_prompt=500), keys=prompts).hits / 500
     # Prompts whose draws are neither sure to hit nor to miss.
     chosen = np.flatnonzero((every > 0.05) & (every < 0.95))[:PROMPTS]
     assert len(chosen) == PROMPTS
     prompts, accepted, rates = [prompts[i] for i in chosen], [accepted[i] for i in chosen], every[chosen]
-    session = server.session(prompts, accepted, keys=prompts, seed=3, draws=DRAWS)
+    session = server.session(prompts, accepted, Sampling(seed=3, draws_per_prompt=DRAWS), keys=prompts)
     session.draw([np.arange(DRAWS)] * PROMPTS)
     assert session.positions > 0
     assert omnibus((session.hit == 1).sum(axis=1), rates, DRAWS) > 0.01
     # The test can tell: what is sampled in this process passes too, and nearly greedy answers do not.
     for temperature, same in ((0.7, True), (0.01, False)):
-        ours = sample(loaded, prompts, accepted, keys=prompts, seed=5, draws=DRAWS, temperature=temperature)
+        ours = sample(
+            loaded, prompts, accepted, Sampling(seed=5, draws_per_prompt=DRAWS, temperature=temperature), keys=prompts
+        )
         assert (omnibus(ours.hits, rates, DRAWS) > 0.01) == same
 
 

@@ -26,6 +26,7 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling.session import TreeSession, greedy, sample
+from knowshift.models.sampling.settings import Sampling
 from knowshift.models.vocabulary import TokenIds, Vocabulary
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table, write_table
 from knowshift.token_shift import ShiftItems, token_shift
@@ -102,13 +103,15 @@ def test_padding_a_vocabulary_changes_nothing(plain: LoadedModel, rows: int, sca
     """Equal up to float rounding, which a matrix product of another width may change: texts and hits are the same."""
     padded = _padded(plain, rows, scale, seed)
     assert padded.vocabulary.logits == plain.vocabulary.logits + rows
-    settings = {"keys": KEYS, "seed": 3, "draws": 6, "max_new_tokens": 9}
+    sampling = Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9)
     accepted = [["a"]] * len(PROMPTS)
-    found = [sample(model, PROMPTS, accepted, keep_texts=True, **settings) for model in (plain, padded)]
+    found = [sample(model, PROMPTS, accepted, sampling, keys=KEYS, keep_texts=True) for model in (plain, padded)]
     assert (found[0].hit == found[1].hit).all()
     assert found[0].texts == found[1].texts
     assert greedy(plain, PROMPTS, max_new_tokens=9) == greedy(padded, PROMPTS, max_new_tokens=9)
-    sessions = [TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), **settings) for model in (plain, padded)]
+    sessions = [
+        TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), sampling, keys=KEYS) for model in (plain, padded)
+    ]
     for session in sessions:
         session.draw([np.arange(6)] * len(PROMPTS))
     assert sessions[1].expected == pytest.approx(sessions[0].expected, rel=1e-4)
@@ -133,9 +136,9 @@ def test_a_padding_row_is_never_drawn_and_the_rest_is_the_softmax_over_tokens(pl
     [(_, logits)] = next_logits(padded, PROMPTS[:1])
     assert logits.shape == (1, size)
     assert torch.equal(logits[0].double().softmax(-1), raw[:size].softmax(-1))
-    settings = {"keys": KEYS, "seed": 0, "draws": 50, "keep_texts": True}
-    found = sample(padded, PROMPTS, [["#"]] * len(PROMPTS), **settings)
-    assert found.texts == sample(plain, PROMPTS, [["#"]] * len(PROMPTS), **settings).texts
+    asked = (PROMPTS, [["#"]] * len(PROMPTS), Sampling(seed=0, draws_per_prompt=50))
+    found = sample(padded, *asked, keys=KEYS, keep_texts=True)
+    assert found.texts == sample(plain, *asked, keys=KEYS, keep_texts=True).texts
     assert found.texts is not None
     assert sum(texts[""] for texts in found.texts) < 20  # padding has no text
 
@@ -159,7 +162,9 @@ def test_an_id_below_the_largest_that_names_no_token_is_masked() -> None:
     assert torch.isfinite(logits).sum() == size - 1
     # Such an id has no text, so a text of it alone would be empty.
     assert greedy(loaded, ["<s>"], max_new_tokens=1) != [""]
-    found = sample(loaded, ["<s>"], [["#"]], keys=["k"], seed=0, draws=50, max_new_tokens=1, keep_texts=True)
+    found = sample(
+        loaded, ["<s>"], [["#"]], Sampling(seed=0, draws_per_prompt=50, max_new_tokens=1), keys=["k"], keep_texts=True
+    )
     assert found.texts is not None
     assert found.texts[0][""] < 10
 
@@ -186,7 +191,7 @@ def test_tokens_without_an_embedding_are_warned_of_once(plain: LoadedModel, tmp_
     says = rf"prompt 'Is Quux in' holds the token 'Quux', whose id is {size}; the model's embeddings have {size} rows"
     for ask in (
         lambda: greedy(loaded, ["Is Quux in"]),
-        lambda: sample(loaded, ["Is Quux in"], [["a"]], keys=["k"], seed=0),
+        lambda: sample(loaded, ["Is Quux in"], [["a"]], Sampling(seed=0), keys=["k"]),
         lambda: list(next_logits(loaded, ["Is Quux in"])),
         lambda: evaluate(loaded, _facts(1), {"f0": 1}, ask=lambda question: "Is Quux in"),
     ):
@@ -197,7 +202,7 @@ def test_tokens_without_an_embedding_are_warned_of_once(plain: LoadedModel, tmp_
     with pytest.raises(InputError, match=rf"answer 'novel' holds the token 'novel', whose id is {size + 1}"):
         encode_example(loaded, "Where?", "novel")
     # An answer may hold one: it can be spelled otherwise, so it is only not watched for.
-    session = TreeSession(loaded, PROMPTS[:1], [["Quux"]], keys=["k"], seed=0, max_new_tokens=4)
+    session = TreeSession(loaded, PROMPTS[:1], [["Quux"]], Sampling(seed=0, max_new_tokens=4), keys=["k"])
     session.draw([np.arange(10)])
     assert (session.hit >= 0).all()
     assert np.isnan(session.expected).all()

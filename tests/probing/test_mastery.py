@@ -21,7 +21,6 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.probing import Protocol, level_of, measure_mastery
 from knowshift.probing.certainty import (
     _concentration,
     agreement,
@@ -29,7 +28,8 @@ from knowshift.probing.certainty import (
     rate_interval,
     write_certainty,
 )
-from knowshift.probing.levels import certain_level, plausible_hits
+from knowshift.probing.levels import certain_level, level_of, plausible_hits
+from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import prompt_rates, write_prompts
 from knowshift.records import MASTERY, read_table, write_table
 from markov import markov_model
@@ -107,12 +107,12 @@ FACTS = (
 
 
 def test_full_makes_every_draw_and_exact_finds_the_same_levels_with_fewer(chain: LoadedModel) -> None:
-    full = measure_mastery(chain, FACTS, seed=1, max_new_tokens=4)
+    full = measure_mastery(chain, FACTS, Protocol(seed=1, max_new_tokens=4))
     assert full.columns["draws"] == [210] * len(FACTS)
     assert full.columns["level"][:12] == [0] * 6 + [4] * 6
     assert set(full.columns["level"][12:18]) <= {2}
     assert full.columns["exposures"] == [3] * len(FACTS)
-    exact = measure_mastery(chain, FACTS, seed=1, max_new_tokens=4, stopping="exact")
+    exact = measure_mastery(chain, FACTS, Protocol(seed=1, max_new_tokens=4, stopping="exact"))
     assert exact.columns["level"] == full.columns["level"]
     assert sum(exact.columns["draws"]) < sum(full.columns["draws"])
     assert exact.positions < full.positions
@@ -128,8 +128,8 @@ def test_full_makes_every_draw_and_exact_finds_the_same_levels_with_fewer(chain:
 
 
 def test_sequential_spends_few_draws_where_the_level_is_clear(chain: LoadedModel) -> None:
-    full = measure_mastery(chain, FACTS, seed=1, max_new_tokens=4)
-    some = measure_mastery(chain, FACTS, seed=1, max_new_tokens=4, stopping="sequential")
+    full = measure_mastery(chain, FACTS, Protocol(seed=1, max_new_tokens=4))
+    some = measure_mastery(chain, FACTS, Protocol(seed=1, max_new_tokens=4, stopping="sequential"))
     same = sum(a == b for a, b in zip(some.columns["level"], full.columns["level"], strict=True))
     assert same >= len(FACTS) - 1
     draws = np.array(some.columns["draws"]).reshape(4, 6)
@@ -139,15 +139,15 @@ def test_sequential_spends_few_draws_where_the_level_is_clear(chain: LoadedModel
 
 
 def test_a_fact_does_not_depend_on_its_company_or_the_seed_alone(chain: LoadedModel) -> None:
-    whole = measure_mastery(chain, FACTS, seed=4, max_new_tokens=4)
-    part = measure_mastery(chain, FACTS[15:20][::-1], seed=4, max_new_tokens=4)
+    whole = measure_mastery(chain, FACTS, Protocol(seed=4, max_new_tokens=4))
+    part = measure_mastery(chain, FACTS[15:20][::-1], Protocol(seed=4, max_new_tokens=4))
     assert part.columns["prompt_hits"] == whole.columns["prompt_hits"][15:20][::-1]
-    other = measure_mastery(chain, FACTS[15:20], seed=5, max_new_tokens=4)
+    other = measure_mastery(chain, FACTS[15:20], Protocol(seed=5, max_new_tokens=4))
     assert other.columns["prompt_hits"] != whole.columns["prompt_hits"][15:20]
 
 
 def test_the_record_is_written_as_documented(chain: LoadedModel, tmp_path: Path) -> None:
-    record = measure_mastery(chain, FACTS, seed=1, draws_per_prompt=3, max_new_tokens=4)
+    record = measure_mastery(chain, FACTS, Protocol(seed=1, draws_per_prompt=3, max_new_tokens=4))
     assert sum(record.counts()) == len(FACTS)
     record.write(tmp_path / "m.parquet", {"seed": 1})
     table, about = read_table(tmp_path / "m.parquet", MASTERY, "mastery")
@@ -160,10 +160,10 @@ def test_the_record_is_written_as_documented(chain: LoadedModel, tmp_path: Path)
 
 def test_bad_requests(chain: LoadedModel) -> None:
     with pytest.raises(InputError, match="stopping rule 'exakt' is unknown; nearest: 'exact'"):
-        measure_mastery(chain, FACTS[:1], stopping="exakt")
+        measure_mastery(chain, FACTS[:1], Protocol(stopping="exakt"))
     for error in (1.5, 1.0, 0.0, -0.1):
         with pytest.raises(InputError, match=rf"error rate {re.escape(str(error))}"):
-            measure_mastery(chain, FACTS[:1], stopping="sequential", error=error)
+            measure_mastery(chain, FACTS[:1], Protocol(stopping="sequential", error=error))
     with pytest.raises(InputError, match="relation 'P0' has no completion prompts"):
         measure_mastery(chain, [Fact("f", "P0", "test", "in_domain", "s", "q", "a")])
     assert measure_mastery(chain, []).columns["fact"] == []
@@ -173,7 +173,7 @@ def test_a_world_that_was_learned_is_known_better_where_it_was_written_more(
     small_model: LoadedModel, small_world: Path
 ) -> None:
     facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "test"][:40]
-    record = measure_mastery(small_model, facts, draws_per_prompt=4, max_new_tokens=8)
+    record = measure_mastery(small_model, facts, Protocol(draws_per_prompt=4, max_new_tokens=8))
     assert len(record.columns["fact"]) == 40
     assert all(len(row) == 21 for row in record.columns["prompt_hits"])
     assert 0 < sum(record.columns["hits"]) < sum(record.columns["draws"])
@@ -229,7 +229,7 @@ def test_agreement_counts_levels_and_chance() -> None:
 
 def test_prompts_that_do_not_work_show(chain: LoadedModel, tmp_path: Path) -> None:
     facts = [_fact(f"f{i}", ("s", "n", "s" if i % 2 else "n", "s" if i % 2 else "r")) for i in range(10)]
-    measure_mastery(chain, facts, seed=1, max_new_tokens=4).write(tmp_path / "m.parquet", {})
+    measure_mastery(chain, facts, Protocol(seed=1, max_new_tokens=4)).write(tmp_path / "m.parquet", {})
     rows = prompt_rates(pq.read_table(tmp_path / "m.parquet").to_batches(max_chunksize=4))
     assert [row["prompt"] for row in rows] == [0, 1, 2, 3]
     assert rows[0]["rate"] > 0.9
@@ -250,7 +250,7 @@ def test_certainty_is_of_another_run_with_as_many_draws(chain: LoadedModel, tmp_
     """About 10 of 21 prompts hit: one draw a prompt repeats that less surely than ten."""
     rows = []
     for each in (1, 10):
-        record = measure_mastery(chain, FACTS[12:13], seed=1, draws_per_prompt=each, max_new_tokens=4)
+        record = measure_mastery(chain, FACTS[12:13], Protocol(seed=1, draws_per_prompt=each, max_new_tokens=4))
         record.write(tmp_path / "m.parquet", {"draws_per_prompt": each})
         write_certainty(tmp_path / "m.parquet", tmp_path / "certainty.parquet")
         rows.append(pq.read_table(tmp_path / "certainty.parquet").to_pylist()[0])
@@ -322,7 +322,7 @@ def test_kappa_has_quadratic_weights() -> None:
 
 
 def test_certainty_is_written_row_by_row(chain: LoadedModel, tmp_path: Path) -> None:
-    record = measure_mastery(chain, FACTS[10:20], seed=1, draws_per_prompt=4, max_new_tokens=4)
+    record = measure_mastery(chain, FACTS[10:20], Protocol(seed=1, draws_per_prompt=4, max_new_tokens=4))
     record.write(tmp_path / "m.parquet", {"draws_per_prompt": 4})
     write_certainty(tmp_path / "m.parquet", tmp_path / "c.parquet", confidence=0.8, seed=3)
     rows = pq.read_table(tmp_path / "c.parquet").to_pylist()
@@ -364,7 +364,9 @@ def sure(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 def test_exact_looks_after_16_18_20_and_21_prompts(sure: LoadedModel) -> None:
     """All hits are level 4 after 160 of 210, no hit is level 0 only after all; 17 sure prompts lie between."""
     facts = [_fact("always", ("t",) * 21), _fact("never", ("n",) * 21), _fact("few", ("t",) * 3)]
-    found = {seed: measure_mastery(sure, facts, seed=seed, max_new_tokens=2, stopping="exact") for seed in (1, 2)}
+    found = {
+        seed: measure_mastery(sure, facts, Protocol(seed=seed, max_new_tokens=2, stopping="exact")) for seed in (1, 2)
+    }
     for record in found.values():
         assert record.columns["draws"] == [160, 210, 30]
         assert record.columns["level"] == [4, 0, 4]
@@ -372,7 +374,9 @@ def test_exact_looks_after_16_18_20_and_21_prompts(sure: LoadedModel) -> None:
     first, second = (record.columns["prompt_draws"][0] for record in found.values())
     assert first != second  # which prompts are asked first follows from the seed
     mixed = measure_mastery(
-        sure, [_fact(f"m{i}", ("t",) * 17 + ("n",) * 4) for i in range(3)], seed=1, max_new_tokens=2, stopping="exact"
+        sure,
+        [_fact(f"m{i}", ("t",) * 17 + ("n",) * 4) for i in range(3)],
+        Protocol(seed=1, max_new_tokens=2, stopping="exact"),
     )
     assert mixed.columns["level"] == [4] * 3  # 170 of 210
     assert len(set(mixed.columns["draws"])) == 1  # one order of prompts for all facts
@@ -388,7 +392,7 @@ def test_sequential_stops_a_hitless_fact_when_too_few_hits_are_expected(
     sure: LoadedModel, error: float, draws: int
 ) -> None:
     facts = [_fact("rare", ("l",) * 21), _fact("sure", ("t",) * 21)]
-    record = measure_mastery(sure, facts, seed=1, max_new_tokens=2, stopping="sequential", error=error)
+    record = measure_mastery(sure, facts, Protocol(seed=1, max_new_tokens=2, stopping="sequential", error=error))
     assert record.columns["hits"][0] == 0
     assert record.columns["draws"][0] == draws
     looks = [n for n in (30, 63, 105, 158, 210) if level_of(plausible_hits(n, n, 210, error)[0], 210) == 4]
@@ -403,11 +407,13 @@ def test_the_defaults_are_the_papers_and_settings_reach_the_sampler(chain: Loade
     assert (told.stopping, told.seed) == ("full", 0)
     facts = [_fact(f"f{i}", ("s",) * 21, answer="A") for i in range(20)]
     # 0.97 and 0.03 to the power 0.7 / 2.1 are 0.99 and 0.31, 0.761 after normalising; 4,200 draws
-    warm = measure_mastery(chain, facts, max_new_tokens=2, temperature=2.1)
+    warm = measure_mastery(chain, facts, Protocol(max_new_tokens=2, temperature=2.1))
     assert sum(warm.columns["hits"]) / 4200 == pytest.approx(0.761, abs=0.035)
-    assert sum(measure_mastery(chain, facts, max_new_tokens=2).columns["hits"]) / 4200 == pytest.approx(0.97, abs=0.015)
+    assert sum(measure_mastery(chain, facts, Protocol(max_new_tokens=2)).columns["hits"]) / 4200 == pytest.approx(
+        0.97, abs=0.015
+    )
     loop = [_fact("loop", ("s",) * 21, answer="AA")]
-    assert measure_mastery(chain, loop, max_new_tokens=1).columns["hits"] == [0]
+    assert measure_mastery(chain, loop, Protocol(max_new_tokens=1)).columns["hits"] == [0]
 
 
 def test_prompts_csv_and_figure_name_what_was_asked(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.probing import Protocol, run
+from knowshift.probing.measure import Protocol, run
 from knowshift.probing.run import EngineSpec, Outcome, facts_digest, run_mastery
 from knowshift.probing.stopping import ERROR
 from knowshift.records import MASTERY, read_table

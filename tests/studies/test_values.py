@@ -24,8 +24,7 @@ from knowshift.models.sampling.session import greedy
 from knowshift.parameters.change import measure_change
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
-from knowshift.probing import measure_mastery
-from knowshift.probing.measure import columns_of
+from knowshift.probing.measure import Protocol, columns_of, measure_mastery
 from knowshift.records import MASTERY, read_about, write_table
 from knowshift.reports.evidence.run_folder import open_run, read_answers
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
@@ -143,10 +142,7 @@ def test_mastery_is_measured_with_the_settings_of_the_config(study: Study, tmp_p
         expected = measure_mastery(
             study.base(),
             facts[11 * part : 11 * part + 11],
-            draws_per_prompt=2,
-            temperature=0.9,
-            max_new_tokens=3,
-            seed=SEED,
+            Protocol(draws_per_prompt=2, temperature=0.9, max_new_tokens=3, seed=SEED),
         ).columns
         found = pq.read_table(unit.cells[0].folder(tmp_path / "run") / "mastery.parquet").to_pydict()
         assert found == expected

@@ -19,7 +19,7 @@ from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import model_folder
 from knowshift.models.loading import load_model
-from knowshift.probing import measure_mastery
+from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.world.build import build_world, continue_world, sample_facts
 from knowshift.world.corpus import QUESTION_FORMS, QUESTION_SHARE, sentences, wordings
 from knowshift.world.invent import (
@@ -163,7 +163,7 @@ def test_every_level_of_the_shipped_world_holds_the_largest_training_set() -> No
     assert min(counted) >= 1920
     facts = [fact for fact in load_facts("world:tiny").facts if fact.split == "train"]
     chosen = [facts[i] for i in sorted(np.random.default_rng(8).permutation(len(facts))[:400])]
-    counts = measure_mastery(load_model("world:tiny"), chosen, stopping="exact").counts()
+    counts = measure_mastery(load_model("world:tiny"), chosen, Protocol(stopping="exact")).counts()
     for found, all_of_them in zip(counts, counted, strict=True):
         assert binomtest(found, 400, all_of_them / sum(counted)).pvalue > 1e-4
 

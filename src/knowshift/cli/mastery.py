@@ -70,7 +70,7 @@ def mastery(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     from knowshift.facts.sources.load import limited, load_facts
-    from knowshift.probing import Protocol
+    from knowshift.probing.measure import Protocol
     from knowshift.probing.run import EngineSpec, run_mastery
 
     source = load_facts(facts)

@@ -11,37 +11,34 @@ from typing import Any
 from knowshift.errors import InputError, nearest
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.session import TreeSession, check_grading, prompts_that_stay
-from knowshift.probing.levels import DRAWS, LEVELS, level_of
+from knowshift.models.sampling.session import TreeSession, prompts_that_stay
+from knowshift.models.sampling.settings import Sampling
+from knowshift.probing.levels import LEVELS, level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
 from knowshift.records import MASTERY, write_table
 
-TEMPERATURE = 0.7
-NEW_TOKENS = 32
-
 
 @dataclass(frozen=True)
-class Protocol:
-    """How mastery is measured; the defaults are the paper's (2.3).
+class Protocol(Sampling):
+    """How mastery is measured: how texts are drawn, and how many of them; the defaults are the paper's (2.3).
 
     Raises:
         InputError: an unknown stopping rule or grading, or an error rate that is none.
     """
 
-    draws_per_prompt: int = DRAWS
-    temperature: float = TEMPERATURE
-    max_new_tokens: int = NEW_TOKENS
-    seed: int = 0
-    stopping: str = "full"
-    error: float = ERROR  # of ``sequential``; the other rules make no error
-    grading: str = "substring"  # what a hit is: "substring" (the paper's rule) or "word" (at word boundaries)
+    stopping: str = "full"  # "full", "exact" or "sequential"; see :mod:`knowshift.probing.stopping`
+    error: float = ERROR  # of ``sequential``, between 0 and 1; the other rules make no error
 
     def __post_init__(self) -> None:
         if self.stopping not in STOPPING:
             raise InputError(f"stopping rule {self.stopping!r} is unknown{nearest(self.stopping, STOPPING)}")
         if not 0 < self.error < 1:
             raise InputError(f"error rate {self.error} of the stopping rule: expected a number between 0 and 1")
-        check_grading(self.grading)
+        super().__post_init__()
+
+
+#: The protocol of the paper.
+PAPER = Protocol()
 
 
 class Engine(typing.Protocol):
@@ -54,12 +51,9 @@ class Engine(typing.Protocol):
         self,
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
         *,
         keys: Sequence[str],
-        seed: int,
-        draws: int,
-        temperature: float,
-        max_new_tokens: int,
     ) -> Any:
         """What :class:`knowshift.models.sampling.session.TreeSession` is: ``draw``, ``hit``, ``positions``."""
 
@@ -87,15 +81,9 @@ class MasteryRecord:
 def measure_mastery(
     engine: LoadedModel | Engine,
     facts: Sequence[Fact],
+    protocol: Protocol = PAPER,
     *,
-    draws_per_prompt: int = DRAWS,
-    temperature: float = TEMPERATURE,
-    max_new_tokens: int = NEW_TOKENS,
-    seed: int = 0,
-    stopping: str = "full",
-    error: float = ERROR,
-    grading: str = "substring",
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], None] = lambda count: None,
 ) -> MasteryRecord:
     """Sample the completion prompts of every fact and count the draws that hold an accepted answer (paper 2.3).
 
@@ -103,47 +91,34 @@ def measure_mastery(
     measured with it, but for float rounding (see :class:`knowshift.models.sampling.session.TreeSession`).
 
     Args:
-        stopping: "full", "exact" or "sequential"; see :mod:`knowshift.probing.stopping`.
-        error: what "sequential" may err, between 0 and 1.
-        grading: what a hit is, "substring" or "word"; see :func:`knowshift.models.sampling.session.sample`.
         progress: hears how many more prompts have been begun.
 
     Raises:
-        InputError: an unknown rule or grading, or a fact without prompts or with an empty answer, or with a prompt
-            that does not fit into the model's context.
+        InputError: a grading that the engine cannot do, or a fact without prompts or with an empty answer, or with a
+            prompt that does not fit into the model's context.
     """
-    protocol = Protocol(draws_per_prompt, temperature, max_new_tokens, seed, stopping, error, grading)
     check_engine(engine, protocol)
-    begun = progress or (lambda count: None)
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "draws": draws_per_prompt,
-        "temperature": temperature,
-        "max_new_tokens": max_new_tokens,
-    }
 
     def open_session(
         prompts: Sequence[str], accepted: Sequence[Sequence[str]], keys: Sequence[str], lasting: bool
     ) -> Any:
         if isinstance(engine, LoadedModel):
             # First tokens cannot tell what the word rule expects: it takes answers in other spellings too.
-            watch = lasting and grading == "substring"
-            return TreeSession(
-                engine, prompts, accepted, keys=keys, keep=lasting, watch=watch, grading=grading, **settings
-            )
-        return engine.session(prompts, accepted, keys=keys, **settings)
+            watch = lasting and protocol.grading == "substring"
+            return TreeSession(engine, prompts, accepted, protocol, keys=keys, keep=lasting, watch=watch)
+        return engine.session(prompts, accepted, protocol, keys=keys)
 
     hits: list[list[int]] = []
     draws: list[list[int]] = []
     positions = 0
-    for group in _groups(engine, facts, stopping):
-        asked = _asked(group, draws_per_prompt)
-        if stopping == "full":
-            found: Found = draw_full(open_session, asked, seed, begun)
-        elif stopping == "exact":
-            found = draw_exact(open_session, asked, seed, begun)
+    for group in _groups(engine, facts, protocol.stopping):
+        asked = _asked(group, protocol.draws_per_prompt)
+        if protocol.stopping == "full":
+            found: Found = draw_full(open_session, asked, protocol.seed, progress)
+        elif protocol.stopping == "exact":
+            found = draw_exact(open_session, asked, protocol.seed, progress)
         else:
-            found = draw_sequential(open_session, asked, seed, begun, error)
+            found = draw_sequential(open_session, asked, protocol.seed, progress, protocol.error)
         hit, used = found
         positions += used
         hits += [(hit[where] == 1).sum(axis=1).tolist() for where in asked.facts]

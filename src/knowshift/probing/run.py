@@ -336,7 +336,7 @@ def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
 
 
 def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path, protocol: Protocol) -> None:
-    record = measure_mastery(engine, facts, **asdict(protocol))
+    record = measure_mastery(engine, facts, protocol)
     record.write(path, {"positions": record.positions})
 
 

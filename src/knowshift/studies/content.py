@@ -22,7 +22,7 @@ from knowshift.files import digest
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
 from knowshift.parameters.restore import RestorationSweep
-from knowshift.probing import MasteryRecord, measure_mastery
+from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
 from knowshift.token_shift import ShiftItems, best_prompts, select_items
 from knowshift.training.draws import draw_training_set
 
@@ -49,15 +49,14 @@ def levels_of(rows: Rows) -> dict[str, int]:
 
 def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> MasteryRecord:
     """The base model's mastery of one part of the probed facts."""
-    return measure_mastery(
-        base,
-        facts,
+    protocol = Protocol(
         draws_per_prompt=settings["mastery.draws_per_prompt"],
         temperature=settings["mastery.temperature"],
         max_new_tokens=settings["mastery.max_new_tokens"],
         seed=settings["seed"],
         stopping=settings["mastery.stopping"],
     )
+    return measure_mastery(base, facts, protocol)
 
 
 def asked_facts(rows: Rows, facts: Facts, settings: Settings) -> list[Fact]:

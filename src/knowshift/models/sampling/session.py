@@ -11,17 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError
 from knowshift.facts.grading import Grader
 from knowshift.facts.words import settled
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.cache import Ints
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import stream_key, uniforms
+from knowshift.models.sampling.settings import Sampling
 from knowshift.models.sampling.tree import Walk
 
-#: Rules for what a hit is: the paper's plain substring, or at word boundaries (:mod:`knowshift.facts.grading`).
-GRADINGS = ("substring", "word")
 #: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
 #: Bytes that the keys and values of one level may take, by kind of device.
@@ -75,35 +74,31 @@ class TreeSession:
         loaded: LoadedModel,
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
         *,
         keys: Sequence[str],
-        seed: int,
-        draws: int = 10,
-        temperature: float = 0.7,
-        max_new_tokens: int = 32,
         max_nodes: int | None = None,
         keep: bool = True,
         watch: bool = True,
         keep_texts: bool = False,
-        grading: str = "substring",
     ) -> None:
         """See :func:`sample`; ``keep`` lets prompts stay read between rounds, ``watch`` computes ``expected``."""
         assert len(prompts) == len(accepted) == len(keys)
-        self.loaded, self.temperature, self.max_new_tokens = loaded, temperature, max_new_tokens
+        self.loaded, self.sampling = loaded, sampling
         self._needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
-        self._graders = _graders(accepted, keys) if check_grading(grading) == "word" else None
-        self._encoded = loaded.encoder.prompts(prompts, max_new_tokens)
-        self._streams = np.array([stream_key(seed, key) for key in keys], dtype=np.uint64)
+        self._graders = _graders(accepted, keys) if sampling.grading == "word" else None
+        self._encoded = loaded.encoder.prompts(prompts, sampling.max_new_tokens)
+        self._streams = np.array([stream_key(sampling.seed, key) for key in keys], dtype=np.uint64)
         self._accepted = accepted
         self._keep = keep
-        self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
+        self.hit = np.full((len(prompts), sampling.draws_per_prompt), -1, dtype=np.int8)
         self.texts: list[Counter[str]] | None = [Counter() for _ in prompts] if keep_texts else None
         self.expected = np.full((len(prompts), 2), 0.0 if watch else np.nan)
         self._watched: list[Ints] | None = None
         if watch:
             self._watched = _first_tokens(loaded, accepted)
             self.expected[self._watched[0][:, 0] < 0] = np.nan
-        self._limits = max_nodes or nodes_that_fit(loaded, self._encoded, max_new_tokens)
+        self._limits = max_nodes or nodes_that_fit(loaded, self._encoded, sampling.max_new_tokens)
         self._walk = self._new_walk()
         self._begun = False
         self._scored = 0
@@ -146,7 +141,7 @@ class TreeSession:
 
         def forced(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
             tokens = np.array([(answers[p] or [0])[s] for p, s in zip(prompt.tolist(), step.tolist(), strict=True)])
-            scaled = logits_KV.float() / self.temperature
+            scaled = logits_KV.float() / self.sampling.temperature
             chance = torch.log_softmax(scaled, dim=-1)[torch.from_numpy(row), torch.from_numpy(tokens)].exp()
             for p, s, value in zip(prompt.tolist(), step.tolist(), chance.tolist(), strict=True):
                 if s:
@@ -161,7 +156,7 @@ class TreeSession:
             lambda p, count: count >= len(answers[p] or ()),
             lambda p, numbers, text, how: None,
             0,
-            self.max_new_tokens,
+            self.sampling.max_new_tokens,
             [],
             self._limits,
             keep=True,
@@ -174,7 +169,7 @@ class TreeSession:
     def _choose(self, logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
         watched = None if self._watched is None else np.hstack([table[prompt] for table in self._watched])
         uniform = uniforms(self._streams[prompt], number, step)
-        token, chance = draw_tokens(logits_KV, row, uniform, self.temperature, watched)
+        token, chance = draw_tokens(logits_KV, row, uniform, self.sampling.temperature, watched)
         if self._watched is not None:
             spaced = self._watched[0].shape[1]
             both = np.stack([chance[:, :spaced].sum(axis=1), chance[:, spaced:].sum(axis=1)], axis=1)
@@ -194,7 +189,7 @@ class TreeSession:
         return any(needle in text for needle in self._needles[prompt])
 
     def _new_walk(self) -> Walk[Any]:
-        common = (self.max_new_tokens, self.loaded.stop_ids(), self._limits)
+        common = (self.sampling.max_new_tokens, self.loaded.stop_ids(), self._limits)
         table = self.loaded.pieces
         if table is not None:
             pieces = table
@@ -227,29 +222,22 @@ def sample(
     loaded: LoadedModel,
     prompts: Sequence[str],
     accepted: Sequence[Sequence[str]],
+    sampling: Sampling,
     *,
     keys: Sequence[str],
-    seed: int,
-    draws: int = 10,
-    temperature: float = 0.7,
-    max_new_tokens: int = 32,
     max_nodes: int | None = None,
     keep_texts: bool = False,
-    grading: str = "substring",
     begun: Callable[[int], None] = lambda count: None,
 ) -> SampledHits:
     """Independent draws from every prompt, each until its text holds an accepted answer, at EOS or at the limit.
 
-    The whole distribution is sampled at ``temperature`` (no top-p, no top-k; paper 2.3). For what a draw depends on
-    see :class:`TreeSession`.
+    For what a draw depends on see :class:`TreeSession`.
 
     Args:
         accepted: for each prompt the answers that count as a hit.
         keys: names the random stream of each prompt, e.g. "P19.train.17/3"; equal keys draw alike.
         max_nodes: nodes computed at once; None for as many as memory bounds allow.
         keep_texts: also return the texts, up to where they were decided.
-        grading: "substring", the paper's rule: a text is decided as soon as it holds an answer; or "word": at word
-            boundaries, decided when the word after the answer has begun.
         begun: hears how many more prompts have been begun.
 
     Raises:
@@ -259,18 +247,14 @@ def sample(
         loaded,
         prompts,
         accepted,
+        sampling,
         keys=keys,
-        seed=seed,
-        draws=draws,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
         max_nodes=max_nodes,
         keep=False,
         watch=False,
         keep_texts=keep_texts,
-        grading=grading,
     )
-    session.draw([np.arange(draws)] * len(prompts), begun)
+    session.draw([np.arange(sampling.draws_per_prompt)] * len(prompts), begun)
     return SampledHits(session.hit == 1, session.positions, session.texts)
 
 
@@ -339,13 +323,6 @@ def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
     if not answers or not all(answer.strip() for answer in answers):
         raise InputError(f"{key}: an accepted answer is empty, so every text would hold it")
     return tuple(answer.encode() for answer in answers)
-
-
-def check_grading(grading: str) -> str:
-    """``grading`` itself; :class:`InputError` where it is none of :data:`GRADINGS`."""
-    if grading not in GRADINGS:
-        raise InputError(f"grading {grading!r} is unknown{nearest(grading, GRADINGS)}")
-    return grading
 
 
 def _graders(accepted: Sequence[Sequence[str]], keys: Sequence[str]) -> list[Grader]:

@@ -33,6 +33,7 @@ from knowshift.errors import InputError
 from knowshift.files import digest
 from knowshift.models.sampling.cache import Ints
 from knowshift.models.sampling.philox import stream_key
+from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server.dialects import DIALECTS, Dialect
 
 #: Answers of a server that say "try again": too many requests, or trouble that may pass.
@@ -135,15 +136,12 @@ class CompletionsServer:
         self,
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
         *,
         keys: Sequence[str],
-        seed: int,
-        draws: int = 10,
-        temperature: float = 0.7,
-        max_new_tokens: int = 32,
     ) -> ServerSession:
         """Prompts to draw from, with the server's own random numbers."""
-        return ServerSession(self, prompts, accepted, keys, seed, draws, temperature, max_new_tokens)
+        return ServerSession(self, prompts, accepted, sampling, keys)
 
     def gives(self, texts: int) -> bool:
         """Whether one request returns so many texts; tried out once."""
@@ -171,11 +169,9 @@ class CompletionsServer:
         self,
         prompt: str,
         accepted: Sequence[str],
+        sampling: Sampling,
         key: str,
-        seed: int,
         draws: int,
-        temperature: float,
-        max_new_tokens: int,
         many: bool = True,
         stopped: threading.Event | None = None,
     ) -> tuple[list[str], int]:
@@ -188,9 +184,10 @@ class CompletionsServer:
         wanted = draws if many else 1
         for turn in range(0, draws, wanted):
             # Children of a request use the seeds that follow it, so the seeds of requests lie `draws` apart.
-            block = stream_key(seed, f"{key}/{turn}") % ((1 << 31) // max(draws, 1))
-            body = self._body(prompt, accepted, block * draws, wanted, temperature, max_new_tokens)
-            got, tokens = self._read(self._ask("POST", _COMPLETIONS, body, stopped=stopped), max_new_tokens)
+            block = stream_key(sampling.seed, f"{key}/{turn}") % ((1 << 31) // max(draws, 1))
+            most = sampling.max_new_tokens
+            body = self._body(prompt, accepted, block * draws, wanted, sampling.temperature, most)
+            got, tokens = self._read(self._ask("POST", _COMPLETIONS, body, stopped=stopped), most)
             if len(got) != wanted:
                 # Not filled up: a server that drops some texts (empty or equal ones) would bend the hit rate.
                 raise ServerError(f"{self.url}: gave {len(got)} of {wanted} texts for {prompt!r}; expected all of them")
@@ -469,17 +466,13 @@ class ServerSession:
         server: CompletionsServer,
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
         keys: Sequence[str],
-        seed: int,
-        draws: int,
-        temperature: float,
-        max_new_tokens: int,
     ) -> None:
         self._server, self._prompts, self._accepted, self._keys = server, prompts, accepted, keys
-        self._settings = (temperature, max_new_tokens)
-        self._seed = seed
-        self._many = server.gives(draws)
-        self.hit = np.full((len(prompts), draws), -1, dtype=np.int8)
+        self._sampling = sampling
+        self._many = server.gives(sampling.draws_per_prompt)
+        self.hit = np.full((len(prompts), sampling.draws_per_prompt), -1, dtype=np.int8)
         self.positions = 0
 
     def draw(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
@@ -529,9 +522,7 @@ class ServerSession:
         # The first number names the round, so that no two rounds of a prompt use the same seeds.
         key = f"{self._keys[index]}/{int(numbers[0])}"
         stops = self._accepted[index] if self._server.keeps_stops else ()
-        return self._server.texts(
-            self._prompts[index], stops, key, self._seed, len(numbers), *self._settings, self._many, stopped
-        )
+        return self._server.texts(self._prompts[index], stops, self._sampling, key, len(numbers), self._many, stopped)
 
 
 def _address(url: str) -> tuple[str, bool, str, int | None, str, str | None]:
