@@ -51,9 +51,10 @@ from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import sample
 from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.certainty import agreement
+from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts
-from knowshift.probing.run import EngineSpec, run_mastery
+from knowshift.probing.run import run_mastery
 from knowshift.probing.stopping import ERROR
 
 DRAWS, NEW_TOKENS, TEMPERATURE = 10, 32, 0.7

@@ -85,12 +85,16 @@ FACTS = pa.schema(
 
 def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
     """Write columns as one Parquet file beside ``path`` and rename; ``about`` travels in the file's metadata."""
-    missing = [name for name in schema.names if name not in rows]
-    assert not missing, f"columns missing: {missing}"
-    described = schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)})
-    table = pa.table({name: rows[name] for name in schema.names}, schema=described)
+    table = as_table(schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)}), rows)
     with border(f"{path}: cannot be written"), file_beside(path) as beside:
         pq.write_table(table, beside, compression="zstd")
+
+
+def as_table(schema: pa.Schema, rows: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """Columns as a table of a schema, in its order."""
+    missing = [name for name in schema.names if name not in rows]
+    assert not missing, f"columns missing: {missing}"
+    return pa.table({name: rows[name] for name in schema.names}, schema=schema)
 
 
 def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict[str, Any]]:

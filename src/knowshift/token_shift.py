@@ -18,6 +18,7 @@ from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
+from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling.session import greedy
@@ -81,6 +82,16 @@ def select_items(base: LoadedModel, facts: Sequence[Fact], best: Mapping[str, in
         for fact, text in zip(facts, texts, strict=True)
     )
     return ShiftItems(tuple(facts), tuple(prompts), begins)
+
+
+def items_of(base: LoadedModel, known: KnownFacts, asked: Sequence[Fact]) -> ShiftItems:
+    """:func:`select_items` of the facts asked that are of level 4; the best prompts are those of all test facts.
+
+    Raises:
+        InputError: as :func:`best_prompts`.
+    """
+    best = best_prompts(known.of("test"), known.prompt_counts("prompt_hits"), known.prompt_counts("prompt_draws"))
+    return select_items(base, [fact for fact in asked if known.levels[fact.id] == 4], best)
 
 
 @dataclass(frozen=True)

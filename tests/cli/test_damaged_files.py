@@ -33,6 +33,7 @@ from knowshift.files import read_json, write_json
 from knowshift.parameters.files.adapter import read_adapter
 from knowshift.parameters.files.checkpoint import StoredTensors, read_shard
 from knowshift.parameters.files.pair import open_pair
+from knowshift.parameters.regions import Scope
 from knowshift.probing.certainty import write_certainty
 from knowshift.probing.run import _check_parts, _outcome
 from knowshift.records import ANSWERS, MASTERY, read_about, read_columns, read_table, write_table
@@ -204,7 +205,7 @@ def test_configurations_of_checkpoints(tmp_path: Path) -> None:
 
     def read(damaged: bytes) -> None:
         config.write_bytes(damaged)
-        open_pair(base, tuned, "layers")
+        open_pair(base, tuned, Scope("layers"))
 
     holds(documents(tree), read)
 

@@ -23,7 +23,7 @@ from knowshift.facts.leakage import Leakage, leakage, without_leaked
 from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources.encoding import LARGEST_ROW, encodable
 from knowshift.facts.sources.entity_questions import LARGEST_FILE
-from knowshift.facts.sources.load import FactSource, load_entity_questions, load_facts, paper_aliases, without_leaks
+from knowshift.facts.sources.load import FactSource, load_entity_questions, load_facts, paper_aliases
 from knowshift.records import FACTS, write_table
 from small_questions import OFFICIAL, small_rows, write_folder, write_zip
 
@@ -80,7 +80,7 @@ def test_the_leakage_of_the_official_files(official: FactSource) -> None:
     assert official.published.answer_overlap == pytest.approx(0.76, abs=0.005)
     # After the filter fewer stand under the same relation, and more by question alone.
     assert leakage(official.facts).questions == 125
-    clean = without_leaks(official)
+    clean = official.without_leaks()
     assert len(official.facts) - len(clean.facts) == 133
     assert leakage(clean.facts).questions == 0
 
@@ -136,7 +136,7 @@ def test_the_filter_keeps_one_answer_and_the_first_of_each_question(tmp_path: Pa
     assert leakage(source.facts).questions == 0
     assert source.published is not None
     assert source.published.questions == 1
-    assert "P276.test.1" not in {fact.id for fact in without_leaks(source).facts}
+    assert "P276.test.1" not in {fact.id for fact in source.without_leaks().facts}
 
 
 def test_other_files_in_the_zip_are_left_alone(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.parameters.files.pair import open_pair
 from knowshift.parameters.files.restored import identity, restore_checkpoints
 from knowshift.parameters.loaded import as_tensor
+from knowshift.parameters.regions import Scope
 from weights_pairs import loaded, same_bits, tiny_llama
 
 
@@ -313,11 +314,13 @@ def test_a_head_that_the_base_ties_is_compared_with_its_embeddings(tmp_path: Pat
     with torch.no_grad():
         tuned.lm_head.weight.copy_(tuned.model.embed_tokens.weight + 1.0)
     tuned.save_pretrained(tmp_path / "tuned")
-    pair = open_pair(tmp_path / "base", tmp_path / "tuned", "embeddings")
+    pair = open_pair(tmp_path / "base", tmp_path / "tuned", Scope("embeddings"))
     assert [place.name for place in pair.places] == ["lm_head.weight", "model.embed_tokens.weight"]
     base, head = pair.weights.read(0, 0, 90 * 32)
     np.testing.assert_allclose(head - base, 1.0, atol=1e-6)
-    done = restore_checkpoints(tmp_path / "base", tmp_path / "tuned", tmp_path / "out", {"1": 1.0}, region="embeddings")
+    done = restore_checkpoints(
+        tmp_path / "base", tmp_path / "tuned", tmp_path / "out", {"1": 1.0}, scope=Scope(region="embeddings")
+    )
     again = loaded(done.output["1"])
     assert same_bits(again["lm_head.weight"], again["model.embed_tokens.weight"])
 

@@ -24,7 +24,7 @@ from knowshift.models.loading import load_model
 from knowshift.parameters.files.pair import open_pair
 from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.parameters.loaded import as_tensor
-from knowshift.parameters.regions import own_names
+from knowshift.parameters.regions import Scope, own_names
 from weights_pairs import loaded, same_bits
 
 EXAMPLES = int(os.environ.get("KNOWSHIFT_EXAMPLES", "300"))
@@ -118,7 +118,7 @@ def check_case(case: Case, folder: Path) -> str:
     done = restore_checkpoints(base, adapter, folder / "out", {"0": 0.0})
     written = loaded(done.output["0"])
     # What `weights` compares.
-    pair = open_pair(base, adapter, "all")
+    pair = open_pair(base, adapter, Scope("all"))
     own = own_names(written)
     for place in pair.places:
         shape = pair.tuned.shapes[place.name]

@@ -20,6 +20,7 @@ from knowshift.parameters.files import writing
 from knowshift.parameters.files.checkpoint import StoredTensors, read_shard
 from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.parameters.methods import METHODS
+from knowshift.parameters.regions import PAPER, Scope
 from weights_pairs import save_pair, tiny_llama
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -35,10 +36,10 @@ def drop(weights: dict[str, torch.Tensor]) -> None:
     del weights[UP]
 
 
-def refused(folder: Path, message: str, **options: object) -> None:
+def refused(folder: Path, message: str, scope: Scope = PAPER, **options: object) -> None:
     before = sorted(folder.iterdir())
     with pytest.raises(InputError, match=message) as raised:
-        restore_checkpoints(folder / "base", folder / "tuned", folder / "out", {"0.2": 0.2}, **options)  # type: ignore[arg-type]
+        restore_checkpoints(folder / "base", folder / "tuned", folder / "out", {"0.2": 0.2}, scope, **options)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
     assert sorted(folder.iterdir()) == before
 
@@ -93,7 +94,9 @@ def test_weights_that_are_not_finite_are_named_and_counted(criterion: str, side:
     edit_weights(tmp_path / side, spoil)
     refused(tmp_path, f"tensor '{UP}' of .*{side}: 2 NaN and 1 infinite weights; expected finite", criterion=criterion)
     pair = (tmp_path / "base", tmp_path / "tuned")
-    done = restore_checkpoints(*pair, tmp_path / "out", {"1": 1.0}, criterion=criterion, allow_nonfinite=True)
+    done = restore_checkpoints(
+        *pair, tmp_path / "out", {"1": 1.0}, scope=Scope(allow_nonfinite=True), criterion=criterion
+    )
     assert done.restored["1"] > 0
 
 
@@ -246,10 +249,10 @@ def test_fractions_regions_and_criteria_are_checked(tmp_path: Path) -> None:
     for fraction in (-0.1, 1.01, float("nan")):
         with pytest.raises(InputError, match="expected a number from 0 to 1"):
             restore_checkpoints(base, tuned, tmp_path / "out", {"x": fraction})
-    refused(tmp_path, "region 'layer' is not known; nearest: 'layers'", region="layer")
+    refused(tmp_path, "region 'layer' is not known; nearest: 'layers'", scope=Scope("layer"))
     refused(tmp_path, "criterion 'abs' is not known", criterion="abs")
     refused(tmp_path, "takes no fraction", criterion="dg-hard")
-    refused(tmp_path, "the model has layers 0-1", layers=(0, 7))
+    refused(tmp_path, "the model has layers 0-1", scope=Scope(layers=(0, 7)))
 
 
 def test_a_stale_index_beside_a_single_file_is_passed_over_as_transformers_does(tmp_path: Path) -> None:

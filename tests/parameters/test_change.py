@@ -17,7 +17,7 @@ from knowshift.parameters.change import NULL_BLOCK, measure_change, measure_pair
 from knowshift.parameters.files.pair import open_pair
 from knowshift.parameters.loaded import LoadedTensors, copy_of
 from knowshift.parameters.record import WEIGHT_CHANGE, write_record
-from knowshift.parameters.regions import Place
+from knowshift.parameters.regions import Place, Scope
 from knowshift.parameters.selection.select import FRACTIONS
 from knowshift.parameters.tensors import WeightPair
 from knowshift.records import read_table
@@ -155,7 +155,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         InputError, match=r"'model.layers.1.self_attn.q_proj.weight' of the model: 0 NaN and 1 infinite"
     ):
         measure_change(base, model)
-    assert measure_change(base, model, allow_nonfinite=True).changed > 0
+    assert measure_change(base, model, scope=Scope(allow_nonfinite=True)).changed > 0
 
 
 def test_the_record_holds_each_tensors_own_sums(tmp_path: Path) -> None:

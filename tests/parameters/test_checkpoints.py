@@ -29,6 +29,7 @@ from knowshift.parameters.files.checkpoint import StoredTensors, read_shard
 from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.parameters.kernels import compiled as kernels
 from knowshift.parameters.methods import METHODS
+from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
 from weights_pairs import loaded, move, same_bits, save_pair, tiny_llama
@@ -92,7 +93,7 @@ def test_files_hold_what_the_loaded_model_would(
 
 def test_nothing_and_everything_are_tuned_and_base_byte_for_byte(tmp_path: Path) -> None:
     base, tuned = save_pair(tmp_path)
-    done = restore_checkpoints(base, tuned, tmp_path / "out", {"0": 0.0, "1": 1.0}, region="all")
+    done = restore_checkpoints(base, tuned, tmp_path / "out", {"0": 0.0, "1": 1.0}, scope=Scope(region="all"))
     assert (done.output["0"] / "model.safetensors").read_bytes() == (tuned / "model.safetensors").read_bytes()
     assert (done.output["1"] / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
     assert done.threshold["0"] is None
@@ -192,7 +193,7 @@ def test_tied_embeddings_count_once_and_are_written_alike(stored_twice: bool, tm
         weights = load_file(folder / "model.safetensors")
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    done = restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5}, region="embeddings")
+    done = restore_checkpoints(base, tuned, tmp_path / "out", {"0.5": 0.5}, scope=Scope(region="embeddings"))
     assert done.eligible == 90 * 32
     assert done.restored["0.5"] == 45 * 32
     written = load_file(done.output["0.5"] / "model.safetensors")
@@ -208,7 +209,7 @@ def test_a_tied_head_stored_on_one_side_only_is_no_difference(tmp_path: Path) ->
     weights = load_file(base / "model.safetensors")
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
     save_file(weights, base / "model.safetensors", {"format": "pt"})
-    assert restore_checkpoints(base, tuned, tmp_path / "out", {"1": 1.0}, region="all").restored["1"] > 0
+    assert restore_checkpoints(base, tuned, tmp_path / "out", {"1": 1.0}, scope=Scope(region="all")).restored["1"] > 0
 
 
 def test_gpt2_from_the_hub_lacks_a_prefix_and_is_the_same_model(tmp_path: Path) -> None:

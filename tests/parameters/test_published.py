@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from knowshift.parameters.loaded import copy_of
+from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection import published
 from weights_pairs import move, tiny_llama
@@ -102,7 +103,7 @@ def test_lines_goes_by_the_models_depth_whatever_layers_are_asked_for() -> None:
     base = copy_of(model)
     move(model)
     tuned = copy_of(model)
-    for _ in RestorationSweep(model, base, "lines", layers=(0, 1)).run([0.5]):
+    for _ in RestorationSweep(model, base, "lines", scope=Scope(layers=(0, 1))).run([0.5]):
         for layer, scale in enumerate((0.5, 0.75, 1.0)):
             name = f"model.layers.{layer}.mlp.up_proj.weight"
             expected = base[name] + scale * (tuned[name] - base[name])

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from knowshift.errors import InputError
 from knowshift.parameters.files.checkpoint import StoredTensors
-from knowshift.parameters.regions import ARCHITECTURES, depth, in_region, place
+from knowshift.parameters.regions import ARCHITECTURES, Scope, depth, in_region, place
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,
@@ -62,15 +62,15 @@ def test_every_tensor_of_every_architecture_is_placed(model_type: str, tmp_path:
         inside = {name for name, shape in shapes.items() if len(shape) > 1 and "embed" not in name}
         inside -= {"lm_head.weight", "transformer.wte.weight", "transformer.wpe.weight", "wte.weight", "wpe.weight"}
         assert {where.name for where in region} == inside
-        attention = in_region(shapes, model_type, "attention")
-        mlp = in_region(shapes, model_type, "mlp")
+        attention = in_region(shapes, model_type, Scope("attention"))
+        mlp = in_region(shapes, model_type, Scope("mlp"))
         assert {w.name for w in attention} | {w.name for w in mlp} == inside
         assert not {w.name for w in attention} & {w.name for w in mlp}
         if model_type != "olmo":  # whose norms have no weights
-            assert all("norm" in w.name or "ln_" in w.name for w in in_region(shapes, model_type, "norms"))
-        assert in_region(shapes, model_type, "embeddings")
-        assert {w.layer for w in in_region(shapes, model_type, layers=(1, 1))} == {1}
-        assert len(in_region(shapes, model_type, "all")) == len(shapes)
+            assert all("norm" in w.name or "ln_" in w.name for w in in_region(shapes, model_type, Scope("norms")))
+        assert in_region(shapes, model_type, Scope("embeddings"))
+        assert {w.layer for w in in_region(shapes, model_type, scope=Scope(layers=(1, 1)))} == {1}
+        assert len(in_region(shapes, model_type, Scope("all"))) == len(shapes)
 
 
 def test_a_llama_has_the_papers_seven_modules() -> None:
@@ -93,21 +93,21 @@ def test_depth_counts_the_layers_of_the_whole_model() -> None:
 
 def test_an_unknown_architecture_gets_all_and_no_guess() -> None:
     shapes = {"encoder.block.0.layer.0.SelfAttention.q.weight": (4, 4)}
-    assert len(in_region(shapes, "t5", "all")) == 1
+    assert len(in_region(shapes, "t5", Scope("all"))) == 1
     with pytest.raises(InputError, match="'t5' has no known layout, so only the region 'all'"):
         in_region(shapes, "t5")
     with pytest.raises(InputError, match="no known layout"):
-        in_region(shapes, "t5", "all", layers=(0, 0))
+        in_region(shapes, "t5", Scope("all", layers=(0, 0)))
 
 
 def test_wrong_regions_and_layers_are_named() -> None:
     shapes = {name: tuple(p.shape) for name, p in tiny("llama").named_parameters()}
     with pytest.raises(InputError, match="'layer' is not known; nearest: 'layers'"):
-        in_region(shapes, "llama", "layer")
+        in_region(shapes, "llama", Scope("layer"))
     for wrong in ((0, 2), (1, 0), (-1, 0)):
         with pytest.raises(InputError, match="the model has layers 0-1"):
-            in_region(shapes, "llama", layers=wrong)
+            in_region(shapes, "llama", scope=Scope(layers=wrong))
     with pytest.raises(InputError, match="holds no weight"):
-        in_region({"model.layers.0.mlp.up_proj.weight": (0, 4)}, "llama", "mlp")
+        in_region({"model.layers.0.mlp.up_proj.weight": (0, 4)}, "llama", Scope("mlp"))
     with pytest.raises(InputError, match="holds no weight"):
-        in_region(shapes, "llama", "embeddings", layers=(0, 1))
+        in_region(shapes, "llama", Scope("embeddings", layers=(0, 1)))

@@ -18,6 +18,7 @@ from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.parameters.kernels import compiled as kernels
 from knowshift.parameters.loaded import as_array, copy_of
 from knowshift.parameters.methods import METHODS
+from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.criteria import CRITERIA, keys, random_keys
 from knowshift.parameters.selection.select import exact_count
@@ -185,7 +186,7 @@ def test_a_base_value_that_the_model_cannot_hold_is_infinite_and_stops_nothing(c
     base = torch.full((4, 4), 1.0)
     base[0, 0] = 7e4  # beyond float16
     model = Bare(torch.full((4, 4), 0.5, dtype=torch.float16))
-    sweep = RestorationSweep(model, {"matrix": base}, criterion, region="all")
+    sweep = RestorationSweep(model, {"matrix": base}, criterion, scope=Scope(region="all"))
     for _, count in sweep.run([0.5, 0.75, 1.0]):
         assert int((model.matrix != 0.5).sum()) == count
     assert torch.equal(model.matrix, base.half())
@@ -196,7 +197,9 @@ def test_quantised_weights_are_refused(dtype: torch.dtype) -> None:
     for weights, base in ((dtype, dtype), (torch.float32, dtype), (dtype, torch.float32)):
         model = Bare(torch.ones(40, 40).to(weights))
         with pytest.raises(InputError, match=r"tensor 'matrix': dtype \w+ cannot be compared; expected one of float64"):
-            list(RestorationSweep(model, {"matrix": torch.zeros(40, 40).to(base)}, region="all").run([0.5]))
+            list(
+                RestorationSweep(model, {"matrix": torch.zeros(40, 40).to(base)}, scope=Scope(region="all")).run([0.5])
+            )
 
 
 def test_a_tuned_reader_of_another_model_is_refused(tmp_path: Path) -> None:
@@ -224,7 +227,7 @@ def test_leaving_early_and_running_again_start_from_the_tuned_model() -> None:
 def test_a_layer_range_leaves_the_other_layers_alone() -> None:
     base, model = pair_of_models()
     tuned = {name: p.detach().clone() for name, p in model.named_parameters()}
-    for _ in RestorationSweep(model, base, layers=(1, 1)).run([1.0]):
+    for _ in RestorationSweep(model, base, scope=Scope(layers=(1, 1))).run([1.0]):
         for name, parameter in model.named_parameters():
             inside = "layers.1." in name and parameter.ndim == 2
             assert torch.equal(parameter, (base if inside else tuned)[name])
@@ -275,7 +278,7 @@ def test_bad_input_is_named_and_the_model_stays_as_it_was() -> None:
     with pytest.raises(InputError, match=f"tensor '{name}' of the base: 3 NaN and 1 infinite"):
         list(RestorationSweep(model, spoiled).run([0.1]))
     assert all(same_bits(p.detach(), tuned[n]) for n, p in model.named_parameters())
-    assert dict(RestorationSweep(model, spoiled, allow_nonfinite=True).run([0.1]))[0.1] > 0
+    assert dict(RestorationSweep(model, spoiled, scope=Scope(allow_nonfinite=True)).run([0.1]))[0.1] > 0
 
 
 @pytest.mark.parametrize("criterion", METHODS)
@@ -343,7 +346,7 @@ def test_zeros_denormals_infinities_and_ties_rank_as_a_sort_ranks_them(
     s = torch.cat([held[name].detach().reshape(-1).clone() for name in names])
     scores = [relative_by_definition(*both) for both in zip(p.tolist(), s.tolist(), strict=True)]
     order = torch.tensor(sorted(range(len(scores)), key=lambda place: -scores[place]))  # a stable sort
-    sweep = RestorationSweep(model, base, piece=piece, allow_nonfinite=True)
+    sweep = RestorationSweep(model, base, scope=Scope(allow_nonfinite=True), piece=piece)
     for fraction, count in sweep.run(sorted(fractions)):
         assert count == exact_count(fraction, sweep.eligible)
         expected = s.clone()

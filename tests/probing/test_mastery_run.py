@@ -18,14 +18,15 @@ from typing import Any
 import pytest
 import torch
 
-from knowshift.cli.mastery import _engine, mastery
+from knowshift.cli.mastery import mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol, run
-from knowshift.probing.run import EngineSpec, Outcome, facts_digest, run_mastery
+from knowshift.probing.run import Outcome, facts_digest, run_mastery
 from knowshift.probing.stopping import ERROR
 from knowshift.records import MASTERY, read_table
 
@@ -172,12 +173,11 @@ def test_a_gpu_gets_one_process_and_a_small_model_on_a_cpu_one_a_core(
     processes: int,
     threads: int | None,
 ) -> None:
-    monkeypatch.setattr(run, "PART", 256)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     monkeypatch.setattr(ModelFiles, "bytes", megabytes << 20)
-    placed = _engine(EngineSpec("world:tiny", dtype="bfloat16"), device, workers, facts)
+    placed = EngineSpec("world:tiny", dtype="bfloat16").placed(device, workers, -(-facts // 256))
     assert placed == (EngineSpec("world:tiny", dtype="bfloat16", devices=devices, threads=threads), processes)
 
 
@@ -193,7 +193,7 @@ def test_the_process_that_starts_workers_takes_no_gpu_and_says_why_a_worker_cann
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr("knowshift.models.loading.load_model", load)
+    monkeypatch.setattr("knowshift.probing.engines.load_model", load)
     two = replace(spec, devices=("cuda:0", "cuda:1"))
     with pytest.raises(InputError, match=r"device 'cuda:[01]': this machine has 0 usable GPUs"):
         run_mastery(two, facts, tmp_path / "m.parquet", PROTOCOL, workers=2)

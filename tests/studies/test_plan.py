@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from knowshift.facts.fact import Fact
 from knowshift.files import digest
+from knowshift.known_facts import KnownFacts
 from knowshift.probing.run import facts_digest
 from knowshift.studies import content
 from knowshift.studies import plan as cells
@@ -197,14 +198,9 @@ def test_the_digest_of_a_mastery_runs_facts_is_over_all_that_its_record_holds() 
 
 def _golden() -> dict[str, str]:
     """Content that chance decides, where no processor's last digits come in: what is drawn, asked and paired."""
-    rows = [
-        {"fact": fact.id, "relation": fact.relation, "split": fact.split, "domain": fact.domain, "level": 4}
-        for fact in FACTS
-    ]
-    facts = {fact.id: fact for fact in FACTS}
-    asked = content.asked_facts(rows, facts, {"seed": 3, "evaluation.facts_per_level": 4})
-    relations = {fact.id: fact.relation for fact in FACTS}
-    drawn = draw_training_set(dict.fromkeys(relations, 4), relations, level=4, size=6, draw=1, seed=3)
+    known = KnownFacts({fact.id: fact for fact in FACTS}, [{"fact": fact.id, "level": 4} for fact in FACTS])
+    asked = content.asked_facts(known, {"seed": 3, "evaluation.facts_per_level": 4})
+    drawn = draw_training_set(known, level=4, size=6, draw=1, seed=3)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()
     change = 0.01 * torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()
@@ -216,7 +212,7 @@ def _golden() -> dict[str, str]:
     return {
         "probed": digest(probed),
         "asked": digest([fact.id for fact in asked]),
-        "drawn": digest(drawn),
+        "drawn": digest([fact.id for fact in drawn]),
         "seeds": digest([content.seed_of(3, "training", 4, 1), content.seed_of(3, "restore", 4, 6, 1)]),
         "null": digest(shares),
     }

@@ -19,9 +19,11 @@ from knowshift.evaluation import evaluate, few_shot, plain_question
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import write_json
+from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import greedy
 from knowshift.parameters.change import measure_change
+from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
 from knowshift.probing.measure import Protocol, columns_of, measure_mastery
@@ -170,24 +172,18 @@ def test_the_base_model_is_asked_three_ways(study: Study) -> None:
 
 
 def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(study: Study) -> None:
-    train = [fact for fact in study.facts.values() if fact.split == "train"]
+    known = KnownFacts(study.facts, [{"fact": fact, "level": level} for fact, level in study.levels.items()])
     drawn: dict[tuple[int, int], list[str]] = {}
     for key, cells in study.units():
         record = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())
-        members = draw_training_set(
-            {fact.id: study.levels[fact.id] for fact in train},
-            {fact.id: fact.relation for fact in train},
-            level=0,
-            size=key["size"],
-            draw=key["draw"],
-            seed=SEED,
-        )
-        assert record["facts"] == members
-        drawn[key["size"], key["draw"]] = members
+        members = draw_training_set(known, level=0, size=key["size"], draw=key["draw"], seed=SEED)
+        assert record["facts"] == [fact.id for fact in members]
+        assert all(study.levels[fact.id] == 0 and fact.split == "train" for fact in members)
+        drawn[key["size"], key["draw"]] = record["facts"]
         assert key["learning_rate"] == (RATE / 4 if key["control"] else RATE)
         model = study.base()
         recipe = TrainingRecipe(learning_rate=RATE / 4 if key["control"] else RATE, batch_size=2)
-        again = finetune(model, [study.facts[f] for f in members], recipe, seed=_seed(SEED, "training", 0, key["draw"]))
+        again = finetune(model, members, recipe, seed=_seed(SEED, "training", 0, key["draw"]))
         assert {name: record[name] for name in again} == again
         held = dict(study.tuned(cells["tuned"]).model.named_parameters())
         assert all(torch.equal(weight, held[name]) for name, weight in model.model.named_parameters())
@@ -231,7 +227,9 @@ def test_weights_are_compared_with_the_base_and_a_null_of_the_cells_own_seed(stu
         cell = cells["weight_change"]
         found = json.loads((cell.folder(study.run) / "change.json").read_text())
         tuned = study.tuned(cells["tuned"]).model
-        again = measure_change(base, tuned, CONCENTRATION, seed=_seed(SEED, "null", cell.digest), region="layers")
+        again = measure_change(
+            base, tuned, CONCENTRATION, scope=Scope(region="layers"), seed=_seed(SEED, "null", cell.digest)
+        )
         assert found == json.loads(json.dumps(again.to_json()))
         name = "model.layers.0.mlp.up_proj.weight"
         moved = (tuned.get_parameter(name).detach() - base[name]).abs().double().sum()

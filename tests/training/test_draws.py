@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.training.draws import draw_training_set, level_counts
+
+
+def _ids(levels: Mapping[str, int | None], relations: Mapping[str, str], **options: Any) -> list[str]:
+    """The ids of a training set drawn from training facts of these levels; test facts of the same level stand by."""
+    facts = {fact: Fact(fact, relations[fact], "train", "in_domain", "s", "q", "a") for fact in levels}
+    tests = {
+        f"test {fact}": Fact(f"test {fact}", relations[fact], "test", "in_domain", "s", "q", "a") for fact in levels
+    }
+    rows = [{"fact": name, "level": levels[name.removeprefix("test ")]} for name in [*facts, *tests]]
+    return [fact.id for fact in draw_training_set(KnownFacts({**facts, **tests}, rows), **options)]
+
 
 worlds = st.lists(st.tuples(st.sampled_from("ABCD"), st.sampled_from([None, 0, 1, 2, 3, 4])), min_size=20, max_size=120)
 
@@ -25,11 +40,11 @@ def test_a_draw_is_of_its_level_balanced_and_nested(
     total = sum(available.values())
     if total == 0:
         with pytest.raises(InputError, match="0 available"):
-            draw_training_set(levels, relations, level=level, size=None, draw=draw, seed=1)
+            _ids(levels, relations, level=level, size=None, draw=draw, seed=1)
         return
     size = data.draw(st.integers(1, total))
-    chosen = draw_training_set(levels, relations, level=level, size=size, draw=draw, seed=1)
-    whole = draw_training_set(levels, relations, level=level, size=None, draw=draw, seed=1)
+    chosen = _ids(levels, relations, level=level, size=size, draw=draw, seed=1)
+    whole = _ids(levels, relations, level=level, size=None, draw=draw, seed=1)
     assert len(chosen) == len(set(chosen)) == size
     assert {levels[fact] for fact in chosen} == {level}
     assert chosen == whole[:size]
@@ -42,10 +57,10 @@ def test_a_draw_is_of_its_level_balanced_and_nested(
 def test_draws_differ_and_more_than_there_is_is_refused() -> None:
     levels: dict[str, int | None] = {f"f{i}": 2 for i in range(50)}
     relations = dict.fromkeys(levels, "P17")
-    first, second = (draw_training_set(levels, relations, level=2, size=20, draw=d, seed=0) for d in (0, 1))
+    first, second = (_ids(levels, relations, level=2, size=20, draw=d, seed=0) for d in (0, 1))
     assert set(first) != set(second)
     with pytest.raises(InputError, match="level 2: 51 training facts asked, 50 available"):
-        draw_training_set(levels, relations, level=2, size=51, draw=0, seed=0)
+        _ids(levels, relations, level=2, size=51, draw=0, seed=0)
 
 
 def test_levels_are_counted_and_the_unmeasured_are_not() -> None:
@@ -57,7 +72,7 @@ OF_FOUR = {fact: "ABCD"[int(fact[1:]) // 20] for fact in FORTY}
 
 
 def _drawn(level: int = 2, draw: int = 0, seed: int = 0, size: int | None = 20) -> list[str]:
-    return draw_training_set(FORTY, OF_FOUR, level=level, size=size, draw=draw, seed=seed)
+    return _ids(FORTY, OF_FOUR, level=level, size=size, draw=draw, seed=seed)
 
 
 def test_draw_seed_and_level_each_have_a_stream_of_their_own() -> None:
@@ -65,7 +80,7 @@ def test_draw_seed_and_level_each_have_a_stream_of_their_own() -> None:
     for other in (_drawn(draw=1), _drawn(seed=1), _drawn(level=3)):
         assert {int(fact[1:]) // 2 for fact in other} != places
     assert _drawn(draw=1, seed=0) != _drawn(draw=0, seed=1)
-    assert _drawn() == draw_training_set(dict(reversed(FORTY.items())), OF_FOUR, level=2, size=20, draw=0, seed=0)
+    assert _drawn() == _ids(dict(reversed(FORTY.items())), OF_FOUR, level=2, size=20, draw=0, seed=0)
 
 
 def test_a_drawn_set_stays_the_same_from_version_to_version() -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from knowshift.cli.output import FACTS_FORMS, JsonOption, console, emit
 from knowshift.terminal import Terminal
 
-if TYPE_CHECKING:
-    from knowshift.facts.sources.load import FactSource
-
-_GROUPS = (
-    ("train_in_domain", "train", "in_domain", "in-domain training"),
-    ("test_in_domain", "test", "in_domain", "in-domain test"),
-    ("test_out_of_domain", "test", "out_of_domain", "out-of-domain test"),
-    ("train_out_of_domain", "train", "out_of_domain", "out-of-domain training"),
-)
+_LABELS = {
+    "train_in_domain": "in-domain training",
+    "test_in_domain": "in-domain test",
+    "test_out_of_domain": "out-of-domain test",
+    "train_out_of_domain": "out-of-domain training",
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -33,11 +29,11 @@ def register(app: typer.Typer) -> None:
         as_json: JsonOption = False,
     ) -> None:
         """Count facts by split, domain and relation, and the leakage from training into test."""
-        from knowshift.facts.sources.load import load_facts, without_leaks
+        import knowshift
 
-        loaded = load_facts(source)
-        clean = without_leaks(loaded)
-        counts = summary(clean if drop_leaks else loaded)
+        loaded = knowshift.load_facts(source)
+        clean = loaded.without_leaks()
+        counts = (clean if drop_leaks else loaded).summary()
         if drop_leaks:
             counts["dropped_test_facts"] = len(loaded.facts) - len(clean.facts)
         else:
@@ -46,36 +42,13 @@ def register(app: typer.Typer) -> None:
         emit(counts, as_json)
 
 
-def summary(source: FactSource) -> dict[str, Any]:
-    """The counts of the command's JSON object.
-
-    ``leaked_test_questions`` and ``answer_overlap`` are those of the files before the filter where the source knows
-    them (EntityQuestions), else those of the facts; docs/facts.md says what is compared.
-    """
-    from knowshift.facts.leakage import leakage
-
-    groups: Counter[tuple[str, str]] = Counter((fact.split, fact.domain) for fact in source.facts)
-    relations: dict[str, dict[str, int]] = {}
-    for fact in source.facts:
-        relations.setdefault(fact.relation, {"train": 0, "test": 0})[fact.split] += 1
-    found = source.published or leakage(source.facts)
-    return {
-        "source": source.name,
-        "digest": source.digest(),
-        **{key: groups[split, domain] for key, split, domain, _ in _GROUPS},
-        "relations": relations,
-        "leaked_test_questions": found.questions,
-        "answer_overlap": found.answer_overlap,
-    }
-
-
 def _show(counts: dict[str, Any], out: Terminal) -> None:
     from rich.table import Table
 
     from knowshift.facts.relations import RELATIONS
 
     out.print(f"{counts['source']}, digest {counts['digest']}", highlight=False)
-    for key, _, _, label in _GROUPS:
+    for key, label in _LABELS.items():
         if counts[key] or not key.startswith("train_out"):
             out.print(f"{label:>24} {counts[key]:>9,}", highlight=False)
     table = Table("relation", "name", box=None)

@@ -20,12 +20,12 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Write RUN/tables, RUN/figures and RUN/report.html anew from the run's records."""
-    from knowshift.reports.page.page import write_report_with_findings
+    import knowshift
 
-    page, findings = write_report_with_findings(run)
-    for finding in findings:
+    done = knowshift.report(run)
+    for finding in done.findings:
         title = f"{finding.number}. {finding.title}: {finding.verdict}."
         console.print(title, style="bold", highlight=False, soft_wrap=True)
         console.print(f"   {finding.sentence}", highlight=False, soft_wrap=True)
-    console.print(f"Wrote {page}", highlight=False, soft_wrap=True)
-    emit({"output": str(page), "findings": [finding.to_json() for finding in findings]}, as_json)
+    console.print(f"Wrote {done.output}", highlight=False, soft_wrap=True)
+    emit({"output": str(done.output), "findings": [finding.to_json() for finding in done.findings]}, as_json)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from knowshift.cli.output import JsonOption, PathArgument, PathOption, console, emit
-from knowshift.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from knowshift.api.studies import StudyPlan
 
 
 def register(app: typer.Typer) -> None:
@@ -26,54 +27,30 @@ def study(
     as_json: JsonOption = False,
 ) -> None:
     """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
-    from knowshift.studies import run as running
-    from knowshift.studies.config import Executor, load_config, load_preset
+    import knowshift
 
-    if (config is None) == (preset is None):
-        raise InputError("study: give either a config file or --preset NAME")
-    settings = load_config(config) if config is not None else load_preset(preset or "")
-    if executor not in get_args(Executor):
-        raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
-    run = output_dir or Path("runs") / settings.name
-    running.check_folder(run, settings)
     if dry_run:
-        _print_plan(run, settings, as_json)
+        _print_plan(knowshift.plan_study(config, preset=preset, output_dir=output_dir), as_json)
         return
-
-    began = time.monotonic()
-    console.print(
-        f"study {settings.name} in {run}: interrupt it when you like, the same command goes on",
-        soft_wrap=True,
+    done = knowshift.study(
+        config, preset=preset, output_dir=output_dir, executor=executor, workers=workers, progress=_tell
     )
+    console.print(f"report: {done.report.output}  (tables and figures beside it)", soft_wrap=True)
+    emit({"run": str(done.run), "report": str(done.report.output), "seconds": round(done.seconds, 1)}, as_json)
 
-    def tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
-        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
-    running.run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=tell)
-    from knowshift.reports.page.page import write_report
-
-    page = write_report(run)
-    console.print(f"report: {page}  (tables and figures beside it)", soft_wrap=True)
-    emit({"run": str(run), "report": str(page), "seconds": round(time.monotonic() - began, 1)}, as_json)
+def _tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
+    console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
 
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _print_plan(run: Path, settings: object, as_json: bool) -> None:
-    from collections import Counter
-
-    from knowshift.studies.config import StudyConfig
-    from knowshift.studies.run import plan_of
-
-    assert isinstance(settings, StudyConfig)
-    plan, about = plan_of(settings)
-    cells = Counter(cell.kind for cell in plan.cells)
-    missing = Counter(cell.kind for unit in plan.units for cell in unit.missing(run))
-    console.print(f"{settings.name}: {about['source']['probed']} facts of {settings.facts} probed on {settings.model}")
-    for kind, count in cells.items():
-        console.print(f"  {kind}: {count} cells, {count - missing[kind]} done")
-    restored = len(settings.restoration.fractions) * len(settings.restoration.criteria)
-    console.print(f"  each restoration answers {restored} times; run folder: {run}")
-    emit({"run": str(run), "cells": dict(cells), "missing": dict(missing), **about}, as_json)
+def _print_plan(plan: StudyPlan, as_json: bool) -> None:
+    source = plan.about["source"]
+    console.print(f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}")
+    for kind, count in plan.cells.items():
+        console.print(f"  {kind}: {count} cells, {count - plan.missing.get(kind, 0)} done")
+    console.print(f"  each restoration answers {plan.restored} times; run folder: {plan.run}")
+    emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about}, as_json)

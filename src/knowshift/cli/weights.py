@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.allocator import steady_heap
 from knowshift.cli.output import BaseRevisionOption, JsonOption, PathOption, SeedOption, console, emit
-from knowshift.errors import InputError
-from knowshift.files import expanded
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from knowshift.parameters.change import WeightChange
 
 BaseArgument = Annotated[str, typer.Argument(help="Before fine-tuning: a local folder, a hub id, or world:tiny.")]
@@ -53,54 +46,30 @@ def weights(
     as_json: JsonOption = False,
 ) -> None:
     """How much two checkpoints differ and where: concentration beside its no-signal null, by layer and by module."""
-    _one_core_each()
-    from knowshift.parameters.change import measure_pair
-    from knowshift.parameters.files.pair import open_pair, refuse_not_finite
-    from knowshift.parameters.files.restored import identity
-    from knowshift.parameters.selection.criteria import NotFinite
-    from knowshift.parameters.selection.select import FRACTIONS, exact_count
+    import knowshift
 
-    steady_heap()
-    fractions = list(_fractions(fraction).values()) if fraction else list(FRACTIONS)
-    for one in fractions:
-        exact_count(one, 0)
-    base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)
-    _check_files([path for path in (figure, output) if path is not None], [base_folder, tuned_folder])
-    pair = open_pair(
-        base_folder,
-        tuned_folder,
-        region,
-        layers=_layers(layers),
+    found = knowshift.weights(
+        base,
+        tuned,
+        region=region,
+        layers=layers,
+        fraction=fraction or None,
+        figure=figure,
+        output=output,
+        seed=seed,
+        threads=threads,
         allow_nonfinite=allow_nonfinite,
+        revision=revision,
+        base_revision=base_revision,
     )
-    with _progress() as progress:
-        task = progress.add_task("reading weights", total=3 * sum(pair.weights.sizes))
-        try:
-            change = measure_pair(
-                pair.weights,
-                pair.places,
-                fractions,
-                seed,
-                region=region,
-                threads=threads,
-                progress=lambda done: progress.advance(task, done),
-            )
-        except NotFinite:
-            refuse_not_finite(pair.weights, base, tuned)
-    _print_change(change, base, tuned)
-    result: dict[str, Any] = {**change.to_json(), "base": base, "tuned": tuned}
+    _print_change(found.change, base, tuned)
+    result: dict[str, Any] = {**found.change.to_json(), "base": base, "tuned": tuned}
     if output is not None:
-        from knowshift.parameters.record import write_record
-
-        write_record(output, change, identity(pair))
         result["output"] = str(output)
-        console.print(f"one row a tensor: {output}")
+        console.print(f"one row a tensor: {output}", soft_wrap=True)
     if figure is not None:
-        from knowshift.parameters.figure import write_figure
-
-        write_figure(figure, change)
         result["figure"] = str(figure)
-        console.print(f"figure: {figure}")
+        console.print(f"figure: {figure}", soft_wrap=True)
     emit(result, as_json)
 
 
@@ -128,29 +97,22 @@ def restore(
     as_json: JsonOption = False,
 ) -> None:
     """Write the tuned checkpoint with part of its change undone; transformers loads the result as it is."""
-    _one_core_each()
-    from knowshift.parameters.files.restored import restore_checkpoints
+    import knowshift
 
-    steady_heap()
-    base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)
-    with _progress() as progress:
-        selecting = progress.add_task("ranking weights", total=None)
-        writing = progress.add_task("writing (MB)", total=None)
-        done = restore_checkpoints(
-            base_folder,
-            tuned_folder,
-            output_dir,
-            _fractions(fraction) if fraction else _whole(criterion, layers),
-            criterion=criterion,
-            region=region,
-            layers=_layers(layers),
-            seed=seed,
-            allow_nonfinite=allow_nonfinite,
-            threads=threads,
-            about={"base_name": base, "tuned_name": tuned, "revision": revision, "base_revision": base_revision},
-            selecting=lambda count: progress.advance(selecting, count),
-            writing=lambda size: progress.advance(writing, size / 1e6),
-        )
+    done = knowshift.restore(
+        base,
+        tuned,
+        output_dir=output_dir,
+        fraction=fraction or None,
+        criterion=criterion,
+        region=region,
+        layers=layers,
+        seed=seed,
+        threads=threads,
+        allow_nonfinite=allow_nonfinite,
+        revision=revision,
+        base_revision=base_revision,
+    )
     for name, folder in done.output.items():
         console.print(f"{done.restored[name]:,} of {done.eligible:,} weights put back ({name}): {folder}")
     emit(
@@ -164,83 +126,6 @@ def restore(
             "seed": seed,
         },
         as_json,
-    )
-
-
-def _one_core_each() -> None:
-    """Said before numpy is imported: every thread of ours has matrices of its own, which need no threads in turn."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    """A local folder as it is; anything else is looked up (hub ids, world:tiny), which needs heavier imports."""
-    path = expanded(name)
-    if path.is_dir():
-        return path
-    from knowshift.models.finding import model_folder
-
-    return model_folder(name, revision=revision)
-
-
-def _check_files(files: list[Path], inputs: list[Path]) -> None:
-    """Refuse, before anything is read, files that could not be written or would lie among the inputs."""
-    from knowshift.files import check_output_file
-
-    for path in files:
-        if any(folder.resolve() in path.resolve().parents for folder in inputs):
-            raise InputError(f"{path}: lies in one of the inputs; expected a file elsewhere")
-        try:
-            check_output_file(path)
-        except PermissionError as error:  # not even its folder may be looked at
-            raise InputError(f"{path}: {error.strerror}") from None
-    if len({path.resolve() for path in files}) < len(files):
-        raise InputError(f"{files[0]}: asked for as --figure and as --output; expected two files")
-
-
-def _whole(criterion: str, layers: str | None) -> dict[str, float]:
-    """What is restored where no fraction is given: all of it, where that can be meant."""
-    if criterion == "dg-hard":
-        return {criterion: 1.0}
-    if layers is not None:
-        return {"1": 1.0}
-    raise InputError("--fraction is missing: expected a number from 0 to 1 (or --layers, to put whole layers back)")
-
-
-def _fractions(given: list[str]) -> dict[str, float]:
-    """The fractions by the name that each was given by."""
-    fractions: dict[str, float] = {}
-    for text in given:
-        try:
-            value = float(text)
-        except ValueError:
-            raise InputError(f"--fraction {text!r}: expected a number from 0 to 1") from None
-        if value in fractions.values():
-            raise InputError(f"--fraction {text}: given twice")
-        fractions[text.strip()] = value
-    return fractions
-
-
-def _layers(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
-    if found is None:
-        raise InputError(f"--layers {text!r}: expected a layer or a range such as 0-3")
-    return int(found[1]), int(found[2] or found[1])
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,.0f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,  # elsewhere it would leave an empty line before a refusal
     )
 
 

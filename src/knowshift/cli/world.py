@@ -193,8 +193,9 @@ def levels(
     from knowshift.facts.sources.load import load_facts
     from knowshift.files import write_json
     from knowshift.models.finding import model_folder
+    from knowshift.probing.engines import EngineSpec
     from knowshift.probing.measure import Protocol
-    from knowshift.probing.run import EngineSpec, run_mastery
+    from knowshift.probing.run import run_mastery
     from knowshift.records import MASTERY, read_table
     from knowshift.world.record import RECORD
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from knowshift.parameters.files.pair import check_shapes, refuse_not_finite
 from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of
-from knowshift.parameters.regions import Place
+from knowshift.parameters.regions import PAPER, Place, Scope
 from knowshift.parameters.rounding import Rounding, explained, rounding_of
 from knowshift.parameters.selection import criteria
 from knowshift.parameters.selection.radix import BINS, Refinement, find, tally, upper_of
@@ -101,18 +101,18 @@ def measure_change(
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     *,
-    region: str = "layers",
-    allow_nonfinite: bool = False,
+    scope: Scope = PAPER,
     threads: int | None = None,
+    progress: Callable[[int], None] = lambda weights: None,
 ) -> WeightChange:
     """Measure a loaded model against its base (a mapping of tensors, a model, or a reader); see the module."""
-    places = model_region(tuned, region)
+    places = model_region(tuned, scope)
     held = parameters_of(tuned)
     reader = as_reader(base)
     check_shapes(reader.shapes, {place.name: tuple(held[place.name].shape) for place in places})
-    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places], strict=not allow_nonfinite)
+    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places], strict=not scope.allow_nonfinite)
     try:
-        return measure_pair(pair, places, fractions, seed, region=region, threads=threads)
+        return measure_pair(pair, places, fractions, seed, region=scope.region, threads=threads, progress=progress)
     except criteria.NotFinite:
         refuse_not_finite(pair, "the base", "the model")
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from knowshift.errors import InputError
 from knowshift.parameters.files.checkpoint import DTYPES, FLOATS
-from knowshift.parameters.regions import Place, in_region
+from knowshift.parameters.regions import Place, Scope, in_region
 from knowshift.parameters.tensors import BFLOAT16, Array, TensorReader
 
 if TYPE_CHECKING:
@@ -69,10 +69,10 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
 
 
-def model_region(model: torch.nn.Module, region: str, layers: tuple[int, int] | None = None) -> list[Place]:
-    """The places of a loaded model's region; its architecture is its configuration's ``model_type``."""
+def model_region(model: torch.nn.Module, scope: Scope) -> list[Place]:
+    """The places of a loaded model that a scope holds; its architecture is its configuration's ``model_type``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in parameters_of(model).items()}
-    return in_region(shapes, model_type_of(model), region, layers)
+    return in_region(shapes, model_type_of(model), scope)
 
 
 def model_type_of(model: torch.nn.Module) -> str:

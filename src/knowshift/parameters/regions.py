@@ -189,18 +189,26 @@ def place(name: str, shape: tuple[int, ...], model_type: str) -> Place:
     return Place(name, layer, rest, "other")
 
 
-def in_region(
-    shapes: Mapping[str, tuple[int, ...]],
-    model_type: str,
-    region: str = "layers",
-    layers: tuple[int, int] | None = None,
-) -> list[Place]:
-    """The tensors of a region, sorted by name: the order in which equal scores are ranked.
+@dataclass(frozen=True)
+class Scope:
+    """Which weights of a pair are compared, ranked and restored: one value from the command down to the reader."""
 
-    ``layers=(first, last)``, both included, keeps only what sits in those transformer layers. Raises
-    :class:`InputError` for an unknown region, an architecture whose layout is not known (other than for ``all``),
-    an empty region, and layers that the model does not have.
+    region: str = "layers"  # one of :data:`REGIONS`; the paper's is "layers"
+    layers: tuple[int, int] | None = None  # first and last transformer layer, both included; None for all
+    allow_nonfinite: bool = False  # accept weights that are NaN or infinite
+
+
+#: The paper's (4.2): every weight matrix inside the transformer layers.
+PAPER = Scope()
+
+
+def in_region(shapes: Mapping[str, tuple[int, ...]], model_type: str, scope: Scope = PAPER) -> list[Place]:
+    """The tensors of a scope, sorted by name: the order in which equal scores are ranked.
+
+    Raises :class:`InputError` for an unknown region, an architecture whose layout is not known (other than for
+    ``all``), an empty region, and layers that the model does not have.
     """
+    region, layers = scope.region, scope.layers
     if region not in REGIONS:
         raise InputError(f"region {region!r} is not known{nearest(region, REGIONS)}")
     known = model_type in ARCHITECTURES

@@ -2,7 +2,7 @@
 
     before = copy_of(model)                                 # the base's weights: a dict of tensors, kept on the CPU
     ...fine-tune model...
-    sweep = RestorationSweep(model, before, criterion="relative", region="layers", seed=0)
+    sweep = RestorationSweep(model, before, criterion="relative", seed=0)
     for fraction, count in sweep.run([0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6]):
         ...evaluate model...                                # ``count`` weights stand at their base values
     sweep.undo()                                            # the tuned values again, bit for bit
@@ -36,7 +36,7 @@ from knowshift.parameters.loaded import (
     parameters_of,
 )
 from knowshift.parameters.methods import Plan, check_unread, make_plan
-from knowshift.parameters.regions import depth
+from knowshift.parameters.regions import PAPER, Scope, depth
 from knowshift.parameters.selection.criteria import NotFinite
 from knowshift.parameters.selection.select import FRACTIONS
 from knowshift.parameters.tensors import PIECE, TensorReader, WeightPair, stretches, workers
@@ -45,13 +45,12 @@ from knowshift.parameters.tensors import PIECE, TensorReader, WeightPair, stretc
 class RestorationSweep:
     """A loaded model on its way back to its base; see the module.
 
-    ``tuned`` is the model's own state before the sweep: by default a copy of the region is taken (the region's size
-    in memory once more); a reader of the tuned checkpoint on disk makes that unnecessary. ``layers=(first, last)``
-    keeps the region to those transformer layers. After ``run`` has begun, ``thresholds`` holds the score of the last
-    weight restored for each fraction (None where there is none).
+    ``tuned`` is the model's own state before the sweep: by default a copy of the region is taken (the region's size in
+    memory once more); a reader of the tuned checkpoint on disk makes that unnecessary. After ``run`` has begun,
+    ``thresholds`` holds the score of the last weight restored for each fraction (None where there is none).
 
     Raises :class:`InputError` when a tensor is missing in the base, a shape differs, a weight is not finite (unless
-    ``allow_nonfinite``), a criterion or region is not known, or a fraction is no fraction.
+    the scope allows it), a criterion or region is not known, or a fraction is no fraction.
     """
 
     def __init__(
@@ -59,19 +58,17 @@ class RestorationSweep:
         model: torch.nn.Module,
         base: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader,
         criterion: str = "relative",
-        region: str = "layers",
+        scope: Scope = PAPER,
         seed: int = 0,
         *,
-        layers: tuple[int, int] | None = None,
         tuned: TensorReader | None = None,
-        allow_nonfinite: bool = False,
         threads: int | None = None,
         piece: int = PIECE,
     ) -> None:
-        self.criterion, self.region, self.seed = criterion, region, seed
+        self.criterion, self.seed = criterion, seed
         self._threads, self._piece = threads, piece
         self._model = parameters_of(model)
-        self._places = model_region(model, region, layers)
+        self._places = model_region(model, scope)
         self._depth = depth({name: tuple(t.shape) for name, t in self._model.items()}, model_type_of(model))
         names = [place.name for place in self._places]
         reader = as_reader(base)
@@ -84,7 +81,7 @@ class RestorationSweep:
             if not self._model[name].is_contiguous():
                 raise InputError(f"tensor {name!r}: the loaded model holds it in strides that cannot be written flat")
         kept = tuned or LoadedTensors({name: self._model[name].to("cpu", copy=True) for name in names})
-        self._pair = WeightPair(reader, kept, names, strict=not allow_nonfinite)
+        self._pair = WeightPair(reader, kept, names, strict=not scope.allow_nonfinite)
         self._changed = False
         self._exact: set[int] = set()  # tensors that the model holds in the dtype that keys were made from
         self.eligible = sum(self._pair.sizes)

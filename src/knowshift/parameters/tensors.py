@@ -8,7 +8,6 @@ come back in order: they do not depend on the size of a piece or the number of t
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,8 @@ from typing import Any, Protocol, TypeAlias
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
+
+from knowshift.workers import cores
 
 Array: TypeAlias = NDArray[Any]
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
@@ -98,11 +99,6 @@ def stretches(sizes: Sequence[int], piece: int = PIECE) -> Iterator[Stretch]:
     for tensor, size in enumerate(sizes):
         for start in range(0, size, piece):
             yield tensor, start, min(start + piece, size)
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import stats
 
-from knowshift.errors import border
+from knowshift.errors import InputError, border
 from knowshift.files import file_beside
 from knowshift.probing.levels import DRAWS, LEVELS
-from knowshift.records import count_in, read_about, refuse_gaps
+from knowshift.records import MASTERY, count_in, read_about, read_table, refuse_gaps
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +121,22 @@ class Agreement:
     within_one: float  # share at most one level apart
     kappa: float  # Cohen's, with quadratic weights: 0 chance, 1 perfect; NaN where all facts have one level
     table: list[list[int]]  # facts by level in the first record (rows) and the second (columns)
+
+
+def agreement_of(first: Path, second: Path) -> Agreement:
+    """Agreement on the facts that both records hold.
+
+    Raises:
+        InputError: a file that is no mastery record, or none in common.
+    """
+    levels = []
+    for path in (first, second):
+        table, _ = read_table(path, MASTERY, "mastery")
+        levels.append(dict(zip(table["fact"].to_pylist(), table["level"].to_pylist(), strict=True)))
+    common = [fact for fact in levels[0] if fact in levels[1]]
+    if not common:
+        raise InputError(f"{first}: has no fact in common with {second}")
+    return agreement([levels[0][fact] for fact in common], [levels[1][fact] for fact in common])
 
 
 def agreement(first: Sequence[int], second: Sequence[int]) -> Agreement:

@@ -8,15 +8,10 @@ who computes it or when, so a run that was killed ends in the same record as one
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +24,12 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
-from knowshift.models.finding import ModelFiles, find_model
-from knowshift.models.loading import LoadedModel, load_found, prepared, torch_device
+from knowshift.models.loading import LoadedModel, torch_device
+from knowshift.probing.engines import EngineSpec
 from knowshift.probing.levels import LEVELS
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
+from knowshift.workers import process_pool, results
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
@@ -43,58 +39,6 @@ ROWS = 1 << 15
 PLACE = ("model", "device")
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class EngineSpec:
-    """How a worker opens its engine; ``devices`` are dealt out to the workers in turn."""
-
-    name: str
-    revision: str | None = None
-    dtype: str = "float32"
-    devices: tuple[str, ...] = ("cpu",)
-    threads: int | None = None  # of each worker; None leaves PyTorch's choice
-    base: str | None = None  # the model an adapter is put on, where it is not what it says
-    base_revision: str | None = None
-    found: ModelFiles | None = None  # where it lies; looked for by name where None
-
-    @property
-    def is_server(self) -> bool:
-        return self.name.startswith(("http://", "https://"))
-
-    def open(self, worker: int = 0) -> LoadedModel | Engine:
-        """Load the model, or connect to the server if the name is a URL."""
-        if self.is_server:
-            from knowshift.models.server.engine import CompletionsServer
-
-            return CompletionsServer(self.name)
-        import torch
-
-        from knowshift.models.loading import load_model
-
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        device = self.devices[worker % len(self.devices)]
-        if self.found is not None:
-            return load_found(self.found, dtype=self.dtype, device=device)
-        return load_model(
-            self.name,
-            revision=self.revision,
-            dtype=self.dtype,
-            device=device,
-            base=self.base,
-            base_revision=self.base_revision,
-        )
-
-    @contextmanager
-    def shared(self) -> Iterator[EngineSpec]:
-        """The same engine for several processes: an adapter is merged, where it must be, before they open it."""
-        if self.is_server:
-            yield self
-            return
-        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
-        with prepared(files) as found:
-            yield self if files.adapter is None else replace(self, found=found)
 
 
 @dataclass(frozen=True)
@@ -272,28 +216,9 @@ def _measure(
             _write_part(engine, facts[start : start + PART], _part(folder, start), protocol)
             yield len(facts[start : start + PART])
         return
-    context = multiprocessing.get_context("spawn")
-    turns = context.Value("i", 0)
-    pool = ProcessPoolExecutor(
-        min(workers, len(missing)), mp_context=context, initializer=_start_worker, initargs=(spec, turns)
-    )
-    waiting = iter(missing)
-    running: set[Future[int]] = set()
-    try:
-        while True:
-            while len(running) < 2 * workers and (next_start := next(waiting, None)) is not None:
-                part = list(facts[next_start : next_start + PART])
-                running.add(pool.submit(_worker_part, part, str(_part(folder, next_start)), protocol))
-            if not running:
-                break
-            ended, running = wait(running, return_when=FIRST_COMPLETED)
-            yield from (future.result() for future in ended)
-    except BaseException:
-        for process in (pool._processes or {}).values():
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    calls = ((list(facts[start : start + PART]), str(_part(folder, start)), protocol) for start in missing)
+    with process_pool(min(workers, len(missing)), _begin_worker, spec) as pool:
+        yield from results(pool, _worker_part, calls, ahead=2 * workers)
 
 
 def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
@@ -306,21 +231,8 @@ def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
 _engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
 
 
-def _start_worker(spec: EngineSpec, turns: Any) -> None:
-    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _begin_worker(spec: EngineSpec, worker: int) -> None:
     global _engine
-    with turns.get_lock():
-        worker = turns.value
-        turns.value += 1
     try:
         _engine = _open_again(spec, worker)
     except InputError as error:  # raised here, it would only say that the pool is broken

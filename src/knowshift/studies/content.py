@@ -1,9 +1,9 @@
 """What each kind of cell holds: functions of models, facts and earlier records, and of settings; no files.
 
 ``settings`` are the fields of the configuration that :data:`knowshift.studies.plan.CONTENT` declares for the kind, by
-name ("mastery.temperature"): they are what the cell's digest is over, and no other field is given. ``rows`` are those
-of all mastery records. Whatever is changed here so that equal inputs give another content needs another
-:data:`knowshift.studies.plan.CONTENT_VERSION`.
+name ("mastery.temperature"): they are what the cell's digest is over, and no other field is given. ``known``
+are all probed facts with their mastery. Whatever is changed here so that equal inputs give another content needs
+another :data:`knowshift.studies.plan.CONTENT_VERSION`.
 """
 
 from __future__ import annotations
@@ -19,32 +19,23 @@ import torch
 from knowshift.evaluation import Answers, Ask, evaluate, few_shot, plain_question
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.files import digest
+from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
+from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
-from knowshift.token_shift import ShiftItems, best_prompts, select_items
 from knowshift.training.draws import draw_training_set
 
 #: Fractions at which the concentration of change is told (paper, Table 3).
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
-#: Columns of the mastery record that later cells read.
-COLUMNS = ("fact", "relation", "split", "domain", "prompt_hits", "prompt_draws", "level")
-
 Settings = Mapping[str, Any]
-Rows = Sequence[Mapping[str, Any]]
-Facts = Mapping[str, Fact]  # by id
 
 
 def seed_of(*parts: object) -> int:
     """A seed that belongs to these parts and no others: 31 bits."""
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
-
-
-def levels_of(rows: Rows) -> dict[str, int]:
-    """The base model's mastery level by fact id."""
-    return {row["fact"]: row["level"] for row in rows}
 
 
 def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> MasteryRecord:
@@ -59,43 +50,41 @@ def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> Mas
     return measure_mastery(base, facts, protocol)
 
 
-def asked_facts(rows: Rows, facts: Facts, settings: Settings) -> list[Fact]:
+def asked_facts(known: KnownFacts, settings: Settings) -> list[Fact]:
     """The test facts that every model answers: at most so many of each domain and level, seeded."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    for row in rows:
-        if row["split"] == "test":
-            groups.setdefault((row["domain"], row["level"]), []).append(row["fact"])
+    groups: dict[tuple[str, int], list[Fact]] = {}
+    for fact in known.of("test"):
+        groups.setdefault((fact.domain, known.levels[fact.id]), []).append(fact)
     chosen: list[Fact] = []
     for domain in DOMAINS:
         for level in range(5):
             members = groups.get((domain, level), [])
             rng = np.random.default_rng([settings["seed"], 6, DOMAINS.index(domain), level])
             picked = sorted(rng.permutation(len(members))[: settings["evaluation.facts_per_level"]].tolist())
-            chosen.extend(facts[members[index]] for index in picked)
+            chosen.extend(members[index] for index in picked)
     return chosen
 
 
 def base_answers(
-    base: LoadedModel, asked: Sequence[Fact], rows: Rows, facts: Facts, settings: Settings
+    base: LoadedModel, asked: Sequence[Fact], known: KnownFacts, settings: Settings
 ) -> Iterator[tuple[str, Answers, dict[str, Any]]]:
     """The untuned model's answers to each form of the question: (name of the record, answers, what to say of them)."""
     rng = np.random.default_rng([settings["seed"], 7])
-    known = [row["fact"] for row in rows if row["split"] == "train" and row["level"] == 4]
-    picked = sorted(rng.permutation(len(known))[: settings["evaluation.few_shot"]].tolist())
-    examples = [facts[known[index]] for index in picked]
+    well_known = known.of("train", level=4)
+    picked = sorted(rng.permutation(len(well_known))[: settings["evaluation.few_shot"]].tolist())
+    examples = [well_known[index] for index in picked]
     asks: dict[str, Ask] = {"answers": tuning_prompt, "answers_plain": plain_question}
     if examples:
         asks["answers_few_shot"] = few_shot(examples)
     for name, ask in asks.items():
         shown = len(examples) if name == "answers_few_shot" else 0
-        answers = evaluate(base, asked, levels_of(rows), ask=ask, first_line=shown > 0)
+        answers = evaluate(base, asked, known.levels, ask=ask, first_line=shown > 0)
         yield name, answers, {"prompt": ask("QUESTION"), "shown": shown}
 
 
 def tune(
     base: LoadedModel,
-    rows: Rows,
-    facts: Facts,
+    known: KnownFacts,
     key: Mapping[str, Any],
     settings: Settings,
     *,
@@ -105,34 +94,14 @@ def tune(
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses."""
     from knowshift.training import sft  # TRL takes seconds to import
 
-    train = [row for row in rows if row["split"] == "train"]
-    members = draw_training_set(
-        levels_of(train),
-        {row["fact"]: row["relation"] for row in train},
-        level=key["level"],
-        size=key["size"],
-        draw=key["draw"],
-        seed=settings["seed"],
-    )
+    members = draw_training_set(known, level=key["level"], size=key["size"], draw=key["draw"], seed=settings["seed"])
     tuned = replace(base, model=copy.deepcopy(base.model), name=name)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
     recipe = sft.TrainingRecipe(**chosen, learning_rate=key["learning_rate"], report_to=report_to)
     # One seed for a draw at every size and rate: what differs between cells is what was meant to differ.
     seed = seed_of(settings["seed"], "training", key["level"], key["draw"])
-    record = sft.finetune(tuned, [facts[fact] for fact in members], recipe, seed=seed)
-    return tuned, {"facts": members, **record}
-
-
-def shift_items(base: LoadedModel, asked: Sequence[Fact], rows: Rows, facts: Facts) -> ShiftItems:
-    """The asked facts of level 4, each with the completion prompt that is best for its relation's test facts."""
-    tests = [row for row in rows if row["split"] == "test"]
-    best = best_prompts(
-        [facts[row["fact"]] for row in tests],
-        {row["fact"]: row["prompt_hits"] for row in tests},
-        {row["fact"]: row["prompt_draws"] for row in tests},
-    )
-    levels = levels_of(rows)
-    return select_items(base, [fact for fact in asked if levels[fact.id] == 4], best)
+    record = sft.finetune(tuned, members, recipe, seed=seed)
+    return tuned, {"facts": [fact.id for fact in members], **record}
 
 
 def weight_change(
@@ -144,7 +113,7 @@ def weight_change(
         tuned,
         CONCENTRATION,
         seed=seed_of(settings["seed"], "null", own_digest),
-        region=settings["restoration.region"],
+        scope=Scope(settings["restoration.region"]),
     )
 
 
@@ -165,7 +134,7 @@ def restored_answers(
             tuned.model,
             base,
             criterion=criterion,
-            region=settings["restoration.region"],
+            scope=Scope(settings["restoration.region"]),
             seed=seed_of(settings["seed"], "restore", key["level"], key["size"], key["draw"]),
         )
         for fraction, count in sweep.run(settings["restoration.fractions"]):

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-import multiprocessing
 import os
 import shutil
-import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import check_parent, read_json, write_json
@@ -32,6 +27,8 @@ from knowshift.studies.plan import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.studies.work import Worker, find_base
 from knowshift.training.draws import level_counts
 from knowshift.training.precision import check_trainable, stored_dtype
+from knowshift.version import __version__
+from knowshift.workers import cores, process_pool, results
 
 #: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
 Progress = Callable[[int, int, str, float, float], None]
@@ -142,8 +139,7 @@ def _workers(config: StudyConfig) -> int:
     """One worker on an accelerator; else as many as the CPUs this process may use hold."""
     if config.device.split(":")[0] != "cpu":
         return 1
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cpus // config.threads)
+    return max(1, cores() // config.threads)
 
 
 #: What may still be changed in a folder where nothing but mastery has been measured: sizes that the levels turned out
@@ -277,39 +273,11 @@ def _here(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int
     yield lambda units: (_do(run, config, found, unit) for unit in units)
 
 
-def _begin() -> None:
-    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
 @contextmanager
 def _processes(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
-    # Spawned, not forked: torch's threads do not survive a fork. One pool for all stages: a worker starts for seconds.
-    pool = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-
-    def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
-        pending: set[Future[tuple[str, float]]] = {pool.submit(_do, run, config, found, unit) for unit in units}
-        while pending:
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-
-    try:
-        yield do
-    except BaseException:
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
-        pool.shutdown(wait=False, cancel_futures=True)
-        raise
-    pool.shutdown()
+    # One pool for all stages: a worker starts for seconds.
+    with process_pool(workers) as pool:
+        yield lambda units: results(pool, _do, [(run, config, found, unit) for unit in units], ahead=None)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
+from knowshift.known_facts import COLUMNS, KnownFacts
 from knowshift.models.finding import ModelFiles, find_model
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
@@ -23,7 +24,7 @@ from knowshift.records import read_columns
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
-from knowshift.token_shift import ShiftItems, token_shift
+from knowshift.token_shift import ShiftItems, items_of, token_shift
 
 
 def find_base(config: StudyConfig) -> ModelFiles:
@@ -60,28 +61,21 @@ class Worker:
     # What several cells need.
 
     @cached_property
-    def _facts(self) -> dict[str, Fact]:
-        return {fact.id: fact for fact in self.source.facts}
-
-    @cached_property
-    def _mastery_rows(self) -> list[dict[str, Any]]:
+    def _known(self) -> KnownFacts:
         files = [cell.folder(self.run) / "mastery.parquet" for unit in self.plan.probes for cell in unit.cells]
-        return [row for file in files for row in read_columns(file, content.COLUMNS).to_pylist()]
-
-    @cached_property
-    def _levels(self) -> dict[str, int]:
-        return content.levels_of(self._mastery_rows)
+        rows = [row for file in files for row in read_columns(file, COLUMNS).to_pylist()]
+        return KnownFacts({fact.id: fact for fact in self.source.facts}, rows)
 
     def _asked(self, cell: Cell) -> list[Fact]:
         """Chosen once for all cells that depend on the same settings: all of a study's."""
         wanted = digest({name: cell.settings[name] for name in ("seed", "evaluation.facts_per_level")})
         if wanted not in self._chosen:
-            self._chosen[wanted] = content.asked_facts(self._mastery_rows, self._facts, cell.settings)
+            self._chosen[wanted] = content.asked_facts(self._known, cell.settings)
         return self._chosen[wanted]
 
     def _shift_items(self, cell: Cell) -> ShiftItems:
         if self._items is None:
-            self._items = content.shift_items(self.base, self._asked(cell), self._mastery_rows, self._facts)
+            self._items = items_of(self.base, self._known, self._asked(cell))
         return self._items
 
     def _tuned_model(self, unit: Unit) -> LoadedModel:
@@ -110,8 +104,7 @@ class Worker:
         assert self._ready_to_train
         tuned, record = content.tune(
             self.base,
-            self._mastery_rows,
-            self._facts,
+            self._known,
             cell.key,
             cell.settings,
             name=f"tuned {cell.digest}",
@@ -132,7 +125,7 @@ class Worker:
         record.write(folder / "mastery.parquet", self._about(cell))
 
     def _base(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        found = content.base_answers(self.base, self._asked(cell), self._mastery_rows, self._facts, cell.settings)
+        found = content.base_answers(self.base, self._asked(cell), self._known, cell.settings)
         for name, answers, about in found:
             answers.write(folder / f"{name}.parquet", {**self._about(cell), **about})
 
@@ -143,7 +136,7 @@ class Worker:
             save_model(self._tuned_model(unit), folder / "model")
 
     def _evaluation(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        answers = evaluate(self._tuned_model(unit), self._asked(cell), self._levels)
+        answers = evaluate(self._tuned_model(unit), self._asked(cell), self._known.levels)
         answers.write(folder / "answers.parquet", self._about(cell))
 
     def _token_shift(self, cell: Cell, unit: Unit, folder: Path) -> None:
@@ -158,7 +151,7 @@ class Worker:
         counts: dict[str, dict[str, int]] = {}
         eligible = 0
         for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
-            self.base_weights, self._tuned_model(unit), self._asked(cell), self._levels, cell.key, cell.settings
+            self.base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.key, cell.settings
         ):
             name = fraction_name(fraction)
             about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}

@@ -2,40 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 
 
-def draw_training_set(
-    levels: Mapping[str, int],
-    relations: Mapping[str, str],
-    *,
-    level: int,
-    size: int | None,
-    draw: int,
-    seed: int,
-) -> list[str]:
-    """The facts of one training set, in training order.
+def draw_training_set(known: KnownFacts, *, level: int, size: int | None, draw: int, seed: int) -> list[Fact]:
+    """The facts of one training set, in training order: of the training split, and of one mastery level.
 
     Relations take turns in a random order, each giving its next random fact, until ``size`` is reached; a relation
     that has run out is passed over. Sets of one ``(level, draw, seed)`` are nested: the 240 are among the 960, so that
-    sizes are compared within a draw.
+    sizes are compared within a draw. Which fact is drawn depends on the ids, not on the order of the record.
 
     Args:
-        levels: mastery level by fact id.
-        relations: relation by fact id, for the same facts.
         size: number of facts; None for all of the level.
         draw: number of the random draw, from 0.
 
     Raises:
         InputError: more facts asked than the level has.
     """
-    queues: dict[str, list[str]] = {}
-    for fact in sorted(fact for fact, its_level in levels.items() if its_level == level):
-        queues.setdefault(relations[fact], []).append(fact)
+    queues: dict[str, list[Fact]] = {}
+    for fact in sorted(known.of("train", level), key=lambda fact: fact.id):
+        queues.setdefault(fact.relation, []).append(fact)
     available = sum(len(queue) for queue in queues.values())
     if size is None:
         size = available
@@ -43,7 +35,7 @@ def draw_training_set(
         raise InputError(f"level {level}: {size} training facts asked, {available} available")
     rng = np.random.default_rng([seed, level, draw])
     shuffled = [[queues[name][i] for i in rng.permutation(len(queues[name]))] for name in sorted(queues)]
-    chosen: list[str] = []
+    chosen: list[Fact] = []
     turn = 0
     while len(chosen) < size:
         for index in rng.permutation(len(shuffled)):

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import transformers
 
-from knowshift import __version__
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
@@ -23,6 +22,7 @@ from knowshift.files import digest, folder_beside, write_json
 from knowshift.models.loading import DTYPES, load_model
 from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
+from knowshift.version import __version__
 from knowshift.world.corpus import sentences
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures
 from knowshift.world.pretrain import (

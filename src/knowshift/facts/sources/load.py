@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -12,17 +13,21 @@ from importlib import resources
 from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from knowshift.errors import InputError, nearest
 from knowshift.facts.fact import Fact
-from knowshift.facts.leakage import Leakage, without_leaked
+from knowshift.facts.leakage import Leakage, leakage, without_leaked
 from knowshift.facts.sources.entity_questions import read_entity_questions
 from knowshift.facts.sources.fetching import fetch_entity_questions
 from knowshift.facts.sources.public_sets import read_nq_open, read_popqa, read_triviaqa
 from knowshift.facts.sources.tables import read_table_facts, read_world_facts
 from knowshift.files import expanded
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: The forms that ``load_facts`` understands.
 FORMS = (
@@ -64,6 +69,40 @@ class FactSource:
             state.update(json.dumps(_every_field(fact), separators=(",", ":")).encode() + b"\n")
         return state.hexdigest()[:16]
 
+    def without_leaks(self) -> FactSource:
+        """The source without the test facts whose question is asked in its training facts."""
+        return FactSource(self.name, without_leaked(self.facts))
+
+    def summary(self) -> dict[str, Any]:
+        """Counts by split, domain and relation, and the leakage from training into test, as plain JSON values.
+
+        ``leaked_test_questions`` and ``answer_overlap`` are those of the files before the filter where the source
+        knows them (EntityQuestions), else those of the facts; docs/facts.md says what is compared.
+        """
+        groups = Counter((fact.split, fact.domain) for fact in self.facts)
+        relations: dict[str, dict[str, int]] = {}
+        for fact in self.facts:
+            relations.setdefault(fact.relation, {"train": 0, "test": 0})[fact.split] += 1
+        found = self.published or leakage(self.facts)
+        return {
+            "source": self.name,
+            "digest": self.digest(),
+            "train_in_domain": groups["train", "in_domain"],
+            "test_in_domain": groups["test", "in_domain"],
+            "test_out_of_domain": groups["test", "out_of_domain"],
+            "train_out_of_domain": groups["train", "out_of_domain"],
+            "relations": relations,
+            "leaked_test_questions": found.questions,
+            "answer_overlap": found.answer_overlap,
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a fact."""
+        import pandas as pd
+
+        names = [field.name for field in fields(Fact)]
+        return pd.DataFrame([_every_field(fact) for fact in self.facts], columns=names)
+
 
 def load_facts(source: str, aliases: bool = True) -> FactSource:
     """Load the facts that ``source`` names (see :data:`FORMS` and docs/facts.md).
@@ -99,11 +138,6 @@ def load_entity_questions(path: Path, aliases: bool = True, out_of_domain_train:
     """
     read = read_entity_questions(path, paper_aliases() if aliases else {}, out_of_domain_train)
     return FactSource("entity-questions", read.facts, read.published)
-
-
-def without_leaks(source: FactSource) -> FactSource:
-    """The source without the test facts whose question is asked in its training facts."""
-    return FactSource(source.name, without_leaked(source.facts))
 
 
 @cache

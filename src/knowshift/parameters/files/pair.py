@@ -31,7 +31,7 @@ from knowshift.parameters.files.adapter import (
 )
 from knowshift.parameters.files.checkpoint import FLOATS, StoredTensors
 from knowshift.parameters.files.merging import merge
-from knowshift.parameters.regions import Place, depth, in_region, own_names, place, tied_table
+from knowshift.parameters.regions import PAPER, Place, Scope, depth, in_region, own_names, place, tied_table
 from knowshift.parameters.tensors import RenamedTensors, TensorReader, WeightPair, single, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
@@ -55,8 +55,6 @@ class CheckpointPair:
     adapter: Adapter | None
     places: Sequence[Place]
     weights: WeightPair
-    region: str
-    layers: tuple[int, int] | None
     depth: int  # layers of the whole model
     copies: Mapping[str, str] = field(default_factory=dict)
 
@@ -64,10 +62,7 @@ class CheckpointPair:
 def open_pair(
     base_folder: Path,
     tuned_folder: Path,
-    region: str = "layers",
-    *,
-    layers: tuple[int, int] | None = None,
-    allow_nonfinite: bool = False,
+    scope: Scope = PAPER,
 ) -> CheckpointPair:
     """Open and check a pair; every :class:`InputError` names the tensor or file."""
     if is_adapter(base_folder):
@@ -89,7 +84,7 @@ def open_pair(
     for name in sorted(known_base.keys() - known_tuned.keys()):
         raise InputError(f"tensor {name!r}: in {base_folder}, missing in {tuned_folder}")
     check_shapes(known_base, known_tuned, str(base_folder), str(tuned_folder))
-    places = in_region(known_tuned, layout.model_type, region, layers)
+    places = in_region(known_tuned, layout.model_type, scope)
     for where in places:
         for side, name in ((base, origin[where.name]), (layout, where.name)):
             dtype = side.tensors[name].dtype
@@ -98,9 +93,9 @@ def open_pair(
                     f"tensor {name!r} of {side.folder}: dtype {dtype} cannot be compared; expected one of "
                     + ", ".join(FLOATS)
                 )
-    weights = WeightPair(reader, tuned, [where.name for where in places], strict=not allow_nonfinite)
+    weights = WeightPair(reader, tuned, [where.name for where in places], strict=not scope.allow_nonfinite)
     deep = depth(layout.shapes, layout.model_type)
-    return CheckpointPair(base, tuned, layout, adapter, places, weights, region, layers, deep, copies)
+    return CheckpointPair(base, tuned, layout, adapter, places, weights, deep, copies)
 
 
 def open_tuned(folder: Path, base: StoredTensors) -> tuple[StoredTensors | AdaptedTensors, Adapter | None]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import knowshift
 from knowshift.files import check_space, folder_beside
 from knowshift.parameters.files.checkpoint import Shard
 from knowshift.parameters.files.merging import MergedTensors
@@ -20,9 +19,11 @@ from knowshift.parameters.files.writing import (
     write_provenance,
 )
 from knowshift.parameters.methods import make_plan
+from knowshift.parameters.regions import PAPER, Scope
 from knowshift.parameters.selection.criteria import NotFinite
 from knowshift.parameters.selection.select import exact_count
 from knowshift.parameters.tensors import PIECE, workers
+from knowshift.version import __version__
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,10 @@ def restore_checkpoints(
     tuned: Path,
     output_dir: Path,
     fractions: Mapping[str, float],
+    scope: Scope = PAPER,
     *,
     criterion: str = "relative",
-    region: str = "layers",
-    layers: tuple[int, int] | None = None,
     seed: int = 0,
-    allow_nonfinite: bool = False,
     threads: int | None = None,
     piece: int = PIECE,
     about: Mapping[str, Any] | None = None,
@@ -59,7 +58,7 @@ def restore_checkpoints(
     input before or while it is found, and leaves nothing behind then.
     """
     check_output(output_dir, [base, tuned])
-    pair = open_pair(base, tuned, region, layers=layers, allow_nonfinite=allow_nonfinite)
+    pair = open_pair(base, tuned, scope)
     check_beside(pair)
     for fraction in fractions.values():
         exact_count(fraction, 0)
@@ -67,13 +66,13 @@ def restore_checkpoints(
     names = list(fractions)
     eligible = sum(pair.weights.sizes)
     shared = {
-        "made_by": f"knowshift {knowshift.__version__}",
+        "made_by": f"knowshift {__version__}",
         **identity(pair),
         "criterion": criterion,
-        "region": region,
-        "layers": list(layers) if layers else None,
+        "region": scope.region,
+        "layers": list(scope.layers) if scope.layers else None,
         "seed": seed,
-        "allow_nonfinite": allow_nonfinite,
+        "allow_nonfinite": scope.allow_nonfinite,
         "eligible": eligible,
         **(about or {}),
     }

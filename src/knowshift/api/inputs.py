@@ -1,0 +1,145 @@
+"""What the verbs take: models, facts and mastery records, in every form that people hold them in."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, Union
+
+import pyarrow as pa
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
+from knowshift.facts.sources.load import FactSource
+from knowshift.facts.sources.load import load_facts as _load_facts
+from knowshift.files import digest
+from knowshift.known_facts import KnownFacts, known_facts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from knowshift.api.measures import Mastery
+    from knowshift.models.loading import LoadedModel
+
+#: A folder, a hub id, ``world:tiny``, an adapter; or a model that is loaded already.
+ModelLike: TypeAlias = Union[str, Path, "LoadedModel", "PreTrainedModel"]
+#: A source by name (docs/facts.md), or facts.
+FactsLike: TypeAlias = str | Path | FactSource | Sequence[Fact]
+#: A mastery record: its file, what :func:`knowshift.mastery` returned, or its table.
+MasteryLike: TypeAlias = Union[str, Path, "Mastery", pa.Table]
+
+
+def load_model(
+    model: ModelLike,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    base: str | None = None,
+    base_revision: str | None = None,
+) -> LoadedModel:
+    """A model with its tokenizer, as every verb takes it: load it once, use it often.
+
+    Args:
+        model: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH``, an adapter (PEFT), or a
+            loaded transformers model, which is put into evaluation mode and used where it is, in its dtype.
+        tokenizer: of a loaded model; where not given, that of the folder the model was loaded from.
+        dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
+        device: a torch device, or "auto" (cuda where there is one).
+        base: the model an adapter is put on; where not given, what its configuration says.
+
+    Raises:
+        InputError: whatever is missing, pickled, damaged or not finite.
+    """
+    from knowshift.models.loading import LoadedModel
+    from knowshift.models.loading import load_model as load
+
+    if isinstance(model, LoadedModel):
+        return model
+    if isinstance(model, (str, Path)):
+        options = {"revision": revision, "dtype": dtype, "device": device, "base": base}
+        return load(str(model), base_revision=base_revision, **options)  # type: ignore[arg-type]
+    return _in_memory(model, tokenizer)
+
+
+def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
+    """A loaded model with a temporary folder that holds what stands beside weights, so that it can be saved too."""
+    from transformers import PreTrainedModel
+
+    from knowshift.models.finding import ModelFiles, model_identity
+    from knowshift.models.loading import LoadedModel, load_tokenizer
+    from knowshift.models.vocabulary import check_vocabulary
+    from knowshift.parameters.loaded import as_array, parameters_of
+
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"a model of type {type(model).__name__}; expected a folder, a hub id or a transformers model "
+            "(of a PEFT model give the merged one, or the adapter's folder)"
+        )
+    name = str(model.name_or_path or "the loaded model")
+    if tokenizer is None:
+        if not Path(name).is_dir():
+            raise InputError(f"{name}: no folder with a tokenizer; give load_model(model, tokenizer=...)")
+        tokenizer = load_tokenizer(ModelFiles(name, Path(name)))
+    scratch = tempfile.TemporaryDirectory(prefix="knowshift-model-")
+    folder = Path(scratch.name)
+    model.config.save_pretrained(folder)
+    if model.can_generate() and model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    told = hashlib.sha256()
+    for tensor, parameter in parameters_of(model).items():
+        told.update(tensor.encode())
+        told.update(as_array(parameter.cpu().contiguous()).tobytes())
+    loaded = LoadedModel(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        name=name,
+        folder=folder,
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        identity=digest([model_identity(folder), told.hexdigest()]),
+        scratch=scratch,
+    )
+    check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)
+    return loaded
+
+
+def load_facts(source: FactsLike, *, aliases: bool = True) -> FactSource:
+    """Facts by the name of their source: ``world:tiny``, ``entity-questions[:PATH]``, a table (docs/facts.md).
+
+    ``aliases=False`` accepts the answers alone. Facts of one's own come under the name "facts".
+
+    Raises:
+        InputError: an unknown source, or a file that is not there or not as it should be.
+    """
+    if isinstance(source, FactSource):
+        return source
+    if isinstance(source, (str, Path)):
+        return _load_facts(str(source), aliases)
+    return FactSource("facts", tuple(source))
+
+
+def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[FactSource, KnownFacts, str]:
+    """Facts, what the base model knows of them, and the record's name for other records.
+
+    Raises:
+        InputError: a bad source or record, or a record of other facts.
+    """
+    source = load_facts(facts)
+    if isinstance(mastery, (str, Path)):
+        record: Path | pa.Table = Path(mastery)
+        name = Path(mastery).name
+    else:
+        record = mastery if isinstance(mastery, pa.Table) else mastery.table
+        name = "in memory"
+    asked = str(facts) if isinstance(facts, (str, Path)) else source.name
+    return source, known_facts(source.facts, record, asked), name
+
+
+def source_name(facts: FactsLike) -> str:
+    """What records say of where facts are from: the source as it was given."""
+    return str(facts) if isinstance(facts, (str, Path)) else load_facts(facts).name

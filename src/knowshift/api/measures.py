@@ -1,0 +1,284 @@
+"""The three measures: mastery of facts, answers of a model, token shift between two."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, load_model, source_name, with_mastery
+from knowshift.errors import InputError
+from knowshift.facts.sources.load import limited
+from knowshift.files import check_output_file, check_parent
+from knowshift.progress import bar
+from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, read_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record: one row a fact, and the file that holds it (None where it was not written)."""
+
+    table: pa.Table
+    output: Path | None
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The rows as a DataFrame."""
+        return self.table.to_pandas()
+
+
+@dataclass(frozen=True)
+class Mastery(Record):
+    """How well a model knows each fact: columns as in docs/report.md, levels 0 to 4 from hits / draws (paper 2.3)."""
+
+    levels: list[int]  # facts of each level [n0..n4]
+    draws: int  # texts drawn
+    positions: int  # token positions computed
+    seconds: float
+    resumed: int = 0  # facts that were recorded before this call
+    more: dict[str, Any] = field(default_factory=dict)  # of compare, certainty and prompts, where they were asked for
+
+
+@dataclass(frozen=True)
+class Evaluation(Record):
+    """Closed-book answers: raw texts and both grades."""
+
+    #: By domain: ``levels`` [a0..a4], their ``mean`` (the paper's headline), ``counts`` [n0..n4]; fractions of 1.
+    accuracy: dict[str, dict[str, Any]]
+    empty_rate: float | None  # share of the answers that hold no text
+
+
+@dataclass(frozen=True)
+class Shift(Record):
+    """KL(tuned || base) on the first answer token of level-4 test facts, in nats (paper 4.1)."""
+
+    kl_mean: float | None  # over the facts that have one
+    facts: int  # that have one
+    level_4_facts: int
+
+
+def mastery(
+    model: ModelLike,
+    facts: FactsLike,
+    *,
+    output: str | Path | None = None,
+    limit: int | None = None,
+    draws: int = 10,
+    temperature: float = 0.7,
+    max_new_tokens: int = 32,
+    stopping: str = "full",
+    error: float = 0.2,
+    grading: str = "substring",
+    compare: str | Path | None = None,
+    certainty: str | Path | None = None,
+    prompts: str | Path | None = None,
+    workers: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    base: str | None = None,
+    base_revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    progress: bool | None = None,
+) -> Mastery:
+    """Sample the completion prompts of every fact; count the draws that hold an accepted answer (paper 2.3).
+
+    Args:
+        model: as in :func:`knowshift.load_model`, or the URL of a completions server (docs/servers.md).
+        output: where the record is kept. Parts of it are written as they come, and the same call goes on where an
+            earlier one stopped. None keeps nothing but what is returned.
+        limit: measure the first so many facts of a seeded shuffle.
+        draws: of each prompt (paper: 10).
+        stopping: "full": every draw (paper); "exact": the same levels with fewer; "sequential": fewer still.
+        error: what "sequential" may err.
+        grading: what a hit is: "substring" (paper), or "word", at word boundaries.
+        compare: another record of these facts: ``more["agreement"]`` says how far levels agree.
+        certainty: also write intervals and level probabilities to this file.
+        prompts: also write prompts.csv and prompts.svg to this folder.
+        workers: processes; where not given, one a core or a GPU. A loaded model is used in this process.
+
+    Raises:
+        InputError: bad input of any kind; nothing that was recorded is lost.
+    """
+    from knowshift.models.loading import LoadedModel
+    from knowshift.probing.engines import EngineSpec
+    from knowshift.probing.measure import Protocol
+    from knowshift.probing.run import PART, run_mastery
+
+    asked = limited(load_facts(facts).facts, limit, seed)
+    protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error)
+    _check_extras(compare, certainty, prompts)
+    if isinstance(model, (str, Path)):
+        spec = EngineSpec(str(model), revision, dtype, base=base, base_revision=base_revision)
+    else:
+        loaded = load_model(model)
+        spec = EngineSpec(loaded.name, dtype=loaded.dtype, devices=(loaded.device,), loaded=loaded)
+        assert isinstance(loaded, LoadedModel)
+    spec, processes = spec.placed(device, workers, -(-len(asked) // PART))
+    began = time.monotonic()
+    resumed: list[int] = []
+    with _kept(output) as path, bar("facts", len(asked), "fact", progress) as advance:
+        seen = 0
+
+        def tell(done: int, total: int) -> None:
+            nonlocal seen
+            if not resumed:
+                resumed.append(done)
+            advance(done - seen)
+            seen = done
+
+        outcome = run_mastery(spec, asked, path, protocol, workers=processes, progress=tell)
+        seconds = time.monotonic() - began
+        table, _ = read_table(path, MASTERY, "mastery")
+        more = _extras(path, compare, certainty, prompts)
+    kept = None if output is None else path
+    return Mastery(table, kept, outcome.levels, outcome.draws, outcome.positions, seconds, resumed[0], more)
+
+
+@contextmanager
+def _kept(output: str | Path | None) -> Iterator[Path]:
+    """Where the record goes: the file asked for, or one that is gone after the block."""
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="knowshift-mastery-") as folder:
+        yield Path(folder) / "mastery.parquet"
+
+
+def _check_extras(compare: str | Path | None, certainty: str | Path | None, prompts: str | Path | None) -> None:
+    """Refuse what could not be read or written at the end, before the work."""
+    if compare is not None:
+        read_table(Path(compare), MASTERY, "mastery")
+    if certainty is not None:
+        check_output_file(Path(certainty))
+    if prompts is not None:
+        check_parent(Path(prompts) / "prompts.csv")
+        if Path(prompts).is_file():
+            raise InputError(f"{prompts}: is a file; expected a folder")
+
+
+def _extras(
+    record: Path, compare: str | Path | None, certainty: str | Path | None, prompts: str | Path | None
+) -> dict[str, Any]:
+    """What is asked for beside the record, made from the record."""
+    more: dict[str, Any] = {}
+    if compare is not None:
+        from knowshift.probing.certainty import agreement_of
+
+        found = agreement_of(Path(compare), record)
+        more["agreement"] = {"facts": found.facts, "same": found.same, "within_one": found.within_one}
+        more["agreement"]["kappa"] = None if found.kappa != found.kappa else found.kappa
+    if certainty is not None:
+        from knowshift.probing.certainty import write_certainty
+
+        write_certainty(record, Path(certainty))
+        more["certainty"] = str(certainty)
+    if prompts is not None:
+        from knowshift.probing.prompts import write_prompts
+
+        table, figure = write_prompts(record, Path(prompts))
+        more["prompts"] = {"table": str(table), "figure": str(figure)}
+    return more
+
+
+def evaluate(
+    model: ModelLike,
+    facts: FactsLike,
+    mastery: MasteryLike,
+    *,
+    output: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    base: str | None = None,
+    base_revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Evaluation:
+    """Closed-book accuracy on test facts, by the base model's mastery level (paper 2.2).
+
+    Args:
+        mastery: the *base* model's record; its test facts are asked.
+        output: where the answers are written, as Parquet.
+        limit: ask the first so many facts of a seeded shuffle.
+
+    Raises:
+        InputError: bad input of any kind.
+    """
+    from knowshift import evaluation
+
+    if output is not None:
+        check_output_file(Path(output))
+    _, known, record = with_mastery(facts, mastery)
+    asked = limited(known.of("test"), limit, seed)
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
+    answers = evaluation.evaluate(loaded, asked, known.levels)
+    if output is not None:
+        about = {"source": source_name(facts), "mastery": record, "seed": seed, "limit": limit}
+        answers.write(Path(output), {**loaded.about(), **about})
+    return Evaluation(
+        as_table(ANSWERS, answers.columns),
+        None if output is None else Path(output),
+        evaluation.accuracy_by_level(answers),
+        evaluation.empty_rate(answers),
+    )
+
+
+def tokens(
+    base: ModelLike,
+    tuned: ModelLike,
+    facts: FactsLike,
+    mastery: MasteryLike,
+    *,
+    output: str | Path | None = None,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Shift:
+    """KL between tuned and base on the first answer token of level-4 test facts (paper 4.1).
+
+    Args:
+        tuned: after fine-tuning; an adapter is put on ``base``.
+        mastery: the base model's record.
+        output: where the record is written, as Parquet.
+        revision: of ``tuned`` on the hub.
+
+    Raises:
+        InputError: bad input of any kind.
+    """
+    from knowshift import token_shift
+    from knowshift.models.finding import model_folder
+    from knowshift.parameters.files.adapter import is_adapter
+
+    if output is not None:
+        check_output_file(Path(output))
+    _, known, record = with_mastery(facts, mastery)
+    before = load_model(base, revision=base_revision, dtype=dtype, device=device)
+    on_base = isinstance(tuned, (str, Path)) and is_adapter(model_folder(str(tuned), revision=revision))
+    if on_base and not isinstance(base, (str, Path)):
+        raise InputError(f"{tuned}: an adapter, to be put on a loaded model; give the base's folder or name")
+    after = load_model(
+        tuned,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        base=str(base) if on_base else None,
+        base_revision=base_revision if on_base else None,
+    )
+    items = token_shift.items_of(before, known, known.of("test"))
+    shift = token_shift.token_shift(before, after, items)
+    if output is not None:
+        about = {"base": before.about(), "tuned": after.about(), "source": source_name(facts), "mastery": record}
+        shift.write(Path(output), about)
+    scored = sum(1 for value in shift.columns["kl"] if value is not None)
+    kept = None if output is None else Path(output)
+    return Shift(as_table(TOKEN_SHIFT, shift.columns), kept, shift.mean, scored, len(items.facts))

@@ -1,0 +1,156 @@
+"""The whole experiment, from facts to report; and a report anew from a run's records."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+from knowshift.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from knowshift.reports.findings.claims import Finding
+    from knowshift.studies.config import StudyConfig
+
+#: Hears after every unit: units done, units in all, its title, the seconds it took, the seconds left.
+Told = Callable[[int, int, str, float, float], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report says: its page, the paper's findings as they were looked for, and the file of every table."""
+
+    output: Path
+    findings: list[Finding]
+    tables: dict[str, Path]  # CSV by name (docs/report.md)
+
+    def to_pandas(self, table: str) -> pd.DataFrame:
+        """One table as a DataFrame.
+
+        Raises:
+            InputError: no table of that name.
+        """
+        import pandas as pd
+
+        if table not in self.tables:
+            raise InputError(f"no table {table!r}{nearest(table, self.tables)}")
+        return pd.read_csv(self.tables[table])
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study would do: its cells by kind, and how many of them are missing in the run folder."""
+
+    name: str
+    run: Path
+    cells: dict[str, int]
+    missing: dict[str, int]
+    restored: int  # answers of each restoration cell
+    about: dict[str, Any]  # model and source, as the manifest will say
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that is done."""
+
+    run: Path
+    report: Report
+    seconds: float
+
+
+def plan_study(
+    config: str | Path | StudyConfig | None = None,
+    *,
+    preset: str | None = None,
+    output_dir: str | Path | None = None,
+) -> StudyPlan:
+    """The plan of a study; nothing is run, nothing is written.
+
+    Raises:
+        InputError: as :func:`study`.
+    """
+    from knowshift.studies.run import check_folder, plan_of
+
+    settings = _settings(config, preset)
+    run = _run_folder(settings, output_dir)
+    check_folder(run, settings)
+    plan, about = plan_of(settings)
+    return StudyPlan(
+        settings.name,
+        run,
+        dict(Counter(cell.kind for cell in plan.cells)),
+        dict(Counter(cell.kind for unit in plan.units for cell in unit.missing(run))),
+        len(settings.restoration.fractions) * len(settings.restoration.criteria),
+        about,
+    )
+
+
+def study(
+    config: str | Path | StudyConfig | None = None,
+    *,
+    preset: str | None = None,
+    output_dir: str | Path | None = None,
+    executor: str = "processes",
+    workers: int | None = None,
+    progress: bool | Told | None = None,
+) -> Study:
+    """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report.
+
+    It may be stopped at any moment; the same call goes on and ends in the same records.
+
+    Args:
+        config: a study's YAML file, or a configuration.
+        preset: a shipped study instead, such as "tiny".
+        output_dir: the run folder; runs/NAME where not given.
+        executor: "here" (this process), "processes" or "ray".
+        workers: processes; one a core where not given.
+        progress: a function hears after every unit.
+
+    Raises:
+        InputError: bad input of any kind, and a folder that holds the run of another configuration.
+    """
+    from knowshift.progress import bar
+    from knowshift.studies.config import Executor
+    from knowshift.studies.run import check_folder, run_study
+
+    settings = _settings(config, preset)
+    if executor not in get_args(Executor):
+        raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
+    run = _run_folder(settings, output_dir)
+    check_folder(run, settings)
+    began = time.monotonic()
+    with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
+        told = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
+        run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=told)
+    return Study(run, report(run), time.monotonic() - began)
+
+
+def report(run: str | Path) -> Report:
+    """Write RUN/tables, RUN/figures and RUN/report.html anew from a run's records, without a model.
+
+    Raises:
+        InputError: not the folder of a run, or a record that is damaged.
+    """
+    from knowshift.reports.page.page import write_report_with_findings
+
+    page, findings = write_report_with_findings(Path(run))
+    return Report(page, findings, {file.stem: file for file in sorted((Path(run) / "tables").glob("*.csv"))})
+
+
+def _settings(config: str | Path | StudyConfig | None, preset: str | None) -> StudyConfig:
+    from knowshift.studies.config import load_config, load_preset
+
+    if (config is None) == (preset is None):
+        raise InputError("study: give either a config file or --preset NAME")
+    if preset is not None:
+        return load_preset(preset)
+    return load_config(Path(config)) if isinstance(config, (str, Path)) else cast("StudyConfig", config)
+
+
+def _run_folder(settings: StudyConfig, output_dir: str | Path | None) -> Path:
+    return Path("runs") / settings.name if output_dir is None else Path(output_dir)

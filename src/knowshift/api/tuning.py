@@ -1,0 +1,118 @@
+"""Fine-tuning on facts of one mastery level."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, source_name, with_mastery
+from knowshift.errors import InputError, nearest
+from knowshift.files import check_parent, folder_beside, write_json
+from knowshift.training.draws import draw_training_set
+from knowshift.training.precision import check_trainable
+
+if TYPE_CHECKING:
+    from knowshift.models.loading import LoadedModel
+
+STRATEGIES = ("sft",)
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A tuned model, and what its training came to."""
+
+    model: LoadedModel
+    output: Path | None  # the checkpoint's folder; None where it was not written
+    facts: list[str]  # ids of the training facts, in training order
+    steps: int  # updates of the optimiser
+    train_loss: float  # mean over the steps, in nats a target token
+    record: dict[str, Any]  # what knowshift.json says: recipe, seed, facts, the loss of every step
+
+
+def finetune(
+    model: ModelLike,
+    facts: FactsLike,
+    mastery: MasteryLike,
+    *,
+    level: int,
+    output_dir: str | Path | None = None,
+    size: int | None = None,
+    strategy: str = "sft",
+    draw: int = 0,
+    learning_rate: float = 1e-5,
+    batch_size: int = 8,
+    epochs: int = 1,
+    shared_prefix: bool = False,
+    report_to: str = "none",
+    seed: int = 0,
+    revision: str | None = None,
+    base: str | None = None,
+    base_revision: str | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> FineTuned:
+    """Fine-tune on facts of one mastery level, balanced over relations, as the paper does (2.2).
+
+    A loaded model stays as it is: a copy is trained.
+
+    Args:
+        mastery: the model's record; its training facts of ``level`` are drawn from.
+        output_dir: new folder for the tuned checkpoint.
+        size: training facts; all of the level where not given.
+        strategy: "sft": full-parameter supervised fine-tuning.
+        draw: number of the random draw, from 0.
+        learning_rate: peak of the cosine schedule (paper: 1e-5).
+        shared_prefix: every batch as one row: the same gradients, faster on short facts.
+        report_to: passed on to the Trainer: trackio, wandb, tensorboard.
+
+    Raises:
+        InputError: bad input of any kind, and a training that failed; nothing is written then.
+    """
+    if isinstance(model, (str, Path)):
+        check_trainable(str(model), dtype)  # before torch and TRL are imported
+    if not 0 < learning_rate < float("inf"):
+        raise InputError(f"learning rate {learning_rate} (--learning-rate): expected a positive number")
+    if strategy not in STRATEGIES:
+        raise InputError(f"finetune: no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
+    target = None if output_dir is None else Path(output_dir)
+    if target is not None:
+        if target.exists():
+            raise InputError(f"{target}: exists already; a checkpoint is written to a new folder")
+        check_parent(target)
+    _, known, _ = with_mastery(facts, mastery)
+    members = draw_training_set(known, level=level, size=size, draw=draw, seed=seed)
+
+    from knowshift.models.saving import save_model
+    from knowshift.training import sft
+
+    loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
+    check_trainable(loaded.name, loaded.dtype)  # of "auto", and of a loaded model
+    about = {"base": loaded.about()}
+    if not isinstance(model, (str, Path)):
+        loaded = replace(loaded, model=copy.deepcopy(loaded.model))
+    recipe = sft.TrainingRecipe(
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        epochs=epochs,
+        shared_prefix=shared_prefix,
+        report_to=report_to,
+    )
+    made = sft.finetune(loaded, members, recipe, seed=seed)
+    ids = [fact.id for fact in members]
+    record = {
+        **about,
+        "source": source_name(facts),
+        "level": level,
+        "draw": draw,
+        "seed": seed,
+        "recipe": recipe.as_record(),
+        "facts": ids,
+        **made,
+    }
+    if target is not None:
+        with folder_beside(target) as folder:
+            save_model(loaded, folder)
+            write_json(folder / "knowshift.json", record)
+    return FineTuned(loaded, target, ids, made["steps"], made["train_loss"], record)

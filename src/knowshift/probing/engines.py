@@ -1,0 +1,87 @@
+"""Engines that mastery is measured on: how a worker opens one, and on which devices and in how many processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+
+from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.loading import LoadedModel, load_found, load_model, prepared
+from knowshift.probing.measure import Engine
+from knowshift.workers import cores
+
+#: Models of fewer bytes of weights are loaded once a core.
+SMALL = 1 << 30
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """How a worker opens its engine; ``devices`` are dealt out to the workers in turn."""
+
+    name: str
+    revision: str | None = None
+    dtype: str = "float32"
+    devices: tuple[str, ...] = ("cpu",)
+    threads: int | None = None  # of each worker; None leaves PyTorch's choice
+    base: str | None = None  # the model an adapter is put on, where it is not what it says
+    base_revision: str | None = None
+    found: ModelFiles | None = None  # where it lies; looked for by name where None
+    loaded: LoadedModel | None = None  # a model that is in this process already; no worker can open it
+
+    @property
+    def is_server(self) -> bool:
+        return self.name.startswith(("http://", "https://"))
+
+    def open(self, worker: int = 0) -> LoadedModel | Engine:
+        """Load the model, or connect to the server if the name is a URL."""
+        if self.loaded is not None:
+            return self.loaded
+        if self.is_server:
+            from knowshift.models.server.engine import CompletionsServer
+
+            return CompletionsServer(self.name)
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.devices[worker % len(self.devices)]
+        if self.found is not None:
+            return load_found(self.found, dtype=self.dtype, device=device)
+        return load_model(
+            self.name,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=device,
+            base=self.base,
+            base_revision=self.base_revision,
+        )
+
+    @contextmanager
+    def shared(self) -> Iterator[EngineSpec]:
+        """The same engine for several processes: an adapter is merged, where it must be, before they open it."""
+        if self.is_server:
+            yield self
+            return
+        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+        with prepared(files) as found:
+            yield self if files.adapter is None else replace(self, found=found)
+
+    def placed(self, device: str, workers: int | None, parts: int) -> tuple[EngineSpec, int]:
+        """The same engine on its devices, and in how many processes: one a GPU, and of small models one a core.
+
+        ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one. A given number of ``workers`` overrides it; there are
+        never more than ``parts`` to share out.
+        """
+        if self.is_server or self.loaded is not None:
+            return self, 1
+        if device in ("auto", "cuda") and torch.cuda.is_available():
+            devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
+            return replace(self, devices=devices), workers or min(len(devices), parts)
+        if device not in ("auto", "cpu"):
+            return replace(self, devices=(device,)), workers or 1
+        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+        small = files.bytes < SMALL
+        processes = workers or (min(cores(), parts) if small else 1)
+        # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
+        return replace(self, devices=("cpu",), threads=1 if small else None), processes

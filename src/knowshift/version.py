@@ -1,0 +1,3 @@
+"""The version of this package: what records and provenance files say."""
+
+__version__ = "0.1.0"
