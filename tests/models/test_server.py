@@ -32,8 +32,9 @@ from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server import engine as module
 from knowshift.models.server.dialects import DIALECTS, LEFT_OUT
 from knowshift.models.server.engine import CompletionsServer, ServerError
+from knowshift.probing import run
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.measure import Protocol, run
+from knowshift.probing.measure import Protocol
 from knowshift.probing.run import run_mastery
 from knowshift.records import MASTERY, read_table
 

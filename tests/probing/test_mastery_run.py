@@ -24,8 +24,9 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.probing import run
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.measure import Protocol, run
+from knowshift.probing.measure import Protocol
 from knowshift.probing.run import Outcome, facts_digest, run_mastery
 from knowshift.probing.stopping import ERROR
 from knowshift.records import MASTERY, read_table

@@ -200,7 +200,8 @@ def _golden() -> dict[str, str]:
     """Content that chance decides, where no processor's last digits come in: what is drawn, asked and paired."""
     known = KnownFacts({fact.id: fact for fact in FACTS}, [{"fact": fact.id, "level": 4} for fact in FACTS])
     asked = content.asked_facts(known, {"seed": 3, "evaluation.facts_per_level": 4})
-    drawn = draw_training_set(known, level=4, size=6, draw=1, seed=3)
+    trained = {fact.id: replace(fact, split="train") for fact in FACTS}
+    drawn = draw_training_set(KnownFacts(trained, known.rows), level=4, size=6, draw=1, seed=3)
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()
     change = 0.01 * torch.randn(16, 16, generator=generator).to(torch.bfloat16).float()

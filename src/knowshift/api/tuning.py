@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, source_name, with_mastery
 from knowshift.errors import InputError, nearest
 from knowshift.files import check_parent, folder_beside, write_json
+from knowshift.progress import bar
 from knowshift.training.draws import draw_training_set
 from knowshift.training.precision import check_trainable
 
@@ -52,6 +53,7 @@ def finetune(
     base_revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    progress: bool | None = None,
 ) -> FineTuned:
     """Fine-tune on facts of one mastery level, balanced over relations, as the paper does (2.2).
 
@@ -99,7 +101,8 @@ def finetune(
         shared_prefix=shared_prefix,
         report_to=report_to,
     )
-    made = sft.finetune(loaded, members, recipe, seed=seed)
+    with bar("fine-tuning", recipe.steps(len(members)), "step", progress) as advance:
+        made = sft.finetune(loaded, members, recipe, seed=seed, progress=advance)
     ids = [fact.id for fact in members]
     record = {
         **about,

@@ -59,7 +59,6 @@ def finetune(
     """Fine-tune on facts of one mastery level, balanced over relations, as the paper does."""
     import knowshift
 
-    console.print(f"fine-tuning {model} on facts of level {level}", soft_wrap=True)
     done = knowshift.finetune(
         model,
         facts,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer import utils as trl_utils
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -43,6 +43,10 @@ class TrainingRecipe:
     shared_prefix: bool = False  # every batch as one row (knowshift.training.one_row): the same gradients, fewer tokens
     report_to: str = "none"  # passed on to the Trainer: trackio, wandb, tensorboard, mlflow
 
+    def steps(self, facts: int) -> int:
+        """Updates of the optimiser on so many facts."""
+        return self.epochs * -(-facts // self.batch_size)
+
     def as_record(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -60,10 +64,28 @@ def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str,
     return {"input_ids": ids, "completion_mask": [int(i >= start) for i in range(len(ids))]}
 
 
-def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe, *, seed: int) -> dict[str, Any]:
+class _Steps(TrainerCallback):  # type: ignore[misc]
+    """Tells of every step that is done."""
+
+    def __init__(self, progress: Callable[[int], None]) -> None:
+        self._progress = progress
+
+    def on_step_end(self, *given: Any, **more: Any) -> None:
+        self._progress(1)
+
+
+def finetune(
+    loaded: LoadedModel,
+    facts: Sequence[Fact],
+    recipe: TrainingRecipe,
+    *,
+    seed: int,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
-    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is taken back.
+    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is taken back. ``progress``
+    hears of every step.
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
@@ -90,7 +112,7 @@ def finetune(loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe,
         trainer = SFTTrainer(
             model=loaded.model,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
-            callbacks=[guard],
+            callbacks=[guard, _Steps(progress)],
             train_dataset=Dataset.from_list(examples),
             data_collator=collator,
             args=SFTConfig(

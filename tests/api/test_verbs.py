@@ -1,0 +1,167 @@
+"""The verbs in Python: folders and loaded models give the same, results are tables, nothing is printed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import knowshift
+from knowshift.api.measures import Mastery
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
+from knowshift.parameters.files.checkpoint import StoredTensors
+from knowshift.progress import bar, is_watched
+
+QUICK = {"draws": 2, "max_new_tokens": 4, "workers": 1}
+
+
+@pytest.fixture(scope="module")
+def world(small_world: Path) -> str:
+    return f"world:{small_world}"
+
+
+@pytest.fixture(scope="module")
+def known(world: str, small_world: Path) -> Mastery:
+    """Mastery of the small world; its levels are planted, so that every level has facts to tune on."""
+    record = knowshift.mastery(world, world, limit=120, **QUICK)
+    levels = [number % 5 for number in range(record.table.num_rows)]
+    column = record.table.schema.get_field_index("level")
+    planted = record.table.set_column(
+        column, record.table.schema.field(column), pa.chunked_array([pa.array(levels, pa.int8())])
+    )
+    return Mastery(planted, None, record.levels, record.draws, record.positions, record.seconds)
+
+
+def loaded(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def test_mastery_is_kept_in_memory_or_in_a_file_and_a_loaded_model_gives_the_same(
+    world: str, small_world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = loaded(small_world)
+    capfd.readouterr()
+    kept = knowshift.mastery(world, world, output=tmp_path / "m.parquet", limit=8, **QUICK)
+    again = knowshift.mastery(world, world, output=tmp_path / "m.parquet", limit=8, **QUICK)
+    memory = knowshift.mastery(model, knowshift.load_facts(world), limit=8, **QUICK)
+    assert kept.output == tmp_path / "m.parquet"
+    assert (kept.resumed, again.resumed, memory.output) == (0, 8, None)
+    assert pq.read_table(kept.output).to_pydict() == kept.table.to_pydict() == memory.table.to_pydict()
+    assert kept.levels == [kept.table["level"].to_pylist().count(level) for level in range(5)]
+    assert kept.draws == memory.draws == sum(kept.table["draws"].to_pylist())
+    assert list(kept.to_pandas().columns) == kept.table.column_names
+    assert capfd.readouterr() == ("", "")
+
+
+def test_facts_of_ones_own(small_world: Path) -> None:
+    facts = [Fact("a", "own", "test", "in_domain", "s", "Who?", "Ann", prompts=("It is", "She is"))]
+    frame = knowshift.load_facts(facts).to_pandas()
+    assert frame.loc[0, "answer"] == "Ann"
+    found = knowshift.mastery(small_world, facts, **QUICK)
+    assert found.table["prompt_draws"].to_pylist() == [[2, 2]]
+
+
+def test_from_mastery_to_a_restored_model(world: str, small_world: Path, known: Mastery, tmp_path: Path) -> None:
+    """One thread through all verbs, once on disk and once in memory."""
+    base = loaded(small_world)
+    before = {name: tensor.clone() for name, tensor in base.named_parameters()}
+    options = {"level": 2, "size": 8, "learning_rate": 1e-2, "batch_size": 4}
+    on_disk = knowshift.finetune(world, world, known, output_dir=tmp_path / "tuned", **options)
+    in_memory = knowshift.finetune(base, world, known, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in base.named_parameters())  # a copy was trained
+    assert on_disk.facts == in_memory.facts
+    assert on_disk.record["losses"] == pytest.approx(in_memory.record["losses"], rel=1e-5)
+    levels = dict(zip(known.table["fact"].to_pylist(), known.table["level"].to_pylist(), strict=True))
+    assert {levels[fact] for fact in on_disk.facts} == {2}
+
+    asked = knowshift.evaluate(tmp_path / "tuned", world, known, output=tmp_path / "a.parquet")
+    held = knowshift.evaluate(on_disk.model, world, known)
+    assert asked.table.equals(held.table)
+    assert asked.accuracy == held.accuracy
+    assert pq.read_table(asked.output).num_rows == asked.table.num_rows > 0
+
+    shift = knowshift.tokens(world, on_disk.model, world, known, output=tmp_path / "t.parquet")
+    values = [value for value in shift.table["kl"].to_pylist() if value is not None]
+    assert (shift.facts, shift.level_4_facts) == (len(values), shift.table.num_rows)
+    assert shift.kl_mean == (pytest.approx(np.mean(values)) if values else None)
+
+    files = knowshift.weights(small_world, tmp_path / "tuned", fraction=[0.1, "0.20"], output=tmp_path / "w.parquet")
+    modules = knowshift.weights(base, on_disk.model, fraction=[0.1, 0.2])
+    mixed = knowshift.weights(small_world, on_disk.model.model, fraction=[0.1, 0.2])
+    assert files.change == mixed.change
+    assert files.change.rounding is not None  # the base is stored in bfloat16, and loaded in float32
+    unrounded = [replace(tensor, rounded=None) for tensor in files.change.tensors]
+    assert modules.change == replace(files.change, rounding=None, tensors=unrounded)
+    assert list(files.change.concentration["relative"]) == ["0.1", "0.2"]
+    frame = files.to_pandas()
+    assert frame["size"].sum() == files.change.eligible
+    assert isinstance(frame, pd.DataFrame)
+
+    done = knowshift.restore(small_world, tmp_path / "tuned", fraction=[0.25, 1.0], output_dir=tmp_path / "restored")
+    assert list(done.output) == ["0.25", "1"]
+    place = knowshift.restore(base, in_memory.model, fraction=0.25)
+    assert place.output == {}
+    assert place.restored["0.25"] == done.restored["0.25"] == round(0.25 * done.eligible)
+    quarter = StoredTensors(done.output["0.25"])
+    for name, tensor in in_memory.model.model.named_parameters():
+        stored = torch.from_numpy(np.array(quarter.read(name, 0, tensor.numel())))
+        assert torch.allclose(tensor.detach().flatten(), stored, atol=1e-6), name
+
+
+def test_what_a_loaded_model_cannot_do_is_refused(
+    world: str, small_world: Path, known: Mastery, tmp_path: Path
+) -> None:
+    base, tuned = loaded(small_world), loaded(small_world)
+    with pytest.raises(InputError, match="a loaded model is restored in place"):
+        knowshift.restore(base, tuned, fraction=0.1, output_dir=tmp_path / "out")
+    with pytest.raises(InputError, match="a loaded model is restored to one fraction"):
+        knowshift.restore(base, tuned, fraction=[0.1, 0.2])
+    with pytest.raises(InputError, match="output_dir is missing"):
+        knowshift.restore(small_world, small_world, fraction=0.1)
+    with pytest.raises(InputError, match="a model of type Linear; expected a folder"):
+        knowshift.evaluate(torch.nn.Linear(2, 2), world, known)
+    tuned.name_or_path = "nowhere"
+    tuned.config._name_or_path = "nowhere"
+    with pytest.raises(InputError, match=r"nowhere: no folder with a tokenizer; give load_model\(model, tokenizer="):
+        knowshift.evaluate(tuned, world, known)
+    model = knowshift.load_model(tuned, tokenizer=AutoTokenizer.from_pretrained(small_world))
+    assert knowshift.evaluate(model, world, known, limit=3).table.num_rows == 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_models_in_memory_are_told_apart(small_world: Path) -> None:
+    one, other = (knowshift.load_model(loaded(small_world)) for _ in range(2))
+    assert one.identity == other.identity
+    with torch.no_grad():
+        next(other.model.parameters()).view(-1)[0] += 1
+    assert knowshift.load_model(other.model).identity != one.identity
+
+
+def test_records_of_other_facts_are_refused(world: str, known: Mastery, small_world: Path) -> None:
+    with pytest.raises(InputError, match=r"^the mastery record: fact .* is not that of world:tiny"):
+        knowshift.evaluate(small_world, "world:tiny", known)
+
+
+def test_a_study_is_planned_run_and_reported(hand_run: Path) -> None:
+    with pytest.raises(InputError, match="give either a config file or --preset"):
+        knowshift.plan_study()
+    plan = knowshift.plan_study(preset="tiny", output_dir="no-such-folder")
+    assert plan.cells == plan.missing
+    assert set(plan.cells) >= {"mastery", "tuned", "restoration"}
+
+
+def test_bars_are_for_people_who_watch(capsys: pytest.CaptureFixture[str]) -> None:
+    assert not is_watched()
+    for shown, seen in ((None, False), (False, False), (True, True)):
+        with bar("facts", 2, "fact", shown) as advance:
+            advance(1)
+            advance(1)
+        assert ("facts" in capsys.readouterr().err) == seen
