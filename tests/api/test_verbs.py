@@ -18,7 +18,7 @@ from knowshift.api.measures import Mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.parameters.files.checkpoint import StoredTensors
-from knowshift.progress import bar, is_watched
+from knowshift.system.progress import bar, is_watched
 
 QUICK = {"draws": 2, "max_new_tokens": 4, "workers": 1}
 

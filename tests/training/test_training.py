@@ -59,7 +59,7 @@ def test_scoring_the_answers_alone_changes_nothing(
     facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:16]
     twin = replace(small_model, model=copy.deepcopy(small_model.model))
     record = finetune(small_model, facts, QUICK, seed=3)
-    monkeypatch.setattr(sft, "_answers_only", lambda on_cpu: nullcontext())
+    monkeypatch.setattr(sft, "answers_only", lambda on_cpu: nullcontext())
     everywhere = finetune(twin, facts, QUICK, seed=3)
     assert record["losses"] == pytest.approx(everywhere["losses"], rel=1e-5)
     for mine, other in zip(small_model.model.parameters(), twin.model.parameters(), strict=True):

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from knowshift.allocator import steady_heap
 from knowshift.errors import InputError
 from knowshift.files import check_output_file, expanded
 from knowshift.parameters.regions import Scope
-from knowshift.progress import bar
+from knowshift.system.allocator import steady_heap
+from knowshift.system.progress import bar
 
 if TYPE_CHECKING:
     import pandas as pd

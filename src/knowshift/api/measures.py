@@ -16,8 +16,8 @@ from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, 
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
-from knowshift.progress import bar
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, read_table
+from knowshift.system.progress import bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -114,9 +114,9 @@ def study(
     Raises:
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
     """
-    from knowshift.progress import bar
     from knowshift.studies.config import Executor
     from knowshift.studies.run import check_folder, run_study
+    from knowshift.system.progress import bar
 
     settings = _settings(config, preset)
     if executor not in get_args(Executor):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, source_name, with_mastery
 from knowshift.errors import InputError, nearest
 from knowshift.files import check_parent, folder_beside, write_json
-from knowshift.progress import bar
+from knowshift.system.progress import bar
 from knowshift.training.draws import draw_training_set
 from knowshift.training.precision import check_trainable
 

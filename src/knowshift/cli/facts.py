@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from knowshift.cli.output import FACTS_FORMS, JsonOption, console, emit
-from knowshift.terminal import Terminal
+from knowshift.system.terminal import Terminal
 
 _LABELS = {
     "train_in_domain": "in-domain training",

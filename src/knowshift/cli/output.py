@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from knowshift.files import expanded
-from knowshift.terminal import Terminal
+from knowshift.system.terminal import Terminal
 
 #: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
 console = Terminal(stderr=True)

@@ -11,7 +11,7 @@ import torch
 from knowshift.models.finding import ModelFiles, find_model
 from knowshift.models.loading import LoadedModel, load_found, load_model, prepared
 from knowshift.probing.measure import Engine
-from knowshift.workers import cores
+from knowshift.system.workers import cores
 
 #: Models of fewer bytes of weights are loaded once a core.
 SMALL = 1 << 30

@@ -29,7 +29,7 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.levels import LEVELS
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
-from knowshift.workers import process_pool, results
+from knowshift.system.workers import process_pool, results
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256

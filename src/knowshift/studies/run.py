@@ -25,10 +25,10 @@ from knowshift.records import read_columns
 from knowshift.studies.config import Executor, StudyConfig
 from knowshift.studies.plan import PACKAGES, Plan, Unit, make_plan, probed_facts
 from knowshift.studies.work import Worker, find_base
+from knowshift.system.workers import cores, process_pool, results
 from knowshift.training.draws import level_counts
 from knowshift.training.precision import check_trainable, stored_dtype
 from knowshift.version import __version__
-from knowshift.workers import cores, process_pool, results
 
 #: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
 Progress = Callable[[int, int, str, float, float], None]

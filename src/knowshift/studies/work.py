@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from knowshift.allocator import steady_heap
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
@@ -24,6 +23,7 @@ from knowshift.records import read_columns
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
+from knowshift.system.allocator import steady_heap
 from knowshift.token_shift import ShiftItems, items_of, token_shift
 
 

@@ -25,7 +25,7 @@ from rich.progress import (
 from knowshift.errors import InputError
 from knowshift.facts.sources.entity_questions import check_archive
 from knowshift.files import take_name
-from knowshift.terminal import Terminal
+from knowshift.system.terminal import Terminal
 
 #: Published by the authors of the data set.
 URL = "https://nlp.cs.princeton.edu/projects/entity-questions/dataset.zip"

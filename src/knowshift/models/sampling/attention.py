@@ -8,8 +8,6 @@ attention sinks, a long cache, another device or dtype) goes to the kernel as be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,25 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+#: Its name in transformers; models are loaded with PyTorch's (:func:`knowshift.system.patches.attention`).
 NAME = "knowshift_one_token"
+USUAL = "sdpa"
 #: Tokens in the cache, from which the kernel is as fast.
 LONG = 64
 #: Rows at a time: their products are a megabyte or two.
 ROWS = 128
-
-
-@contextmanager
-def fast_attention(model: nn.Module) -> Iterator[None]:
-    """Within the block, the model's layers that use PyTorch's fused attention use this one where it serves."""
-    configs: dict[int, Any] = {id(config): config for m in model.modules() if (config := getattr(m, "config", None))}
-    mine = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == "sdpa"]
-    for config in mine:
-        config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        for config in mine:
-            config._attn_implementation = "sdpa"
 
 
 def one_token_attention(

@@ -28,9 +28,10 @@ from transformers import DynamicCache
 
 from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.attention import fast_attention
+from knowshift.models.sampling.attention import NAME, USUAL
 from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, tree_cache
 from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front
+from knowshift.system import patches
 
 #: Texts still running, below which they are set aside for the next group.
 FEW = 64
@@ -92,7 +93,7 @@ class Walk(Generic[Text]):
         order = np.lexsort(self._ids.T[::-1])
         size = max(1, self.max_nodes // 2)
         arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
-        with torch.inference_mode(), fast_attention(self.loaded.model):
+        with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
                 front = first_front(tree_cache(self.loaded.model.config, arena), group, self._ids[group])
@@ -108,7 +109,7 @@ class Walk(Generic[Text]):
         assert self.keep
         self._numbers = numbers
         none = np.empty(0, dtype=np.int64)
-        with torch.inference_mode(), fast_attention(self.loaded.model):
+        with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
             for leaves in self._leaves:
                 rows = np.flatnonzero([len(numbers[p]) > 0 for p in leaves.prompts])
                 if not len(rows):

@@ -22,7 +22,7 @@ from damage import STEERING
 from knowshift.cli import app, output
 from knowshift.errors import InputError, KnowshiftWarning, inert
 from knowshift.models.server.engine import CompletionsServer, ServerError
-from knowshift.terminal import Terminal
+from knowshift.system.terminal import Terminal
 
 SOURCE = Path(knowshift.__file__).parent
 HOSTILE = "".join(STEERING) + "\x9b31m\x1bc"

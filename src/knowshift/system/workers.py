@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, TypeVar
 
+from knowshift.system.patches import processes_of
+
 Result = TypeVar("Result")
 
 
@@ -33,7 +35,7 @@ def process_pool(workers: int, begin: Callable[..., None] | None = None, *given:
     try:
         yield pool
     except BaseException:
-        for process in list((pool._processes or {}).values()):
+        for process in processes_of(pool):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise

@@ -1,0 +1,61 @@
+"""Private parts of other libraries that are changed for a while, each with what happens where they are built otherwise.
+
+Everything here saves time and changes no result; tests/test_patches.py fails when a library moves what is named here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing.process import BaseProcess
+
+
+@contextmanager
+def attention(model: Any, usual: str, other: str) -> Iterator[None]:
+    """Within the block, layers of ``model`` that use the attention ``usual`` use ``other``.
+
+    transformers keeps the name in each layer's configuration; its public ``set_attn_implementation`` logs a warning for
+    every class that ignores it. Layers without the name are left as they are.
+    """
+    configs: dict[int, Any] = {id(config): config for m in model.modules() if (config := getattr(m, "config", None))}
+    mine = [config for config in configs.values() if getattr(config, "_attn_implementation", None) == usual]
+    for config in mine:
+        config._attn_implementation = other
+    try:
+        yield
+    finally:
+        for config in mine:
+            config._attn_implementation = usual
+
+
+def attention_of(model: Any) -> str:
+    """The attention that a transformers model was loaded with, such as "sdpa" or "eager"."""
+    return str(getattr(model.config, "_attn_implementation", "unknown"))
+
+
+@contextmanager
+def answers_only(on_cpu: bool) -> Iterator[None]:
+    """Within the block, TRL computes logits only where there is a loss, as it does on GPUs; on a CPU, everywhere.
+
+    The same loss for a fifth less time of a small model's step. A TRL that is built otherwise is left as it is.
+    """
+    utils, name = sys.modules.get("trl.trainer.utils"), "_use_triton"  # it decides there which positions are scored
+    before = getattr(utils, name, None)
+    if not on_cpu or before is None:
+        yield
+        return
+    setattr(utils, name, lambda device: True)
+    try:
+        yield
+    finally:
+        setattr(utils, name, before)
+
+
+def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
+    """A pool's processes, for ending them; none where Python keeps them elsewhere, and they end with their parent."""
+    return list((getattr(pool, "_processes", None) or {}).values())

@@ -1,0 +1,74 @@
+"""What is changed inside other libraries is there, does what it is for, and is taken back."""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling import attention
+from knowshift.models.sampling.session import greedy
+from knowshift.system import patches
+
+
+def test_sampling_goes_through_the_attention_for_one_token(
+    small_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    plain = attention.one_token_attention
+
+    def watched(module: torch.nn.Module, query: torch.Tensor, *given: object, **more: object) -> object:
+        lengths.append(query.shape[2])
+        return plain(module, query, *given, **more)  # type: ignore[arg-type]
+
+    attention.AttentionInterface.register(attention.NAME, watched)
+    try:
+        greedy(small_model, ["Who is it?"], max_new_tokens=4)
+    finally:
+        attention.AttentionInterface.register(attention.NAME, plain)
+    assert lengths.count(1) >= 2 * 3  # two layers, a step for each token after the first
+    assert patches.attention_of(small_model.model) == attention.USUAL
+
+
+def test_attention_is_taken_back_after_an_error(small_model: LoadedModel) -> None:
+    block = patches.attention(small_model.model, attention.USUAL, attention.NAME)
+    block.__enter__()
+    assert patches.attention_of(small_model.model) == attention.NAME
+    assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert patches.attention_of(small_model.model) == attention.USUAL
+    with patches.attention(small_model.model, "eager", attention.NAME):
+        assert patches.attention_of(small_model.model) == attention.USUAL
+    with patches.attention(torch.nn.Linear(1, 1), attention.USUAL, attention.NAME):
+        pass
+
+
+def test_trl_still_has_the_switch_for_scored_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import trl.trainer.sft_trainer  # noqa: F401
+    from trl.trainer import utils
+
+    before = utils._use_triton
+    block = patches.answers_only(on_cpu=True)
+    block.__enter__()
+    assert utils._use_triton is not before
+    assert utils._use_triton(torch.device("cpu"))
+    assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert utils._use_triton is before
+    with patches.answers_only(on_cpu=False):
+        assert utils._use_triton is before
+    monkeypatch.delattr(utils, "_use_triton")
+    with patches.answers_only(on_cpu=True):
+        assert not hasattr(utils, "_use_triton")
+    monkeypatch.delitem(sys.modules, "trl.trainer.utils")
+    with patches.answers_only(on_cpu=True):
+        pass
+
+
+def test_a_pool_names_its_processes() -> None:
+    pool = ProcessPoolExecutor(1)
+    pool.submit(int).result()
+    assert [process.is_alive() for process in patches.processes_of(pool)] == [True]
+    pool.shutdown()
+    assert patches.processes_of(object()) == []  # type: ignore[arg-type]
