@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knowshift.html.layout import Table, bounds, interval_words, listed, percent, signed
+from knowshift.html.table import Table, bounds
+from knowshift.html.words import interval_words, listed, percent, signed
 from knowshift.reports.findings import level as finding_level
 from knowshift.reports.findings import weights as finding_weights
 from knowshift.reports.findings.claims import (

@@ -10,7 +10,7 @@ from html import unescape
 
 import pytest
 
-from knowshift.html.layout import Table
+from knowshift.html.table import Table
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.page.grids import (

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hand_run import FACTS, TEST
-from knowshift.html.layout import Table
+from knowshift.html.table import Table
 from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.evidence.samples import draw_samples
 from knowshift.reports.findings.claims import Claim, Finding

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict
 
-from knowshift.html.layout import Table, interval_words, signed
+from knowshift.html.table import Table
+from knowshift.html.words import interval_words, signed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.scores import Scores
 from knowshift.statistics.estimates import Estimate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from knowshift.html.layout import DOMAIN_WORDS, listed, percent
+from knowshift.html.words import DOMAIN_WORDS, listed, percent
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import DOMAINS
 from knowshift.reports.findings.claims import BOTH, Claim, Finding, negated, points, three_ways

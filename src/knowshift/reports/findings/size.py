@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from knowshift.html.layout import DOMAIN_WORDS, percent
+from knowshift.html.words import DOMAIN_WORDS, percent
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import DOMAINS
 from knowshift.reports.evidence.scores import Choice, Model, Scores

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from knowshift.html.layout import Table, listed, percent, signed
+from knowshift.html.table import Table
+from knowshift.html.words import listed, percent, signed
 from knowshift.reports.findings.claims import Claim, Finding
 
 Rows = Sequence[dict[str, Any]]

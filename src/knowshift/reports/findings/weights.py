@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knowshift.html.layout import DOMAIN_WORDS, percent
+from knowshift.html.words import DOMAIN_WORDS, percent
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import DOMAINS

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from knowshift.files import write_text
-from knowshift.html.layout import Table, signed
 from knowshift.html.style import BASE, CONTROL, PAPER, RUN, STYLE
+from knowshift.html.table import Table
+from knowshift.html.words import signed
 from knowshift.reports.published import published_concentration
 
 LEVEL_COLOURS = ("#3b1c5a", "#31688e", "#1f9e89", "#7ab51d", "#d9a400")

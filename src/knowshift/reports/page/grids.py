@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from knowshift.html.layout import DOMAIN_WORDS, Table, percent, signed
+from knowshift.html.table import Table
+from knowshift.html.words import DOMAIN_WORDS, percent, signed
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Finding
 from knowshift.statistics.estimates import Estimate

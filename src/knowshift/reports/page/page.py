@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.files import write_text
-from knowshift.html.layout import listed
+from knowshift.html.words import listed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.samples import draw_samples
 from knowshift.reports.findings.claims import Claim, Finding

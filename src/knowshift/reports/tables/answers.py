@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import BASE_PROMPTS, DOMAINS, LEVELS, RATE_CONTROL, Column
 from knowshift.reports.evidence.scores import Model

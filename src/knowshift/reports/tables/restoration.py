@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.html.table import Row, Table, bounds
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_cell_json

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Change, Evidence
 from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_token_shift
 from knowshift.reports.evidence.scores import Model
