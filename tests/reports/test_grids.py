@@ -10,6 +10,8 @@ from html import unescape
 
 import pytest
 
+from knowshift.html.grid import MISSING, Entry, Grid
+from knowshift.html.rendering import environment
 from knowshift.html.table import Table
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding
@@ -18,20 +20,27 @@ from knowshift.reports.page.grids import (
     base_table,
     claims_table,
     controls_table,
-    html_table,
     mastery_table,
     restoration_grid,
     sample_table,
     word_grid,
 )
 from knowshift.reports.tables.build import Tables
-from knowshift.statistics.estimates import MISSING, Estimate
+from knowshift.statistics import estimates
+from knowshift.statistics.estimates import Estimate
+from page_text import compact
 
 Cells = Sequence[Sequence[str]]
 
 
-def read(table: str) -> tuple[str, list[str], list[list[str]]]:
-    """Caption, head and rows of an HTML table, as text."""
+def written(grid: Grid) -> str:
+    """A table as the template writes it."""
+    return compact(str(environment().get_template("parts.html.jinja").module.table(grid)))
+
+
+def read(grid: Grid) -> tuple[str, list[str], list[list[str]]]:
+    """Caption, head and rows of the HTML of a table, as text."""
+    table = written(grid)
 
     def text(html: str) -> str:
         return unescape(re.sub(r"<[^>]*>", "", html))
@@ -151,7 +160,7 @@ def test_restoration_by_level_and_fraction(hand_tables: Tables) -> None:
     other = read(restoration_grid(hand_tables["restoration_summary"], "random"))
     assert other[0].startswith("Restoring weights at random after")
     assert other[2][4][3] == "−6.7 −23.0…+9.6"
-    assert restoration_grid(hand_tables["restoration_summary"], "absolute") == ""
+    assert written(restoration_grid(hand_tables["restoration_summary"], "absolute")) == ""
 
 
 def test_every_contrast(hand_tables: Tables) -> None:
@@ -176,7 +185,7 @@ def test_every_contrast(hand_tables: Tables) -> None:
 
 def test_claims_that_are_missing_or_very_sure() -> None:
     sure = Claim("a", "a", "b", "points", Estimate(0.1, 0.05, 0.15, 0.01, 4, 1e-5, 3), "a.", p_holm=0.0009)
-    missing = Claim("a", "a", "b", "nats", MISSING, "a.", p_holm=0.001)
+    missing = Claim("a", "a", "b", "nats", estimates.MISSING, "a.", p_holm=0.001)
     rows = read(claims_table([Finding(1, "t", "p", "s", (sure, missing))]))[2]
     assert rows[0][5] == "<0.001"
     assert rows[1] == ["1", "a (b)", "undecided", "–", "–", "0.001", "–", "–"]
@@ -199,10 +208,16 @@ def test_cells_without_a_number(hand_tables: Tables) -> None:
     ]
     both = read(word_grid(gaps))[2]
     assert (both[0][1], both[2][2]) == ("–", "–")
-    assert html_table(["a"], [], "nothing") == ""
-    assert html_table(["<a>"], [["<i>1</i>"]], "<b>") == (
+
+
+def test_a_table_escapes_its_texts_and_is_nothing_without_rows() -> None:
+    assert written(Grid("nothing", ["a"], [])) == ""
+    entry = Entry("<i>1</i>", '"', "words")
+    assert written(Grid("<b>", ["<a>"], [[entry, Entry("", "&"), MISSING]])) == (
         '<div class="scroll"><table class="numbers"><caption>&lt;b&gt;</caption><thead><tr>'
-        '<th scope="col">&lt;a&gt;</th></tr></thead><tbody><tr><td><i>1</i></td></tr></tbody></table></div>'
+        '<th scope="col">&lt;a&gt;</th></tr></thead><tbody><tr>'
+        '<td class="words">&lt;i&gt;1&lt;/i&gt; <small>&#34;</small></td><td><small>&amp;</small></td><td>–</td>'
+        "</tr></tbody></table></div>"
     )
 
 
@@ -214,4 +229,4 @@ def test_samples_as_a_table() -> None:
         ["question", "gold answer", "as tuned", "20% restored"],
         [["Who? spouse", "She & he", "yes", "(empty)"]],
     )
-    assert re.findall(r'<td class="answer ?(\w*)"', table) == ["", "", "hit", "miss"]
+    assert re.findall(r'<td class="answer ?(\w*)"', written(table)) == ["", "", "hit", "miss"]

@@ -19,15 +19,16 @@ from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.evidence.samples import draw_samples
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.findings.takeaways import takeaways
-from knowshift.reports.page.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, tally
+from knowshift.reports.page.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, how_many_shown
 from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.statistics.estimates import Estimate
+from page_text import compact
 
 
 @pytest.fixture(scope="module")
 def page(hand_tables: Tables) -> str:
     figures = dict.fromkeys(FIGURE_TITLES, '<svg id="x"><path id="y"/><use href="#y" clip-path="url(#x)"/></svg>')
-    return compose(hand_tables, figures)
+    return compact(compose(hand_tables, figures))
 
 
 # -- samples ----------------------------------------------------------------------------------------------------
@@ -110,7 +111,7 @@ def test_the_head(page: str) -> None:
     assert (
         '<p class="lede">This run shows 4 of the 4 findings of Ye et al. (2025). Models were tuned on facts of 3 '
         "mastery levels, in 3 sizes, with 3 training draws each, and asked 40 facts they were not tuned on. Accuracy "
-        "is the plain mean of the five test levels; brackets hold 95% intervals over facts and draws. </p>"
+        "is the plain mean of the five test levels; brackets hold 95% intervals over facts and draws.</p>"
     ) in page
 
 
@@ -125,7 +126,7 @@ def test_a_run_in_progress_of_one_draw(hand_run: Path, tmp_path: Path) -> None:
     for cell in gone:
         shutil.rmtree(tmp_path / "run/cells/restoration" / cell["digest"])
     tables = build_tables(tmp_path / "run")
-    page = compose(tables, {})
+    page = compact(compose(tables, {}))
     planned = len(manifest["cells"])
     assert (
         f"<b>1,237 of {planned:,} planned pieces of work are not finished; this is what there is.</b> With one draw "
@@ -164,7 +165,7 @@ def test_every_verdict_has_its_colour(hand_tables: Tables) -> None:
         Finding(3, "t", "p", "s", (hidden,)),
         Finding(4, "t", "p", "s", (undecided,)),
     ]
-    page = compose(replace(hand_tables, findings=findings), {})
+    page = compact(compose(replace(hand_tables, findings=findings), {}))
     assert re.findall(r'class="verdict (\w+)">([\w ]+)<', page) == [
         ("shown", "shown"),
         ("part", "shown in part"),
@@ -172,15 +173,15 @@ def test_every_verdict_has_its_colour(hand_tables: Tables) -> None:
         ("undecided", "undecided"),
     ]
     said = "This run shows 1 of the 4 findings of Ye et al. (2025): 1 shown; 2 shown in part; 3 not shown; 4 undecided."
-    assert tally(findings) == said
+    assert how_many_shown(findings) == said
     assert headline(findings) == said
-    assert tally([replace(f, number=n) for n, f in enumerate([findings[2]] * 2, 3)]) == (
+    assert how_many_shown([replace(f, number=n) for n, f in enumerate([findings[2]] * 2, 3)]) == (
         "This run shows 0 of the 2 findings of Ye et al. (2025): 3 and 4 not shown."
     )
     assert headline([replace(findings[0], short="one thing"), findings[1], replace(findings[2], short="another")]) == (
         "One thing; another"
     )
-    assert "<p>A. </p>" in page  # a single core claim says nothing that the verdict does not
+    assert "<p>A.</p>" in page  # a single core claim says nothing that the verdict does not
 
 
 CAPTIONS = {
