@@ -244,11 +244,11 @@ def test_the_papers_numbers_are_those_of_its_tables() -> None:
     level_0, level_2 = (
         accuracy("accuracy_1920", "accuracy_percent", **one, test_level="mean", train_level=level) for level in "02"
     )
-    assert f"{level_2 - level_0:.2f} points between level-0 and level-2 data" in finding_level.PAPER
+    assert f"{level_2 - level_0:.2f} points between level-0 and level-2 data" in finding_level.LEVEL_FINDING.paper
     before, after, most = (
         accuracy("restoration", "accuracy_percent", **one, train_level="0", restored_fraction=f)
         for f in ("0", "0.2", "0.6")
     )
-    assert f"level 0: +{after - before:.2f} points" in finding_weights.PAPER
-    assert "about 71% of summed relative change, the top 20% about 92%" in finding_weights.PAPER
-    assert f"at 60% accuracy collapses to about {most:.0f}%" in finding_weights.PAPER
+    assert f"level 0: +{after - before:.2f} points" in finding_weights.WEIGHT_FINDING.paper
+    assert "about 71% of summed relative change, the top 20% about 92%" in finding_weights.WEIGHT_FINDING.paper
+    assert f"at 60% accuracy collapses to about {most:.0f}%" in finding_weights.WEIGHT_FINDING.paper

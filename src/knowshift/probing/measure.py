@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError, nearest
-from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.session import TreeSession, check_grading, prompts_that_stay
-from knowshift.probing.levels import DRAWS, LEVELS, level_of
+from knowshift.probing.levels import DRAWS, level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
 from knowshift.records import MASTERY, write_table
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import LEVELS
 
 #: Kinds of cells that are about a tuned model: their key names its training set. Other kinds may come.
 _OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
 _TRAINING = ("level", "size", "draw")
-_HIGHEST_LEVEL = 4
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
 
@@ -23,8 +23,10 @@ def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
         value = key.get(name)
         if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
             raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {_shown(value)}; expected a whole number")
-    if tuned and key["level"] > _HIGHEST_LEVEL:
-        raise InputError(f"{file}: level of a cell of kind {kind!r} is {_shown(key['level'])}; expected one of 0 to 4")
+    if tuned and key["level"] >= LEVELS:
+        raise InputError(
+            f"{file}: level of a cell of kind {kind!r} is {_shown(key['level'])}; expected one of 0 to {LEVELS - 1}"
+        )
     rate, control = key.get("learning_rate"), key.get("control")
     if (rate is not None or tuned) and not _is_number(rate):
         raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {_shown(rate)}; expected a number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from knowshift.html.table import Table
 from knowshift.html.words import interval_words, signed
@@ -49,13 +49,21 @@ class Claim:
         return judge(self.estimate, self.margin, self.p_holm)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One of the paper's findings, looked for in this run."""
+class Reported(NamedTuple):
+    """One of the paper's findings: its number here, its title, and what the paper reports, in its own numbers."""
 
     number: int
     title: str
-    paper: str  # what the paper reports, in its own numbers
+    paper: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of the paper's findings (the fields of :class:`Reported`), looked for in this run."""
+
+    number: int
+    title: str
+    paper: str
     sentence: str
     claims: tuple[Claim, ...]
     controls: tuple[Claim, ...] = ()

@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from knowshift.facts.fact import LEVELS
 from knowshift.files import write_text
 from knowshift.html.style import BASE, CONTROL, PAPER, RUN, STYLE
 from knowshift.html.table import Table
@@ -282,7 +283,7 @@ def mastery_by_exposures(table: Table) -> str | None:
     with _drawing(7.6, 3.7) as (figure, (axes,)):
         x = list(range(len(rows)))
         bottom = [0.0] * len(rows)
-        for level in range(5):
+        for level in range(LEVELS):
             shares = _numbers(rows, f"share_level_{level}")
             axes.bar(
                 x, shares, bottom=bottom, width=0.82, color=LEVEL_COLOURS[level], alpha=0.55, label=f"level {level}"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import MISSING, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, percent, signed
@@ -16,8 +17,7 @@ from knowshift.statistics.estimates import Estimate
 Rows = Sequence[Mapping[str, Any]]
 Write = Callable[[float], str]
 
-DOMAINS = ("in_domain", "out_of_domain")
-LEVEL_HEADS = tuple(f"level {level}" for level in range(5))
+LEVEL_HEADS = tuple(f"level {level}" for level in range(LEVELS))
 
 
 def _in_percent(value: float) -> str:
@@ -114,7 +114,7 @@ def mastery_table(mastery: Table) -> Grid:
     body = []
     for split, domain in dict.fromkeys((r["split"], r["domain"]) for r in rows):
         facts = {r["level"]: r["facts"] for r in rows if (r["split"], r["domain"]) == (split, domain)}
-        shown = [number(facts.get(str(level)), "{:,}".format) for level in range(5)]
+        shown = [number(facts.get(str(level)), "{:,}".format) for level in range(LEVELS)]
         body.append([Entry(f"{split}, {DOMAIN_WORDS[domain]}"), *shown])
     return Grid("How many facts the base model knows how well", ["facts", *LEVEL_HEADS], body)
 

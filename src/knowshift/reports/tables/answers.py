@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.table import Row, Table, bounds
+from knowshift.reports.evidence.answers import BASE_PROMPTS, Column
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import BASE_PROMPTS, DOMAINS, LEVELS, RATE_CONTROL, Column
+from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.scores import Model
 from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.estimates import mean_interval, proportion_interval

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from knowshift.facts.fact import DOMAINS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_cell_json
+from knowshift.reports.evidence.run_folder import Setting, read_cell_json
 from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.reports.tables.answers import COUNT_COLUMNS, SETTING_COLUMNS, count, count_rows, setting_cells
 from knowshift.statistics.estimates import Estimate, Floats

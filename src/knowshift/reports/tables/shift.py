@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from knowshift.facts.fact import DOMAINS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Change, Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_token_shift
+from knowshift.reports.evidence.run_folder import Setting, read_token_shift
 from knowshift.reports.evidence.scores import Model
 from knowshift.reports.published import published, published_concentration
 from knowshift.statistics.estimates import mean_interval
