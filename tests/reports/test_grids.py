@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +28,7 @@ from knowshift.reports.page.grids import (
     sample_table,
     word_grid,
 )
-from knowshift.reports.tables.build import Tables
+from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.statistics import estimates
 from knowshift.statistics.estimates import Estimate
 from page_text import compact
@@ -98,19 +101,39 @@ def test_both_graders(hand_tables: Tables) -> None:
 
 
 def test_the_learning_rate_control(hand_tables: Tables) -> None:
-    caption, head, rows = read(controls_table(hand_tables["controls"]))
-    assert caption == "The learning-rate control"
+    caption, head, rows = read(controls_table(hand_tables["controls"], hand_tables["accuracy"]))
+    assert caption == "The learning-rate control: both rates over the training draws that the control has"
     assert head == ["training level", "samples", "grid's rate", "control's rate", "difference"]
     assert rows == [
-        ["level 0, in-domain", "1,920", "13.3% at 0.0003", "40.0% at 0.0001", "+20.0 −21.1…+61.1"],
-        ["level 0, out-of-domain", "1,920", "6.7% at 0.0003", "30.0% at 0.0001", "+20.0 +1.6…+38.4"],
-        ["level 2, in-domain", "1,920", "73.3% at 0.0003", "80.0% at 0.0001", "+10.0 −31.1…+51.1"],
-        ["level 2, out-of-domain", "1,920", "46.7% at 0.0003", "70.0% at 0.0001", "+30.0 +11.6…+48.4"],
-        ["level 4, in-domain", "1,920", "46.7% at 0.0003", "70.0% at 0.0001", "+20.0 −21.1…+61.1"],
-        ["level 4, out-of-domain", "1,920", "33.3% at 0.0003", "60.0% at 0.0001", "+20.0 +1.6…+38.4"],
-        ["mean, in-domain", "1,920", "44.4% at 0.0003", "63.3% at 0.0001", "+16.7 −29.5…+62.8"],
-        ["mean, out-of-domain", "1,920", "28.9% at 0.0003", "53.3% at 0.0001", "+23.3 −19.0…+65.7"],
+        ["level 0, in-domain", "1,920", "20.0% at 0.0003", "40.0% at 0.0001", "+20.0 −21.1…+61.1"],
+        ["level 0, out-of-domain", "1,920", "10.0% at 0.0003", "30.0% at 0.0001", "+20.0 +1.6…+38.4"],
+        ["level 2, in-domain", "1,920", "70.0% at 0.0003", "80.0% at 0.0001", "+10.0 −31.1…+51.1"],
+        ["level 2, out-of-domain", "1,920", "40.0% at 0.0003", "70.0% at 0.0001", "+30.0 +11.6…+48.4"],
+        ["level 4, in-domain", "1,920", "50.0% at 0.0003", "70.0% at 0.0001", "+20.0 −21.1…+61.1"],
+        ["level 4, out-of-domain", "1,920", "40.0% at 0.0003", "60.0% at 0.0001", "+20.0 +1.6…+38.4"],
+        ["mean, in-domain", "1,920", "46.7% at 0.0003", "63.3% at 0.0001", "+16.7 −29.5…+62.8"],
+        ["mean, out-of-domain", "1,920", "30.0% at 0.0003", "53.3% at 0.0001", "+23.3 −19.0…+65.7"],
     ]
+
+
+@pytest.mark.parametrize("gone", [[], [(0, 0)], [(0, 0), (0, 1), (2, 1)]])
+def test_columns_of_the_control_add_up(gone: list[tuple[int, int]], hand_run: Path, tmp_path: Path) -> None:
+    """Whichever models of the grid (level, draw) are not finished: all columns are over the same draws."""
+    shutil.copytree(hand_run, tmp_path / "run")
+    for cell in json.loads((hand_run / "manifest.json").read_text())["cells"]:
+        key, of_grid = cell["key"], cell["kind"] == "evaluation" and not cell["key"]["control"]
+        if of_grid and key["size"] == 1920 and (key["level"], key["draw"]) in gone:
+            shutil.rmtree(tmp_path / "run/cells/evaluation" / cell["digest"])
+    tables = build_tables(tmp_path / "run")
+    grid = controls_table(tables["controls"], tables["accuracy"])
+    assert len(grid.rows) == len(tables["controls"].rows) == 8
+    for row, numbers in zip(grid.rows, tables["controls"].where(), strict=True):
+        if row[4] == MISSING:  # no draw at both rates
+            assert (row[2], row[3]) == (MISSING, MISSING)
+            assert gone[1:]
+            continue
+        before, after = (float(entry.text.removesuffix("%")) for entry in row[2:4])
+        assert after - before == pytest.approx(100 * numbers["difference"], abs=0.11)
 
 
 def test_the_base_model(hand_tables: Tables) -> None:

@@ -17,7 +17,14 @@ import pyarrow as pa
 from knowshift.errors import InputError
 from knowshift.files import read_json
 from knowshift.records import MASTERY, TOKEN_SHIFT, read_table
-from knowshift.reports.evidence.checking import check_change, check_key, check_manifest, check_restored, check_texts
+from knowshift.reports.evidence.checking import (
+    check_change,
+    check_key,
+    check_manifest,
+    check_restored,
+    check_texts,
+    shown,
+)
 
 #: The largest size again at a smaller rate: the control that asks whether the data or the step size did it.
 RATE_CONTROL = "learning_rate"
@@ -97,7 +104,7 @@ def open_run(path: Path) -> Run:
         try:
             kind, digest, key = str(entry["kind"]), str(entry["digest"]), dict(entry["key"])
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{file}: a cell needs kind, digest and key, found {str(entry)[:80]!r}") from None
+            raise InputError(f"{file}: a cell needs kind, digest and key, found {shown(entry)}") from None
         if not re.fullmatch(r"[a-z_]+", kind) or not re.fullmatch(r"[0-9a-zA-Z_-]+", digest):
             raise InputError(f"{file}: {kind!r}/{digest!r} is not the name of a cell")
         check_key(file, kind, key)

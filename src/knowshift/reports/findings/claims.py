@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
 from knowshift.html.table import Table
 from knowshift.html.words import interval_words, signed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.scores import Scores
+from knowshift.statistics.choices import EQUAL
 from knowshift.statistics.estimates import Estimate
 from knowshift.statistics.holm import holm
 
@@ -22,6 +23,9 @@ POINT = 0.01
 
 #: Both domains, as their indices.
 BOTH = (0, 1)
+
+#: A level, a size or a fraction.
+Size = TypeVar("Size", int, float)
 
 
 @dataclass(frozen=True)
@@ -251,6 +255,11 @@ def more_or_less(value: float) -> str:
     if math.isnan(value):
         return "an unknown amount more"
     return f"{abs(100 * value):.1f} points {'more' if value >= 0 else 'less'}"
+
+
+def from_highest(means: Mapping[Size, float]) -> list[Size]:
+    """What the means are of, from the highest to the lowest; of means that are equal but for rounding, the smaller."""
+    return sorted(means, key=lambda name: (-round(means[name], EQUAL), name))
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -6,7 +6,7 @@ from knowshift.facts.fact import DOMAINS
 from knowshift.html.words import DOMAIN_WORDS, listed, percent
 from knowshift.reports.evidence.choices import against_levels, spread
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, negated, points, three_ways
+from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, from_highest, negated, points, three_ways
 from knowshift.statistics.estimates import MISSING
 
 LEVEL_FINDING = Reported(
@@ -27,8 +27,7 @@ def level_finding(evidence: Evidence) -> Finding:
         return Finding(*LEVEL_FINDING, missing.sentence, (missing,))
     choice, worst = spread(scores, options, BOTH)
     means = {level: scores.mean([model], scores.over(BOTH)).value for level, model in options.items()}
-    ranked = sorted(means, key=lambda level: (-means[level], level))
-    order = listed([f"level {level} {percent(means[level])}" for level in ranked])
+    order = listed([f"level {level} {percent(means[level])}" for level in from_highest(means)])
     scope = f"{largest:,} samples, both domains"
     main = Claim(
         "level_matters",

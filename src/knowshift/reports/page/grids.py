@@ -9,9 +9,10 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import MISSING, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
-from knowshift.html.words import DOMAIN_WORDS, percent, signed
+from knowshift.html.words import DOMAIN_WORDS, percent, signed, whole_percent
+from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
-from knowshift.reports.findings.claims import Claim, Finding
+from knowshift.reports.findings.claims import Claim, Finding, mean_of
 from knowshift.statistics.estimates import Estimate
 
 Rows = Sequence[Mapping[str, Any]]
@@ -61,9 +62,9 @@ def word_grid(summary: Table) -> Grid:
             if not here:
                 line.append(MISSING)
                 continue
-            means = [_in_percent(sum(r[k] for r in here) / len(here)) for k in ("accuracy", "word_accuracy")]
+            means = [_in_percent(mean_of([r[k] for r in here])) for k in ("accuracy", "word_accuracy")]
             empty = [r["empty_rate"] for r in here if not is_missing(r["empty_rate"])]
-            line.append(Entry(" / ".join(means), percent(sum(empty) / len(empty), 0)))
+            line.append(Entry(" / ".join(means), percent(mean_of(empty), 0)))
         body.append(line)
     caption = (
         "Accuracy in % graded by substring / at word boundaries, mean of both domains; small: share of empty answers"
@@ -86,7 +87,7 @@ def restoration_grid(summary: Table, criterion: str) -> Grid:
                 body.append([Entry(f"{_level(level)}, {DOMAIN_WORDS[domain]}"), *shown])
     words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, f"by {criterion}")
     caption = f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"
-    return Grid(caption, ["training level", *(f"{100 * float(f):g}%" for f in fractions)], body)
+    return Grid(caption, ["training level", *(whole_percent(float(f)) for f in fractions)], body)
 
 
 def _difference(row: Mapping[str, Any] | None, low: str, high: str) -> Entry:
@@ -119,20 +120,36 @@ def mastery_table(mastery: Table) -> Grid:
     return Grid("How many facts the base model knows how well", ["facts", *LEVEL_HEADS], body)
 
 
-def controls_table(controls: Table) -> Grid:
-    """The largest size at both learning rates."""
-    body = [
-        [
-            Entry(f"{_level(r['level'])}, {DOMAIN_WORDS[r['domain']]}"),
-            Entry(f"{r['size']:,}"),
-            number(r["accuracy"], percent, note=f"at {float(r['learning_rate']):.3g}"),
-            number(r["control_accuracy"], percent, note=f"at {float(r['control_learning_rate']):.3g}"),
-            _difference(r, "low", "high"),
-        ]
-        for r in controls.where()
-    ]
+def controls_table(controls: Table, accuracy: Table) -> Grid:
+    """The largest size at both learning rates, over the draws that both have, so that the columns add up."""
+    body = []
+    for row in controls.where():
+        grid, control = _at_both_rates(row, accuracy)
+        body.append(
+            [
+                Entry(f"{_level(row['level'])}, {DOMAIN_WORDS[row['domain']]}"),
+                Entry(f"{row['size']:,}"),
+                number(grid, percent, note=f"at {float(row['learning_rate']):.3g}"),
+                number(control, percent, note=f"at {float(row['control_learning_rate']):.3g}"),
+                _difference(row, "low", "high"),
+            ]
+        )
     heads = ["training level", "samples", "grid's rate", "control's rate", "difference"]
-    return Grid("The learning-rate control", heads, body)
+    return Grid("The learning-rate control: both rates over the training draws that the control has", heads, body)
+
+
+def _at_both_rates(row: Mapping[str, Any], accuracy: Table) -> tuple[float, float]:
+    """Mean accuracy of the grid's and of the control's models in a row of ``controls``, over the draws of both."""
+    place = {"test_level": "mean", "size": row["size"], "domain": row["domain"]}
+    grid = accuracy.where(**place, learning_rate=row["learning_rate"], control="")
+    control = accuracy.where(**place, learning_rate=row["control_learning_rate"], control=RATE_CONTROL)
+    means: list[tuple[float, float]] = []
+    for level in sorted({r["level"] for r in control if row["level"] in ("mean", str(r["level"]))}):
+        first, second = ({r["draw"]: r["accuracy"] for r in rows if r["level"] == level} for rows in (grid, control))
+        shared = sorted(set(first) & set(second))
+        if shared:
+            means.append((mean_of([first[draw] for draw in shared]), mean_of([second[draw] for draw in shared])))
+    return mean_of([one for one, _ in means]), mean_of([other for _, other in means])
 
 
 def claims_table(findings: Sequence[Finding]) -> Grid:

@@ -11,7 +11,7 @@ from typing import Any
 from knowshift.files import write_text
 from knowshift.html.grid import Grid
 from knowshift.html.rendering import render
-from knowshift.html.words import listed
+from knowshift.html.words import listed, whole_percent
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.samples import Samples, draw_samples
 from knowshift.reports.findings.claims import Finding
@@ -100,7 +100,7 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             accuracy_grid(summary, "in_domain"),
             accuracy_grid(summary, "out_of_domain"),
             word_grid(summary),
-            controls_table(tables["controls"]),
+            controls_table(tables["controls"], tables["accuracy"]),
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
         ],
@@ -180,7 +180,7 @@ def _samples(evidence: Evidence) -> dict[str, Any]:
         samples = draw_samples(evidence, 0.2 if 0.2 in fractions else fractions[len(fractions) // 2])
     if samples is None or not samples.rows:
         return {"samples": None, "answers": None, "fractions": ()}
-    names = [f"{100 * fraction:g}%" for fraction in samples.fractions]
+    names = [whole_percent(fraction) for fraction in samples.fractions]
     answers: Grid = sample_table(samples.rows, ["as tuned", *(f"{name} restored" for name in names)])
     return {"samples": samples, "answers": answers, "fractions": names}
 
