@@ -15,7 +15,7 @@ def percent(value: float, digits: int = 1) -> str:
     return "missing" if math.isnan(value) else f"{100 * value:.{digits}f}%"
 
 
-def whole_percent(fraction: float) -> str:
+def exact_percent(fraction: float) -> str:
     """A fraction that somebody chose, with the digits it was chosen with: "20%", "0.1%"."""
     return f"{100 * fraction:g}%"
 

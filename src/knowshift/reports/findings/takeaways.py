@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from knowshift.html.table import Table
-from knowshift.html.words import listed, percent, signed, whole_percent
+from knowshift.html.words import exact_percent, listed, percent, signed
 from knowshift.reports.findings.claims import Claim, Finding, from_highest, mean_of
 from knowshift.statistics.choices import EQUAL
 
@@ -69,8 +69,8 @@ def _restoration(summary: Table) -> str:
         if means:
             best, last = from_highest(means)[0], max(means)
             parts.append(
-                f"{words} {signed(means[best])} points at best ({whole_percent(best)}) and {signed(means[last])} at "
-                f"{whole_percent(last)}"
+                f"{words} {signed(means[best])} points at best ({exact_percent(best)}) and {signed(means[last])} at "
+                f"{exact_percent(last)}"
             )
     return f"After {size:,} samples, as observed here, restoring changes accuracy: {'; '.join(parts)}." if parts else ""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from knowshift.facts.fact import DOMAINS, LEVELS
-from knowshift.html.words import DOMAIN_WORDS, percent, whole_percent
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence
@@ -44,7 +44,7 @@ def chosen_fraction(choice: Choice) -> str:
     """Which fraction was chosen how often: "20% in 14 of 20 choices"."""
     if choice.usual is None:
         return "none"
-    return f"{whole_percent(choice.usual)} in {choice.chosen[choice.usual]} of {sum(choice.chosen.values())} choices"
+    return f"{exact_percent(choice.usual)} in {choice.chosen[choice.usual]} of {sum(choice.chosen.values())} choices"
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,11 @@ def weight_finding(evidence: Evidence) -> Finding:
         ),
         Claim(
             "restoring_too_many_collapses",
-            f"restoring {whole_percent(top)} falls below the model as tuned",
+            f"restoring {exact_percent(top)} falls below the model as tuned",
             scope,
             "points",
             sentence=(
-                f"With {whole_percent(top)} restored, accuracy goes from {percent(as_tuned)} to {percent(at_top)}: "
+                f"With {exact_percent(top)} restored, accuracy goes from {percent(as_tuned)} to {percent(at_top)}: "
                 f"{points(negated(fall))}."
             ),
             core=True,
@@ -209,13 +209,13 @@ def _against_base(evidence: Evidence, collapsed: list[Model], top: float, scope:
     return [
         Claim(
             "collapse_stays_above_base",
-            f"restored to {whole_percent(top)}, the models still beat the base model on this prompt",
+            f"restored to {exact_percent(top)}, the models still beat the base model on this prompt",
             scope,
             "points",
             above,
             f"Before any tuning the base model answers {percent(scores.value(column, weights))} of the test facts "
             "with the "
-            f"fine-tuning prompt ({', '.join(asked)}; {percent(empty)} of answers empty). With {whole_percent(top)} "
+            f"fine-tuning prompt ({', '.join(asked)}; {percent(empty)} of answers empty). With {exact_percent(top)} "
             "restored the "
             f"models minus the base: {points(above)}.",
         )
@@ -246,10 +246,10 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
             Claim(
                 f"concentration_{name}",
                 "the relative change is more concentrated than its no-signal null",
-                f"top {whole_percent(fraction)} of weights",
+                f"top {exact_percent(fraction)} of weights",
                 "points",
                 above,
-                f"The top {whole_percent(fraction)} of weights hold {percent(mean_of([s for _, s, _ in held]))} of "
+                f"The top {exact_percent(fraction)} of weights hold {percent(mean_of([s for _, s, _ in held]))} of "
                 f"summed relative change, in the no-signal null {percent(mean_of([n for _, _, n in held]))} "
                 f"(LLaMA-3-8B: {percent(paper)}{by_size}): {points(above, 2)} against the null.",
             )

@@ -9,7 +9,7 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import MISSING, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
-from knowshift.html.words import DOMAIN_WORDS, percent, signed, whole_percent
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent, signed
 from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding, mean_of
@@ -87,7 +87,7 @@ def restoration_grid(summary: Table, criterion: str) -> Grid:
                 body.append([Entry(f"{_level(level)}, {DOMAIN_WORDS[domain]}"), *shown])
     words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, f"by {criterion}")
     caption = f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"
-    return Grid(caption, ["training level", *(whole_percent(float(f)) for f in fractions)], body)
+    return Grid(caption, ["training level", *(exact_percent(float(f)) for f in fractions)], body)
 
 
 def _difference(row: Mapping[str, Any] | None, low: str, high: str) -> Entry:

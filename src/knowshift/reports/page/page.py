@@ -11,7 +11,7 @@ from typing import Any
 from knowshift.files import write_text
 from knowshift.html.grid import Grid
 from knowshift.html.rendering import render
-from knowshift.html.words import listed, whole_percent
+from knowshift.html.words import exact_percent, listed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.samples import Samples, draw_samples
 from knowshift.reports.findings.claims import Finding
@@ -180,7 +180,7 @@ def _samples(evidence: Evidence) -> dict[str, Any]:
         samples = draw_samples(evidence, 0.2 if 0.2 in fractions else fractions[len(fractions) // 2])
     if samples is None or not samples.rows:
         return {"samples": None, "answers": None, "fractions": ()}
-    names = [whole_percent(fraction) for fraction in samples.fractions]
+    names = [exact_percent(fraction) for fraction in samples.fractions]
     answers: Grid = sample_table(samples.rows, ["as tuned", *(f"{name} restored" for name in names)])
     return {"samples": samples, "answers": answers, "fractions": names}
 
