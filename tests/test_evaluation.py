@@ -25,7 +25,7 @@ from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.records import ANSWERS
-from knowshift.reports.evidence.run_folder import Column
+from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.scores import Scores
 from knowshift.reports.tables.answers import Counts, count_rows
 from knowshift.training.sft import TrainingRecipe, finetune

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knowshift.html.layout import Table, bounds, interval_words, listed, percent, signed
+from knowshift.html.table import Table, bounds
+from knowshift.html.words import interval_words, listed, percent, signed
+from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.findings import level as finding_level
 from knowshift.reports.findings import weights as finding_weights
 from knowshift.reports.findings.claims import (
@@ -21,6 +24,7 @@ from knowshift.reports.findings.claims import (
     brackets,
     caution,
     finding_rows,
+    from_highest,
     judge,
     mean_of,
     more_or_less,
@@ -30,6 +34,7 @@ from knowshift.reports.findings.claims import (
     points,
     three_ways,
 )
+from knowshift.reports.findings.level import level_finding
 from knowshift.reports.published import published, published_concentration
 from knowshift.reports.tables.build import Tables, to_csv
 from knowshift.statistics.estimates import MISSING, Estimate, without_interval
@@ -243,11 +248,29 @@ def test_the_papers_numbers_are_those_of_its_tables() -> None:
     level_0, level_2 = (
         accuracy("accuracy_1920", "accuracy_percent", **one, test_level="mean", train_level=level) for level in "02"
     )
-    assert f"{level_2 - level_0:.2f} points between level-0 and level-2 data" in finding_level.PAPER
+    assert f"{level_2 - level_0:.2f} points between level-0 and level-2 data" in finding_level.LEVEL_FINDING.paper
     before, after, most = (
         accuracy("restoration", "accuracy_percent", **one, train_level="0", restored_fraction=f)
         for f in ("0", "0.2", "0.6")
     )
-    assert f"level 0: +{after - before:.2f} points" in finding_weights.PAPER
-    assert "about 71% of summed relative change, the top 20% about 92%" in finding_weights.PAPER
-    assert f"at 60% accuracy collapses to about {most:.0f}%" in finding_weights.PAPER
+    assert f"level 0: +{after - before:.2f} points" in finding_weights.WEIGHT_FINDING.paper
+    assert "about 71% of summed relative change, the top 20% about 92%" in finding_weights.WEIGHT_FINDING.paper
+    assert f"at 60% accuracy collapses to about {most:.0f}%" in finding_weights.WEIGHT_FINDING.paper
+
+
+@given(st.dictionaries(st.integers(0, 2000), st.integers(0, 40), max_size=6), st.data())
+def test_equal_means_are_ordered_by_what_they_are_of(tenths: dict[int, int], data: st.DataObject) -> None:
+    """Whatever the last digits of the means, which come from the order of adding."""
+    rounding = {name: data.draw(st.floats(-1e-12, 1e-12)) for name in tenths}
+    means = {name: value / 40 + rounding[name] for name, value in tenths.items()}
+    assert from_highest(means) == sorted(tenths, key=lambda name: (-tenths[name], name))
+
+
+@pytest.mark.parametrize("rounding", [-1e-13, 1e-13])
+def test_equal_training_levels_are_told_in_their_order(rounding: float, hand_run: Path) -> None:
+    evidence = read_evidence(hand_run)
+    scores = evidence.substring
+    for draw in range(3):
+        two, four = (scores.column(evidence.main[level, 1920], draw) for level in (2, 4))
+        scores.means[four] = scores.means[two] + rounding
+    assert "With 1,920 samples: level 2 60.0%, level 4 60.0% and level 0 10.0%." in level_finding(evidence).sentence

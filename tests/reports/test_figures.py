@@ -41,7 +41,7 @@ PANELS = ("In-domain", "Out-of-domain")
 def drawn(hand_tables: Tables) -> dict[str, Figure]:
     """The figures themselves, as they are before they are written as SVG."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "_svg", lambda figure: figure)
+        patch.setattr(figures, "svg_text", lambda figure: figure)
         found: Any = build_figures(hand_tables)
         return dict(found)
 

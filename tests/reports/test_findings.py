@@ -17,8 +17,8 @@ from scipy import stats
 
 from hand_claims import EXPECTED
 from hand_run import KL, LEVELS, SIZES, TUNED, accuracy, build_hand_run, over_draws
+from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.evidence import read_evidence
-from knowshift.reports.evidence.run_folder import Column
 from knowshift.reports.evidence.scores import Scores
 from knowshift.reports.findings.build import findings_of
 from knowshift.reports.findings.claims import Claim, Finding

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 
 import pytest
 
-from knowshift.html.layout import Table
+from knowshift.html.grid import MISSING, Entry, Grid
+from knowshift.html.rendering import environment
+from knowshift.html.table import Table
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.page.grids import (
@@ -18,20 +23,27 @@ from knowshift.reports.page.grids import (
     base_table,
     claims_table,
     controls_table,
-    html_table,
     mastery_table,
     restoration_grid,
     sample_table,
     word_grid,
 )
-from knowshift.reports.tables.build import Tables
-from knowshift.statistics.estimates import MISSING, Estimate
+from knowshift.reports.tables.build import Tables, build_tables
+from knowshift.statistics import estimates
+from knowshift.statistics.estimates import Estimate
+from page_text import compact
 
 Cells = Sequence[Sequence[str]]
 
 
-def read(table: str) -> tuple[str, list[str], list[list[str]]]:
-    """Caption, head and rows of an HTML table, as text."""
+def written(grid: Grid) -> str:
+    """A table as the template writes it."""
+    return compact(str(environment().get_template("parts.html.jinja").module.table(grid)))
+
+
+def read(grid: Grid) -> tuple[str, list[str], list[list[str]]]:
+    """Caption, head and rows of the HTML of a table, as text."""
+    table = written(grid)
 
     def text(html: str) -> str:
         return unescape(re.sub(r"<[^>]*>", "", html))
@@ -89,19 +101,39 @@ def test_both_graders(hand_tables: Tables) -> None:
 
 
 def test_the_learning_rate_control(hand_tables: Tables) -> None:
-    caption, head, rows = read(controls_table(hand_tables["controls"]))
-    assert caption == "The learning-rate control"
+    caption, head, rows = read(controls_table(hand_tables["controls"], hand_tables["accuracy"]))
+    assert caption == "The learning-rate control: both rates over the training draws that the control has"
     assert head == ["training level", "samples", "grid's rate", "control's rate", "difference"]
     assert rows == [
-        ["level 0, in-domain", "1,920", "13.3% at 0.0003", "40.0% at 0.0001", "+20.0 −21.1…+61.1"],
-        ["level 0, out-of-domain", "1,920", "6.7% at 0.0003", "30.0% at 0.0001", "+20.0 +1.6…+38.4"],
-        ["level 2, in-domain", "1,920", "73.3% at 0.0003", "80.0% at 0.0001", "+10.0 −31.1…+51.1"],
-        ["level 2, out-of-domain", "1,920", "46.7% at 0.0003", "70.0% at 0.0001", "+30.0 +11.6…+48.4"],
-        ["level 4, in-domain", "1,920", "46.7% at 0.0003", "70.0% at 0.0001", "+20.0 −21.1…+61.1"],
-        ["level 4, out-of-domain", "1,920", "33.3% at 0.0003", "60.0% at 0.0001", "+20.0 +1.6…+38.4"],
-        ["mean, in-domain", "1,920", "44.4% at 0.0003", "63.3% at 0.0001", "+16.7 −29.5…+62.8"],
-        ["mean, out-of-domain", "1,920", "28.9% at 0.0003", "53.3% at 0.0001", "+23.3 −19.0…+65.7"],
+        ["level 0, in-domain", "1,920", "20.0% at 0.0003", "40.0% at 0.0001", "+20.0 −21.1…+61.1"],
+        ["level 0, out-of-domain", "1,920", "10.0% at 0.0003", "30.0% at 0.0001", "+20.0 +1.6…+38.4"],
+        ["level 2, in-domain", "1,920", "70.0% at 0.0003", "80.0% at 0.0001", "+10.0 −31.1…+51.1"],
+        ["level 2, out-of-domain", "1,920", "40.0% at 0.0003", "70.0% at 0.0001", "+30.0 +11.6…+48.4"],
+        ["level 4, in-domain", "1,920", "50.0% at 0.0003", "70.0% at 0.0001", "+20.0 −21.1…+61.1"],
+        ["level 4, out-of-domain", "1,920", "40.0% at 0.0003", "60.0% at 0.0001", "+20.0 +1.6…+38.4"],
+        ["mean, in-domain", "1,920", "46.7% at 0.0003", "63.3% at 0.0001", "+16.7 −29.5…+62.8"],
+        ["mean, out-of-domain", "1,920", "30.0% at 0.0003", "53.3% at 0.0001", "+23.3 −19.0…+65.7"],
     ]
+
+
+@pytest.mark.parametrize("gone", [[], [(0, 0)], [(0, 0), (0, 1), (2, 1)]])
+def test_columns_of_the_control_add_up(gone: list[tuple[int, int]], hand_run: Path, tmp_path: Path) -> None:
+    """Whichever models of the grid (level, draw) are not finished: all columns are over the same draws."""
+    shutil.copytree(hand_run, tmp_path / "run")
+    for cell in json.loads((hand_run / "manifest.json").read_text())["cells"]:
+        key, of_grid = cell["key"], cell["kind"] == "evaluation" and not cell["key"]["control"]
+        if of_grid and key["size"] == 1920 and (key["level"], key["draw"]) in gone:
+            shutil.rmtree(tmp_path / "run/cells/evaluation" / cell["digest"])
+    tables = build_tables(tmp_path / "run")
+    grid = controls_table(tables["controls"], tables["accuracy"])
+    assert len(grid.rows) == len(tables["controls"].rows) == 8
+    for row, numbers in zip(grid.rows, tables["controls"].where(), strict=True):
+        if row[4] == MISSING:  # no draw at both rates
+            assert (row[2], row[3]) == (MISSING, MISSING)
+            assert gone[1:]
+            continue
+        before, after = (float(entry.text.removesuffix("%")) for entry in row[2:4])
+        assert after - before == pytest.approx(100 * numbers["difference"], abs=0.11)
 
 
 def test_the_base_model(hand_tables: Tables) -> None:
@@ -151,7 +183,7 @@ def test_restoration_by_level_and_fraction(hand_tables: Tables) -> None:
     other = read(restoration_grid(hand_tables["restoration_summary"], "random"))
     assert other[0].startswith("Restoring weights at random after")
     assert other[2][4][3] == "−6.7 −23.0…+9.6"
-    assert restoration_grid(hand_tables["restoration_summary"], "absolute") == ""
+    assert written(restoration_grid(hand_tables["restoration_summary"], "absolute")) == ""
 
 
 def test_every_contrast(hand_tables: Tables) -> None:
@@ -176,7 +208,7 @@ def test_every_contrast(hand_tables: Tables) -> None:
 
 def test_claims_that_are_missing_or_very_sure() -> None:
     sure = Claim("a", "a", "b", "points", Estimate(0.1, 0.05, 0.15, 0.01, 4, 1e-5, 3), "a.", p_holm=0.0009)
-    missing = Claim("a", "a", "b", "nats", MISSING, "a.", p_holm=0.001)
+    missing = Claim("a", "a", "b", "nats", estimates.MISSING, "a.", p_holm=0.001)
     rows = read(claims_table([Finding(1, "t", "p", "s", (sure, missing))]))[2]
     assert rows[0][5] == "<0.001"
     assert rows[1] == ["1", "a (b)", "undecided", "–", "–", "0.001", "–", "–"]
@@ -199,10 +231,16 @@ def test_cells_without_a_number(hand_tables: Tables) -> None:
     ]
     both = read(word_grid(gaps))[2]
     assert (both[0][1], both[2][2]) == ("–", "–")
-    assert html_table(["a"], [], "nothing") == ""
-    assert html_table(["<a>"], [["<i>1</i>"]], "<b>") == (
+
+
+def test_a_table_escapes_its_texts_and_is_nothing_without_rows() -> None:
+    assert written(Grid("nothing", ["a"], [])) == ""
+    entry = Entry("<i>1</i>", '"', "words")
+    assert written(Grid("<b>", ["<a>"], [[entry, Entry("", "&"), MISSING]])) == (
         '<div class="scroll"><table class="numbers"><caption>&lt;b&gt;</caption><thead><tr>'
-        '<th scope="col">&lt;a&gt;</th></tr></thead><tbody><tr><td><i>1</i></td></tr></tbody></table></div>'
+        '<th scope="col">&lt;a&gt;</th></tr></thead><tbody><tr>'
+        '<td class="words">&lt;i&gt;1&lt;/i&gt; <small>&#34;</small></td><td><small>&amp;</small></td><td>–</td>'
+        "</tr></tbody></table></div>"
     )
 
 
@@ -214,4 +252,4 @@ def test_samples_as_a_table() -> None:
         ["question", "gold answer", "as tuned", "20% restored"],
         [["Who? spouse", "She & he", "yes", "(empty)"]],
     )
-    assert re.findall(r'<td class="answer ?(\w*)"', table) == ["", "", "hit", "miss"]
+    assert re.findall(r'<td class="answer ?(\w*)"', written(table)) == ["", "", "hit", "miss"]

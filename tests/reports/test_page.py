@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -14,20 +15,21 @@ import numpy as np
 import pytest
 
 from hand_run import FACTS, TEST
-from knowshift.html.layout import Table
+from knowshift.html.table import Table
 from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.evidence.samples import draw_samples
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.findings.takeaways import takeaways
-from knowshift.reports.page.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, tally
+from knowshift.reports.page.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, how_many_shown
 from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.statistics.estimates import Estimate
+from page_text import compact
 
 
 @pytest.fixture(scope="module")
 def page(hand_tables: Tables) -> str:
     figures = dict.fromkeys(FIGURE_TITLES, '<svg id="x"><path id="y"/><use href="#y" clip-path="url(#x)"/></svg>')
-    return compose(hand_tables, figures)
+    return compact(compose(hand_tables, figures))
 
 
 # -- samples ----------------------------------------------------------------------------------------------------
@@ -91,9 +93,10 @@ def test_samples_at_the_largest_fraction_alone(hand_tables: Tables) -> None:
 
 def test_the_page_tells_how_samples_were_drawn(page: str) -> None:
     assert (
-        "<p>The model tuned on 1,920 facts of level 2 (draw 0). Restoring 20% of its weights turned 12 wrong answers "
+        "<p>The model tuned on 1,920 facts of level 2 (draw 1). Restoring 20% of its weights turned 12 wrong answers "
         "right and 2 right ones wrong; 26 grades stayed. These are drawn at random from those that changed.</p>"
     ) in page
+    assert "draw 0" not in page  # counted from 1, as the units of a study are titled
     assert '<th scope="col">as tuned</th><th scope="col">20% restored</th><th scope="col">60% restored</th>' in page
 
 
@@ -110,7 +113,7 @@ def test_the_head(page: str) -> None:
     assert (
         '<p class="lede">This run shows 4 of the 4 findings of Ye et al. (2025). Models were tuned on facts of 3 '
         "mastery levels, in 3 sizes, with 3 training draws each, and asked 40 facts they were not tuned on. Accuracy "
-        "is the plain mean of the five test levels; brackets hold 95% intervals over facts and draws. </p>"
+        "is the plain mean of the five test levels; brackets hold 95% intervals over facts and draws.</p>"
     ) in page
 
 
@@ -125,7 +128,7 @@ def test_a_run_in_progress_of_one_draw(hand_run: Path, tmp_path: Path) -> None:
     for cell in gone:
         shutil.rmtree(tmp_path / "run/cells/restoration" / cell["digest"])
     tables = build_tables(tmp_path / "run")
-    page = compose(tables, {})
+    page = compact(compose(tables, {}))
     planned = len(manifest["cells"])
     assert (
         f"<b>1,237 of {planned:,} planned pieces of work are not finished; this is what there is.</b> With one draw "
@@ -164,7 +167,7 @@ def test_every_verdict_has_its_colour(hand_tables: Tables) -> None:
         Finding(3, "t", "p", "s", (hidden,)),
         Finding(4, "t", "p", "s", (undecided,)),
     ]
-    page = compose(replace(hand_tables, findings=findings), {})
+    page = compact(compose(replace(hand_tables, findings=findings), {}))
     assert re.findall(r'class="verdict (\w+)">([\w ]+)<', page) == [
         ("shown", "shown"),
         ("part", "shown in part"),
@@ -172,15 +175,15 @@ def test_every_verdict_has_its_colour(hand_tables: Tables) -> None:
         ("undecided", "undecided"),
     ]
     said = "This run shows 1 of the 4 findings of Ye et al. (2025): 1 shown; 2 shown in part; 3 not shown; 4 undecided."
-    assert tally(findings) == said
+    assert how_many_shown(findings) == said
     assert headline(findings) == said
-    assert tally([replace(f, number=n) for n, f in enumerate([findings[2]] * 2, 3)]) == (
+    assert how_many_shown([replace(f, number=n) for n, f in enumerate([findings[2]] * 2, 3)]) == (
         "This run shows 0 of the 2 findings of Ye et al. (2025): 3 and 4 not shown."
     )
     assert headline([replace(findings[0], short="one thing"), findings[1], replace(findings[2], short="another")]) == (
         "One thing; another"
     )
-    assert "<p>A. </p>" in page  # a single core claim says nothing that the verdict does not
+    assert "<p>A.</p>" in page  # a single core claim says nothing that the verdict does not
 
 
 CAPTIONS = {
@@ -222,7 +225,11 @@ def test_gains_and_losses_of_the_caption_are_counted_from_the_table(hand_tables:
     assert (len(rows), sure.count(1), sure.count(-1)) == (18, 3, 4)
 
 
-def with_rows(tables: Tables, name: str, change: dict[str, object], **where: object) -> dict[str, Table]:
+#: Two means that are equal may differ by as much, by the order of adding.
+ROUNDING = 1e-13
+
+
+def with_rows(tables: Mapping[str, Table], name: str, change: dict[str, object], **where: object) -> dict[str, Table]:
     """The tables, with other values in some rows of one."""
     table = tables[name]
     rows = []
@@ -243,10 +250,18 @@ def test_captions_of_other_numbers(hand_tables: Tables) -> None:
     assert said["kl_by_size"] == said["concentration"] == ""
     equal = takeaways(with_rows(hand_tables, "accuracy_summary", {"accuracy": 0.5}), [])
     assert "lies at 60 samples for levels 0, 2 and 4." in equal["accuracy_by_size"]  # the smallest of equals
+    for change in (-ROUNDING, ROUNDING):  # which of them was added up how does not tell
+        almost = with_rows(hand_tables, "accuracy_summary", {"accuracy": 0.5}, control="")
+        almost = with_rows(almost, "accuracy_summary", {"accuracy": 0.5 + change}, size=240, control="")
+        assert takeaways(almost, [])["accuracy_by_size"] == equal["accuracy_by_size"]
     none = takeaways(with_rows(hand_tables, "accuracy_summary", {"accuracy": math.nan}), [])
     assert none["accuracy_by_size"] == ""
     lower = takeaways(with_rows(hand_tables, "restoration_summary", {"difference": -0.04}, criterion="relative"), [])
     assert "the most changed weights −4.0 points at best (1%) and −4.0 at 60%;" in lower["restoration"]
+    for change in (-ROUNDING, ROUNDING):
+        almost = with_rows(hand_tables, "restoration_summary", {"difference": -0.04}, criterion="relative")
+        almost = with_rows(almost, "restoration_summary", {"difference": -0.04 + change}, fraction="0.6")
+        assert "weights −4.0 points at best (1%) and −4.0 at 60%;" in takeaways(almost, [])["restoration"]
     gains = takeaways(with_rows(hand_tables, "restoration_summary", {"p_holm": 0.05}), [])
     assert gains["restoration_by_level"].startswith("Of 18 differences (training levels, fractions and domains), 0 are")
     exposures = hand_tables["exposures"]
@@ -254,6 +269,8 @@ def test_captions_of_other_numbers(hand_tables: Tables) -> None:
     assert takeaways(rising, [])["mastery_by_exposures"] == (
         "The mean rate goes from 20.0% of draws (written once) to 45.0% (3-4 times); it rises at every step."
     )
+    level = with_rows(rising, "exposures", {"mean_rate": exposures.rows[1][2] + ROUNDING}, exposures="2")
+    assert takeaways(level, [])["mastery_by_exposures"].endswith("it does not rise at every step.")
     one = {**hand_tables, "exposures": replace(exposures, rows=exposures.rows[:1])}
     assert takeaways(one, [])["mastery_by_exposures"] == ""
     empty = {name: replace(table, rows=()) for name, table in hand_tables.items()}
@@ -286,7 +303,7 @@ def test_how_it_was_made(page: str) -> None:
 
 def test_the_tables_stand_in_this_order(page: str) -> None:
     captions = [unescape(text) for text in re.findall(r"<caption>(.*?)</caption>", page)]
-    assert [text.split(",")[0].split(" after")[0] for text in captions] == [
+    assert [re.split(",| after|: both", text)[0] for text in captions] == [
         "Accuracy in %",
         "Accuracy in %",
         "Accuracy in % graded by substring / at word boundaries",

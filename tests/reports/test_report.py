@@ -30,6 +30,7 @@ from knowshift.reports.page.figures import build_figures
 from knowshift.reports.page.page import compose, write_report
 from knowshift.reports.published import published, published_concentration
 from knowshift.reports.tables.build import Tables, build_tables
+from page_text import compact
 from report_run import Planted, Shape, build_run
 
 SMALL = Shape(facts_per_level=40, sizes=(60, 240, 1920), levels=(0, 2, 4), draws=3)
@@ -213,7 +214,7 @@ def test_a_run_in_progress_is_reported_as_far_as_it_is(run: Path, tmp_path: Path
     shutil.copytree(run, part)
     for kind in ("restoration", "token_shift", "weight_change"):
         shutil.rmtree(part / "cells" / kind)
-    page = write_report(part).read_text()
+    page = compact(write_report(part).read_text())
     assert "are not finished; this is what there is" in page
     assert [f["verdict"] for f in findings_of(part)][2:] == ["undecided", "undecided"]
     assert not (part / "figures/restoration.svg").exists()
@@ -338,17 +339,18 @@ def test_one_level_and_one_size_still_make_a_page(tmp_path: Path) -> None:
     tables = build_tables(build_run(tmp_path / "run", planted, shape))
     assert [f.verdict for f in tables.findings[:3]] == ["undecided"] * 3
     assert tables["restoration_summary"].where(level="mean", criterion="relative", fraction="0.2")
-    page = compose(tables, build_figures(tables))
+    page = compact(compose(tables, build_figures(tables)))
     assert "1 mastery level, in 1 size, with 2 training draws each" in page
     assert "(may be chance)" in page
 
 
 @pytest.mark.parametrize(("size", "told"), [(16, True), (14, False), (240, False)])
-def test_a_level_that_draws_nearly_use_up_is_told(tmp_path: Path, size: int, told: bool) -> None:
-    shape = Shape(facts_per_level=20, sizes=(size,), levels=(2,), draws=2)
+def test_levels_that_draws_nearly_use_up_are_told(tmp_path: Path, size: int, told: bool) -> None:
+    shape = Shape(facts_per_level=20, sizes=(size,), levels=(2, 3), draws=2)
     planted = replace(PLANTED, by_size=(1.0,), kl=(1.0,), restored=(1.0,) * 7, random=(1.0,) * 7)
     tables = build_tables(build_run(tmp_path / "run", planted, shape))
-    assert ("Level 2 has 20 facts for draws of 16: such draws" in compose(tables, {})) == told
+    said = "Level 2 has 20 facts for draws of 16; level 3 has 20 facts for draws of 16: such draws share most"
+    assert (said in compact(compose(tables, {}))) == told
 
 
 def test_reporting_never_loads_torch() -> None:
@@ -361,7 +363,7 @@ def test_one_draw_has_intervals_over_facts_and_says_so(tmp_path: Path) -> None:
     claims = {c.name: c for f in tables.findings for c in f.claims}
     assert claims["more_data_hurts"].estimate.draws == 1
     assert claims["more_data_hurts"].verdict == "shown"
-    assert "these training sets only" in compose(tables, {})
+    assert "these training sets only" in compact(compose(tables, {}))
 
 
 @pytest.mark.usefixtures("page")
@@ -401,6 +403,6 @@ def test_one_fact_of_each_level_makes_a_page_without_intervals(tmp_path: Path) -
     shape = Shape(facts_per_level=1, sizes=(60, 240), levels=(2,), draws=1)
     tables = build_tables(build_run(tmp_path / "run", replace(PLANTED, by_size=(1.0, 0.7), kl=(1.0, 1.6)), shape))
     assert {claim.verdict for f in tables.findings for claim in f.claims if claim.unit == "points"} == {"undecided"}
-    page = compose(tables, build_figures(tables))
+    page = compact(compose(tables, build_figures(tables)))
     assert "(may be chance)" in page
     assert not re.search(r"\bnan\b", page)

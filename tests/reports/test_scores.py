@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from knowshift.reports.evidence.run_folder import Column, Setting
-from knowshift.reports.evidence.scores import GROUPS, HALVES, SEED, Choice, Model, Scores, Unit, halve
+from knowshift.reports.evidence.answers import Column
+from knowshift.reports.evidence.choices import Choice, against_levels, chosen, spread
+from knowshift.reports.evidence.run_folder import Setting
+from knowshift.reports.evidence.scores import GROUPS, HALVES, SEED, Contribution, Model, Scores, halve
 from knowshift.statistics.choices import BEST_AND_WORST, ONE_CHOICE, TWO_CHOICES
 from knowshift.statistics.crossed import crossed_interval
 from knowshift.statistics.estimates import MISSING, Estimate, mean_interval, percentile_interval
@@ -202,17 +204,17 @@ def test_the_best_is_chosen_in_the_other_draws_and_measured_in_this_one() -> Non
         }
     )
     options = {60.0: Model(a), 240.0: Model(b)}
-    found = scores.chosen([options], [Model(reference)], (0, 1))
+    found = chosen(scores, [options], [Model(reference)], (0, 1))
     # Draw 0 is measured where b was the best of draws 1 and 2; draws 1 and 2, where a was, by draw 0's luck.
     values = [0.4, 0.1, 0.1]
     assert found.chosen == {60.0: 4, 240.0: 2}
     assert interval(found.estimate) == student(values, ONE_CHOICE * float(np.std(values, ddof=1)) / math.sqrt(3), 2)
-    lowest = scores.chosen([options], [Model(reference)], (0, 1), highest=False)
+    lowest = chosen(scores, [options], [Model(reference)], (0, 1), highest=False)
     assert lowest.chosen == {60.0: 2, 240.0: 4}
     assert lowest.estimate.value == pytest.approx(np.mean([0.8, 0.4, 0.4]))
-    both = scores.chosen([options], [options], (0, 1))
+    both = chosen(scores, [options], [options], (0, 1))
     assert both.estimate.value == pytest.approx(0)
-    slow = scores.chosen([options], [{0.0: Model(reference), 1.0: Model(b)}], (0, 1))
+    slow = chosen(scores, [options], [{0.0: Model(reference), 1.0: Model(b)}], (0, 1))
     assert slow.chosen == found.chosen  # what the reference was chosen as is not counted
     differences = [0.5 - 0.5, 0.2 - 0.5, 0.2 - 0.5]
     error = ONE_CHOICE * float(np.std(differences, ddof=1)) / math.sqrt(3)
@@ -227,7 +229,7 @@ def test_two_choices_that_disagree_widen_most() -> None:
     }
     scores = whole(accuracies)
     models = [Model(its) for its in names]
-    found = scores.chosen([dict(enumerate(models[:2]))], [dict(enumerate(models[2:]))], (0, 1))
+    found = chosen(scores, [dict(enumerate(models[:2]))], [dict(enumerate(models[2:]))], (0, 1))
     values = [0.5 - 0.3, 0.2 - 0.1, 0.2 - 0.1]
     assert interval(found.estimate) == student(values, TWO_CHOICES * float(np.std(values, ddof=1)) / math.sqrt(3), 2)
 
@@ -235,10 +237,10 @@ def test_two_choices_that_disagree_widen_most() -> None:
 def test_choices_take_only_draws_that_all_have() -> None:
     a, b, reference = setting(0, 60), setting(0, 240), setting(0, 1920)
     scores = whole({(a, 0): (0.4, 0.4), (a, 1): (0.4, 0.4), (b, 1): (0.5, 0.5), (reference, 1): (0.1, 0.1)})
-    found = scores.chosen([{1.0: Model(a), 2.0: Model(b)}], [Model(reference)], (0, 1))
+    found = chosen(scores, [{1.0: Model(a), 2.0: Model(b)}], [Model(reference)], (0, 1))
     assert (found.estimate.value, found.estimate.draws) == (pytest.approx(0.4), 1)
     assert found.chosen == {2.0: 2}
-    assert scores.chosen([{}], [Model(reference)], (0, 1)) == Choice(MISSING, {})
+    assert chosen(scores, [{}], [Model(reference)], (0, 1)) == Choice(MISSING, {})
 
 
 def test_best_minus_worst() -> None:
@@ -246,17 +248,17 @@ def test_best_minus_worst() -> None:
     rows = {0: (0.1, 0.2, 0.0), 2: (0.6, 0.5, 0.7), 4: (0.4, 0.5, 0.3)}
     scores = whole({(levels[level], d): (v, v) for level, row in rows.items() for d, v in enumerate(row)})
     options = {level: Model(its) for level, its in levels.items()}
-    best, worst = scores.spread(options, (0, 1))
+    best, worst = spread(scores, options, (0, 1))
     assert (best.chosen, worst) == ({2.0: 6}, {0.0: 6})
     assert interval(best.estimate) == student([0.5, 0.3, 0.7], math.sqrt(2 * 0.01 / 3), 6)
     rows[4] = (0.9, 0.5, 0.3)  # the best of draws 0 and 1, which choose for draw 2
     scores = whole({(levels[level], d): (v, v) for level, row in rows.items() for d, v in enumerate(row)})
-    best, worst = scores.spread(options, (0, 1))
+    best, worst = spread(scores, options, (0, 1))
     assert (best.chosen, worst) == ({2.0: 4, 4.0: 2}, {0.0: 6})
     squares = 0.02 + 0.02 + float(np.var(rows[4])) * 3
     error = BEST_AND_WORST * math.sqrt(2 * squares / 6 / 3)
     assert interval(best.estimate) == student([0.6 - 0.1, 0.5 - 0.2, 0.3 - 0.0], error, 6)
-    alone, none = scores.spread({2: options[2]}, (0, 1))
+    alone, none = spread(scores, {2: options[2]}, (0, 1))
     assert (alone.estimate, alone.chosen, none) == (MISSING, {}, {})
 
 
@@ -264,9 +266,9 @@ def test_a_level_against_the_best_and_the_worst_of_the_others() -> None:
     rows = {0: (0.1, 0.2, 0.0), 2: (0.6, 0.5, 0.7), 4: (0.4, 0.5, 0.3)}
     scores = whole({(setting(level), d): (v, v) for level, row in rows.items() for d, v in enumerate(row)})
     others = {level: Model(setting(level)) for level in (2, 4)}
-    worst = scores.against_levels(others, Model(setting(0)), (0, 1), highest=False)
+    worst = against_levels(scores, others, Model(setting(0)), (0, 1), highest=False)
     assert (interval(worst.estimate), worst.chosen) == (student([0.3, 0.3, 0.3], math.sqrt(0.02 / 3), 6), {4.0: 6})
-    best = scores.against_levels(others, Model(setting(0)), (0, 1), highest=True)
+    best = against_levels(scores, others, Model(setting(0)), (0, 1), highest=True)
     assert (interval(best.estimate), best.chosen) == (student([0.5, 0.3, 0.7], math.sqrt(0.02 / 3), 6), {2.0: 6})
 
 
@@ -286,7 +288,7 @@ def test_units_of_strata_add_up() -> None:
     )
     weights = scores.over((0, 1))
     units = [
-        Unit(level, ((scores.column(Model(setting(level)), d), weights * (1 - 2 * level)),))
+        Contribution(level, ((scores.column(Model(setting(level)), d), weights * (1 - 2 * level)),))
         for level in (0, 1)
         for d in (0, 1)
     ]

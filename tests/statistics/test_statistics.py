@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from knowshift.reports.evidence.run_folder import Column, Setting
+from knowshift.reports.evidence.answers import Column
+from knowshift.reports.evidence.choices import against_levels, chosen, spread
+from knowshift.reports.evidence.run_folder import Setting
 from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.reports.findings.claims import BOTH, POINT, judge
 from knowshift.statistics.choices import BEST_AND_WORST, ONE_CHOICE, TWO_CHOICES, choose_elsewhere
@@ -343,9 +345,9 @@ def test_among_equals_a_false_shown_is_rare(draws: int) -> None:
         options = {float(level): model for level, model in models.items()}
         estimates = {
             "difference": scores.difference([(models[0], reference)], scores.over(BOTH)),
-            "best of three": scores.chosen([options], [reference], BOTH).estimate,
-            "best minus worst": scores.spread(models, BOTH)[0].estimate,
-            "another level": scores.against_levels(models, reference, BOTH, highest=True).estimate,
+            "best of three": chosen(scores, [options], [reference], BOTH).estimate,
+            "best minus worst": spread(scores, models, BOTH)[0].estimate,
+            "another level": against_levels(scores, models, reference, BOTH, highest=True).estimate,
         }
         for name, estimate in estimates.items():
             shown[name] += judge(estimate, POINT) == "shown"

@@ -28,7 +28,8 @@ from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
 from knowshift.probing.measure import Protocol, columns_of, measure_mastery
 from knowshift.records import MASTERY, read_about, write_table
-from knowshift.reports.evidence.run_folder import open_run, read_answers
+from knowshift.reports.evidence.answers import read_answers
+from knowshift.reports.evidence.run_folder import open_run
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
 from knowshift.studies.plan import Cell, Plan, make_plan
 from knowshift.studies.run import plan_of, run_study

@@ -13,6 +13,8 @@ Split = Literal["train", "test"]
 Domain = Literal["in_domain", "out_of_domain"]
 
 DOMAINS: tuple[Domain, ...] = ("in_domain", "out_of_domain")
+#: Mastery levels, 0 to 4: how well a model knows a fact (paper 2.3).
+LEVELS = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from knowshift.errors import InputError, border
+from knowshift.facts.fact import LEVELS
 from knowshift.files import file_beside
-from knowshift.probing.levels import DRAWS, LEVELS
+from knowshift.probing.levels import DRAWS
 from knowshift.records import MASTERY, count_in, read_about, read_table, refuse_gaps
 
 Floats = NDArray[np.float64]

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, gammaln
 
-LEVELS = 5
 #: Draws of each prompt in a full run (the paper's).
 DRAWS = 10
 #: The prior over hit rates in :func:`plausible_hits`: Beta(1/2, 1/2), heavy at both ends, as hit rates are.

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError, nearest
-from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.session import TreeSession, prompts_that_stay
 from knowshift.models.sampling.settings import Sampling
-from knowshift.probing.levels import LEVELS, level_of
+from knowshift.probing.levels import level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
 from knowshift.records import MASTERY, write_table
 

@@ -21,12 +21,11 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from knowshift.errors import InputError, KnowshiftWarning
-from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
 from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.levels import LEVELS
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
 from knowshift.system.workers import process_pool, results

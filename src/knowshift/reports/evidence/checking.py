@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import LEVELS
 
 #: Kinds of cells that are about a tuned model: their key names its training set. Other kinds may come.
 _OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
 _TRAINING = ("level", "size", "draw")
-_HIGHEST_LEVEL = 4
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
 
@@ -22,14 +22,16 @@ def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
     for name in (*_TRAINING, "part"):
         value = key.get(name)
         if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
-            raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {_shown(value)}; expected a whole number")
-    if tuned and key["level"] > _HIGHEST_LEVEL:
-        raise InputError(f"{file}: level of a cell of kind {kind!r} is {_shown(key['level'])}; expected one of 0 to 4")
+            raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {shown(value)}; expected a whole number")
+    if tuned and key["level"] >= LEVELS:
+        raise InputError(
+            f"{file}: level of a cell of kind {kind!r} is {shown(key['level'])}; expected one of 0 to {LEVELS - 1}"
+        )
     rate, control = key.get("learning_rate"), key.get("control")
     if (rate is not None or tuned) and not _is_number(rate):
-        raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {_shown(rate)}; expected a number")
+        raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {shown(rate)}; expected a number")
     if control is not None and not isinstance(control, str):
-        raise InputError(f"{file}: control of a cell of kind {kind!r} is {_shown(control)}; expected a text")
+        raise InputError(f"{file}: control of a cell of kind {kind!r} is {shown(control)}; expected a text")
 
 
 def check_texts(file: Path, content: Mapping[str, Any]) -> None:
@@ -44,27 +46,27 @@ def check_manifest(file: Path, manifest: Mapping[str, Any]) -> None:
     """The part of a manifest that a report computes with: rates of the configuration, and timings."""
     config = manifest.get("config")
     if config is not None and not isinstance(config, dict):
-        raise InputError(f"{file}: config is {_shown(config)}; expected an object")
+        raise InputError(f"{file}: config is {shown(config)}; expected an object")
     training = (config or {}).get("training")
     for section in (config or {}, training if isinstance(training, dict) else {}):
         rate = section.get("learning_rate")
         if rate is not None and not _is_number(rate):
-            raise InputError(f"{file}: learning_rate is {_shown(rate)}; expected a number")
+            raise InputError(f"{file}: learning_rate is {shown(rate)}; expected a number")
     for title, seconds in _object(file, "timings", manifest.get("timings")).items():
         if not _is_number(seconds):
-            raise InputError(f"{file}: timing of {title[:80]!r} is {_shown(seconds)}; expected a number")
+            raise InputError(f"{file}: timing of {shown(title)} is {shown(seconds)}; expected a number")
 
 
 def check_change(file: Path, record: Mapping[str, Any]) -> None:
     """``change.json``: shares by fraction, layer and module; None where there is none."""
     for name in ("concentration", "null"):
         for measure, shares in _object(file, name, record.get(name)).items():
-            where = f"{name} of {measure[:80]!r}"
+            where = f"{name} of {shown(measure)}"
             if not isinstance(shares, dict):
-                raise InputError(f"{file}: {where} is {_shown(shares)}; expected an object")
+                raise InputError(f"{file}: {where} is {shown(shares)}; expected an object")
             for fraction in shares:
                 if not _is_fraction(fraction):
-                    raise InputError(f"{file}: {where} has a share at {fraction[:80]!r}; expected a fraction in 0 to 1")
+                    raise InputError(f"{file}: {where} has a share at {shown(fraction)}; expected a fraction in 0 to 1")
             _check_shares(file, where, shares)
     for name in _SHARES:
         _check_shares(file, name, record.get(name))
@@ -73,22 +75,22 @@ def check_change(file: Path, record: Mapping[str, Any]) -> None:
 def check_restored(file: Path, record: Mapping[str, Any]) -> None:
     """``restored.json``: whole numbers of weights by criterion and fraction."""
     if record.get("eligible") is not None and not _is_count(record["eligible"]):
-        raise InputError(f"{file}: eligible is {_shown(record['eligible'])}; expected a whole number")
+        raise InputError(f"{file}: eligible is {shown(record['eligible'])}; expected a whole number")
     for criterion, counts in _object(file, "criteria", record.get("criteria")).items():
         for fraction, count in _object(file, criterion, counts).items():
             if count is not None and not _is_count(count):
-                raise InputError(f"{file}: {criterion} at {fraction} is {_shown(count)}; expected a whole number")
+                raise InputError(f"{file}: {criterion} at {fraction} is {shown(count)}; expected a whole number")
 
 
 def _check_shares(file: Path, name: str, shares: Any) -> None:
     for key, share in _object(file, name, shares).items():
         if share is not None and not _is_number(share):
-            raise InputError(f"{file}: {name} at {key!r} is {_shown(share)}; expected a number")
+            raise InputError(f"{file}: {name} at {key!r} is {shown(share)}; expected a number")
 
 
 def _object(file: Path, name: str, value: Any) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise InputError(f"{file}: {name} is {_shown(value)}; expected an object")
+        raise InputError(f"{file}: {name} is {shown(value)}; expected an object")
     return value or {}
 
 
@@ -107,5 +109,6 @@ def _is_fraction(name: str) -> bool:
         return False
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as it stands in a file, for a message of one line."""
     return repr(value)[:80]

@@ -12,15 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.reports.evidence.answers import Column, RecordedAnswers, read_answers
 from knowshift.reports.evidence.run_folder import (
-    DOMAINS,
     RATE_CONTROL,
-    Answers,
-    Cell,
-    Column,
+    RecordedCell,
     Run,
     open_run,
-    read_answers,
     read_cell_json,
     read_mastery,
     read_token_shift,
@@ -39,7 +37,7 @@ KL_STEP = 2.0**-24
 class Change:
     """What one fine-tuning did to the weights, as its record says."""
 
-    cell: Cell
+    cell: RecordedCell
     concentration: Mapping[str, Mapping[str, float | None]]
     null: Mapping[str, Mapping[str, float | None]]
     record: Mapping[str, Any]
@@ -52,7 +50,7 @@ class TokenShifts:
     scores: Scores
     facts: int
     unscored: tuple[Mapping[str, int], ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[RecordedCell, ...]
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class Evidence:
 
     run: Run
     mastery: pa.Table
-    answers: Answers
+    answers: RecordedAnswers
     substring: Scores
     word: Scores
     by_relation: Scores
@@ -169,7 +167,7 @@ def _token_shifts(run: Run) -> TokenShifts | None:
     scores = Scores(
         values=np.round(kl[kept] / KL_STEP) * KL_STEP,
         domain=domain,
-        level=np.full(len(domain), 4, dtype=np.int64),
+        level=np.full(len(domain), LEVELS - 1, dtype=np.int64),
         columns=tuple(Column(cell.setting, cell.draw) for cell in cells),
     )
     return TokenShifts(scores, int(kept.sum()), tuple(unscored), cells)

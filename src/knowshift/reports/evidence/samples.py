@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from knowshift.facts.fact import DOMAINS
 from knowshift.facts.relations import RELATIONS
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS
 from knowshift.reports.evidence.scores import SEED, Model
 
 

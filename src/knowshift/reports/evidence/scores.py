@@ -2,22 +2,23 @@
 
 A contrast adds up, for every training draw, accuracies (or mean KL) of models on groups of facts. Groups are domain x
 test level x half: the facts of each test level are split in two seeded halves, so that a choice (of a size, of a
-fraction) can be made on one half and measured on the other.
+fraction; :mod:`knowshift.reports.evidence.choices`) can be made on one half and measured on the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.reports.evidence.run_folder import DOMAINS, LEVELS, Column, Setting
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.reports.evidence.answers import Column
+from knowshift.reports.evidence.run_folder import Setting
 from knowshift.statistics.accuracy import levels_with_facts
-from knowshift.statistics.choices import BEST_AND_WORST, ONE_CHOICE, TWO_CHOICES, choose_elsewhere
 from knowshift.statistics.crossed import DrawNoise, crossed_interval, pooled_noise
-from knowshift.statistics.estimates import MISSING, Estimate, Floats, widened, without_interval
+from knowshift.statistics.estimates import MISSING, Estimate, Floats, without_interval
 from knowshift.statistics.resampling import Integers, group_means, replicated_means, resampling_weights
 
 HALVES = 2
@@ -39,24 +40,11 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class Contribution:
     """What one training draw contributes: weighted columns, each with weights over groups; a draw of ``stratum``."""
 
     stratum: int
     terms: tuple[tuple[int, Floats], ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """An honest choice: the contrast it was made for, and how often each candidate was chosen over folds."""
-
-    estimate: Estimate
-    chosen: Mapping[float, int]
-
-    @property
-    def usual(self) -> float | None:
-        """The candidate chosen most often; the first of equals."""
-        return max(self.chosen, key=lambda c: (self.chosen[c], -c)) if self.chosen else None
 
 
 def halve(domain: Integers, level: Integers, seed: int = SEED) -> Integers:
@@ -157,7 +145,10 @@ class Scores:
         return float(self.means[column] @ weights)
 
     def estimate(
-        self, units: Sequence[Unit], alike: Sequence[Sequence[Unit]] = (), noise: DrawNoise | None = None
+        self,
+        units: Sequence[Contribution],
+        alike: Sequence[Sequence[Contribution]] = (),
+        noise: DrawNoise | None = None,
     ) -> Estimate:
         """The interval of a contrast: the sum over strata of the mean over draws.
 
@@ -166,13 +157,13 @@ class Scores:
         """
         if not units:
             return MISSING
-        values = self._values(units)
+        values = self.values_of(units)
         replicates = np.zeros((self.replicates, len(units)))
         for u, unit in enumerate(units):
             for column, weights in unit.terms:
                 replicates[:, u] += self.resampled[column] @ weights
         if alike:
-            noise = pooled_noise([self._values(peer) for peer in alike if len(peer) > 1])
+            noise = pooled_noise([self.values_of(peer) for peer in alike if len(peer) > 1])
         found = crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
         used = np.logical_or.reduce([weights != 0 for unit in units for _, weights in unit.terms])
         if (used & self.varying).any():
@@ -180,14 +171,9 @@ class Scores:
         # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
         return without_interval(found.value, found.draws)
 
-    def _values(self, units: Sequence[Unit]) -> Floats:
+    def values_of(self, units: Sequence[Contribution]) -> Floats:
+        """What each training draw contributes."""
         return np.asarray([sum(self.value(column, weights) for column, weights in unit.terms) for unit in units])
-
-    def _noise_between(self, models: Sequence[Model], domains: Sequence[int]) -> DrawNoise | None:
-        """The noise of a draw's difference between two training levels: twice one's, as their draws are independent."""
-        weights = self.over(domains)
-        one = pooled_noise([self._values(self._differences([(m, None)], weights)) for m in models if self.draws(m)])
-        return DrawNoise(2 * one.variance, one.freedom) if one else None
 
     def mean(self, models: Sequence[Model], weights: Floats, alike: Sequence[Model] = ()) -> Estimate:
         """Mean accuracy over models and draws; each model is a stratum of draws of its own."""
@@ -203,11 +189,12 @@ class Scores:
 
         A single pair may name those ``alike``, itself among them, to pool the noise of their draws.
         """
-        units = self._differences(pairs, weights)
-        return self.estimate(units, [self._differences([pair], weights) for pair in alike])
+        units = self.differences(pairs, weights)
+        return self.estimate(units, [self.differences([pair], weights) for pair in alike])
 
-    def _differences(self, pairs: Sequence[tuple[Model, Model | None]], weights: Floats) -> list[Unit]:
-        kept = [(a, b, self._shared([a] if b is None else [a, b])) for a, b in pairs]
+    def differences(self, pairs: Sequence[tuple[Model, Model | None]], weights: Floats) -> list[Contribution]:
+        """What each draw contributes to :meth:`difference`."""
+        kept = [(a, b, self.shared([a] if b is None else [a, b])) for a, b in pairs]
         kept = [item for item in kept if item[2]]
         units = []
         for stratum, (a, b, draws) in enumerate(kept):
@@ -215,113 +202,9 @@ class Scores:
                 terms = [(self.column(a, draw), weights / len(kept))]
                 if b is not None:
                     terms.append((self.column(b, draw), -weights / len(kept)))
-                units.append(Unit(stratum, tuple(terms)))
+                units.append(Contribution(stratum, tuple(terms)))
         return units
 
-    def chosen(
-        self,
-        candidates: Sequence[Mapping[float, Model]],
-        references: Sequence[Model | Mapping[float, Model]],
-        domains: Sequence[int],
-        highest: bool = True,
-        pooled: bool = False,
-        alike: Sequence[tuple[Mapping[float, Model], Model]] = (),
-    ) -> Choice:
-        """Mean over pairs of (the best candidate minus the reference), the best chosen on other facts and draws.
-
-        One pair of ``candidates`` (by size or fraction) and reference for each training level. A reference that is
-        itself a mapping is chosen in the same way. ``domains`` are those measured; the choice uses both. ``alike``
-        as in :meth:`difference`.
-        """
-        units, counts, factor = self._choices(candidates, references, domains, highest, pooled)
-        peers = [self._choices([c], [r], domains, highest, pooled)[0] for c, r in alike]
-        return Choice(widened(self.estimate(units, peers), factor), counts)
-
-    def _choices(
-        self,
-        candidates: Sequence[Mapping[float, Model]],
-        references: Sequence[Model | Mapping[float, Model]],
-        domains: Sequence[int],
-        highest: bool,
-        pooled: bool,
-    ) -> tuple[list[Unit], dict[float, int], float]:
-        """The units of a choice, how often each candidate was chosen, and how much wider its interval has to be."""
-        weigh = self.pooled if pooled else self.over
-        kept: list[tuple[Mapping[float, Model], Mapping[float, Model], tuple[int, ...]]] = []
-        for options, reference in zip(candidates, references, strict=True):
-            other = reference if isinstance(reference, Mapping) else {0.0: reference}
-            draws = self._shared([*options.values(), *other.values()]) if options and other else ()
-            if draws:
-                kept.append((options, other, draws))
-        measured = [weigh(domains, half=half) for half in range(HALVES)]
-        halves = [half for half in range(HALVES) if not np.isnan(measured[half]).any()]
-        units: list[Unit] = []
-        counts: dict[float, int] = {}
-        factor = 1.0
-        for stratum, (options, other, draws) in enumerate(kept if halves else []):
-            best = self._choose(options, draws, highest, pooled)
-            against = self._choose(other, draws, highest, pooled)
-            disagreeing = sum(bool(np.ptp(choice)) for choice in (best, against))
-            factor = max(factor, (1.0, ONE_CHOICE, TWO_CHOICES)[disagreeing])
-            for row, draw in enumerate(draws):
-                terms: list[tuple[int, Floats]] = []
-                for half in halves:
-                    weights = measured[half] / len(kept) / len(halves)
-                    name = list(options)[best[row, half]]
-                    counts[name] = counts.get(name, 0) + 1
-                    terms.append((self.column(options[name], draw), weights))
-                    terms.append((self.column(other[list(other)[against[row, half]]], draw), -weights))
-                units.append(Unit(stratum, tuple(terms)))
-        return units, dict(sorted(counts.items())), factor
-
-    def spread(self, options: Mapping[int, Model], domains: Sequence[int]) -> tuple[Choice, Mapping[float, int]]:
-        """Best minus worst training level, both chosen on other facts and draws; with how often each was worst.
-
-        With no true difference the expected value is 0: picking by luck does not count.
-        """
-        draws = self._shared(list(options.values())) if len(options) > 1 else ()
-        named: dict[float, Model] = {float(name): model for name, model in options.items()}
-        halves = [half for half in range(HALVES) if not np.isnan(self.over(domains, half=half)).any()]
-        units: list[Unit] = []
-        best_counts: dict[float, int] = {}
-        worst_counts: dict[float, int] = {}
-        if draws:
-            best = self._choose(named, draws, True)
-            worst = self._choose(named, draws, False)
-            for row, draw in enumerate(draws):
-                terms = []
-                for half in halves:
-                    weights = self.over(domains, half=half) / len(halves)
-                    for choice, sign, counts in ((best, 1, best_counts), (worst, -1, worst_counts)):
-                        name = list(named)[choice[row, half]]
-                        counts[name] = counts.get(name, 0) + 1
-                        terms.append((self.column(named[name], draw), sign * weights))
-                units.append(Unit(0, tuple(terms)))
-        noise = self._noise_between(list(options.values()), domains)
-        estimate = self.estimate(units, noise=noise)
-        if len(best_counts) > 1 or len(worst_counts) > 1:
-            estimate = widened(estimate, BEST_AND_WORST)
-        return Choice(estimate, dict(sorted(best_counts.items()))), dict(sorted(worst_counts.items()))
-
-    def against_levels(
-        self, others: Mapping[int, Model], reference: Model, domains: Sequence[int], highest: bool
-    ) -> Choice:
-        """The best (or worst) of other training levels, chosen on other facts and draws, minus one level."""
-        named: dict[float, Model] = {float(name): model for name, model in others.items()}
-        units, counts, factor = self._choices([named], [reference], domains, highest, False)
-        noise = self._noise_between([*others.values(), reference], domains)
-        return Choice(widened(self.estimate(units, noise=noise), factor), counts)
-
-    def _shared(self, models: Sequence[Model]) -> tuple[int, ...]:
+    def shared(self, models: Sequence[Model]) -> tuple[int, ...]:
+        """The training draws that all these models were evaluated for."""
         return tuple(sorted(set.intersection(*(set(self.draws(model)) for model in models))))
-
-    def _choose(
-        self, options: Mapping[float, Model], draws: Sequence[int], highest: bool, pooled: bool = False
-    ) -> Integers:
-        everywhere = range(len(DOMAINS))
-        weigh = self.pooled if pooled else self.over
-        weights = [weigh(everywhere, half=half) for half in range(HALVES)]
-        scores = np.asarray(
-            [[[self.value(self.column(m, d), w) for w in weights] for d in draws] for m in options.values()]
-        )
-        return choose_elsewhere(scores, highest)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from knowshift.html.layout import Table, interval_words, signed
+from knowshift.html.table import Table
+from knowshift.html.words import interval_words, signed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.scores import Scores
+from knowshift.statistics.choices import EQUAL
 from knowshift.statistics.estimates import Estimate
 from knowshift.statistics.holm import holm
 
@@ -21,6 +23,9 @@ POINT = 0.01
 
 #: Both domains, as their indices.
 BOTH = (0, 1)
+
+#: A level, a size or a fraction.
+Size = TypeVar("Size", int, float)
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,21 @@ class Claim:
         return judge(self.estimate, self.margin, self.p_holm)
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One of the paper's findings, looked for in this run."""
+class Reported(NamedTuple):
+    """One of the paper's findings: its number here, its title, and what the paper reports, in its own numbers."""
 
     number: int
     title: str
-    paper: str  # what the paper reports, in its own numbers
+    paper: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One of the paper's findings (the fields of :class:`Reported`), looked for in this run."""
+
+    number: int
+    title: str
+    paper: str
     sentence: str
     claims: tuple[Claim, ...]
     controls: tuple[Claim, ...] = ()
@@ -242,6 +255,11 @@ def more_or_less(value: float) -> str:
     if math.isnan(value):
         return "an unknown amount more"
     return f"{abs(100 * value):.1f} points {'more' if value >= 0 else 'less'}"
+
+
+def from_highest(means: Mapping[Size, float]) -> list[Size]:
+    """What the means are of, from the highest to the lowest; of means that are equal but for rounding, the smaller."""
+    return sorted(means, key=lambda name: (-round(means[name], EQUAL), name))
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from knowshift.html.layout import DOMAIN_WORDS, listed, percent
+from knowshift.facts.fact import DOMAINS
+from knowshift.html.words import DOMAIN_WORDS, listed, percent
+from knowshift.reports.evidence.choices import against_levels, spread
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS
-from knowshift.reports.findings.claims import BOTH, Claim, Finding, negated, points, three_ways
+from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, from_highest, negated, points, three_ways
 from knowshift.statistics.estimates import MISSING
 
-TITLE = "Which facts the model is tuned on matters"
-PAPER = "At 1,920 samples LLaMA-3-8B has 12.06 points between level-0 and level-2 data; level 2 gives the best balance."
+LEVEL_FINDING = Reported(
+    2,
+    "Which facts the model is tuned on matters",
+    "At 1,920 samples LLaMA-3-8B has 12.06 points between level-0 and level-2 data; level 2 gives the best balance.",
+)
 MATTERS = "the best training level beats the worst"
 
 
@@ -20,11 +24,10 @@ def level_finding(evidence: Evidence) -> Finding:
     options = {level: evidence.main[level, largest] for level in evidence.levels if (level, largest) in evidence.main}
     if len(options) < 2:
         missing = Claim("level_matters", MATTERS, "", "points", MISSING, "Not measured: one training level.", core=True)
-        return Finding(2, TITLE, PAPER, missing.sentence, (missing,))
-    choice, worst = scores.spread(options, BOTH)
+        return Finding(*LEVEL_FINDING, missing.sentence, (missing,))
+    choice, worst = spread(scores, options, BOTH)
     means = {level: scores.mean([model], scores.over(BOTH)).value for level, model in options.items()}
-    ranked = sorted(means, key=lambda level: (-means[level], level))
-    order = listed([f"level {level} {percent(means[level])}" for level in ranked])
+    order = listed([f"level {level} {percent(means[level])}" for level in from_highest(means)])
     scope = f"{largest:,} samples, both domains"
     main = Claim(
         "level_matters",
@@ -36,12 +39,12 @@ def level_finding(evidence: Evidence) -> Finding:
             f"{points(choice.estimate)}."
         ),
         core=True,
-        **three_ways(evidence, lambda s: s.spread(options, BOTH)[0].estimate),
+        **three_ways(evidence, lambda s: spread(s, options, BOTH)[0].estimate),
     )
     claims = [main]
     if 0 in options:
         others = {level: model for level, model in options.items() if level != 0}
-        lowest = scores.against_levels(others, options[0], BOTH, highest=False).estimate
+        lowest = against_levels(scores, others, options[0], BOTH, highest=False).estimate
         sentence = (
             f"The lowest of the other levels minus level 0: {points(lowest)}; level 0 was the worst in "
             f"{worst.get(0.0, 0)} of {sum(worst.values())} choices."
@@ -54,29 +57,29 @@ def level_finding(evidence: Evidence) -> Finding:
                 "points",
                 sentence=sentence,
                 core=True,
-                **three_ways(evidence, lambda s: s.against_levels(others, options[0], BOTH, highest=False).estimate),
+                **three_ways(evidence, lambda s: against_levels(s, others, options[0], BOTH, highest=False).estimate),
             )
         )
     if 2 in options:
         rest = {level: model for level, model in options.items() if level != 2}
-        best_other = scores.against_levels(rest, options[2], BOTH, highest=True)
+        best_other = against_levels(scores, rest, options[2], BOTH, highest=True)
         ahead = negated(best_other.estimate)
         usual = "" if best_other.usual is None else f" (most often level {best_other.usual:.0f})"
         sentence = f"Level 2 minus the best other level{usual}: {points(ahead)}."
         claims.append(Claim("level_2_best", "level 2 beats the best of the others", scope, "points", ahead, sentence))
     for d, domain in enumerate(DOMAINS):
-        part = scores.spread(options, [d])[0].estimate
+        part = spread(scores, options, [d])[0].estimate
         sentence = f"{DOMAIN_WORDS[domain].capitalize()}, best minus worst training level: {points(part)}."
         where = f"{largest:,} samples, {DOMAIN_WORDS[domain]}"
         claims.append(Claim(f"level_matters_{domain}", MATTERS, where, "points", part, sentence))
-    return Finding(2, TITLE, PAPER, main.sentence, tuple(claims), _rate_control(evidence, largest))
+    return Finding(*LEVEL_FINDING, main.sentence, tuple(claims), _rate_control(evidence, largest))
 
 
 def _rate_control(evidence: Evidence, largest: int) -> tuple[Claim, ...]:
     slow = {level: model for (level, size), model in evidence.controlled.items() if size == largest}
     if len(slow) < 2:
         return ()
-    gap = evidence.substring.spread(slow, BOTH)[0].estimate
+    gap = spread(evidence.substring, slow, BOTH)[0].estimate
     rate = next(iter(slow.values())).setting.learning_rate
     return (
         Claim(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from knowshift.html.layout import DOMAIN_WORDS, percent
+from knowshift.facts.fact import DOMAINS
+from knowshift.html.words import DOMAIN_WORDS, percent
+from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS
-from knowshift.reports.evidence.scores import Choice, Model, Scores
+from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.reports.findings.claims import (
     BOTH,
     Claim,
     Finding,
+    Reported,
     adjusted,
     brackets,
     caution,
@@ -21,8 +23,11 @@ from knowshift.reports.findings.claims import (
 )
 from knowshift.statistics.estimates import MISSING
 
-TITLE = "More fine-tuning data helps up to a point, then hurts"
-PAPER = "LLaMA-3-8B is best near 240 samples; on level-0 data, 1,920 samples are 8.86 points below 240."
+SIZE_FINDING = Reported(
+    1,
+    "More fine-tuning data helps up to a point, then hurts",
+    "LLaMA-3-8B is best near 240 samples; on level-0 data, 1,920 samples are 8.86 points below 240.",
+)
 HURTS = "the best smaller size beats the largest"
 SCOPE = "mean of training levels, both domains"
 
@@ -55,7 +60,7 @@ def best_inner(
     ]
     asked = [pair for pair in every if pair[1].setting.level in levels]
     alike = every if len(asked) == 1 else []
-    return scores.chosen([o for o, _ in asked], [r for _, r in asked], domains, alike=alike)
+    return chosen(scores, [o for o, _ in asked], [r for _, r in asked], domains, alike=alike)
 
 
 def size_finding(evidence: Evidence) -> Finding:
@@ -63,7 +68,7 @@ def size_finding(evidence: Evidence) -> Finding:
     sizes, levels, scores = evidence.sizes, evidence.levels, evidence.substring
     if len(sizes) < 2:
         missing = Claim("more_data_hurts", HURTS, SCOPE, "points", MISSING, "Not measured: one size.", core=True)
-        return Finding(1, TITLE, PAPER, missing.sentence, (missing,))
+        return Finding(*SIZE_FINDING, missing.sentence, (missing,))
     largest, smaller, inner = sizes[-1], sizes[:-1], sizes[1:-1]
     best = best_inner(evidence, scores, levels, smaller, largest)
     at_largest = scores.mean([evidence.main[k] for k in evidence.main if k[1] == largest], scores.over(BOTH)).value
@@ -114,7 +119,7 @@ def size_finding(evidence: Evidence) -> Finding:
         f"smaller set{caution(best.estimate)}"
     )
     controls = _rate_controls(evidence, best)
-    return Finding(1, TITLE, PAPER, main.sentence, tuple(claims), controls, short=short if best.estimate.known else "")
+    return Finding(*SIZE_FINDING, main.sentence, tuple(claims), controls, short=short if best.estimate.known else "")
 
 
 def _rate_controls(evidence: Evidence, best: Choice) -> tuple[Claim, ...]:
@@ -126,7 +131,7 @@ def _rate_controls(evidence: Evidence, best: Choice) -> tuple[Claim, ...]:
     slow = [evidence.controlled[lv, largest] for lv in levels]
     fast = [evidence.main[lv, largest] for lv in levels]
     gain = scores.difference(list(zip(slow, fast, strict=True)), scores.over(BOTH))
-    left = scores.chosen([sizes_of(evidence, lv, evidence.sizes[:-1]) for lv in levels], slow, BOTH).estimate
+    left = chosen(scores, [sizes_of(evidence, lv, evidence.sizes[:-1]) for lv in levels], slow, BOTH).estimate
     share = ""
     if best.estimate.known and best.estimate.low > 0:
         share = f", {100 * gain.value / best.estimate.value:.0f}% of what the best smaller size gains"

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from knowshift.html.layout import Table, listed, percent, signed
-from knowshift.reports.findings.claims import Claim, Finding
+from knowshift.html.table import Table
+from knowshift.html.words import exact_percent, listed, percent, signed
+from knowshift.reports.findings.claims import Claim, Finding, from_highest, mean_of
+from knowshift.statistics.choices import EQUAL
 
 Rows = Sequence[dict[str, Any]]
 
@@ -41,8 +43,7 @@ def _accuracy(summary: Table) -> str:
             if row["level"] == level and not math.isnan(row["accuracy"]):
                 totals.setdefault(row["size"], []).append(row["accuracy"])
         if totals:
-            means = {size: sum(v) / len(v) for size, v in totals.items()}
-            best = max(means, key=lambda size: (means[size], -size))
+            best = from_highest({size: mean_of(values) for size, values in totals.items()})[0]
             peaks.setdefault(best, []).append(str(level))
     if not peaks:
         return ""
@@ -60,17 +61,16 @@ def _restoration(summary: Table) -> str:
     size = max(r["size"] for r in rows)
     parts = []
     for criterion, words in (("relative", "the most changed weights"), ("random", "weights at random")):
-        gains: dict[str, list[float]] = {}
+        gains: dict[float, list[float]] = {}
         for row in rows:
             if row["size"] == size and row["criterion"] == criterion and not math.isnan(row["difference"]):
-                gains.setdefault(row["fraction"], []).append(row["difference"])
-        means = {f: sum(v) / len(v) for f, v in gains.items()}
+                gains.setdefault(float(row["fraction"]), []).append(row["difference"])
+        means = {fraction: mean_of(values) for fraction, values in gains.items()}
         if means:
-            best = max(means, key=lambda f: (means[f], -float(f)))
-            last = max(means, key=float)
+            best, last = from_highest(means)[0], max(means)
             parts.append(
-                f"{words} {signed(means[best])} points at best ({100 * float(best):g}%) and {signed(means[last])} at "
-                f"{100 * float(last):g}%"
+                f"{words} {signed(means[best])} points at best ({exact_percent(best)}) and {signed(means[last])} at "
+                f"{exact_percent(last)}"
             )
     return f"After {size:,} samples, as observed here, restoring changes accuracy: {'; '.join(parts)}." if parts else ""
 
@@ -90,13 +90,12 @@ def _by_level(summary: Table) -> str:
 
 
 def _exposures(table: Table) -> str:
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    filled: Rows = [r for r in rows if r["facts"]]
+    filled: Rows = [r for r in table.where() if r["facts"]]
     if len(filled) < 2:
         return ""
     first, last = filled[0], filled[-1]
-    steps = [b["mean_rate"] - a["mean_rate"] for a, b in pairwise(filled)]
-    word = "rises at every step" if all(s > 0 for s in steps) else "does not rise at every step"
+    steps = [round(b["mean_rate"] - a["mean_rate"], EQUAL) for a, b in pairwise(filled)]
+    word = "rises at every step" if all(step > 0 for step in steps) else "does not rise at every step"
     return (
         f"The mean rate goes from {percent(first['mean_rate'])} of draws (written {_times(first)}) to "
         f"{percent(last['mean_rate'])} ({_times(last)}); it {word}."

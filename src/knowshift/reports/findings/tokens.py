@@ -6,16 +6,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence, TokenShifts
-from knowshift.reports.evidence.scores import REPLICATES, SEED, Choice, Model, Scores, Unit
-from knowshift.reports.findings.claims import BOTH, Claim, Finding, adjusted, mean_of, nats, negated, plain
+from knowshift.reports.evidence.scores import REPLICATES, SEED, Contribution, Model, Scores
+from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, adjusted, mean_of, nats, negated, plain
 from knowshift.reports.findings.size import chosen_size, sizes_of
 from knowshift.statistics.correlation import rank_correlation
 from knowshift.statistics.estimates import MISSING, Estimate, percentile_interval
 from knowshift.statistics.resampling import draw_weights
 
-TITLE = "Token probabilities drift from the base model as data grows"
-PAPER = "KL falls, then rises with data size, most for levels 0 and 1, and moves against accuracy."
+TOKEN_FINDING = Reported(
+    3,
+    "Token probabilities drift from the base model as data grows",
+    "KL falls, then rises with data size, most for levels 0 and 1, and moves against accuracy.",
+)
 RISES = "KL rises from its lowest size to the largest"
 
 #: A change of mean KL below this share of the run's mean KL would not be worth the name; nor a smaller correlation.
@@ -34,7 +38,7 @@ def token_finding(evidence: Evidence) -> Finding:
     if shifts is None or len(sizes) < 2:
         why = "Not measured: no scored token shifts." if shifts is None else "Not measured: one size."
         missing = Claim("kl_rises", RISES, "", "nats", MISSING, why, core=True)
-        return Finding(3, TITLE, PAPER, missing.sentence, (missing,))
+        return Finding(*TOKEN_FINDING, missing.sentence, (missing,))
     scores, largest = shifts.scores, sizes[-1]
     grid = {key: model for key, model in evidence.main.items() if scores.draws(model)}
     by_cell = {key: scores.mean([model], scores.pooled(BOTH)).value for key, model in grid.items()}
@@ -110,7 +114,7 @@ def token_finding(evidence: Evidence) -> Finding:
             Claim(f"kl_rises_level_{level}", RISES, f"training level {level}", "nats", change, sentence, margin)
         )
     claims.extend(adjusted(each))
-    return Finding(3, TITLE, PAPER, main.sentence, tuple(claims), notes=_notes(shifts))
+    return Finding(*TOKEN_FINDING, main.sentence, tuple(claims), notes=_notes(shifts))
 
 
 def _lowest(
@@ -122,7 +126,7 @@ def _lowest(
         {size: model for size, model in sizes_of(evidence, level, sizes).items() if scores.draws(model)}
         for level in kept
     ]
-    return scores.chosen(options, [grid[level, against] for level in kept], BOTH, highest=False, pooled=True)
+    return chosen(scores, options, [grid[level, against] for level in kept], BOTH, highest=False, pooled=True)
 
 
 def _most_for_low_levels(scores: Scores, grid: Grid, levels: Sequence[int], largest: int, margin: float) -> list[Claim]:
@@ -131,7 +135,7 @@ def _most_for_low_levels(scores: Scores, grid: Grid, levels: Sequence[int], larg
     if not low or not high:
         return []
     units = [
-        Unit(level, ((scores.column(grid[level, largest], draw), scores.pooled(BOTH) * share),))
+        Contribution(level, ((scores.column(grid[level, largest], draw), scores.pooled(BOTH) * share),))
         for group, share in ((low, 1 / len(low)), (high, -1 / len(high)))
         for level in group
         for draw in scores.draws(grid[level, largest])

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from knowshift.html.layout import DOMAIN_WORDS, percent
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent
 from knowshift.parameters.selection.select import fraction_name
+from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS
-from knowshift.reports.evidence.scores import Choice, Model, Scores, Unit
+from knowshift.reports.evidence.scores import Contribution, Model, Scores
 from knowshift.reports.findings.claims import (
     BOTH,
     Claim,
     Finding,
+    Reported,
     adjusted,
     brackets,
     caution,
@@ -29,10 +31,11 @@ from knowshift.reports.published import published_concentration
 from knowshift.statistics.crossed import crossed_interval
 from knowshift.statistics.estimates import MISSING, Estimate
 
-TITLE = "Putting the most changed weights back repairs the model"
-PAPER = (
+WEIGHT_FINDING = Reported(
+    4,
+    "Putting the most changed weights back repairs the model",
     "The top 1% of weights hold about 71% of summed relative change, the top 20% about 92%. Restoring 20% helps every "
-    "1,920-sample model (level 0: +9.85 points); at 60% accuracy collapses to about 1%."
+    "1,920-sample model (level 0: +9.85 points); at 60% accuracy collapses to about 1%.",
 )
 HELPS = "restoring the most changed weights beats the model as tuned"
 
@@ -41,7 +44,7 @@ def chosen_fraction(choice: Choice) -> str:
     """Which fraction was chosen how often: "20% in 14 of 20 choices"."""
     if choice.usual is None:
         return "none"
-    return f"{100 * choice.usual:g}% in {choice.chosen[choice.usual]} of {sum(choice.chosen.values())} choices"
+    return f"{exact_percent(choice.usual)} in {choice.chosen[choice.usual]} of {sum(choice.chosen.values())} choices"
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Restored:
         options = [self.options(criterion, level) for level in levels]
         every = [(self.options(criterion, level), model) for level, model in self.tuned.items()]
         alike = every if len(levels) == 1 else []
-        return scores.chosen(options, [self.tuned[level] for level in levels], domains, alike=alike)
+        return chosen(scores, options, [self.tuned[level] for level in levels], domains, alike=alike)
 
 
 def weight_finding(evidence: Evidence) -> Finding:
@@ -73,7 +76,7 @@ def weight_finding(evidence: Evidence) -> Finding:
     concentrated = concentration_claims(evidence)
     if not places:
         missing = Claim("restoring_helps", HELPS, "", "points", MISSING, "Not measured: nothing restored.", core=True)
-        return Finding(4, TITLE, PAPER, missing.sentence, (missing,), concentrated)
+        return Finding(*WEIGHT_FINDING, missing.sentence, (missing,), concentrated)
     size = max(s for _, s in places)
     restored = Restored(evidence, size, {lv: evidence.main[lv, s] for lv, s in sorted(places) if s == size})
     scores, levels = evidence.substring, list(restored.tuned)
@@ -99,11 +102,11 @@ def weight_finding(evidence: Evidence) -> Finding:
         ),
         Claim(
             "restoring_too_many_collapses",
-            f"restoring {100 * top:g}% falls below the model as tuned",
+            f"restoring {exact_percent(top)} falls below the model as tuned",
             scope,
             "points",
             sentence=(
-                f"With {100 * top:g}% restored, accuracy goes from {percent(as_tuned)} to {percent(at_top)}: "
+                f"With {exact_percent(top)} restored, accuracy goes from {percent(as_tuned)} to {percent(at_top)}: "
                 f"{points(negated(fall))}."
             ),
             core=True,
@@ -126,9 +129,7 @@ def weight_finding(evidence: Evidence) -> Finding:
     short = f"putting the most changed weights back gives {more_or_less(best.estimate.value)}"
     short += caution(best.estimate)
     return Finding(
-        4,
-        TITLE,
-        PAPER,
+        *WEIGHT_FINDING,
         claims[0].sentence,
         tuple(claims),
         (*controls, *_against_base(evidence, [collapsed for _, collapsed in pairs], top, scope)),
@@ -143,7 +144,7 @@ def _random(restored: Restored, scope: str) -> list[Claim]:
     if not all(at_random):
         return []
     random = restored.helped(scores, levels, criterion="random")
-    versus = scores.chosen([restored.options("relative", level) for level in levels], at_random, BOTH).estimate
+    versus = chosen(scores, [restored.options("relative", level) for level in levels], at_random, BOTH).estimate
     return [
         Claim(
             "random_restoring_helps",
@@ -171,7 +172,7 @@ def _smaller_rate(restored: Restored, scope: str) -> list[Claim]:
     if not slow:
         return []
     options = [restored.options("relative", level) for level in slow]
-    ahead = negated(evidence.substring.chosen(options, list(slow.values()), BOTH).estimate)
+    ahead = negated(chosen(evidence.substring, options, list(slow.values()), BOTH).estimate)
     rate = next(iter(slow.values())).setting.learning_rate
     return [
         Claim(
@@ -191,9 +192,10 @@ def _against_base(evidence: Evidence, collapsed: list[Model], top: float, scope:
     if column is None:
         return []
     scores = evidence.substring
-    weights, known = scores.over(BOTH), scores.over(BOTH, level=4)
+    weights, known = scores.over(BOTH), scores.over(BOTH, level=LEVELS - 1)
+    share = weights / len(collapsed)
     units = [
-        Unit(index, ((scores.column(model, draw), weights / len(collapsed)), (column, -weights / len(collapsed))))
+        Contribution(index, ((scores.column(model, draw), share), (column, -share)))
         for index, model in enumerate(collapsed)
         for draw in scores.draws(model)
     ]
@@ -207,13 +209,13 @@ def _against_base(evidence: Evidence, collapsed: list[Model], top: float, scope:
     return [
         Claim(
             "collapse_stays_above_base",
-            f"restored to {100 * top:g}%, the models still beat the base model on this prompt",
+            f"restored to {exact_percent(top)}, the models still beat the base model on this prompt",
             scope,
             "points",
             above,
             f"Before any tuning the base model answers {percent(scores.value(column, weights))} of the test facts "
             "with the "
-            f"fine-tuning prompt ({', '.join(asked)}; {percent(empty)} of answers empty). With {100 * top:g}% "
+            f"fine-tuning prompt ({', '.join(asked)}; {percent(empty)} of answers empty). With {exact_percent(top)} "
             "restored the "
             f"models minus the base: {points(above)}.",
         )
@@ -244,12 +246,12 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
             Claim(
                 f"concentration_{name}",
                 "the relative change is more concentrated than its no-signal null",
-                f"top {100 * fraction:g}% of weights",
+                f"top {exact_percent(fraction)} of weights",
                 "points",
                 above,
-                f"The top {100 * fraction:g}% of weights hold {percent(mean_of([s for _, s, _ in held]))} of summed "
-                f"relative change, in the no-signal null {percent(mean_of([n for _, _, n in held]))} (LLaMA-3-8B: "
-                f"{percent(paper)}{by_size}): {points(above, 2)} against the null.",
+                f"The top {exact_percent(fraction)} of weights hold {percent(mean_of([s for _, s, _ in held]))} of "
+                f"summed relative change, in the no-signal null {percent(mean_of([n for _, _, n in held]))} "
+                f"(LLaMA-3-8B: {percent(paper)}{by_size}): {points(above, 2)} against the null.",
             )
         )
     return tuple(claims)

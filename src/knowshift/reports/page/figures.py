@@ -6,22 +6,22 @@ with a marker each, so that a grey print still reads. Every line is drawn with i
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
+from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
-from knowshift.html.layout import Table, signed
-from knowshift.html.style import BASE, CONTROL, PAPER, RUN, STYLE
+from knowshift.html.drawing import drawing, legend_above, svg_text
+from knowshift.html.style import BASE, CONTROL, PAPER, RUN
+from knowshift.html.table import Table
+from knowshift.html.words import DOMAIN_WORDS, signed
 from knowshift.reports.published import published_concentration
 
 LEVEL_COLOURS = ("#3b1c5a", "#31688e", "#1f9e89", "#7ab51d", "#d9a400")
@@ -30,21 +30,12 @@ Dict = dict[str, Any]
 
 
 @contextmanager
-def _drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, sharey=True, squeeze=False)
-        yield figure, list(axes[0])
-
-
-def _svg(figure: Figure) -> str:
-    """SVG text without date, metadata or XML header, so that it can stand in a page."""
-    out = io.StringIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    return text.replace("'DejaVu Sans'", "system-ui, 'Segoe UI', Helvetica, Arial, 'DejaVu Sans'")
+def _by_domain(height: float) -> Iterator[tuple[Figure, Axes, list[tuple[Domain, Axes]]]]:
+    """A panel for each domain beside each other: the figure, the left panel, and each domain's."""
+    with drawing(7.6, height, len(DOMAINS)) as (figure, axes):
+        for domain, panel in zip(DOMAINS, axes, strict=True):
+            panel.set_title(DOMAIN_WORDS[domain].capitalize())
+        yield figure, axes[0], list(zip(DOMAINS, axes, strict=True))
 
 
 def _numbers(rows: Sequence[Dict], key: str) -> list[float]:
@@ -77,10 +68,25 @@ def _sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
     axes.set_xlabel("training samples (log scale)")
 
 
-def _legend_above(figure: Figure, axes: Axes, title: str | None = None, columns: int = 5) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, title=title, columnspacing=1.4)
+def _percent_axis(axes: Axes, label: str, top: float | None = None) -> None:
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.set_ylim(0, top)
+    axes.set_ylabel(label)
+
+
+def _named_steps(axes: Axes, names: Sequence[str]) -> None:
+    """A name at each whole number from 0."""
+    axes.xaxis.set_major_locator(FixedLocator(list(range(len(names)))))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names[round(v)] if 0 <= round(v) < len(names) else ""))
+
+
+def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequence[float]) -> None:
+    """A line against size for each training level."""
+    for level in sorted({int(r["level"]) for r in rows}):
+        line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])
+        x = [float(r["size"]) for r in line]
+        _line(axes, x, line, value, "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
+    _sizes_axis(axes, sizes)
 
 
 def accuracy_by_size(summary: Table) -> str | None:
@@ -89,23 +95,12 @@ def accuracy_by_size(summary: Table) -> str | None:
     if not rows:
         return None
     sizes = sorted({float(r["size"]) for r in rows})
-    with _drawing(7.6, 3.9, 2) as (figure, panels):
-        for axes, (domain, title) in zip(
-            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
-        ):
-            for level in sorted({int(r["level"]) for r in rows}):
-                line = sorted(
-                    (r for r in rows if r["level"] == level and r["domain"] == domain), key=lambda r: r["size"]
-                )
-                x = [float(r["size"]) for r in line]
-                _line(axes, x, line, "accuracy", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
-            axes.set_title(title)
-            _sizes_axis(axes, sizes)
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        panels[0].set_ylim(bottom=0)
-        panels[0].set_ylabel("accuracy, mean of test levels")
-        _legend_above(figure, panels[0], "mastery level of the training facts")
-        return _svg(figure)
+    with _by_domain(3.9) as (figure, left, panels):
+        for domain, axes in panels:
+            _lines_by_level(axes, [r for r in rows if r["domain"] == domain], "accuracy", sizes)
+        _percent_axis(left, "accuracy, mean of test levels")
+        legend_above(figure, left, "mastery level of the training facts")
+        return svg_text(figure)
 
 
 def kl_by_size(summary: Table) -> str | None:
@@ -113,25 +108,18 @@ def kl_by_size(summary: Table) -> str | None:
     rows = summary.where(control="", domain="both")
     if not rows:
         return None
-    with _drawing(7.6, 3.7) as (figure, (axes,)):
-        for level in sorted({int(r["level"]) for r in rows}):
-            line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])
-            x = [float(r["size"]) for r in line]
-            _line(axes, x, line, "kl_mean", "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
-        _sizes_axis(axes, sorted({float(r["size"]) for r in rows}))
+    with drawing(7.6, 3.7) as (figure, (axes,)):
+        _lines_by_level(axes, rows, "kl_mean", sorted({float(r["size"]) for r in rows}))
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean KL to the base, nats")
-        _legend_above(figure, axes, "mastery level of the training facts")
-        return _svg(figure)
+        legend_above(figure, axes, "mastery level of the training facts")
+        return svg_text(figure)
 
 
 def _fraction_axis(axes: Axes, fractions: Sequence[float]) -> Callable[[float], float]:
     """Fractions at equal steps: 1% to 60% on a linear axis would crush the small ones."""
     order = sorted(fractions)
-    axes.xaxis.set_major_locator(FixedLocator(list(range(len(order)))))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda v, _: f"{100 * order[round(v)]:g}" if 0 <= round(v) < len(order) else "")
-    )
+    _named_steps(axes, [f"{100 * fraction:g}" for fraction in order])
     return lambda fraction: float(order.index(fraction))
 
 
@@ -146,10 +134,8 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
     tuned = accuracy.where(control="", size=sizes[-1], test_level="mean")
     words = {"relative": "most changed (relative)", "random": "at random"}
     colours = dict(zip(criteria, (RUN, CONTROL, "#7ab51d", "#d9a400", "#8c6bb1"), strict=False))
-    with _drawing(7.6, 4.1, 2) as (figure, panels):
-        for axes, (domain, title) in zip(
-            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
-        ):
+    with _by_domain(4.1) as (figure, left, panels):
+        for domain, axes in panels:
             place = _fraction_axis(axes, [0.0, *fractions])
             start = [r["accuracy"] for r in tuned if r["domain"] == domain]
             before = sum(start) / len(start) if start else math.nan
@@ -176,13 +162,10 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
             plain = [r["accuracy"] for r in base.where(prompt="zero_shot", domain=domain, test_level="mean")]
             if plain:
                 axes.axhline(plain[0], color=BASE, linewidth=1, linestyle="-.", label="base model, same prompt")
-            axes.set_title(title)
             axes.set_xlabel("weights restored, %")
-        panels[0].yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        panels[0].set_ylim(bottom=0)
-        panels[0].set_ylabel("accuracy, mean of test levels")
-        _legend_above(figure, panels[0], columns=2)
-        return _svg(figure)
+        _percent_axis(left, "accuracy, mean of test levels")
+        legend_above(figure, left, columns=2)
+        return svg_text(figure)
 
 
 def restoration_by_level(summary: Table) -> str | None:
@@ -192,10 +175,8 @@ def restoration_by_level(summary: Table) -> str | None:
         return None
     rows = [r for r in summary.where(control="", size=sizes[-1], criterion="relative") if r["level"] != "mean"]
     fractions = sorted({float(r["fraction"]) for r in rows})
-    with _drawing(7.6, 3.9, 2) as (figure, panels):
-        for axes, (domain, title) in zip(
-            panels, (("in_domain", "In-domain"), ("out_of_domain", "Out-of-domain")), strict=True
-        ):
+    with _by_domain(3.9) as (figure, left, panels):
+        for domain, axes in panels:
             place = _fraction_axis(axes, fractions)
             levels = sorted({int(r["level"]) for r in rows})
             for position, level in enumerate(levels):
@@ -222,12 +203,11 @@ def restoration_by_level(summary: Table) -> str | None:
                     elinewidth=1,
                 )
             axes.axhline(0, color=BASE, linewidth=1)
-            axes.set_title(title)
             axes.set_xlabel("weights restored, %")
-        panels[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, digits=0)))
-        panels[0].set_ylabel("points against as tuned")
-        _legend_above(figure, panels[0], "mastery level of the training facts")
-        return _svg(figure)
+        left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: signed(value, digits=0)))
+        left.set_ylabel("points against as tuned")
+        legend_above(figure, left, "mastery level of the training facts")
+        return svg_text(figure)
 
 
 def concentration(table: Table) -> str | None:
@@ -255,49 +235,38 @@ def concentration(table: Table) -> str | None:
         ("LLaMA-3-8B, relative change (published)", [paper.get(n, math.nan) for n in names], PAPER),
         ("this run, absolute change", mean("run", "absolute"), "#b8bec6"),
     ]
-    with _drawing(7.6, 3.9) as (figure, (axes,)):
+    with drawing(7.6, 3.9) as (figure, (axes,)):
         width = 0.2
         for index, (label, values, colour) in enumerate(bars):
             x = [i + (index - 1.5) * width for i in range(len(names))]
             axes.bar(x, values, width=width * 0.9, color=colour, label=label)
-        axes.xaxis.set_major_locator(FixedLocator(list(range(len(names)))))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda v, _: f"{100 * float(names[round(v)]):g}" if 0 <= round(v) < len(names) else "")
-        )
+        _named_steps(axes, [f"{100 * float(name):g}" for name in names])
         axes.set_xlabel("top weights, %")
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylabel("share of summed change")
-        _legend_above(figure, axes, columns=2)
-        return _svg(figure)
+        _percent_axis(axes, "share of summed change", top=1)
+        legend_above(figure, axes, columns=2)
+        return svg_text(figure)
 
 
 def mastery_by_exposures(table: Table) -> str | None:
     """Mean mastery against how often a fact was written, over the share of facts at each level."""
-    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
-    rows = [row for row in rows if row["facts"]]
+    rows = [row for row in table.where() if row["facts"]]
     if not rows:
         return None
-    with _drawing(7.6, 3.7) as (figure, (axes,)):
+    with drawing(7.6, 3.7) as (figure, (axes,)):
         x = list(range(len(rows)))
         bottom = [0.0] * len(rows)
-        for level in range(5):
+        for level in range(LEVELS):
             shares = _numbers(rows, f"share_level_{level}")
             axes.bar(
                 x, shares, bottom=bottom, width=0.82, color=LEVEL_COLOURS[level], alpha=0.55, label=f"level {level}"
             )
             bottom = [b + s for b, s in zip(bottom, shares, strict=True)]
         _line(axes, x, rows, "mean_rate", "low", "high", "#111111", "o", "mean rate R")
-        axes.xaxis.set_major_locator(FixedLocator(x))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda v, _: str(rows[round(v)]["exposures"]) if 0 <= round(v) < len(rows) else "")
-        )
+        _named_steps(axes, [str(row["exposures"]) for row in rows])
         axes.set_xlabel("times the fact was written in pre-training")
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_ylabel("share of facts; mean rate")
-        _legend_above(figure, axes, columns=6)
-        return _svg(figure)
+        _percent_axis(axes, "share of facts; mean rate", top=1)
+        legend_above(figure, axes, columns=6)
+        return svg_text(figure)
 
 
 def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:

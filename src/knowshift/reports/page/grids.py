@@ -1,225 +1,194 @@
-"""The page's compact tables: the CSVs turned so that a reader can compare, everything escaped."""
+"""The page's compact tables: the CSVs turned so that a reader can compare."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from knowshift.html.layout import DOMAIN_WORDS, Table, percent, signed
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.html.grid import MISSING, NONE, Entry, Grid, number, span
+from knowshift.html.table import Table, is_missing
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent, signed
+from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
-from knowshift.reports.findings.claims import Finding
+from knowshift.reports.findings.claims import Claim, Finding, mean_of
 from knowshift.statistics.estimates import Estimate
 
-#: What stands for a missing number, and between the ends of an interval.
-NONE = "\N{EN DASH}"
-TO = "\N{HORIZONTAL ELLIPSIS}"
-
 Rows = Sequence[Mapping[str, Any]]
+Write = Callable[[float], str]
+
+LEVEL_HEADS = tuple(f"level {level}" for level in range(LEVELS))
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], caption: str, kind: str = "numbers") -> str:
-    """A scrolling table; the cells of ``rows`` are HTML, those of ``head`` and ``caption`` are text."""
-    if not rows:
-        return ""
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = "".join(f"<tr>{''.join(c if c.startswith('<td') else f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table class="{kind}"><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+def _in_percent(value: float) -> str:
+    """A proportion in percent, the sign in the caption."""
+    return f"{100 * value:.1f}"
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
+def _level(name: Any) -> str:
+    return "mean" if name == "mean" else f"level {name}"
 
 
-def _rate(value: Any, digits: int = 1) -> str:
-    return NONE if _missing(value) else percent(value, digits)
+def _by_size(sizes: Iterable[int]) -> list[str]:
+    return ["training level", *(f"{size:,}" for size in sizes)]
 
 
-def _with_interval(row: Mapping[str, Any], value: str, low: str, high: str, plus: bool = False) -> str:
-    if _missing(row[value]):
-        return NONE
-    write = signed if plus else (lambda v: f"{100 * v:.1f}")
-    if _missing(row[low]):
-        return write(row[value])
-    return f"{write(row[value])} <small>{write(row[low])}{TO}{write(row[high])}</small>"
-
-
-def accuracy_grid(summary: Table, domain: str) -> str:
+def accuracy_grid(summary: Table, domain: str) -> Grid:
     """Training levels down, sizes across: mean accuracy in percent with its interval."""
     rows: Rows = summary.where(control="", test_level="mean", domain=domain)
     sizes = sorted({r["size"] for r in rows})
     body = []
     for level in sorted({r["level"] for r in rows}):
-        cells = {r["size"]: r for r in rows if r["level"] == level}
-        body.append(
-            [
-                f"level {level}",
-                *(_with_interval(cells[s], "accuracy", "low", "high") if s in cells else NONE for s in sizes),
-            ]
-        )
-    heads = ["training level", *(f"{s:,}" for s in sizes)]
-    return html_table(
-        heads, body, f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of the five test levels, with 95% interval"
-    )
+        here = {r["size"]: r for r in rows if r["level"] == level}
+        shown = [
+            number(r["accuracy"], _in_percent, r["low"], r["high"]) if (r := here.get(size)) else MISSING
+            for size in sizes
+        ]
+        body.append([Entry(_level(level)), *shown])
+    caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of the five test levels, with 95% interval"
+    return Grid(caption, _by_size(sizes), body)
 
 
-def word_grid(summary: Table) -> str:
+def word_grid(summary: Table) -> Grid:
     """Both graders beside each other at every setting, mean of the two domains."""
     rows: Rows = summary.where(control="", test_level="mean")
     sizes = sorted({r["size"] for r in rows})
     body = []
     for level in sorted({r["level"] for r in rows}):
-        line = [f"level {level}"]
+        line = [Entry(_level(level))]
         for size in sizes:
-            here = [r for r in rows if r["level"] == level and r["size"] == size and not _missing(r["accuracy"])]
+            here = [r for r in rows if r["level"] == level and r["size"] == size and not is_missing(r["accuracy"])]
             if not here:
-                line.append(NONE)
+                line.append(MISSING)
                 continue
-            means = [100 * sum(r[k] for r in here) / len(here) for k in ("accuracy", "word_accuracy")]
-            empty = [r["empty_rate"] for r in here if not _missing(r["empty_rate"])]
-            line.append(f"{means[0]:.1f} / {means[1]:.1f} <small>{percent(sum(empty) / len(empty), 0)}</small>")
+            means = [_in_percent(mean_of([r[k] for r in here])) for k in ("accuracy", "word_accuracy")]
+            empty = [r["empty_rate"] for r in here if not is_missing(r["empty_rate"])]
+            line.append(Entry(" / ".join(means), percent(mean_of(empty), 0)))
         body.append(line)
-    heads = ["training level", *(f"{s:,}" for s in sizes)]
-    return html_table(
-        heads,
-        body,
-        "Accuracy in % graded by substring / at word boundaries, mean of both domains; small: share of empty answers",
+    caption = (
+        "Accuracy in % graded by substring / at word boundaries, mean of both domains; small: share of empty answers"
     )
+    return Grid(caption, _by_size(sizes), body)
 
 
-def restoration_grid(summary: Table, criterion: str) -> str:
+def restoration_grid(summary: Table, criterion: str) -> Grid:
     """Training levels down, fractions across: paired difference to the model as tuned, both domains."""
     rows: Rows = summary.where(control="", criterion=criterion)
-    if not rows:
-        return ""
-    size = max(r["size"] for r in rows)
+    size = max((r["size"] for r in rows), default=0)
     rows = [r for r in rows if r["size"] == size]
     fractions = sorted({r["fraction"] for r in rows}, key=float)
     body = []
-    for domain in ("in_domain", "out_of_domain"):
+    for domain in DOMAINS:
         for level in sorted({r["level"] for r in rows}):
-            cells = {r["fraction"]: r for r in rows if r["level"] == level and r["domain"] == domain}
-            if cells:
-                name = f"{'mean' if level == 'mean' else f'level {level}'}, {DOMAIN_WORDS[domain]}"
-                shown = [
-                    _with_interval(cells[f], "difference", "difference_low", "difference_high", True)
-                    if f in cells
-                    else NONE
-                    for f in fractions
-                ]
-                body.append([name, *shown])
+            here = {r["fraction"]: r for r in rows if r["level"] == level and r["domain"] == domain}
+            if here:
+                shown = [_difference(here.get(fraction), "difference_low", "difference_high") for fraction in fractions]
+                body.append([Entry(f"{_level(level)}, {DOMAIN_WORDS[domain]}"), *shown])
     words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, f"by {criterion}")
-    heads = ["training level", *(f"{100 * float(f):g}%" for f in fractions)]
-    return html_table(
-        heads, body, f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"
-    )
+    caption = f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"
+    return Grid(caption, ["training level", *(exact_percent(float(f)) for f in fractions)], body)
 
 
-def base_table(base: Table) -> str:
+def _difference(row: Mapping[str, Any] | None, low: str, high: str) -> Entry:
+    return number(row["difference"], signed, row[low], row[high]) if row else MISSING
+
+
+def base_table(base: Table) -> Grid:
     """The base model on the fine-tuning prompt, by test level."""
     names = {"zero_shot": "fine-tuning prompt", "few_shot": "after solved examples", "plain": "asked plainly"}
     body = []
-    for prompt in names:
-        for domain in ("in_domain", "out_of_domain"):
+    for prompt, words in names.items():
+        for domain in DOMAINS:
             rows: Rows = base.where(prompt=prompt, domain=domain)
             if rows:
                 empty = next(r["empty_rate"] for r in rows if r["test_level"] == "mean")
-                body.append(
-                    [f"{names[prompt]}, {DOMAIN_WORDS[domain]}", *(_rate(r["accuracy"]) for r in rows), _rate(empty)]
-                )
-    return html_table(
-        ["prompt", *(f"level {i}" for i in range(5)), "mean", "empty"],
-        body,
-        "The base model before tuning: accuracy by test level",
-    )
+                rates = [*(r["accuracy"] for r in rows), empty]
+                body.append([Entry(f"{words}, {DOMAIN_WORDS[domain]}"), *(number(rate, percent) for rate in rates)])
+    caption = "The base model before tuning: accuracy by test level"
+    return Grid(caption, ["prompt", *LEVEL_HEADS, "mean", "empty"], body)
 
 
-def mastery_table(mastery: Table) -> str:
+def mastery_table(mastery: Table) -> Grid:
     """Facts by split, domain and level."""
+    rows: Rows = mastery.where()
     body = []
-    named: Rows = [dict(zip(mastery.columns, row, strict=True)) for row in mastery.rows]
-    for split, domain in dict.fromkeys((r["split"], r["domain"]) for r in named):
-        cells = {r["level"]: r for r in named if (r["split"], r["domain"]) == (split, domain)}
+    for split, domain in dict.fromkeys((r["split"], r["domain"]) for r in rows):
+        facts = {r["level"]: r["facts"] for r in rows if (r["split"], r["domain"]) == (split, domain)}
+        shown = [number(facts.get(str(level)), "{:,}".format) for level in range(LEVELS)]
+        body.append([Entry(f"{split}, {DOMAIN_WORDS[domain]}"), *shown])
+    return Grid("How many facts the base model knows how well", ["facts", *LEVEL_HEADS], body)
+
+
+def controls_table(controls: Table, accuracy: Table) -> Grid:
+    """The largest size at both learning rates, over the draws that both have, so that the columns add up."""
+    body = []
+    for row in controls.where():
+        grid, control = _at_both_rates(row, accuracy)
         body.append(
             [
-                f"{escape(str(split))}, {DOMAIN_WORDS[domain]}",
-                *(f"{cells[str(i)]['facts']:,}" if str(i) in cells else NONE for i in range(5)),
+                Entry(f"{_level(row['level'])}, {DOMAIN_WORDS[row['domain']]}"),
+                Entry(f"{row['size']:,}"),
+                number(grid, percent, note=f"at {float(row['learning_rate']):.3g}"),
+                number(control, percent, note=f"at {float(row['control_learning_rate']):.3g}"),
+                _difference(row, "low", "high"),
             ]
         )
-    return html_table(
-        ["facts", *(f"level {i}" for i in range(5))], body, "How many facts the base model knows how well"
-    )
+    heads = ["training level", "samples", "grid's rate", "control's rate", "difference"]
+    return Grid("The learning-rate control: both rates over the training draws that the control has", heads, body)
 
 
-def controls_table(controls: Table) -> str:
-    """The largest size at both learning rates."""
-    named: Rows = [dict(zip(controls.columns, row, strict=True)) for row in controls.rows]
-    body = [
-        [
-            f"{'mean' if r['level'] == 'mean' else 'level ' + str(r['level'])}, {DOMAIN_WORDS[r['domain']]}",
-            f"{r['size']:,}",
-            f"{_rate(r['accuracy'])} <small>at {float(r['learning_rate']):.3g}</small>",
-            f"{_rate(r['control_accuracy'])} <small>at {float(r['control_learning_rate']):.3g}</small>",
-            _with_interval(r, "difference", "low", "high", True),
-        ]
-        for r in named
-    ]
-    return html_table(
-        ["training level", "samples", "grid's rate", "control's rate", "difference"], body, "The learning-rate control"
-    )
+def _at_both_rates(row: Mapping[str, Any], accuracy: Table) -> tuple[float, float]:
+    """Mean accuracy of the grid's and of the control's models in a row of ``controls``, over the draws of both."""
+    place = {"test_level": "mean", "size": row["size"], "domain": row["domain"]}
+    grid = accuracy.where(**place, learning_rate=row["learning_rate"], control="")
+    control = accuracy.where(**place, learning_rate=row["control_learning_rate"], control=RATE_CONTROL)
+    means: list[tuple[float, float]] = []
+    for level in sorted({r["level"] for r in control if row["level"] in ("mean", str(r["level"]))}):
+        first, second = ({r["draw"]: r["accuracy"] for r in rows if r["level"] == level} for rows in (grid, control))
+        shared = sorted(set(first) & set(second))
+        if shared:
+            means.append((mean_of([first[draw] for draw in shared]), mean_of([second[draw] for draw in shared])))
+    return mean_of([one for one, _ in means]), mean_of([other for _, other in means])
 
 
-def claims_table(findings: Sequence[Finding]) -> str:
+def claims_table(findings: Sequence[Finding]) -> Grid:
     """Every claim with its verdict, estimate and interval, and how it fares under the other grader and by relation."""
-    body = []
-    for finding in findings:
-        for claim in (*finding.claims, *finding.controls):
-            scale, digits = (100.0, 1) if claim.unit == "points" else (1.0, 2)
-            if claim.name.startswith("concentration"):
-                digits = 2
-            value = claim.estimate.value
-            body.append(
-                [
-                    str(finding.number),
-                    f'<td class="words">{escape(claim.statement)} <small>({escape(claim.scope)})</small></td>',
-                    escape(claim.verdict),
-                    NONE
-                    if math.isnan(value)
-                    else f"{signed(value, scale, digits)} <small>{escape(claim.unit)}</small>",
-                    _span(claim.estimate, scale, digits),
-                    _p_value(claim.p_holm),
-                    _span(claim.word, scale, digits),
-                    _span(claim.by_relation, scale, digits),
-                ]
-            )
+    body = [
+        _claim_entries(finding.number, claim) for finding in findings for claim in (*finding.claims, *finding.controls)
+    ]
     heads = ["", "claim", "verdict", "estimate", "95% interval", "Holm p", "word grader", "by relation"]
-    return html_table(heads, body, "Every contrast behind the verdicts", "claims")
+    return Grid("Every contrast behind the verdicts", heads, body, "claims")
 
 
-def _span(estimate: Estimate | None, scale: float, digits: int) -> str:
-    if estimate is None or math.isnan(estimate.low):
-        return NONE
-    return f"{signed(estimate.low, scale, digits)}{TO}{signed(estimate.high, scale, digits)}"
+def _claim_entries(finding: int, claim: Claim) -> list[Entry]:
+    scale, digits = (100.0, 1) if claim.unit == "points" else (1.0, 2)
+    if claim.name.startswith("concentration"):
+        digits = 2
+    write = partial(signed, scale=scale, digits=digits)
+
+    def interval(estimate: Estimate | None) -> Entry:
+        return Entry((span(estimate.low, estimate.high, write) if estimate else "") or NONE)
+
+    return [
+        Entry(str(finding)),
+        Entry(claim.statement, f"({claim.scope})", "words"),
+        Entry(claim.verdict),
+        number(claim.estimate.value, write, note=claim.unit),
+        interval(claim.estimate),
+        number(claim.p_holm, lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"),
+        interval(claim.word),
+        interval(claim.by_relation),
+    ]
 
 
-def _p_value(p: float) -> str:
-    if math.isnan(p):
-        return NONE
-    return "&lt;0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def sample_table(samples: Sequence[Sample], heads: Sequence[str]) -> str:
+def sample_table(samples: Sequence[Sample], heads: Sequence[str]) -> Grid:
     """Raw answers of one model as tuned and restored."""
     body = []
     for sample in samples:
-        asked = f"{escape(sample.question)} <small>{escape(sample.about)}</small>"
-        cells = [f'<td class="answer">{asked}</td>', f'<td class="answer">{escape(sample.gold)}</td>']
-        for text, hit in sample.answers:
-            shown = escape(text.strip()) or "<small>(empty)</small>"
-            cells.append(f'<td class="answer {"hit" if hit else "miss"}">{shown}</td>')
-        body.append(cells)
-    return html_table(["question", "gold answer", *heads], body, "Answers as written", "answers")
+        answers = [
+            Entry(text.strip(), "" if text.strip() else "(empty)", f"answer {'hit' if hit else 'miss'}")
+            for text, hit in sample.answers
+        ]
+        body.append([Entry(sample.question, sample.about, "answer"), Entry(sample.gold, style="answer"), *answers])
+    return Grid("Answers as written", ["question", "gold answer", *heads], body, "answers")

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.html.table import Row, Table, bounds
+from knowshift.reports.evidence.answers import BASE_PROMPTS
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import BASE_PROMPTS, DOMAINS, LEVELS, RATE_CONTROL, Column
+from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.scores import Model
+from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, rate_name, setting_values
 from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.estimates import mean_interval, proportion_interval
 from knowshift.statistics.resampling import Integers
@@ -148,24 +151,14 @@ def base(evidence: Evidence) -> Table:
     return Table("base", ("prompt", *COUNT_COLUMNS[:5], "low", "high", *COUNT_COLUMNS[5:]), tuple(rows))
 
 
-SETTING_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
-
-
-def setting_cells(column: Column) -> Row:
-    """A tuned model's place in the grid, as it stands in tables."""
-    assert column.setting is not None
-    s = column.setting
-    return (s.level, s.size, column.draw, format(s.learning_rate, "g"), s.control)
-
-
 def accuracy(evidence: Evidence) -> Table:
     """Every tuned model as it was tuned, by domain and test level, with counts and both graders."""
     counts = count(evidence)
     rows: list[Row] = []
     for index, column in enumerate(evidence.answers.columns):
         if column.setting and not column.criterion:
-            rows.extend((*setting_cells(column), *row) for row in count_rows(counts, index))
-    return Table("accuracy", (*SETTING_COLUMNS, *COUNT_COLUMNS), tuple(rows))
+            rows.extend((*draw_values(column.setting, column.draw), *row) for row in count_rows(counts, index))
+    return Table("accuracy", (*DRAW_COLUMNS, *COUNT_COLUMNS), tuple(rows))
 
 
 def accuracy_summary(evidence: Evidence) -> Table:
@@ -188,10 +181,7 @@ def accuracy_summary(evidence: Evidence) -> Table:
                 empty = counts.empty[d][:, columns] if level is None else counts.empty[d][level, columns]
                 rows.append(
                     (
-                        setting.level,
-                        setting.size,
-                        format(setting.learning_rate, "g"),
-                        setting.control,
+                        *setting_values(setting),
                         domain,
                         level_name(level),
                         len(draws),
@@ -202,13 +192,16 @@ def accuracy_summary(evidence: Evidence) -> Table:
                         float(empty.sum()) / (facts * len(draws)) if facts else None,
                     )
                 )
-    columns_named = ("level", "size", "learning_rate", "control", "domain", "test_level", "draws", "facts")
+    places = (*SETTING_COLUMNS, "domain", "test_level", "draws", "facts")
     measured = ("accuracy", "low", "high", "deviation", "word_accuracy", "word_low", "word_high", "empty_rate")
-    return Table("accuracy_summary", (*columns_named, *measured), tuple(rows))
+    return Table("accuracy_summary", (*places, *measured), tuple(rows))
 
 
 def controls(evidence: Evidence) -> Table:
-    """The largest size at the learning rate of the grid and at the control's, paired by draw and fact."""
+    """The largest size at the learning rate of the grid and at the control's; the difference paired by draw and fact.
+
+    Each rate's accuracy is over all its draws, the difference over those that both have.
+    """
     substring = evidence.substring
     rows: list[Row] = []
     sizes = sorted({size for _, size in evidence.controlled})
@@ -227,9 +220,9 @@ def controls(evidence: Evidence) -> Table:
                         size,
                         domain,
                         difference.draws,
-                        format(pairs[0][1].setting.learning_rate, "g"),
+                        rate_name(pairs[0][1].setting.learning_rate),
                         substring.mean([b for _, b in pairs], weights).value,
-                        format(pairs[0][0].setting.learning_rate, "g"),
+                        rate_name(pairs[0][0].setting.learning_rate),
                         substring.mean([a for a, _ in pairs], weights).value,
                         *bounds(difference),
                         difference.p,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from knowshift.files import write_text
-from knowshift.html.layout import Row, Table
+from knowshift.html.table import Row, Table
 from knowshift.reports.evidence.evidence import Evidence, read_evidence
 from knowshift.reports.findings.build import Finding, find, finding_rows
 from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, controls, exposures, mastery

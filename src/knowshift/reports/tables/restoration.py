@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.facts.fact import DOMAINS
+from knowshift.html.table import Row, Table, bounds
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_cell_json
+from knowshift.reports.evidence.run_folder import Setting, read_cell_json
 from knowshift.reports.evidence.scores import Model, Scores
-from knowshift.reports.tables.answers import COUNT_COLUMNS, SETTING_COLUMNS, count, count_rows, setting_cells
+from knowshift.reports.tables.answers import COUNT_COLUMNS, count, count_rows
+from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
 from knowshift.statistics.estimates import Estimate, Floats
 from knowshift.statistics.holm import holm
 
@@ -27,9 +29,9 @@ def restoration(evidence: Evidence) -> Table:
             continue
         name = fraction_name(column.fraction)
         put_back, eligible = _restored_count(restored[column.setting, column.draw], column.criterion, name)
-        head = (*setting_cells(column), column.criterion, name, put_back, eligible)
+        head = (*draw_values(column.setting, column.draw), column.criterion, name, put_back, eligible)
         rows.extend((*head, *row) for row in count_rows(counts, index))
-    columns = (*SETTING_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS)
+    columns = (*DRAW_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS)
     return Table("restoration", columns, tuple(rows))
 
 
@@ -42,10 +44,7 @@ def _restored_count(record: dict[str, object], criterion: str, fraction: str) ->
 
 
 SUMMARY_COLUMNS = (
-    "level",
-    "size",
-    "learning_rate",
-    "control",
+    *SETTING_COLUMNS,
     "criterion",
     "fraction",
     "domain",
@@ -116,9 +115,7 @@ def _compare(
     setting = models[0].setting
     head: Row = (
         str(setting.level) if alike else "mean",
-        setting.size,
-        format(setting.learning_rate, "g"),
-        setting.control,
+        *setting_values(setting)[1:],
         criterion,
         fraction_name(fraction),
         domain,

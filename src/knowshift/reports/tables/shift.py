@@ -7,11 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from knowshift.html.layout import Row, Table, bounds
+from knowshift.facts.fact import DOMAINS
+from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Change, Evidence
-from knowshift.reports.evidence.run_folder import DOMAINS, Setting, read_token_shift
+from knowshift.reports.evidence.run_folder import RATE_CONTROL, Setting, read_token_shift
 from knowshift.reports.evidence.scores import Model
 from knowshift.reports.published import published, published_concentration
+from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
 from knowshift.statistics.estimates import mean_interval
 
 PUBLISHED_SIZES = (240, 1920)
@@ -31,11 +33,7 @@ def token_shift(evidence: Evidence) -> Table:
             scored = inside[np.isfinite(inside)]
             rows.append(
                 (
-                    setting.level,
-                    setting.size,
-                    cell.draw,
-                    format(setting.learning_rate, "g"),
-                    setting.control,
+                    *draw_values(setting, cell.draw),
                     domain,
                     len(inside),
                     len(scored),
@@ -44,8 +42,8 @@ def token_shift(evidence: Evidence) -> Table:
                     float(np.median(scored)) if len(scored) else None,
                 )
             )
-    columns = ("level", "size", "draw", "learning_rate", "control", "domain", "facts", "scored", "unscored")
-    return Table("token_shift", (*columns, "kl_mean", "kl_median"), tuple(rows))
+    columns = ("domain", "facts", "scored", "unscored", "kl_mean", "kl_median")
+    return Table("token_shift", (*DRAW_COLUMNS, *columns), tuple(rows))
 
 
 def token_shift_summary(evidence: Evidence) -> Table:
@@ -54,23 +52,20 @@ def token_shift_summary(evidence: Evidence) -> Table:
     shifts = evidence.token_shifts
     if shifts:
         scores = shifts.scores
-        for setting in scores.settings() + scores.settings("learning_rate"):
+        for setting in scores.settings() + scores.settings(RATE_CONTROL):
             model = Model(setting)
             for domain, picked in (("both", [0, 1]), ("in_domain", [0]), ("out_of_domain", [1])):
                 rows.append(
                     (
-                        setting.level,
-                        setting.size,
-                        format(setting.learning_rate, "g"),
-                        setting.control,
+                        *setting_values(setting),
                         domain,
                         len(scores.draws(model)),
                         int(scores.counts.reshape(len(DOMAINS), -1)[picked].sum()),
                         *bounds(scores.mean([model], scores.pooled(picked)), 0.0),
                     )
                 )
-    columns = ("level", "size", "learning_rate", "control", "domain", "draws", "facts", "kl_mean", "low", "high")
-    return Table("token_shift_summary", columns, tuple(rows))
+    columns = ("domain", "draws", "facts", "kl_mean", "low", "high")
+    return Table("token_shift_summary", (*SETTING_COLUMNS, *columns), tuple(rows))
 
 
 def _by_setting(evidence: Evidence) -> dict[Setting, list[Change]]:
@@ -91,13 +86,12 @@ def concentration(evidence: Evidence) -> Table:
                 for name in names:
                     values = [float(v) for share in shares if (v := share.get(measure, {}).get(name)) is not None]
                     mean = mean_interval(values)
-                    place = (setting.level, setting.size, format(setting.learning_rate, "g"), setting.control)
-                    rows.append((source, *place, measure, name, len(values), *bounds(mean, 0.0, 1.0)))
+                    rows.append((source, *setting_values(setting), measure, name, len(values), *bounds(mean, 0.0, 1.0)))
     for size in PUBLISHED_SIZES:
         for name, share in published_concentration(size).items():
             rows.append(("LLaMA-3-8B", "mean", size, "1e-05", "", "relative", name, None, share, None, None))
-    columns = ("source", "level", "size", "learning_rate", "control", "measure", "top_fraction", "draws")
-    return Table("concentration", (*columns, "share", "low", "high"), tuple(rows))
+    columns = ("measure", "top_fraction", "draws", "share", "low", "high")
+    return Table("concentration", ("source", *SETTING_COLUMNS, *columns), tuple(rows))
 
 
 def places(evidence: Evidence, by: Literal["layers", "modules"]) -> Table:
@@ -111,12 +105,12 @@ def places(evidence: Evidence, by: Literal["layers", "modules"]) -> Table:
             values = [float(record[name]) for record in found if isinstance(record.get(name), int | float)]
             mean = mean_interval(values)
             chance = sizes.get(name)
-            place = (setting.level, setting.size, format(setting.learning_rate, "g"), setting.control)
             chance_share = float(chance) if isinstance(chance, int | float) else None
-            rows.append(("run", *place, str(name), len(values), *bounds(mean, 0.0, 1.0), chance_share))
+            place = (*setting_values(setting), str(name))
+            rows.append(("run", *place, len(values), *bounds(mean, 0.0, 1.0), chance_share))
     one = {"layers": "layer", "modules": "module"}[by]
     for row in published(f"redundancy_by_{one}"):
         share = float(row["share_percent"]) / 100
         rows.append((row["model"], None, None, "1e-05", "", row[one], None, share, None, None, None))
-    columns = ("source", "level", "size", "learning_rate", "control", one, "draws")
-    return Table(by, (*columns, "share", "low", "high", "share_of_weights"), tuple(rows))
+    columns = (one, "draws", "share", "low", "high", "share_of_weights")
+    return Table(by, ("source", *SETTING_COLUMNS, *columns), tuple(rows))

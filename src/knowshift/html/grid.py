@@ -1,0 +1,50 @@
+"""A table as a page shows it: entries of text, each with a small note behind it. Templates make HTML of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from knowshift.html.table import is_missing
+
+#: Stands for a missing number, and between the ends of an interval.
+NONE = "\N{EN DASH}"
+TO = "\N{HORIZONTAL ELLIPSIS}"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A text, the note in small letters behind it, and the style (a class of page.css) of its place."""
+
+    text: str
+    note: str = ""
+    style: str = ""
+
+
+MISSING = Entry(NONE)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Caption, head and rows; ``style`` is a class of page.css. Without rows a page shows nothing of it."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[Entry]]
+    style: str = "numbers"
+
+
+def texts(values: Iterable[str]) -> list[Entry]:
+    """Entries that are texts alone."""
+    return [Entry(value) for value in values]
+
+
+def span(low: Any, high: Any, write: Callable[[float], str]) -> str:
+    """The ends of an interval: "7.8…45.5"; empty where there is none."""
+    return "" if is_missing(low) or is_missing(high) else f"{write(low)}{TO}{write(high)}"
+
+
+def number(value: Any, write: Callable[[float], str], low: Any = None, high: Any = None, note: str = "") -> Entry:
+    """A number with its interval in small letters, or another note; the missing entry where it is missing."""
+    return MISSING if is_missing(value) else Entry(write(value), span(low, high, write) or note)

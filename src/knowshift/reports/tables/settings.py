@@ -1,0 +1,24 @@
+"""The columns that say which tuned models a row is about."""
+
+from __future__ import annotations
+
+from knowshift.html.table import Row
+from knowshift.reports.evidence.run_folder import Setting
+
+SETTING_COLUMNS = ("level", "size", "learning_rate", "control")
+DRAW_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
+
+
+def setting_values(setting: Setting) -> Row:
+    """What stands under :data:`SETTING_COLUMNS`."""
+    return (setting.level, setting.size, rate_name(setting.learning_rate), setting.control)
+
+
+def draw_values(setting: Setting, draw: int) -> Row:
+    """What stands under :data:`DRAW_COLUMNS`."""
+    return (setting.level, setting.size, draw, rate_name(setting.learning_rate), setting.control)
+
+
+def rate_name(learning_rate: float) -> str:
+    """A learning rate as tables write it: "1e-05"."""
+    return format(learning_rate, "g")
