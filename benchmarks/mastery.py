@@ -122,7 +122,7 @@ def _open(model: str, threads: int, endless: bool, met: Any) -> None:
     _loaded, _met = load_model(model), met
     if endless:
         _loaded.model.register_forward_hook(_never_stop)
-    sample(_loaded, ["It is"] * 8, [["x"]] * 8, Sampling(seed=0), keys=[str(i) for i in range(8)])
+    sample(_loaded, ["It is"] * 8, [["x"]] * 8, Sampling(seed=0), streams=[str(i) for i in range(8)])
 
 
 def _meet(turn: int) -> None:
@@ -188,7 +188,7 @@ def _sample(prompts: Sequence[Prompted], draws: int, seed: int, temperature: flo
         [prompt.text for prompt in prompts],
         [prompt.accepted for prompt in prompts],
         Sampling(seed=seed, draws_per_prompt=draws, temperature=temperature, max_new_tokens=NEW_TOKENS),
-        keys=[prompt.key for prompt in prompts],
+        streams=[prompt.key for prompt in prompts],
     )
     return found.hits.tolist(), found.positions
 

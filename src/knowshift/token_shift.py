@@ -25,7 +25,7 @@ from knowshift.models.sampling.session import greedy
 from knowshift.models.vocabulary import TokenIds
 from knowshift.records import TOKEN_SHIFT, write_table
 
-TOP = 10
+TOP_TOKENS = 10
 
 NOT_AT_START = "the base model's completion does not begin with the answer"
 
@@ -125,8 +125,8 @@ def shared_ids(base: LoadedModel, tuned: LoadedModel) -> TokenIds:
                 f"{ours.tokens[other]!r}; token ids of different vocabularies cannot be compared"
             )
     shared = TokenIds.of(i for i in ours.tokens if i in ours.usable and i in theirs.usable)
-    if len(shared) < TOP:
-        raise InputError(f"{tuned.name}: shares {len(shared)} tokens with {base.name}; expected {TOP} at least")
+    if len(shared) < TOP_TOKENS:
+        raise InputError(f"{tuned.name}: shares {len(shared)} tokens with {base.name}; expected {TOP_TOKENS} at least")
     return shared
 
 
@@ -146,11 +146,11 @@ def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> Tok
     tuned_logits: list[list[float] | None] = [None] * size
     base_logits: list[list[float] | None] = [None] * size
     kl: list[float | None] = [None] * size
-    top_ids = torch.zeros(len(kept), TOP, dtype=torch.long)
-    top_tuned = torch.zeros(len(kept), TOP)
-    top_base = torch.zeros(len(kept), TOP)
+    top_ids = torch.zeros(len(kept), TOP_TOKENS, dtype=torch.long)
+    top_tuned = torch.zeros(len(kept), TOP_TOKENS)
+    top_base = torch.zeros(len(kept), TOP_TOKENS)
     for batch, logits_BV in next_logits(tuned, [tuning_prompt(items.facts[index].question) for index in kept]):
-        values, best = shared.columns(logits_BV).topk(TOP, dim=-1)
+        values, best = shared.columns(logits_BV).topk(TOP_TOKENS, dim=-1)
         top_tuned[batch], top_ids[batch] = values.cpu(), best.cpu()
     for batch, logits_BV in next_logits(base, [items.prompts[index] for index in kept]):
         top_base[batch] = logits_BV.cpu().gather(1, top_ids[batch])

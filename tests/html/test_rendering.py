@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import knowshift
-from knowshift.html.grid import MISSING, Entry, Grid, number, span
+from knowshift.html.grid import DASH, Entry, Grid, number, span
 from knowshift.html.rendering import environment
 from knowshift.html.words import percent, signed
 
@@ -66,7 +66,7 @@ def test_every_text_of_a_table_is_read_back_as_it_was_written(caption: str, head
 
 def test_a_number_that_is_not_there_is_a_dash() -> None:
     nan = float("nan")
-    assert number(None, percent) == number(nan, percent, 0.1, 0.2, note="at 1") == MISSING
+    assert number(None, percent) == number(nan, percent, 0.1, 0.2, note="at 1") == DASH
     assert number(0.5, percent) == number(0.5, percent, nan, nan) == Entry("50.0%")
     assert number(0.5, signed, 0.25, 0.75) == Entry("+50.0", "+25.0…+75.0")
     assert number(0.5, percent, note="at 1") == Entry("50.0%", "at 1")

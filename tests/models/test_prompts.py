@@ -78,7 +78,7 @@ def _stages(loaded: LoadedModel, prompt: str) -> dict[str, list[int]]:
         found[name] = [token for row in rows for token in row]
 
     with _read(loaded) as rows:
-        sample(loaded, [prompt], [["Rome"]], Sampling(seed=0, draws_per_prompt=1, max_new_tokens=1), keys=["k"])
+        sample(loaded, [prompt], [["Rome"]], Sampling(seed=0, draws_per_prompt=1, max_new_tokens=1), streams=["k"])
     stage("sample", rows)
     with _read(loaded) as rows:
         greedy(loaded, [prompt], max_new_tokens=1)

@@ -88,7 +88,7 @@ def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) ->
         ["x"],
         [["#"]],
         Sampling(seed=1, draws_per_prompt=draws, max_new_tokens=length),
-        keys=["k"],
+        streams=["k"],
         keep_texts=True,
         max_nodes=64,
     )
@@ -102,7 +102,7 @@ def test_texts_have_exactly_the_distribution_of_the_chain(chain: LoadedModel) ->
     wrong = sample(
         *(chain, ["x"], [["#"]]),
         Sampling(seed=1, draws_per_prompt=draws, max_new_tokens=length, temperature=0.8),
-        keys=["k"],
+        streams=["k"],
         keep_texts=True,
     )
     assert wrong.texts is not None
@@ -121,7 +121,7 @@ def test_a_draw_ends_at_its_answer_and_hits_have_the_exact_rate(chain: LoadedMod
         ["x"],
         [[answer]],
         Sampling(seed=2, draws_per_prompt=draws, max_new_tokens=length),
-        keys=[answer],
+        streams=[answer],
         keep_texts=True,
     )
     ways = texts_of(CHAIN, "x", length, stop=answer)
@@ -142,7 +142,7 @@ def test_each_draw_is_the_one_that_would_have_been_made_alone(small_model: Loade
         PROMPTS,
         [["a"]] * len(PROMPTS),
         Sampling(seed=seed, draws_per_prompt=4, max_new_tokens=length),
-        keys=[str(i) for i in range(len(PROMPTS))],
+        streams=[str(i) for i in range(len(PROMPTS))],
         keep_texts=True,
     )
     pieces = token_pieces(small_model.tokenizer, small_model.model.config.vocab_size)
@@ -183,7 +183,7 @@ def test_neither_order_nor_batches_nor_company_change_a_draw(
         [PROMPTS[i] for i in some],
         [["a"]] * kept,
         Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9),
-        keys=[str(i) for i in some],
+        streams=[str(i) for i in some],
         max_nodes=nodes,
     )
     assert (found.hit == everything[some]).all()
@@ -196,7 +196,7 @@ def chain_and_all(small_world: Path) -> tuple[LoadedModel, np.ndarray]:
     model = load_model(str(small_world))
     keys = [str(i) for i in range(len(PROMPTS))]
     found = sample(
-        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), streams=keys
     )
     assert 0 < found.hit.sum() < found.hit.size
     return model, found.hit
@@ -206,7 +206,7 @@ def test_rounds_give_the_same_draws_as_one(chain_and_all: tuple[LoadedModel, np.
     model, everything = chain_and_all
     keys = [str(i) for i in range(len(PROMPTS))]
     session = TreeSession(
-        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), streams=keys
     )
     none = np.empty(0, dtype=np.int64)
     session.draw([np.array([4, 1]) if i % 2 else none for i in range(len(PROMPTS))])
@@ -221,7 +221,7 @@ def test_rounds_give_the_same_draws_as_one(chain_and_all: tuple[LoadedModel, np.
 def test_the_expectation_of_answers_is_exact_where_it_can_be_told(chain: LoadedModel) -> None:
     """In the chain from x, within two characters, `c` comes only second and only after b: 0.3 x 0.6."""
     keys = list(map(str, range(200)))
-    session = TreeSession(chain, ["x"] * 200, [["c#"]] * 200, Sampling(seed=0, max_new_tokens=2), keys=keys)
+    session = TreeSession(chain, ["x"] * 200, [["c#"]] * 200, Sampling(seed=0, max_new_tokens=2), streams=keys)
     session.draw([np.arange(10)] * 200)
     spaced, bare = session.expected.mean(axis=0) / 10
     assert bare == pytest.approx(0.3 * 0.6, abs=5 * 0.6 * (0.3 * 0.7 / 2000) ** 0.5)  # 5 standard errors
@@ -230,7 +230,7 @@ def test_the_expectation_of_answers_is_exact_where_it_can_be_told(chain: LoadedM
 
 def test_direct_is_the_rest_of_the_answer_after_its_first_token(small_model: LoadedModel) -> None:
     prompts, answer = ["The capital of Brehi is", "Brehi"], "Zukarobaq"
-    session = TreeSession(small_model, prompts, [[answer]] * 2, Sampling(seed=0, max_new_tokens=20), keys=["0", "1"])
+    session = TreeSession(small_model, prompts, [[answer]] * 2, Sampling(seed=0, max_new_tokens=20), streams=["0", "1"])
     session.draw([np.arange(1)] * 2)
     ratio = session.direct(np.arange(2))
     for prompt, found in zip(prompts, ratio, strict=True):
@@ -276,22 +276,22 @@ def test_a_small_model_has_pieces_that_spell_its_texts(small_model: LoadedModel)
 @pytest.mark.parametrize("stopping_text", ["", "  "])
 def test_an_empty_answer_is_refused(small_model: LoadedModel, stopping_text: str) -> None:
     with pytest.raises(InputError, match=r"k: an accepted answer is empty"):
-        sample(small_model, ["a"], [["b", stopping_text]], Sampling(seed=0), keys=["k"])
+        sample(small_model, ["a"], [["b", stopping_text]], Sampling(seed=0), streams=["k"])
 
 
 def test_a_prompt_that_does_not_fit_is_refused(small_model: LoadedModel) -> None:
     with pytest.raises(InputError, match="does not fit into the model's context of 512"):
-        sample(small_model, ["word " * 600], [["b"]], Sampling(seed=0), keys=["k"])
+        sample(small_model, ["word " * 600], [["b"]], Sampling(seed=0), streams=["k"])
 
 
 def test_hits_at_word_boundaries_are_those_of_whole_texts(small_model: LoadedModel) -> None:
     """Ending a draw early never changes its grade, and does save positions."""
     keys = [str(i) for i in range(len(PROMPTS))]
     sampling = Sampling(seed=3, draws_per_prompt=40, max_new_tokens=16)
-    whole = sample(small_model, PROMPTS, [["no such answer"]] * len(PROMPTS), sampling, keys=keys, keep_texts=True)
+    whole = sample(small_model, PROMPTS, [["no such answer"]] * len(PROMPTS), sampling, streams=keys, keep_texts=True)
     assert whole.texts is not None
     for answer in ("is", "of the", "City"):
-        found = sample(small_model, PROMPTS, [[answer]] * len(PROMPTS), replace(sampling, grading="word"), keys=keys)
+        found = sample(small_model, PROMPTS, [[answer]] * len(PROMPTS), replace(sampling, grading="word"), streams=keys)
         grader = Grader([answer])
         expected = [sum(count for text, count in texts.items() if grader.word(text)) for texts in whole.texts]
         assert found.hits.tolist() == expected
@@ -306,7 +306,7 @@ def test_texts_that_must_be_decoded_whole_give_the_same_hits(chain_and_all: tupl
     model, everything = chain_and_all
     keys = [str(i) for i in range(len(PROMPTS))]
     session = TreeSession(
-        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), keys=keys
+        model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9), streams=keys
     )
     object.__setattr__(model, "__dict__", {**model.__dict__, "pieces": None})
     session._walk = session._new_walk()
@@ -360,9 +360,9 @@ def test_any_family_of_causal_models_answers_as_generate_does(kind: str, small_w
     assert len(set(texts)) > 3
     keys = [str(i) for i in range(len(PROMPTS))]
     asked = (model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=7))
-    whole = sample(*asked, keys=keys)
-    assert (sample(*asked, keys=keys, max_nodes=3).hit == whole.hit).all()
-    session = TreeSession(*asked, keys=keys)
+    whole = sample(*asked, streams=keys)
+    assert (sample(*asked, streams=keys, max_nodes=3).hit == whole.hit).all()
+    session = TreeSession(*asked, streams=keys)
     session.draw([np.array([4, 1])] * len(PROMPTS))
     session.draw([np.array([0, 2, 3, 5])] * len(PROMPTS))
     assert (session.hit == (whole.hit == 1)).all()
@@ -396,7 +396,7 @@ def test_half_precision_draws_from_nearly_the_same_distribution(
         sample(
             *(which, PROMPTS, [["a"]] * len(PROMPTS)),
             Sampling(seed=seed, draws_per_prompt=400, max_new_tokens=9, temperature=temperature),
-            keys=keys,
+            streams=keys,
         ).hits
         for seed, (which, temperature) in enumerate([(model, 0.7), (half, 0.7), (half, 0.1)])
     ]
@@ -422,6 +422,11 @@ def test_every_id_that_the_generation_config_ends_texts_with_ends_them(tmp_path:
         assert model.stop_ids() == ends
         assert greedy(model, ["x"], max_new_tokens=5) == [text]
         found = sample(
-            model, ["x"], [["#"]], Sampling(seed=0, draws_per_prompt=3, max_new_tokens=5), keys=["k"], keep_texts=True
+            model,
+            ["x"],
+            [["#"]],
+            Sampling(seed=0, draws_per_prompt=3, max_new_tokens=5),
+            streams=["k"],
+            keep_texts=True,
         )
         assert found.texts == [Counter({text: 3})]

@@ -153,7 +153,7 @@ def toy() -> Iterator[Toy]:
 
 def draw(server: CompletionsServer, prompts: int = 3, draws: int = 10, seed: int = 0) -> Any:
     names = [f"capital {i}" for i in range(prompts)]
-    session = server.session(names, [["Lima"]] * prompts, Sampling(seed=seed, draws_per_prompt=draws), keys=names)
+    session = server.session(names, [["Lima"]] * prompts, Sampling(seed=seed, draws_per_prompt=draws), streams=names)
     session.draw([np.arange(draws)] * prompts)
     return session
 
@@ -342,7 +342,7 @@ def test_a_server_without_n_gives_one_text_a_request(toy: Toy, how: str) -> None
 
 
 def test_rounds_of_a_prompt_use_other_seeds(toy: Toy) -> None:
-    session = CompletionsServer(toy.url).session(["p"], [["Lima"]], Sampling(seed=0), keys=["k"])
+    session = CompletionsServer(toy.url).session(["p"], [["Lima"]], Sampling(seed=0), streams=["k"])
     for numbers in ([0, 3], [1], [2, 4, 5, 6, 7, 8, 9]):
         session.draw([np.array(numbers)])
     assert (session.hit >= 0).all()
@@ -703,19 +703,23 @@ def test_transformers_serve_gives_the_same_records_up_to_sampling(
     facts = load_facts("world:tiny").facts[:200]
     prompts = [completion_prompts(fact)[i % 21] for i, fact in enumerate(facts)]
     accepted = [fact.accepted for fact in facts]
-    every = sample(loaded, prompts, accepted, Sampling(seed=4, draws_per_prompt=500), keys=prompts).hits / 500
+    every = sample(loaded, prompts, accepted, Sampling(seed=4, draws_per_prompt=500), streams=prompts).hits / 500
     # Prompts whose draws are neither sure to hit nor to miss.
     chosen = np.flatnonzero((every > 0.05) & (every < 0.95))[:PROMPTS]
     assert len(chosen) == PROMPTS
     prompts, accepted, rates = [prompts[i] for i in chosen], [accepted[i] for i in chosen], every[chosen]
-    session = server.session(prompts, accepted, Sampling(seed=3, draws_per_prompt=DRAWS), keys=prompts)
+    session = server.session(prompts, accepted, Sampling(seed=3, draws_per_prompt=DRAWS), streams=prompts)
     session.draw([np.arange(DRAWS)] * PROMPTS)
     assert session.positions > 0
     assert omnibus((session.hit == 1).sum(axis=1), rates, DRAWS) > 0.01
     # The test can tell: what is sampled in this process passes too, and nearly greedy answers do not.
     for temperature, same in ((0.7, True), (0.01, False)):
         ours = sample(
-            loaded, prompts, accepted, Sampling(seed=5, draws_per_prompt=DRAWS, temperature=temperature), keys=prompts
+            loaded,
+            prompts,
+            accepted,
+            Sampling(seed=5, draws_per_prompt=DRAWS, temperature=temperature),
+            streams=prompts,
         )
         assert (omnibus(ours.hits, rates, DRAWS) > 0.01) == same
 

@@ -105,12 +105,12 @@ def test_padding_a_vocabulary_changes_nothing(plain: LoadedModel, rows: int, sca
     assert padded.vocabulary.logits == plain.vocabulary.logits + rows
     sampling = Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9)
     accepted = [["a"]] * len(PROMPTS)
-    found = [sample(model, PROMPTS, accepted, sampling, keys=KEYS, keep_texts=True) for model in (plain, padded)]
+    found = [sample(model, PROMPTS, accepted, sampling, streams=KEYS, keep_texts=True) for model in (plain, padded)]
     assert (found[0].hit == found[1].hit).all()
     assert found[0].texts == found[1].texts
     assert greedy(plain, PROMPTS, max_new_tokens=9) == greedy(padded, PROMPTS, max_new_tokens=9)
     sessions = [
-        TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), sampling, keys=KEYS) for model in (plain, padded)
+        TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), sampling, streams=KEYS) for model in (plain, padded)
     ]
     for session in sessions:
         session.draw([np.arange(6)] * len(PROMPTS))
@@ -137,8 +137,8 @@ def test_a_padding_row_is_never_drawn_and_the_rest_is_the_softmax_over_tokens(pl
     assert logits.shape == (1, size)
     assert torch.equal(logits[0].double().softmax(-1), raw[:size].softmax(-1))
     asked = (PROMPTS, [["#"]] * len(PROMPTS), Sampling(seed=0, draws_per_prompt=50))
-    found = sample(padded, *asked, keys=KEYS, keep_texts=True)
-    assert found.texts == sample(plain, *asked, keys=KEYS, keep_texts=True).texts
+    found = sample(padded, *asked, streams=KEYS, keep_texts=True)
+    assert found.texts == sample(plain, *asked, streams=KEYS, keep_texts=True).texts
     assert found.texts is not None
     assert sum(texts[""] for texts in found.texts) < 20  # padding has no text
 
@@ -163,7 +163,12 @@ def test_an_id_below_the_largest_that_names_no_token_is_masked() -> None:
     # Such an id has no text, so a text of it alone would be empty.
     assert greedy(loaded, ["<s>"], max_new_tokens=1) != [""]
     found = sample(
-        loaded, ["<s>"], [["#"]], Sampling(seed=0, draws_per_prompt=50, max_new_tokens=1), keys=["k"], keep_texts=True
+        loaded,
+        ["<s>"],
+        [["#"]],
+        Sampling(seed=0, draws_per_prompt=50, max_new_tokens=1),
+        streams=["k"],
+        keep_texts=True,
     )
     assert found.texts is not None
     assert found.texts[0][""] < 10
@@ -191,7 +196,7 @@ def test_tokens_without_an_embedding_are_warned_of_once(plain: LoadedModel, tmp_
     says = rf"prompt 'Is Quux in' holds the token 'Quux', whose id is {size}; the model's embeddings have {size} rows"
     for ask in (
         lambda: greedy(loaded, ["Is Quux in"]),
-        lambda: sample(loaded, ["Is Quux in"], [["a"]], Sampling(seed=0), keys=["k"]),
+        lambda: sample(loaded, ["Is Quux in"], [["a"]], Sampling(seed=0), streams=["k"]),
         lambda: list(next_logits(loaded, ["Is Quux in"])),
         lambda: evaluate(loaded, _facts(1), {"f0": 1}, ask=lambda question: "Is Quux in"),
     ):
@@ -202,7 +207,7 @@ def test_tokens_without_an_embedding_are_warned_of_once(plain: LoadedModel, tmp_
     with pytest.raises(InputError, match=rf"answer 'novel' holds the token 'novel', whose id is {size + 1}"):
         encode_example(loaded, "Where?", "novel")
     # An answer may hold one: it can be spelled otherwise, so it is only not watched for.
-    session = TreeSession(loaded, PROMPTS[:1], [["Quux"]], Sampling(seed=0, max_new_tokens=4), keys=["k"])
+    session = TreeSession(loaded, PROMPTS[:1], [["Quux"]], Sampling(seed=0, max_new_tokens=4), streams=["k"])
     session.draw([np.arange(10)])
     assert (session.hit >= 0).all()
     assert np.isnan(session.expected).all()

@@ -20,7 +20,7 @@ from knowshift.parameters.files import writing
 from knowshift.parameters.files.checkpoint import StoredTensors, read_shard
 from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.parameters.methods import METHODS
-from knowshift.parameters.regions import PAPER, Scope
+from knowshift.parameters.regions import PAPER_SCOPE, Scope
 from weights_pairs import save_pair, tiny_llama
 
 UP = "model.layers.0.mlp.up_proj.weight"
@@ -36,7 +36,7 @@ def drop(weights: dict[str, torch.Tensor]) -> None:
     del weights[UP]
 
 
-def refused(folder: Path, message: str, scope: Scope = PAPER, **options: object) -> None:
+def refused(folder: Path, message: str, scope: Scope = PAPER_SCOPE, **options: object) -> None:
     before = sorted(folder.iterdir())
     with pytest.raises(InputError, match=message) as raised:
         restore_checkpoints(folder / "base", folder / "tuned", folder / "out", {"0.2": 0.2}, scope, **options)  # type: ignore[arg-type]

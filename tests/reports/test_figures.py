@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from hand_run import FRACTIONS, KL, LEVELS, RESTORED, SIZES, TUNED, Right, answered, over_draws, pooled
-from knowshift.html.style import BASE, CONTROL, PAPER, RUN
+from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
 from knowshift.reports.page import figures
 from knowshift.reports.page.figures import LEVEL_COLOURS, LEVEL_MARKERS, build_figures, write_figures
 from knowshift.reports.published import published_concentration
@@ -214,7 +214,7 @@ def test_concentration(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) ->
     expected = {
         "this run, relative change": ([0.72, 0.91, 0.98], RUN),
         "its no-signal null": ([0.62, 0.92, 0.97], CONTROL),
-        "LLaMA-3-8B, relative change (published)": ([paper["0.01"], paper["0.2"], paper["0.6"]], PAPER),
+        "LLaMA-3-8B, relative change (published)": ([paper["0.01"], paper["0.2"], paper["0.6"]], PAPER_COLOUR),
         "this run, absolute change": ([0.06, 0.42, 0.86], "#b8bec6"),
     }
     assert [c.get_label() for c in bars] == list(expected)

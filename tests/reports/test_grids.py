@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from knowshift.html.grid import MISSING, Entry, Grid
+from knowshift.html.grid import DASH, Entry, Grid
 from knowshift.html.rendering import environment
 from knowshift.html.table import Table
 from knowshift.reports.evidence.samples import Sample
@@ -128,8 +128,8 @@ def test_columns_of_the_control_add_up(gone: list[tuple[int, int]], hand_run: Pa
     grid = controls_table(tables["controls"], tables["accuracy"])
     assert len(grid.rows) == len(tables["controls"].rows) == 8
     for row, numbers in zip(grid.rows, tables["controls"].where(), strict=True):
-        if row[4] == MISSING:  # no draw at both rates
-            assert (row[2], row[3]) == (MISSING, MISSING)
+        if row[4] == DASH:  # no draw at both rates
+            assert (row[2], row[3]) == (DASH, DASH)
             assert gone[1:]
             continue
         before, after = (float(entry.text.removesuffix("%")) for entry in row[2:4])
@@ -208,7 +208,7 @@ def test_every_contrast(hand_tables: Tables) -> None:
 
 def test_claims_that_are_missing_or_very_sure() -> None:
     sure = Claim("a", "a", "b", "points", Estimate(0.1, 0.05, 0.15, 0.01, 4, 1e-5, 3), "a.", p_holm=0.0009)
-    missing = Claim("a", "a", "b", "nats", estimates.MISSING, "a.", p_holm=0.001)
+    missing = Claim("a", "a", "b", "nats", estimates.DASH, "a.", p_holm=0.001)
     rows = read(claims_table([Finding(1, "t", "p", "s", (sure, missing))]))[2]
     assert rows[0][5] == "<0.001"
     assert rows[1] == ["1", "a (b)", "undecided", "–", "–", "0.001", "–", "–"]
@@ -236,7 +236,7 @@ def test_cells_without_a_number(hand_tables: Tables) -> None:
 def test_a_table_escapes_its_texts_and_is_nothing_without_rows() -> None:
     assert written(Grid("nothing", ["a"], [])) == ""
     entry = Entry("<i>1</i>", '"', "words")
-    assert written(Grid("<b>", ["<a>"], [[entry, Entry("", "&"), MISSING]])) == (
+    assert written(Grid("<b>", ["<a>"], [[entry, Entry("", "&"), DASH]])) == (
         '<div class="scroll"><table class="numbers"><caption>&lt;b&gt;</caption><thead><tr>'
         '<th scope="col">&lt;a&gt;</th></tr></thead><tbody><tr>'
         '<td class="words">&lt;i&gt;1&lt;/i&gt; <small>&#34;</small></td><td><small>&amp;</small></td><td>–</td>'

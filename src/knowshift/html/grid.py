@@ -22,7 +22,7 @@ class Entry:
     style: str = ""
 
 
-MISSING = Entry(NONE)
+DASH = Entry(NONE)
 
 
 @dataclass(frozen=True)
@@ -47,4 +47,4 @@ def span(low: Any, high: Any, write: Callable[[float], str]) -> str:
 
 def number(value: Any, write: Callable[[float], str], low: Any = None, high: Any = None, note: str = "") -> Entry:
     """A number with its interval in small letters, or another note; the missing entry where it is missing."""
-    return MISSING if is_missing(value) else Entry(write(value), span(low, high, write) or note)
+    return DASH if is_missing(value) else Entry(write(value), span(low, high, write) or note)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-RUN, CONTROL, BASE, PAPER = "#31688e", "#b5533c", "#555555", "#8c6bb1"
+RUN, CONTROL, BASE, PAPER_COLOUR = "#31688e", "#b5533c", "#555555", "#8c6bb1"
 INK, GRID = "#22252a", "#dfe2e6"
 
 STYLE: Any = {

@@ -11,9 +11,9 @@ from pathlib import Path
 from knowshift.errors import InputError, border
 from knowshift.files import digest, expanded
 from knowshift.parameters.files.adapter import is_adapter, read_adapter
+from knowshift.parameters.files.checkpoint import PICKLED
 from knowshift.parameters.files.companions import BESIDE_WEIGHTS, tokenizer_folder
 
-PICKLED = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 #: What is fetched for a hub id: nothing that could run code.
 WANTED = ["*.safetensors", *(pattern for pattern in BESIDE_WEIGHTS if pattern != "*.py")]
 #: Small files that decide what a model reads and when it ends, so that its identity is theirs too.

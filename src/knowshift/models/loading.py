@@ -34,7 +34,7 @@ from knowshift.parameters.files.pair import open_tuned
 from knowshift.parameters.loaded import as_tensor
 from knowshift.parameters.regions import own_names
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -165,8 +165,8 @@ def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu"
 
 
 def _check_asked(dtype: str, device: str) -> torch.device:
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*DTYPES, 'auto'])}")
+    if dtype != "auto" and dtype not in TORCH_DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*TORCH_DTYPES, 'auto'])}")
     return torch_device(device)
 
 
@@ -179,7 +179,7 @@ def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
                 GenerationConfig.from_pretrained(folder)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
-                dtype="auto" if dtype == "auto" else DTYPES[dtype],
+                dtype="auto" if dtype == "auto" else TORCH_DTYPES[dtype],
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from knowshift.parameters.files.pair import check_shapes, refuse_not_finite
 from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of
-from knowshift.parameters.regions import PAPER, Place, Scope
+from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
 from knowshift.parameters.rounding import Rounding, explained, rounding_of
 from knowshift.parameters.selection import criteria
 from knowshift.parameters.selection.radix import BINS, Refinement, find, tally, upper_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
 #: The fraction whose set the tables by layer and by module describe (paper, Tables 9 and 10).
-TOP = 0.2
+TOP_SHARE = 0.2
 #: Weights within which the null pairs at random; larger tensors also have their blocks paired at random.
 NULL_BLOCK = 1 << 20
 
@@ -101,7 +101,7 @@ def measure_change(
     fractions: Sequence[float] = FRACTIONS,
     seed: int = 0,
     *,
-    scope: Scope = PAPER,
+    scope: Scope = PAPER_SCOPE,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> WeightChange:
@@ -132,7 +132,7 @@ def measure_pair(
     sizes = pair.sizes
     eligible = sum(sizes)
     counts = {fraction_name(f): exact_count(f, eligible) for f in fractions}
-    top_count = exact_count(TOP, eligible)
+    top_count = exact_count(TOP_SHARE, eligible)
     with workers(threads) as run:
 
         def passing(function: Callable[..., Any]) -> Iterator[Any]:

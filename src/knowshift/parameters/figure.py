@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from knowshift.files import file_beside
-from knowshift.html.style import BASE, CONTROL, INK, PAPER, RUN, STYLE
+from knowshift.html.style import BASE, CONTROL, INK, PAPER_COLOUR, RUN, STYLE
 from knowshift.parameters.change import Shares, WeightChange
 
 #: Bars that can still be told apart by a name each.
@@ -30,7 +30,7 @@ def write_figure(path: Path, change: WeightChange) -> None:
         for name, style, colour in (
             ("relative", "o-", RUN),
             ("absolute", "s-", CONTROL),
-            ("squared", "^-", PAPER),
+            ("squared", "^-", PAPER_COLOUR),
         ):
             _curve(curve, change.concentration[name], style, colour, name)
         _curve(curve, change.null["relative"], "--", BASE, "relative, no-signal null")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from knowshift.errors import InputError
-from knowshift.parameters.files.checkpoint import DTYPES, FLOATS
+from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES
 from knowshift.parameters.regions import Place, Scope, in_region
 from knowshift.parameters.tensors import BFLOAT16, Array, TensorReader
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-_COMPARED = tuple(DTYPES[kind].name for kind in FLOATS)
+_COMPARED = tuple(STORED_DTYPES[kind].name for kind in FLOATS)
 
 
 class LoadedTensors:

@@ -37,7 +37,7 @@ Cuts = Mapping[int, tuple[Cut, Cut | None]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class RestorationPlan:
     """See the module. ``counts`` is how many weights each fraction restores; None where editing alone can tell."""
 
     pair: WeightPair
@@ -56,7 +56,7 @@ class Plan:
         """Whether tensors are edited whole: the singular values of a matrix need all of it."""
         return self.criterion in published.SPECTRAL
 
-    def unchecked(self) -> Plan:
+    def unchecked(self) -> RestorationPlan:
         """The same plan for weights that are known to be sound; what was restored may not be (rounded to infinity)."""
         keys = self.keys.unchecked()
         return replace(self, pair=keys.pair, keys=keys)
@@ -142,7 +142,7 @@ def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> None:
     np.bitwise_xor(old, (base.view(bits) ^ old) & -mask.astype(bits), out=out.view(bits))
 
 
-def make_plan(
+def plan_restoration(
     pair: WeightPair,
     places: Sequence[Place],
     depth: int,
@@ -153,7 +153,7 @@ def make_plan(
     *,
     piece: int = PIECE,
     progress: Callable[[int], None] = lambda weights: None,
-) -> Plan:
+) -> RestorationPlan:
     """Select for every fraction at once; reads the region once to three times for a selection, not at all for a blend.
 
     Raises :class:`InputError` for an unknown criterion, a fraction outside 0..1, and fractions given to a method that
@@ -170,8 +170,8 @@ def make_plan(
     none: list[float | None] = [None for _ in fractions]
     everywhere = range(len(sizes))
 
-    def plan(found: Sequence[int | None], scores: Sequence[float | None], cuts: Sequence[Cuts] = ()) -> Plan:
-        return Plan(pair, places, depth, criterion, seed, fractions, found, scores, keys, cuts)
+    def plan(found: Sequence[int | None], scores: Sequence[float | None], cuts: Sequence[Cuts] = ()) -> RestorationPlan:
+        return RestorationPlan(pair, places, depth, criterion, seed, fractions, found, scores, keys, cuts)
 
     if criterion in (*published.BLENDS, *published.SPECTRAL):
         return plan([None for _ in fractions], none)
@@ -186,7 +186,7 @@ def make_plan(
     return plan(counts, scores, [dict.fromkeys(everywhere, (cut, None)) for cut in chosen])
 
 
-def check_unread(plan: Plan, run: Runner, piece: int = PIECE) -> None:
+def check_unread(plan: RestorationPlan, run: Runner, piece: int = PIECE) -> None:
     """Raise :class:`.NotFinite` for weights that making the plan had no need to look at.
 
     A file is checked as it is written; a model that is changed in place must be known to be sound before.

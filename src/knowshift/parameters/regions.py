@@ -199,10 +199,10 @@ class Scope:
 
 
 #: The paper's (4.2): every weight matrix inside the transformer layers.
-PAPER = Scope()
+PAPER_SCOPE = Scope()
 
 
-def in_region(shapes: Mapping[str, tuple[int, ...]], model_type: str, scope: Scope = PAPER) -> list[Place]:
+def in_region(shapes: Mapping[str, tuple[int, ...]], model_type: str, scope: Scope = PAPER_SCOPE) -> list[Place]:
     """The tensors of a scope, sorted by name: the order in which equal scores are ranked.
 
     Raises :class:`InputError` for an unknown region, an architecture whose layout is not known (other than for

@@ -35,8 +35,8 @@ from knowshift.parameters.loaded import (
     model_type_of,
     parameters_of,
 )
-from knowshift.parameters.methods import Plan, check_unread, make_plan
-from knowshift.parameters.regions import PAPER, Scope, depth
+from knowshift.parameters.methods import RestorationPlan, check_unread, plan_restoration
+from knowshift.parameters.regions import PAPER_SCOPE, Scope, depth
 from knowshift.parameters.selection.criteria import NotFinite
 from knowshift.parameters.selection.select import FRACTIONS
 from knowshift.parameters.tensors import PIECE, TensorReader, WeightPair, stretches, workers
@@ -58,7 +58,7 @@ class RestorationSweep:
         model: torch.nn.Module,
         base: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader,
         criterion: str = "relative",
-        scope: Scope = PAPER,
+        scope: Scope = PAPER_SCOPE,
         seed: int = 0,
         *,
         tuned: TensorReader | None = None,
@@ -98,7 +98,7 @@ class RestorationSweep:
         self.undo()
         try:
             with workers(self._threads) as run:
-                plan = make_plan(
+                plan = plan_restoration(
                     self._pair,
                     self._places,
                     self._depth,
@@ -124,7 +124,7 @@ class RestorationSweep:
                 self._model[name].view(-1)[start:stop].copy_(as_tensor(self._pair.tuned.read(name, start, stop)))
             self._changed = False
 
-    def _step(self, plan: Plan, step: int) -> int:
+    def _step(self, plan: RestorationPlan, step: int) -> int:
         """Apply one fraction over the one before it; how many weights stand restored."""
         self._changed = True
         whole = max(self._pair.sizes) if plan.whole else self._piece
@@ -138,7 +138,7 @@ class RestorationSweep:
         return edited if known is None else known
 
     @torch.no_grad()
-    def _write(self, plan: Plan, step: int, tensor: int, start: int, stop: int) -> int:
+    def _write(self, plan: RestorationPlan, step: int, tensor: int, start: int, stop: int) -> int:
         name = self._pair.names[tensor]
         held = self._model[name].view(-1)[start:stop]
         if not plan.cuts:

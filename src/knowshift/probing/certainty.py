@@ -28,7 +28,7 @@ from knowshift.records import MASTERY, count_in, read_about, read_table, refuse_
 Floats = NDArray[np.float64]
 
 #: Both parameters of the prior over a fact's mean rate in :func:`level_probabilities`.
-PRIOR = 0.25
+PROMPT_PRIOR = 0.25
 
 
 def rate_interval(prompt_hits: Sequence[int], prompt_draws: Sequence[int], confidence: float = 0.95) -> Floats:
@@ -90,7 +90,7 @@ def _level_probabilities(pairs: tuple[tuple[int, int], ...], draws_per_prompt: i
         return np.full(LEVELS, np.nan)
     rng = np.random.default_rng(seed)
     concentration = _concentration(hits[draws > 0], draws[draws > 0])
-    mean = rng.beta(PRIOR + hits.sum(), PRIOR + (draws - hits).sum(), size=(samples, 1))
+    mean = rng.beta(PROMPT_PRIOR + hits.sum(), PROMPT_PRIOR + (draws - hits).sum(), size=(samples, 1))
     rates = rng.beta(
         np.maximum(mean * concentration + hits, 1e-9), np.maximum((1 - mean) * concentration + draws - hits, 1e-9)
     )

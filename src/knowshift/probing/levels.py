@@ -11,7 +11,7 @@ from scipy.special import betaln, gammaln
 #: Draws of each prompt in a full run (the paper's).
 DRAWS = 10
 #: The prior over hit rates in :func:`plausible_hits`: Beta(1/2, 1/2), heavy at both ends, as hit rates are.
-PRIOR = 0.5
+HIT_PRIOR = 0.5
 
 
 def level_of(hits: int, draws: int) -> int:
@@ -48,7 +48,9 @@ def _plausible(hits: int, draws: int, total: int, error: float) -> tuple[int, in
     # log of posterior / prior at every count k = likelihood / evidence; hypergeometric, the binomials of the draws
     # made cancel.
     likelihood = _log_choose(k, hits) + _log_choose(total - k, draws - hits) - _log_choose(total, draws)
-    evidence = _log_choose(draws, hits) + betaln(hits + PRIOR, draws - hits + PRIOR) - betaln(PRIOR, PRIOR)
+    evidence = (
+        _log_choose(draws, hits) + betaln(hits + HIT_PRIOR, draws - hits + HIT_PRIOR) - betaln(HIT_PRIOR, HIT_PRIOR)
+    )
     inside = np.flatnonzero(likelihood - evidence > np.log(error))
     return int(k[inside[0]]), int(k[inside[-1]])
 

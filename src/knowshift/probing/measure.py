@@ -38,7 +38,7 @@ class Protocol(Sampling):
 
 
 #: The protocol of the paper.
-PAPER = Protocol()
+PAPER_PROTOCOL = Protocol()
 
 
 class Engine(typing.Protocol):
@@ -53,7 +53,7 @@ class Engine(typing.Protocol):
         accepted: Sequence[Sequence[str]],
         sampling: Sampling,
         *,
-        keys: Sequence[str],
+        streams: Sequence[str],
     ) -> Any:
         """What :class:`knowshift.models.sampling.session.TreeSession` is: ``draw``, ``hit``, ``positions``."""
 
@@ -81,7 +81,7 @@ class MasteryRecord:
 def measure_mastery(
     engine: LoadedModel | Engine,
     facts: Sequence[Fact],
-    protocol: Protocol = PAPER,
+    protocol: Protocol = PAPER_PROTOCOL,
     *,
     progress: Callable[[int], None] = lambda count: None,
 ) -> MasteryRecord:
@@ -100,13 +100,13 @@ def measure_mastery(
     check_engine(engine, protocol)
 
     def open_session(
-        prompts: Sequence[str], accepted: Sequence[Sequence[str]], keys: Sequence[str], lasting: bool
+        prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str], lasting: bool
     ) -> Any:
         if isinstance(engine, LoadedModel):
             # First tokens cannot tell what the word rule expects: it takes answers in other spellings too.
             watch = lasting and protocol.grading == "substring"
-            return TreeSession(engine, prompts, accepted, protocol, keys=keys, keep=lasting, watch=watch)
-        return engine.session(prompts, accepted, protocol, keys=keys)
+            return TreeSession(engine, prompts, accepted, protocol, streams=streams, keep=lasting, watch=watch)
+        return engine.session(prompts, accepted, protocol, streams=streams)
 
     hits: list[list[int]] = []
     draws: list[list[int]] = []
@@ -160,7 +160,7 @@ def _asked(facts: Sequence[Fact], draws: int) -> Asked:
         asked.facts.append(slice(start, start + len(own)))
         asked.prompts.extend(own)
         asked.accepted.extend([fact.accepted] * len(own))
-        asked.keys.extend(f"{fact.id}/{i}" for i in range(len(own)))
+        asked.streams.extend(f"{fact.id}/{i}" for i in range(len(own)))
         asked.names.append(fact.id)
     return asked
 

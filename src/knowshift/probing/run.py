@@ -33,7 +33,7 @@ from knowshift.system.workers import process_pool, results
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
 #: Rows of the final record that are gathered before they are written as one row group.
-ROWS = 1 << 15
+ROWS_OF_A_GROUP = 1 << 15
 #: What may differ between the start of a run and its resumption, because it changes no record.
 PLACE = ("model", "device")
 
@@ -259,7 +259,7 @@ def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> Non
         held: list[pa.Table] = []
         for part in parts:
             held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
-            if sum(table.num_rows for table in held) >= ROWS:
+            if sum(table.num_rows for table in held) >= ROWS_OF_A_GROUP:
                 writer.write_table(pa.concat_tables(held).combine_chunks())
                 held = []
         if held:

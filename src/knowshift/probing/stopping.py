@@ -46,7 +46,7 @@ class Asked:
 
     prompts: list[str]
     accepted: list[tuple[str, ...]]
-    keys: list[str]
+    streams: list[str]
     facts: list[slice]  # the prompts of every fact
     names: list[str]  # fact ids
     draws: int  # of each prompt, at most
@@ -57,14 +57,14 @@ class Asked:
         return int(where.stop - where.start) * self.draws
 
 
-#: Opens a session on prompts: (prompts, accepted, keys, whether it must last for more than one round).
+#: Opens a session on prompts: (prompts, accepted, streams, whether it must last for more than one round).
 Open = Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str], bool], Any]
 Found = tuple[NDArray[np.int8], int]  # draws [prompts, draws] as 1, 0 or -1 for not made; positions
 
 
 def draw_full(open_session: Open, asked: Asked, seed: int, begun: Callable[[int], None]) -> Found:
     """Every draw of every prompt."""
-    session = open_session(asked.prompts, asked.accepted, asked.keys, False)
+    session = open_session(asked.prompts, asked.accepted, asked.streams, False)
     session.draw([np.arange(asked.draws)] * len(asked.prompts), begun)
     return session.hit, session.positions
 
@@ -89,7 +89,7 @@ def draw_exact(open_session: Open, asked: Asked, seed: int, begun: Callable[[int
         session = open_session(
             [asked.prompts[p] for p in chosen],
             [asked.accepted[p] for p in chosen],
-            [asked.keys[p] for p in chosen],
+            [asked.streams[p] for p in chosen],
             False,
         )
         session.draw([np.arange(asked.draws)] * len(chosen), begun)
@@ -106,7 +106,7 @@ def draw_sequential(
     open_session: Open, asked: Asked, seed: int, begun: Callable[[int], None], error: float = ERROR
 ) -> Found:
     """Draws in random order over prompts and draws, until one level is plausible for each fact."""
-    session = open_session(asked.prompts, asked.accepted, asked.keys, True)
+    session = open_session(asked.prompts, asked.accepted, asked.streams, True)
     orders = [
         np.random.default_rng(stream_key(seed, f"{name}/order")).permutation(asked.total(i))
         for i, name in enumerate(asked.names)

@@ -19,7 +19,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
-from knowshift.models.loading import DTYPES, load_model
+from knowshift.models.loading import TORCH_DTYPES, load_model
 from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
 from knowshift.version import __version__
@@ -190,7 +190,7 @@ def continue_world(
     with folder_beside(output) as folder:
         copy_files(world, folder)  # the tokenizer is the same, byte for byte
         write_facts(folder / "facts.parquet", table)
-        loaded.model.to("cpu", DTYPES[record["stored_dtype"]]).save_pretrained(folder)
+        loaded.model.to("cpu", TORCH_DTYPES[record["stored_dtype"]]).save_pretrained(folder)
         write_json(folder / RECORD, record)
     return dict(record)
 

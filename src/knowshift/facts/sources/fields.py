@@ -42,7 +42,7 @@ _CONTAINER = re.compile(
     re.DOTALL,
 )
 #: How pandas and Python spell an element that is missing, where a column was turned to texts.
-MISSING = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
+NOT_GIVEN = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
 
 
 class Number(str):
@@ -233,7 +233,7 @@ def _parts(text: str) -> list[Any]:
 def _bare(word: str) -> Number:
     if word == "...":
         raise NotAList("its middle was left out when it was written")
-    if word in MISSING:
+    if word in NOT_GIVEN:
         raise NotAList(f"{word} stands for a missing element")
     if not _NUMBER.fullmatch(word):
         raise NotAList(f"{word[:40]} is neither a quoted text nor a number")

@@ -21,7 +21,7 @@ from knowshift.facts.fact import DOMAINS, Domain, Fact, Split
 from knowshift.facts.grading import gradable
 from knowshift.facts.relations import SLOT
 from knowshift.facts.sources.encoding import encodable, lines_of
-from knowshift.facts.sources.fields import MISSING, Number, list_or_text, load_json, plain, shown
+from knowshift.facts.sources.fields import NOT_GIVEN, Number, list_or_text, load_json, plain, shown
 from knowshift.records import FACTS, read_parquet
 
 #: Relation of a fact whose table names none.
@@ -185,7 +185,7 @@ def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _is_missing(cell: object) -> TypeGuard[str]:
-    return isinstance(cell, str) and cell.strip() in MISSING
+    return isinstance(cell, str) and cell.strip() in NOT_GIVEN
 
 
 def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None = None) -> str:

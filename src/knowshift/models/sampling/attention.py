@@ -22,7 +22,7 @@ USUAL = "sdpa"
 #: Tokens in the cache, from which the kernel is as fast.
 LONG = 64
 #: Rows at a time: their products are a megabyte or two.
-ROWS = 128
+ROWS_AT_ONCE = 128
 
 
 def one_token_attention(
@@ -48,8 +48,8 @@ def one_token_attention(
     keys, values = key.transpose(1, 2).unsqueeze(3), value.transpose(1, 2).unsqueeze(3)  # [N, L, G, 1, W]
     scale = width**-0.5 if scaling is None else scaling
     result = query.new_empty(rows, 1, heads, width)
-    for start in range(0, rows, ROWS):
-        some = slice(start, start + ROWS)
+    for start in range(0, rows, ROWS_AT_ONCE):
+        some = slice(start, start + ROWS_AT_ONCE)
         weights = (keys[some] * queries[some]).sum(dim=-1).mul_(scale).softmax(dim=1)
         torch.sum(
             values[some] * weights.unsqueeze(-1), dim=1, out=result[some].view(-1, groups, heads // groups, width)

@@ -76,19 +76,19 @@ class TreeSession:
         accepted: Sequence[Sequence[str]],
         sampling: Sampling,
         *,
-        keys: Sequence[str],
+        streams: Sequence[str],
         max_nodes: int | None = None,
         keep: bool = True,
         watch: bool = True,
         keep_texts: bool = False,
     ) -> None:
         """See :func:`sample`; ``keep`` lets prompts stay read between rounds, ``watch`` computes ``expected``."""
-        assert len(prompts) == len(accepted) == len(keys)
+        assert len(prompts) == len(accepted) == len(streams)
         self.loaded, self.sampling = loaded, sampling
-        self._needles = [_needles(answers, key) for answers, key in zip(accepted, keys, strict=True)]
-        self._graders = _graders(accepted, keys) if sampling.grading == "word" else None
+        self._needles = [_needles(answers, key) for answers, key in zip(accepted, streams, strict=True)]
+        self._graders = _graders(accepted, streams) if sampling.grading == "word" else None
         self._encoded = loaded.encoder.prompts(prompts, sampling.max_new_tokens)
-        self._streams = np.array([stream_key(sampling.seed, key) for key in keys], dtype=np.uint64)
+        self._streams = np.array([stream_key(sampling.seed, key) for key in streams], dtype=np.uint64)
         self._accepted = accepted
         self._keep = keep
         self.hit = np.full((len(prompts), sampling.draws_per_prompt), -1, dtype=np.int8)
@@ -224,7 +224,7 @@ def sample(
     accepted: Sequence[Sequence[str]],
     sampling: Sampling,
     *,
-    keys: Sequence[str],
+    streams: Sequence[str],
     max_nodes: int | None = None,
     keep_texts: bool = False,
     begun: Callable[[int], None] = lambda count: None,
@@ -235,7 +235,7 @@ def sample(
 
     Args:
         accepted: for each prompt the answers that count as a hit.
-        keys: names the random stream of each prompt, e.g. "P19.train.17/3"; equal keys draw alike.
+        streams: names the random stream of each prompt, e.g. "P19.train.17/3"; equal streams draw alike.
         max_nodes: nodes computed at once; None for as many as memory bounds allow.
         keep_texts: also return the texts, up to where they were decided.
         begun: hears how many more prompts have been begun.
@@ -248,7 +248,7 @@ def sample(
         prompts,
         accepted,
         sampling,
-        keys=keys,
+        streams=streams,
         max_nodes=max_nodes,
         keep=False,
         watch=False,
@@ -325,10 +325,10 @@ def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
     return tuple(answer.encode() for answer in answers)
 
 
-def _graders(accepted: Sequence[Sequence[str]], keys: Sequence[str]) -> list[Grader]:
+def _graders(accepted: Sequence[Sequence[str]], streams: Sequence[str]) -> list[Grader]:
     """One grader a prompt; prompts of one fact share theirs."""
     made: dict[tuple[str, ...], Grader] = {}
-    for answers, key in zip(map(tuple, accepted), keys, strict=True):
+    for answers, key in zip(map(tuple, accepted), streams, strict=True):
         if answers not in made:
             made[answers] = Grader(answers, key)
     return [made[tuple(answers)] for answers in accepted]

@@ -138,10 +138,10 @@ class CompletionsServer:
         accepted: Sequence[Sequence[str]],
         sampling: Sampling,
         *,
-        keys: Sequence[str],
+        streams: Sequence[str],
     ) -> ServerSession:
         """Prompts to draw from, with the server's own random numbers."""
-        return ServerSession(self, prompts, accepted, sampling, keys)
+        return ServerSession(self, prompts, accepted, sampling, streams)
 
     def gives(self, texts: int) -> bool:
         """Whether one request returns so many texts; tried out once."""
@@ -467,9 +467,9 @@ class ServerSession:
         prompts: Sequence[str],
         accepted: Sequence[Sequence[str]],
         sampling: Sampling,
-        keys: Sequence[str],
+        streams: Sequence[str],
     ) -> None:
-        self._server, self._prompts, self._accepted, self._keys = server, prompts, accepted, keys
+        self._server, self._prompts, self._accepted, self._streams = server, prompts, accepted, streams
         self._sampling = sampling
         self._many = server.gives(sampling.draws_per_prompt)
         self.hit = np.full((len(prompts), sampling.draws_per_prompt), -1, dtype=np.int8)
@@ -520,7 +520,7 @@ class ServerSession:
 
     def _texts(self, index: int, numbers: Ints, stopped: threading.Event) -> tuple[list[str], int]:
         # The first number names the round, so that no two rounds of a prompt use the same seeds.
-        key = f"{self._keys[index]}/{int(numbers[0])}"
+        key = f"{self._streams[index]}/{int(numbers[0])}"
         stops = self._accepted[index] if self._server.keeps_stops else ()
         return self._server.texts(self._prompts[index], stops, self._sampling, key, len(numbers), self._many, stopped)
 

@@ -26,10 +26,10 @@ import numpy as np
 from knowshift.errors import InputError
 from knowshift.files import read_json
 from knowshift.parameters.files.checkpoint import (
-    DTYPES,
     INDEX,
     PICKLED,
     SINGLE,
+    STORED_DTYPES,
     Shard,
     StoredTensors,
     read_shard,
@@ -347,7 +347,7 @@ class AdaptedTensors:
     def _fitting(self, name: str, tensor: Array) -> Array:
         if tuple(tensor.shape) != tuple(self.shapes[name]):
             self._refuse(f"tensor {name!r} has shape {tuple(tensor.shape)}, the base {self.shapes[name]}")
-        return as_dtype(DTYPES[self.base.tensors[name].dtype], tensor)
+        return as_dtype(STORED_DTYPES[self.base.tensors[name].dtype], tensor)
 
     def _refuse(self, what: str) -> NoReturn:
         raise InputError(f"{self.adapter.shard.path}: {what}")

@@ -22,7 +22,7 @@ from knowshift.errors import InputError, border, cause_of, nearest
 from knowshift.files import read_json
 from knowshift.parameters.tensors import BFLOAT16, Array, number_of
 
-DTYPES: Mapping[str, np.dtype[Any]] = {
+STORED_DTYPES: Mapping[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -117,9 +117,11 @@ def _stored(path: Path, name: str, entry: Any, data_begin: int) -> StoredTensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str):
         raise InputError(f"{corrupt}: dtype is no text")
-    width = DTYPES[dtype].itemsize if dtype in DTYPES else _OTHER_SIZES.get(dtype)
+    width = STORED_DTYPES[dtype].itemsize if dtype in STORED_DTYPES else _OTHER_SIZES.get(dtype)
     if width is None:
-        raise InputError(f"{path}: tensor {name!r} has dtype {dtype!r}, which is not known{nearest(dtype, DTYPES)}")
+        raise InputError(
+            f"{path}: tensor {name!r} has dtype {dtype!r}, which is not known{nearest(dtype, STORED_DTYPES)}"
+        )
     if not _are_sizes(shape) or len(shape) > _MOST_AXES:
         raise InputError(f"{corrupt}: shape is no list of at most {_MOST_AXES} sizes")
     if not _are_sizes(offsets) or len(offsets) != 2:
@@ -143,11 +145,11 @@ def read_whole(shard: Shard) -> dict[str, Array]:
     content = np.fromfile(shard.path, np.uint8)
     found = {}
     for name, stored in shard.tensors.items():
-        if stored.dtype not in DTYPES:
+        if stored.dtype not in STORED_DTYPES:
             raise InputError(
-                f"{shard.path}: tensor {name!r} has dtype {stored.dtype}; expected one of " + ", ".join(DTYPES)
+                f"{shard.path}: tensor {name!r} has dtype {stored.dtype}; expected one of " + ", ".join(STORED_DTYPES)
             )
-        found[name] = content[stored.begin : stored.end].copy().view(DTYPES[stored.dtype]).reshape(stored.shape)
+        found[name] = content[stored.begin : stored.end].copy().view(STORED_DTYPES[stored.dtype]).reshape(stored.shape)
     return found
 
 
@@ -201,7 +203,7 @@ class StoredTensors:
 
     def read(self, name: str, start: int, stop: int) -> Array:
         stored = self.tensors[name]
-        dtype = DTYPES[stored.dtype]
+        dtype = STORED_DTYPES[stored.dtype]
         piece = np.empty(stop - start, dtype)
         self.read_bytes(stored.file, stored.begin + start * dtype.itemsize, piece)
         return piece

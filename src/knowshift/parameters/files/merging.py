@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from knowshift.errors import InputError, KnowshiftWarning, border
 from knowshift.files import check_space
 from knowshift.parameters.files.adapter import CONFIG, Adapter
-from knowshift.parameters.files.checkpoint import DTYPES, FLOATS, StoredTensors
+from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES, StoredTensors
 from knowshift.parameters.files.companions import copy_files
 from knowshift.parameters.regions import own_names, tied_table
 from knowshift.parameters.tensors import number_of
@@ -267,7 +267,7 @@ def _round(model: PreTrainedModel, base: StoredTensors) -> None:
     own = own_names(base.shapes)
     for name, parameter in model.named_parameters():
         dtype = stored.get(own(name) or "", most)
-        parameter.data = parameter.data.to(getattr(torch, DTYPES[dtype].name))
+        parameter.data = parameter.data.to(getattr(torch, STORED_DTYPES[dtype].name))
 
 
 def _describe(base: StoredTensors, target: Path, untied: bool) -> None:

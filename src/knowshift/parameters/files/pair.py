@@ -31,7 +31,7 @@ from knowshift.parameters.files.adapter import (
 )
 from knowshift.parameters.files.checkpoint import FLOATS, StoredTensors
 from knowshift.parameters.files.merging import merge
-from knowshift.parameters.regions import PAPER, Place, Scope, depth, in_region, own_names, place, tied_table
+from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope, depth, in_region, own_names, place, tied_table
 from knowshift.parameters.tensors import RenamedTensors, TensorReader, WeightPair, single, stretches
 
 #: Buffers that older checkpoints carry and transformers computes anew: neither compared nor missed.
@@ -62,7 +62,7 @@ class CheckpointPair:
 def open_pair(
     base_folder: Path,
     tuned_folder: Path,
-    scope: Scope = PAPER,
+    scope: Scope = PAPER_SCOPE,
 ) -> CheckpointPair:
     """Open and check a pair; every :class:`InputError` names the tensor or file."""
     if is_adapter(base_folder):

@@ -18,8 +18,8 @@ from knowshift.parameters.files.writing import (
     write_checkpoints,
     write_provenance,
 )
-from knowshift.parameters.methods import make_plan
-from knowshift.parameters.regions import PAPER, Scope
+from knowshift.parameters.methods import plan_restoration
+from knowshift.parameters.regions import PAPER_SCOPE, Scope
 from knowshift.parameters.selection.criteria import NotFinite
 from knowshift.parameters.selection.select import exact_count
 from knowshift.parameters.tensors import PIECE, workers
@@ -41,7 +41,7 @@ def restore_checkpoints(
     tuned: Path,
     output_dir: Path,
     fractions: Mapping[str, float],
-    scope: Scope = PAPER,
+    scope: Scope = PAPER_SCOPE,
     *,
     criterion: str = "relative",
     seed: int = 0,
@@ -78,7 +78,7 @@ def restore_checkpoints(
     }
     try:
         with workers(threads) as run:
-            plan = make_plan(
+            plan = plan_restoration(
                 pair.weights,
                 pair.places,
                 pair.depth,

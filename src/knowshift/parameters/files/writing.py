@@ -24,11 +24,11 @@ import numpy as np
 from knowshift.errors import InputError
 from knowshift.files import check_parent
 from knowshift.parameters.files.adapter import AdaptedTensors
-from knowshift.parameters.files.checkpoint import DTYPES, Shard, StoredTensor
+from knowshift.parameters.files.checkpoint import STORED_DTYPES, Shard, StoredTensor
 from knowshift.parameters.files.companions import BESIDE_WEIGHTS, TOKENIZER, copy_files, files_beside, tokenizer_folder
 from knowshift.parameters.files.pair import CheckpointPair
 from knowshift.parameters.kernels import compiled as kernels
-from knowshift.parameters.methods import Plan
+from knowshift.parameters.methods import RestorationPlan
 from knowshift.parameters.tensors import PIECE, Array, Runner, number_of
 
 #: Bytes in a piece that is copied as it is.
@@ -63,7 +63,7 @@ class Written:
 
 def write_checkpoints(
     pair: CheckpointPair,
-    plan: Plan,
+    plan: RestorationPlan,
     folders: Sequence[Path],
     run: Runner,
     *,
@@ -149,7 +149,7 @@ def write_provenance(folder: Path, about: Mapping[str, Any]) -> None:
 
 def _write_shard(
     pair: CheckpointPair,
-    plan: Plan,
+    plan: RestorationPlan,
     shard: Shard,
     folders: Sequence[Path],
     run: Runner,
@@ -217,7 +217,7 @@ class _EarlyFlush:
             self._under_way.result()
 
 
-def _jobs(pair: CheckpointPair, plan: Plan, shard: Shard, piece: int) -> Iterator[_Job]:
+def _jobs(pair: CheckpointPair, plan: RestorationPlan, shard: Shard, piece: int) -> Iterator[_Job]:
     """The whole file in order: header, then every tensor."""
     yield from _copies(0, shard.data_begin)
     numbers = {where.name: number for number, where in enumerate(pair.places)}
@@ -225,7 +225,7 @@ def _jobs(pair: CheckpointPair, plan: Plan, shard: Shard, piece: int) -> Iterato
     for name, stored in sorted(shard.tensors.items(), key=lambda item: item[1].begin):
         counted = pair.copies.get(name, name)
         if counted in numbers or counted in touched:
-            width = DTYPES[stored.dtype].itemsize
+            width = STORED_DTYPES[stored.dtype].itemsize
             size = number_of(stored.shape)
             step = size if plan.whole and counted in numbers else piece
             for start in range(0, size, max(1, step)):
@@ -248,7 +248,9 @@ def _copies(begin: int, end: int) -> Iterator[_Job]:
         yield _Job(start, min(start + COPIED, end), None, None)
 
 
-def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: int) -> tuple[list[Array], list[int]]:
+def _values(
+    pair: CheckpointPair, plan: RestorationPlan, shard: Shard, job: _Job, outputs: int
+) -> tuple[list[Array], list[int]]:
     """What a job writes into each output, and how many weights it puts back."""
     if job.tensor is not None:
         assert job.name is not None
@@ -265,7 +267,7 @@ def _values(pair: CheckpointPair, plan: Plan, shard: Shard, job: _Job, outputs: 
     return [copied] * outputs, [0] * outputs
 
 
-def _check_range(pair: CheckpointPair, plan: Plan, job: _Job, values: Sequence[Array]) -> None:
+def _check_range(pair: CheckpointPair, plan: RestorationPlan, job: _Job, values: Sequence[Array]) -> None:
     """Refuse finite weights that became infinite in the tuned dtype: base values of a wider one, or computed ones."""
     assert job.name is not None
     if plan.cuts and values[0].dtype == pair.weights.base.read(job.name, 0, 0).dtype:
@@ -279,7 +281,7 @@ def _check_range(pair: CheckpointPair, plan: Plan, job: _Job, values: Sequence[A
 
 
 def _as_stored(value: Array, stored: StoredTensor) -> Array:
-    assert value.dtype == DTYPES[stored.dtype]
+    assert value.dtype == STORED_DTYPES[stored.dtype]
     return np.ascontiguousarray(value)
 
 

@@ -29,7 +29,7 @@ CORRELATION = 0.1
 #: Decimals in which means are ranked: equal ones, whose last digits differ from machine to machine, rank alike.
 RANKED = 5
 
-Grid = Mapping[tuple[int, int], Model]
+Models = Mapping[tuple[int, int], Model]
 
 
 def token_finding(evidence: Evidence) -> Finding:
@@ -118,7 +118,7 @@ def token_finding(evidence: Evidence) -> Finding:
 
 
 def _lowest(
-    evidence: Evidence, scores: Scores, grid: Grid, levels: Sequence[int], sizes: Sequence[int], against: int
+    evidence: Evidence, scores: Scores, grid: Models, levels: Sequence[int], sizes: Sequence[int], against: int
 ) -> Choice:
     """The lowest KL of ``sizes`` minus KL at ``against``, chosen for each training level on other facts and draws."""
     kept = [level for level in levels if (level, against) in grid]
@@ -129,7 +129,9 @@ def _lowest(
     return chosen(scores, options, [grid[level, against] for level in kept], BOTH, highest=False, pooled=True)
 
 
-def _most_for_low_levels(scores: Scores, grid: Grid, levels: Sequence[int], largest: int, margin: float) -> list[Claim]:
+def _most_for_low_levels(
+    scores: Scores, grid: Models, levels: Sequence[int], largest: int, margin: float
+) -> list[Claim]:
     low = [level for level in levels if level < 2 and (level, largest) in grid]
     high = [level for level in levels if level >= 2 and (level, largest) in grid]
     if not low or not high:
@@ -146,7 +148,7 @@ def _most_for_low_levels(scores: Scores, grid: Grid, levels: Sequence[int], larg
     return [Claim("kl_most_for_low_levels", what, scope, "nats", gap, sentence, margin)]
 
 
-def against_accuracy(evidence: Evidence, kl: Scores, grid: Grid) -> tuple[Estimate, Estimate]:
+def against_accuracy(evidence: Evidence, kl: Scores, grid: Models) -> tuple[Estimate, Estimate]:
     """Rank correlation of KL with accuracy over settings, and its mean within training levels; bootstrap intervals.
 
     Draws are resampled once for both measures. Facts are resampled separately for each: KL has level-4 facts only.

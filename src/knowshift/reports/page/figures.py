@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
 from knowshift.html.drawing import drawing, legend_above, svg_text
-from knowshift.html.style import BASE, CONTROL, PAPER, RUN
+from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
 from knowshift.reports.published import published_concentration
@@ -232,7 +232,7 @@ def concentration(table: Table) -> str | None:
     bars: list[tuple[str, list[float], str]] = [
         ("this run, relative change", mean("run", "relative"), RUN),
         ("its no-signal null", mean("null", "relative"), CONTROL),
-        ("LLaMA-3-8B, relative change (published)", [paper.get(n, math.nan) for n in names], PAPER),
+        ("LLaMA-3-8B, relative change (published)", [paper.get(n, math.nan) for n in names], PAPER_COLOUR),
         ("this run, absolute change", mean("run", "absolute"), "#b8bec6"),
     ]
     with drawing(7.6, 3.9) as (figure, (axes,)):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from knowshift.facts.fact import DOMAINS, LEVELS
-from knowshift.html.grid import MISSING, NONE, Entry, Grid, number, span
+from knowshift.html.grid import DASH, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent, signed
 from knowshift.reports.evidence.run_folder import RATE_CONTROL
@@ -42,8 +42,7 @@ def accuracy_grid(summary: Table, domain: str) -> Grid:
     for level in sorted({r["level"] for r in rows}):
         here = {r["size"]: r for r in rows if r["level"] == level}
         shown = [
-            number(r["accuracy"], _in_percent, r["low"], r["high"]) if (r := here.get(size)) else MISSING
-            for size in sizes
+            number(r["accuracy"], _in_percent, r["low"], r["high"]) if (r := here.get(size)) else DASH for size in sizes
         ]
         body.append([Entry(_level(level)), *shown])
     caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of the five test levels, with 95% interval"
@@ -60,7 +59,7 @@ def word_grid(summary: Table) -> Grid:
         for size in sizes:
             here = [r for r in rows if r["level"] == level and r["size"] == size and not is_missing(r["accuracy"])]
             if not here:
-                line.append(MISSING)
+                line.append(DASH)
                 continue
             means = [_in_percent(mean_of([r[k] for r in here])) for k in ("accuracy", "word_accuracy")]
             empty = [r["empty_rate"] for r in here if not is_missing(r["empty_rate"])]
@@ -91,7 +90,7 @@ def restoration_grid(summary: Table, criterion: str) -> Grid:
 
 
 def _difference(row: Mapping[str, Any] | None, low: str, high: str) -> Entry:
-    return number(row["difference"], signed, row[low], row[high]) if row else MISSING
+    return number(row["difference"], signed, row[low], row[high]) if row else DASH
 
 
 def base_table(base: Table) -> Grid:
