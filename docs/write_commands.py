@@ -25,11 +25,11 @@ HEAD = """\
 | exit status | when |
 |---|---|
 | 0 | the command is done |
-| 2 | bad input: one line on standard error names the file, row, tensor or option, what was found and what was expected; nothing is written, and nothing that was there is lost |
+| 2 | bad input: one line says where, what was found and what was expected; nothing is written, nothing is lost |
 | 130 | interrupted; one line says whether the same command goes on or starts over |
 | 1 | a bug, with a traceback |
 
-Every command takes `--json`: standard output then holds exactly one JSON object ([its keys](records.md#json)), and text for
+Every command takes `--json`: standard output then holds exactly one JSON object ([its keys](records.md#json)); text for
 people and progress go to standard error. `~` in a path is the home folder.
 """
 
@@ -55,7 +55,7 @@ def _command(command: Any, words: tuple[str, ...]) -> Iterator[str]:
     yield f"## knowshift {' '.join(words)}\n"
     yield f"```text\n{' '.join([*call, '[OPTIONS]'])}\n```\n"
     yield f"{_line(command.help)}\n"
-    yield "| | meaning | default |\n|---|---|---|"
+    yield "| name | meaning | default |\n|---|---|---|"
     for one in (*arguments, *options):
         yield f"| `{_name(one)}` | {_line(one.help)} | {_default(one)} |"
     yield ""

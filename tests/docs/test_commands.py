@@ -43,7 +43,9 @@ def test_the_page_of_commands_is_written_from_them() -> None:
     assert written == module.page(), "python docs/write_commands.py writes it anew"
 
 
-@pytest.mark.parametrize("page", [page for page in NAMES if any(line.startswith("knowshift") for line in commands(page))])
+@pytest.mark.parametrize(
+    "page", [page for page in NAMES if any(line.startswith("knowshift") for line in commands(page))]
+)
 def test_every_command_of_a_page_parses(page: str) -> None:
     for line in commands(page):
         if line.startswith("knowshift"):

@@ -39,14 +39,15 @@ def blocks(page: str) -> list[Block]:
     ]
 
 
+def command_lines(block: Block) -> list[str]:
+    """The commands of a block, one string each, comments left out."""
+    lines = block.text.replace("\\\n", " ").splitlines()
+    return [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
+
+
 def commands(page: str) -> list[str]:
-    """The command lines of a page, one string each, comments left out."""
-    found = []
-    for block in blocks(page):
-        if block.language == "sh":
-            lines = block.text.replace("\\\n", " ").splitlines()
-            found += [shlex.join(words) for line in lines if (words := shlex.split(line, comments=True))]
-    return found
+    """The commands of a page."""
+    return [line for block in blocks(page) if block.language == "sh" for line in command_lines(block)]
 
 
 def snippets(page: str, language: str) -> list[str]:
