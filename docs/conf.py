@@ -31,6 +31,7 @@ myst_dmath_allow_digits = False
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_maximum_signature_line_length = 88
 
@@ -71,7 +72,8 @@ def api() -> str:
     names = [name for name in getattr(knowshift, "__all__", ()) if not name.startswith("_")]
     lines = ["```{eval-rst}"]
     for name in names:
-        kind = "autoclass" if isclass(getattr(knowshift, name)) else "autofunction"
+        thing = getattr(knowshift, name)
+        kind = "autoclass" if isclass(thing) else "autofunction" if callable(thing) else "autodata"
         lines += [f".. {kind}:: knowshift.{name}", *(["   :members:"] if kind == "autoclass" else []), ""]
     for name in () if names else GROUND:
         summary = (importlib.import_module(name).__doc__ or "").partition("\n")[0]
