@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from inspect import isclass
 from pydoc import locate
@@ -76,8 +75,6 @@ def api() -> str:
         kind = "autoclass" if isclass(thing) else "autofunction" if callable(thing) else "autodata"
         lines += [f".. {kind}:: knowshift.{name}", *(["   :members:"] if kind == "autoclass" else []), ""]
     for name in () if names else GROUND:
-        summary = (importlib.import_module(name).__doc__ or "").partition("\n")[0]
-        assert summary, name
         lines += [name, "-" * len(name), "", f".. automodule:: {name}", "   :members:", ""]
     return "\n".join([*lines, "```"])
 

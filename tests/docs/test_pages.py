@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pydoc import locate
 
 import pytest
@@ -97,6 +98,16 @@ def test_the_tree_of_the_readme_is_that_of_the_package() -> None:
     folders = {f"{path.relative_to(PACKAGE)}/" for path in PACKAGE.rglob("*/") if path.name != "__pycache__"}
     assert {name for name in named if name.endswith("/")} == folders
     assert all((PACKAGE / name).exists() for name in named)
+
+
+def test_the_picture_of_the_packages_is_what_is_held() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    (layers,) = [one["layers"] for one in contracts if one["name"] == "the house"]
+    picture = next(block.text for block in blocks("CONTRIBUTING.md") if block.text.startswith("cli"))
+    drawn = [re.split(r"\s{2,}", line)[0] for line in picture.splitlines()]
+    assert drawn == [layer for layer in layers if layer != "__main__"]
 
 
 def test_make_help_lists_every_target() -> None:
