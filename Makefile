@@ -4,27 +4,34 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: study test mutants lint install clean
+.PHONY: help study test lint docs mutants install clean
 
-study: $(STAMP)
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+study: $(STAMP) ## run the default study: runs/tiny/report.html
 	$(BIN)/knowshift study --preset tiny --output-dir runs/tiny
 
-test: $(STAMP)
+test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-# Hours: it goes on where it was stopped. Which tests look at which line is measured where they changed.
-mutants: $(STAMP)
+docs: $(STAMP) ## build the documentation: docs/_build/index.html
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going --quiet -b html docs docs/_build
+
+# Which tests run which line is measured anew only where they changed.
+mutants: $(STAMP) ## change one number at a time and see which tests fail (hours; goes on where it stopped)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,mutants]'
 	$(BIN)/python mutation/run.py measure
 	$(BIN)/python mutation/run.py run
 	$(BIN)/python mutation/run.py table
 
-lint: $(STAMP)
+lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-install: $(STAMP)
+install: $(STAMP) ## install into .venv, with the pinned packages
 
 # torch first and by itself, at its pinned version: an index may then serve a small CPU build of it.
 $(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/parameters/kernels/kernels.c
@@ -33,5 +40,5 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/parameters
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-clean:
+clean: ## remove .venv
 	rm -rf $(VENV)

@@ -52,7 +52,7 @@ def mastery(records: Records) -> Golden:
     return Golden(("split", "domain", "level", "facts", "share"), 3, rows)
 
 
-#: docs/report.md does not list the bins; these are the ones that the default world's exposures are shown in.
+#: docs/records.md does not list the bins; these are the ones that the default world's exposures are shown in.
 BINS = {
     "never": (0,),
     "1": (1,),

@@ -39,7 +39,7 @@ class Fact:
 
     @property
     def accepted(self) -> tuple[str, ...]:
-        """The answer, then its aliases: any of them in a text is a hit."""
+        """The answer, then its aliases; any of them in a text is a hit."""
         return (self.answer, *self.aliases)
 
 

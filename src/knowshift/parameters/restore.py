@@ -1,4 +1,4 @@
-"""Restoring a loaded model to a growing series of fractions, in place.
+"""Restoring a loaded model to a growing series of fractions, in place::
 
     before = copy_of(model)                                 # the base's weights: a dict of tensors, kept on the CPU
     ...fine-tune model...

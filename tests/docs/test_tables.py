@@ -1,0 +1,43 @@
+"""docs/records.md names every table, record and figure with its columns."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from knowshift import records
+from knowshift.reports.tables.build import Tables
+from pages import ROOT, tables
+
+TEXT = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
+#: Columns that every row of a record begins with.
+FACT = ("fact", "relation", "split", "domain")
+
+
+def words(cell: str) -> list[str]:
+    return re.findall(r"`(\w+)`", cell)
+
+
+def rows_of(head: str) -> dict[str, str]:
+    """The last cells of the table whose head begins so, by the first cell's name."""
+    rows = next(table for table in tables("docs/records.md") if table[0][0] == head)[1:]
+    return {row[0].strip("`"): row[-1] for row in rows}
+
+
+def test_every_table_and_its_columns_in_order(hand_tables: Tables) -> None:
+    documented, short = rows_of("file"), dict(re.findall(r"\*(\w+)\*(?: stands)? for ([^;.]*)[;.]", TEXT))
+    assert set(short) == {"setting", "model", "counts"}
+    assert list(documented) == list(hand_tables)
+    for name, table in hand_tables.items():
+        written = re.sub(r"\*(setting|model|counts)\*", lambda found: short[found[1]], documented[name])
+        assert words(written) == list(table.columns), name
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"),
+    [("mastery", records.MASTERY), ("answers", records.ANSWERS), ("token shift", records.TOKEN_SHIFT)],
+)
+def test_every_record_and_its_columns(name: str, schema: object) -> None:
+    columns = [column for column in schema.names if column not in FACT]  # type: ignore[attr-defined]
+    assert [word for word in words(rows_of("record")[name]) if word in columns] == columns
