@@ -43,13 +43,27 @@ html_show_sphinx = False
 html_show_copyright = False
 html_math_renderer = "mathml"
 
-#: What the API page documents while the package offers no names of its own.
+#: What the verbs return.
+RESULTS = (
+    "knowshift.facts.sources.load.FactSource",
+    "knowshift.models.loading.LoadedModel",
+    "knowshift.api.measures.Mastery",
+    "knowshift.api.measures.Evaluation",
+    "knowshift.api.measures.Shift",
+    "knowshift.api.tuning.FineTuned",
+    "knowshift.api.change.WeightComparison",
+    "knowshift.parameters.change.WeightChange",
+    "knowshift.parameters.files.restored.Restoration",
+    "knowshift.api.studies.Study",
+    "knowshift.api.studies.StudyPlan",
+    "knowshift.api.studies.Report",
+)
+#: What the verbs stand on, for work that they do not cover.
 GROUND = (
     "knowshift.facts.fact",
     "knowshift.probing.measure",
     "knowshift.evaluation",
     "knowshift.token_shift",
-    "knowshift.parameters.change",
     "knowshift.parameters.restore",
     "knowshift.statistics.estimates",
 )
@@ -67,14 +81,16 @@ def contents(front: str) -> str:
 
 
 def api() -> str:
-    """Directives for every public name of the package, or, while it has none, for the modules of `GROUND`."""
-    names = [name for name in getattr(knowshift, "__all__", ()) if not name.startswith("_")]
-    lines = ["```{eval-rst}"]
-    for name in names:
-        thing = getattr(knowshift, name)
-        kind = "autoclass" if isclass(thing) else "autofunction" if callable(thing) else "autodata"
-        lines += [f".. {kind}:: knowshift.{name}", *(["   :members:"] if kind == "autoclass" else []), ""]
-    for name in () if names else GROUND:
+    """Directives for the verbs, for what they return, and for the modules that they stand on."""
+    lines = ["```{eval-rst}", "Verbs", "-----", ""]
+    for name in sorted(knowshift.__all__):
+        if not name.startswith("_"):
+            kind = "autoclass" if isclass(getattr(knowshift, name)) else "autofunction"
+            lines += [f".. {kind}:: knowshift.{name}", ""]
+    lines += ["Results", "-------", ""]
+    for name in RESULTS:
+        lines += [f".. autoclass:: {name}", "   :members:", "   :inherited-members:", ""]
+    for name in GROUND:
         lines += [name, "-" * len(name), "", f".. automodule:: {name}", "   :members:", ""]
     return "\n".join([*lines, "```"])
 

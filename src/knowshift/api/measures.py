@@ -37,7 +37,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Mastery(Record):
-    """How well a model knows each fact: columns as in docs/report.md, levels 0 to 4 from hits / draws (paper 2.3)."""
+    """How well a model knows each fact: columns as in docs/records.md, levels 0 to 4 from hits / draws (paper 2.3)."""
 
     levels: list[int]  # facts of each level [n0..n4]
     draws: int  # texts drawn

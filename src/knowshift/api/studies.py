@@ -27,7 +27,7 @@ class Report:
 
     output: Path
     findings: list[Finding]
-    tables: dict[str, Path]  # CSV by name (docs/report.md)
+    tables: dict[str, Path]  # CSV by name (docs/records.md)
 
     def to_pandas(self, table: str) -> pd.DataFrame:
         """One table as a DataFrame.
