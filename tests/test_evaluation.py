@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from inspect import signature
 from pathlib import Path
@@ -29,6 +30,7 @@ from knowshift.records import ANSWERS
 from knowshift.report.answer_tables import Counts, count_rows
 from knowshift.report.run_folder import Column
 from knowshift.report.scores import Scores
+from knowshift.study.content import base_answers
 from markov import markov_model
 
 
@@ -149,6 +151,19 @@ def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None
         assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
         assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
     assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]
+
+
+def test_only_after_examples_is_the_first_line_graded_alone(tmp_path: Path) -> None:
+    """A prompt of examples invites the next one. One example is enough; the answer is "aB", a line break and "C"."""
+    chain = {"Ġ": "a", "a": "B", "B": "Ċ", "Ċ": "C", "C": ".", ">": "Ġ", ":": "Ġ"}
+    model = markov_model(tmp_path, {here: {there: 1.0} for here, there in chain.items()}, context=128)
+    asked = _about_q("C")
+    shown = replace(asked, id="e", split="train")
+    rows = [{"fact": fact.id, "split": fact.split, "level": 4} for fact in (asked, shown)]
+    settings = {"seed": 0, "evaluation.few_shot": 1}
+    found = base_answers(model, [asked], rows, {"f": asked, "e": shown}, settings)
+    hits = {name: (answers.columns["substring_hit"], about["shown"]) for name, answers, about in found}
+    assert hits == {"answers": ([True], 0), "answers_plain": ([True], 0), "answers_few_shot": ([False], 1)}
 
 
 def test_an_answer_is_sixteen_tokens_graded_whole() -> None:
