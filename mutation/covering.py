@@ -33,10 +33,14 @@ class Covering:
                     found = by_line.setdefault(line, set())
                     for context in filter(None, contexts):
                         found.update(of_file.get(context, [context]))
+        self._texts = {name: (root / name).read_text(encoding="utf-8") for name in {t.split("::")[0] for t in tests}}
+        self._by_function: dict[str, list[str]] = {}
+        for test in tests:
+            self._by_function.setdefault(test.split("[")[0], []).append(test)
         self._modules = {path: (root / path).read_text(encoding="utf-8") for path in self._tests if path}
 
     def of(self, path: str, line: int) -> set[str]:
-        """Tests that run the statement at a line; for what runs at import, tests that run what names it."""
+        """Tests that run the statement at a line; for what runs at import, tests that name it or run what names it."""
         tree = ast.parse(self._modules.get(path) or (self.root / path).read_text(encoding="utf-8"))
         chain = _around(tree, line)
         inside = [node for node in chain if isinstance(node, ast.FunctionDef)]
@@ -44,8 +48,8 @@ class Covering:
         if inside and last is not inside[-1]:
             return self._between(path, last.lineno, _header_end(last))
         if isinstance(last, ast.FunctionDef):  # its signature or a decorator: who runs its body
-            return self._between(path, last.body[0].lineno, last.end_lineno or 0)
-        names = _targets(last)
+            return self._between(path, last.body[0].lineno, last.end_lineno or 0) | self._mentioning(last.name)
+        names = [*_targets(last), *(node.name for node in chain if isinstance(node, ast.ClassDef))]
         return set().union(*(self._naming(name) for name in names)) if names else self._between(path, 1, 10**9)
 
     def _between(self, path: str, first: int, last: int) -> set[str]:
@@ -59,6 +63,17 @@ class Covering:
             for number, line in enumerate(text.splitlines(), 1):
                 if word.search(line):
                     found |= self._tests[path].get(number, set())
+        return found | self._mentioning(name)
+
+    def _mentioning(self, name: str) -> set[str]:
+        """Tests with the name in their own text: those that compare a default or a constant with what it must be."""
+        word = re.compile(rf"\b{re.escape(name)}\b")
+        found: set[str] = set()
+        for path, text in self._texts.items():
+            if word.search(text):
+                for node in ast.walk(ast.parse(text)):
+                    if isinstance(node, ast.FunctionDef) and word.search(ast.get_source_segment(text, node) or ""):
+                        found.update(self._by_function.get(f"{path}::{node.name}", ()))
         return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from inspect import signature
 from pathlib import Path
@@ -23,11 +24,13 @@ from knowshift.evaluation import (
 )
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.facts.sources.load import load_facts
+from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.records import ANSWERS
 from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.scores import Scores
 from knowshift.reports.tables.answers import Counts, count_rows
+from knowshift.studies.content import base_answers
 from knowshift.training.sft import TrainingRecipe, finetune
 from markov import markov_model
 
@@ -149,6 +152,18 @@ def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None
         assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
         assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
     assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]
+
+
+def test_only_after_examples_is_the_first_line_graded_alone(tmp_path: Path) -> None:
+    """A prompt of examples invites the next one. One example is enough; the answer is "aB", a line break and "C"."""
+    chain = {"Ġ": "a", "a": "B", "B": "Ċ", "Ċ": "C", "C": ".", ">": "Ġ", ":": "Ġ"}
+    model = markov_model(tmp_path, {here: {there: 1.0} for here, there in chain.items()}, context=128)
+    asked = _about_q("C")
+    shown = replace(asked, id="e", split="train")
+    known = KnownFacts({"f": asked, "e": shown}, [{"fact": "f", "level": 4}, {"fact": "e", "level": 4}])
+    found = base_answers(model, [asked], known, {"seed": 0, "evaluation.few_shot": 1})
+    hits = {name: (answers.columns["substring_hit"], about["shown"]) for name, answers, about in found}
+    assert hits == {"answers": ([True], 0), "answers_plain": ([True], 0), "answers_few_shot": ([False], 1)}
 
 
 def test_an_answer_is_sixteen_tokens_graded_whole() -> None:

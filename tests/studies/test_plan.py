@@ -176,6 +176,31 @@ def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:
         assert set(cell.inputs["earlier"]) == set(CONTENT[cell.kind].earlier)
 
 
+def test_units_have_the_titles_that_people_read_and_costs_by_what_they_do() -> None:
+    more = {
+        "control_rate": 0.25,
+        "control_draws": 1,
+        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"]},
+    }
+    config = StudyConfig.model_validate({**SMALL, "levels": [3], **more})
+    plan = make_plan(config, FACTS, "facts", "model")
+    assert [(unit.title, unit.cost) for unit in plan.probes] == [
+        ("mastery, part 1 of 4", 4.0),
+        ("mastery, part 2 of 4", 4.0),
+        ("mastery, part 3 of 4", 4.0),
+        ("mastery, part 4 of 4", 1.0),
+    ]
+    # 60 to train, 0.4 a fact, 40 for every time that the questions are answered: as tuned, and at both fractions.
+    assert [(unit.title, pytest.approx(unit.cost)) for unit in plan.tuned] == [
+        ("the base model's own answers", 100.0),
+        ("level 3, 4 facts, draw 1", 60 + 1.6 + 3 * 40),
+        ("level 3, 4 facts, draw 2", 60 + 1.6 + 3 * 40),
+        ("level 3, 4 facts, draw 1, rate 2.5e-06", 60 + 1.6 + 40),
+        ("level 3, 2 facts, draw 1", 60 + 0.8 + 40),
+        ("level 3, 2 facts, draw 2", 60 + 0.8 + 40),
+    ]
+
+
 def test_the_digest_of_a_mastery_runs_facts_is_over_all_that_its_record_holds() -> None:
     """A record with another split, domain, relation or exposures is another run's."""
     other: dict[str, Any] = {

@@ -27,7 +27,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def markov_model(folder: Path, chain: Chain, temperature: float = 0.7) -> LoadedModel:
+def markov_model(folder: Path, chain: Chain, temperature: float = 0.7, context: int = 64) -> LoadedModel:
     """At ``temperature`` the model follows ``chain``: attention and MLP add nothing, the head is a table of logs."""
     tokenizer = byte_tokenizer()
     size = len(tokenizer)
@@ -39,7 +39,7 @@ def markov_model(folder: Path, chain: Chain, temperature: float = 0.7) -> Loaded
             intermediate_size=4,
             num_hidden_layers=1,
             num_attention_heads=1,
-            max_position_embeddings=64,
+            max_position_embeddings=context,
             tie_word_embeddings=False,
             bos_token_id=1,
             eos_token_id=2,

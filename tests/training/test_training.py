@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,28 @@ def test_a_model_that_would_mix_the_examples_is_refused(
     rows = [_row([1, 5, 9, 7, 8], 3), _row([1, 5, 6, 4, 2, 11], 4), _row([1, 5, 3, 8, 9, 2], 4)]
     with nullcontext() if refused is None else pytest.raises(InputError, match=rf"(?i)shared_prefix.*{refused}"):
         check_same_loss(model, rows, OneRow("sdpa", torch.float32))
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float64, 1e-6), (torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_losses_may_differ_by_rounding_alone(dtype: torch.dtype, most: float) -> None:
+    """A model whose loss of the whole row is off by a little less, and by a little more, than the share allowed."""
+
+    class Model(torch.nn.Module):
+        device = torch.device("cpu")
+        config = types.SimpleNamespace(model_type="toy")
+
+        def __init__(self, off: float) -> None:
+            super().__init__()
+            self.off, self.dtype = off, dtype
+
+        def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, **more: Any) -> Any:
+            return types.SimpleNamespace(loss=7.5 * (1.0 if position_ids is None else 1 + self.off))
+
+    rows = [_row([1, 5, 9, 7, 8], 3), _row([1, 5, 6, 4, 2, 11], 4)]
+    for sign in (-1, 1):
+        check_same_loss(Model(sign * most * 0.99), rows, OneRow("sdpa", dtype))
+        with pytest.raises(InputError, match=r"training\.shared_prefix: model type 'toy' does not keep"):
+            check_same_loss(Model(sign * most * 1.01), rows, OneRow("sdpa", dtype))
 
 
 def test_attention_that_takes_no_mask_is_refused() -> None:
