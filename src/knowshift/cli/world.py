@@ -60,7 +60,7 @@ def build(
     """Draw exposures, write the corpus, train the tokenizer and pre-train the base model in one pass."""
     import torch
 
-    from knowshift.facts.sources.load import load_facts
+    import knowshift
     from knowshift.files import check_parent
     from knowshift.models.loading import torch_device
     from knowshift.world.build import build_world, continue_world, sample_facts, without_exposures
@@ -81,7 +81,7 @@ def build(
     if facts is None:
         chosen, origin, longest = invent_facts(seed, **sizes), "invented", 4
     else:
-        source = load_facts(facts)
+        source = knowshift.load_facts(facts)
         # The name alone goes on record: where the file lay says nothing about its content.
         origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
         chosen = without_exposures(sample_facts(source.facts, seed, **sizes))
@@ -166,10 +166,10 @@ def describe(
     """How a world was made, and how its facts and exposures are spread."""
     from collections import Counter
 
-    from knowshift.facts.sources.load import load_facts
+    import knowshift
 
     record = _record(world)
-    facts = load_facts(world).facts
+    facts = knowshift.load_facts(world).facts
     groups = Counter(f"{fact.split} {fact.domain}" for fact in facts)
     spread = Counter(_bin(fact.exposures or 0) for fact in facts)
     for key, value in record.items():
@@ -190,33 +190,17 @@ def levels(
     """Measure the mastery level of every fact of a world, and keep the counts of each level in its record."""
     from collections import Counter
 
-    from knowshift.facts.sources.load import load_facts
+    import knowshift
     from knowshift.files import write_json
     from knowshift.models.finding import model_folder
-    from knowshift.probing.engines import EngineSpec
-    from knowshift.probing.measure import Protocol
-    from knowshift.probing.run import run_mastery
-    from knowshift.records import MASTERY, read_table
     from knowshift.world.record import RECORD
 
-    record = _record(world)
-    facts = load_facts(world).facts
-    protocol = Protocol(seed=seed, stopping="exact")
-    columns = (TextColumn("mastery"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("facts", total=len(facts))
-        run_mastery(
-            EngineSpec(world, threads=1),
-            list(facts),
-            output,
-            protocol,
-            workers=workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    rows = read_table(output, MASTERY, "mastery")[0].select(["split", "domain", "level"]).to_pylist()
+    record, draws = _record(world), 10
+    done = knowshift.mastery(world, world, output=output, draws=draws, stopping="exact", workers=workers, seed=seed)
+    rows = done.table.select(["split", "domain", "level"]).to_pylist()
     counts = Counter((f"{row['split']} {row['domain']}", row["level"]) for row in rows)
     found = {group: [counts[group, level] for level in range(5)] for group in sorted({group for group, _ in counts})}
-    record["levels"] = {**found, "seed": seed, "draws_per_prompt": protocol.draws_per_prompt}
+    record["levels"] = {**found, "seed": seed, "draws_per_prompt": draws}
     write_json(model_folder(world) / RECORD, record)
     for group, those in found.items():
         console.print(f"{group}: levels 0..4 {those}")
