@@ -83,7 +83,7 @@ def contents(front: str) -> str:
 def api() -> str:
     """Directives for the verbs, for what they return, and for the modules that they stand on."""
     lines = ["```{eval-rst}", "Verbs", "-----", ""]
-    for name in sorted(knowshift.__all__):
+    for name in sorted(knowshift.__all__, key=lambda name: (isclass(getattr(knowshift, name)), name)):
         if not name.startswith("_"):
             kind = "autoclass" if isclass(getattr(knowshift, name)) else "autofunction"
             lines += [f".. {kind}:: knowshift.{name}", ""]
