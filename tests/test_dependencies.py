@@ -11,12 +11,14 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import knowshift
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCE = Path(knowshift.__file__).parent
 #: Needed without an import of ours, with the reason.
 NOT_IMPORTED = {"accelerate": "the Trainer of transformers runs on it"}
@@ -82,6 +84,10 @@ def test_ray_is_all_that_a_user_adds() -> None:
     assert set(PROJECT["optional-dependencies"]) - OF_CONTRIBUTORS == {"ray"}
 
 
+def test_the_citation_is_of_this_version() -> None:
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == knowshift.__version__
+
+
 def _modules(part: str) -> list[str]:
     """``part`` and every module below it. Of the package itself, the package alone."""
     place = SOURCE.joinpath(*part.split(".")[1:])
@@ -91,11 +97,22 @@ def _modules(part: str) -> list[str]:
     return sorted(".".join(file.parts).removesuffix(".__init__") for file in files)
 
 
+def _loaded(code: str, *arguments: str) -> set[str]:
+    """The modules that a new interpreter holds after ``code``; it finds ``arguments`` in sys.argv."""
+    code = f"import sys, json, importlib\n{code}\nprint(json.dumps(list(sys.modules)), file=sys.stderr)"
+    said = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    return set(json.loads(said.stderr))
+
+
 @pytest.mark.parametrize("part", MAY_LOAD)
 def test_importing_a_part_loads_only_what_it_uses(part: str) -> None:
-    code = "import importlib, json, sys; [importlib.import_module(name) for name in sys.argv[1:]]; "
-    code += "print(json.dumps(sorted(sys.modules)))"
-    said = subprocess.run([sys.executable, "-c", code, *_modules(part)], capture_output=True, text=True, check=True)
-    loaded = set(json.loads(said.stdout))
+    loaded = _loaded("for name in sys.argv[1:]: importlib.import_module(name)", *_modules(part))
     assert set(_modules(part)) <= loaded
     assert loaded & HEAVY <= MAY_LOAD[part]
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["restore", "--help"], ["study", "--help"]], ids=" ".join)
+def test_help_loads_nothing_that_only_work_needs(words: list[str]) -> None:
+    """It is this that keeps start-up short (benchmarks/startup.py); typer checks what options may be with pydantic."""
+    code = "from knowshift.cli.app import main\ntry: main()\nexcept SystemExit as end: assert not end.code"
+    assert _loaded(code, *words) & HEAVY <= {"rich", "typer", "pydantic"}
