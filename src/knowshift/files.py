@@ -20,8 +20,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from knowshift.errors import InputError, border, cause_of, disk_full
 
 #: Bytes of a JSON file that is read at most, and how deep it may be nested: what is walked by recursion must end.
@@ -190,6 +188,8 @@ def _beside(target: Path) -> Path:
     What a killed process left of the same target is removed: half a checkpoint may be gigabytes that nobody asks for.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
+        import psutil  # slow to import, and needed only where something was left
+
         writer = left.name.removeprefix(f".{target.name}.{_HOST}-").split("-")[0]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)

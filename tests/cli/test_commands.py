@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import knowshift
 from knowshift.cli.app import _interrupted
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import load_model
@@ -21,6 +22,11 @@ from knowshift.records import MASTERY, TOKEN_SHIFT, read_table, write_table
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "knowshift", *words], capture_output=True, text=True, timeout=300)
+
+
+def test_the_version_is_printed_for_scripts() -> None:
+    said = call("--version")
+    assert (said.returncode, said.stdout, said.stderr) == (0, f"knowshift {knowshift.__version__}\n", "")
 
 
 @pytest.fixture(scope="module")

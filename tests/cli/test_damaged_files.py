@@ -139,6 +139,7 @@ def test_safetensors_headers_and_the_reference_agrees(tmp_path: Path) -> None:
         ({"shape": [Literal("1" * 5000)]}, "not a readable safetensors file"),
         ({"shape": [Literal("1" * 4000)]}, "shape is no list"),
         ({"shape": [2.0, 3.0]}, "shape is no list"),
+        ({"shape": [Literal("-0"), 5]}, "not a readable safetensors file: -0 is no size"),
         ({"shape": [True, 6]}, "shape is no list"),
         ({"shape": [-2, -3]}, "shape is no list"),
         ({"shape": [1] * 65 + [6]}, "shape is no list of at most 64"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pydoc import locate
 
 import pytest
-import tomllib
 
 from pages import NAMES, ROOT, anchors, blocks, links, spans, tables
 

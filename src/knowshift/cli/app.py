@@ -12,11 +12,12 @@ import sys
 import traceback
 import warnings
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from knowshift.errors import InputError, KnowshiftWarning, disk_full, inert, printable
+from knowshift.version import __version__
 
 app = typer.Typer(
     name="knowshift",
@@ -25,6 +26,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"knowshift {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
 
 #: In the order of `--help`. Each module has ``register(app)`` and imports what is heavy only when it runs.
 DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from knowshift.cli.output import JsonOption, PathOption, SeedOption, console, emit
 from knowshift.errors import InputError
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from knowshift.world.invent import ExposureBand, Repetition
 
 
@@ -99,8 +100,7 @@ def build(
         batch=batch,
         learning_rate=learning_rate,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar, tempfile.TemporaryDirectory(prefix="knowshift-world-") as scratch:
+    with _bar() as bar, tempfile.TemporaryDirectory(prefix="knowshift-world-") as scratch:
         task = bar.add_task("corpus and tokenizer", total=None)
 
         def tell(step: int, steps: int, loss: float) -> None:
@@ -127,6 +127,14 @@ def build(
         f"loss {record['pretraining']['final_loss']:.3f}; wrote {output_dir}",
     )
     emit({**record, "output": str(output_dir)}, as_json)
+
+
+def _bar() -> Progress:
+    """A bar of what each task is, how much of it is done and how long the rest takes."""
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console)
 
 
 def _record(world: str) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def read_shard(path: Path) -> Shard:
                 raise InputError(f"{path}: truncated or not a safetensors file ({size} bytes, header of {length})")
             text = file.read(length)
         try:
-            header = json.loads(text.decode("utf-8"), object_pairs_hook=_once)
+            header = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_int=_whole)
         except (ValueError, RecursionError) as error:  # some of them raised in our own hook
             raise InputError(f"{path}: not a readable safetensors file: {cause_of(error)}") from None
     if not isinstance(header, dict):
@@ -98,6 +98,13 @@ def read_shard(path: Path) -> Shard:
         state = "truncated" if size < reached else "longer than its header says"
         raise InputError(f"{path}: {state}: {size} bytes, expected {reached}")
     return Shard(path, size, begin, digest, tensors)
+
+
+def _whole(text: str) -> int:
+    """A whole number as the format's own reader takes it: 0 has no sign."""
+    if text == "-0":
+        raise ValueError("-0 is no size")
+    return int(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
