@@ -30,6 +30,7 @@ PARTS = (
         (
             "parameters/change.py",
             "parameters/methods.py",
+            "parameters/null.py",
             "parameters/restore.py",
             "parameters/rounding.py",
             "parameters/selection/*.py",

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from knowshift.errors import InputError
-from knowshift.parameters import change as change_module
-from knowshift.parameters.change import NULL_BLOCK, measure_change, measure_pair, null_relative
+from knowshift.parameters import null as null_module
+from knowshift.parameters.change import measure_change, measure_pair
 from knowshift.parameters.files.pair import open_pair
 from knowshift.parameters.loaded import LoadedTensors, copy_of
+from knowshift.parameters.null import NULL_BLOCK, null_relative
 from knowshift.parameters.record import WEIGHT_CHANGE, write_record
 from knowshift.parameters.regions import Place, Scope
 from knowshift.parameters.selection.select import FRACTIONS
@@ -194,7 +195,7 @@ def test_the_record_holds_each_tensors_own_sums(tmp_path: Path) -> None:
 
 def test_the_null_crosses_blocks_and_pairs_every_tensor_in_a_way_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes are written as their own places, so the null shows which place each weight was given."""
-    monkeypatch.setattr(change_module, "NULL_BLOCK", 100)
+    monkeypatch.setattr(null_module, "NULL_BLOCK", 100)
     size = 5 * 100 + 30
     places = torch.arange(1, size + 1, dtype=torch.float32)
     names = ["a", "b"]
@@ -202,8 +203,8 @@ def test_the_null_crosses_blocks_and_pairs_every_tensor_in_a_way_of_its_own(monk
     pair = WeightPair(LoadedTensors(zero), LoadedTensors(dict.fromkeys(names, places + 1)), names)
     sources = []
     for seed in range(4):
-        change_module._partners.cache_clear()
-        change_module._order.cache_clear()
+        null_module._partners.cache_clear()
+        null_module._order.cache_clear()
         for tensor in range(2):
             given = null_relative(pair, seed, tensor, 0, size).astype(int) - 1
             assert sorted(given) == list(range(size))  # each change is used once

@@ -12,11 +12,10 @@ Scores are float32, sums float64. Weights with p = 0 and s != p rank first but h
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,20 +23,19 @@ from numpy.typing import NDArray
 
 from knowshift.parameters.files.pair import check_shapes, refuse_not_finite
 from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of
+from knowshift.parameters.null import NULL_BLOCK, null_relative
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
 from knowshift.parameters.rounding import Rounding, explained, rounding_of
 from knowshift.parameters.selection import criteria
 from knowshift.parameters.selection.radix import BINS, Refinement, find, tally, upper_of
 from knowshift.parameters.selection.select import FRACTIONS, exact_count, fraction_name
-from knowshift.parameters.tensors import Array, Stretch, TensorReader, WeightPair, single, stretches, workers
+from knowshift.parameters.tensors import Array, Stretch, TensorReader, WeightPair, stretches, workers
 
 if TYPE_CHECKING:
     import torch
 
 #: The fraction whose set the tables by layer and by module describe (paper, Tables 9 and 10).
 TOP_SHARE = 0.2
-#: Weights within which the null pairs at random; larger tensors also have their blocks paired at random.
-NULL_BLOCK = 1 << 20
 
 #: Modules in the order of a layer; others follow.
 MODULE_ORDER = ("q", "k", "v", "qkv", "o", "gate", "gate_up", "up", "down")
@@ -331,46 +329,3 @@ class _Curve:
         values = np.arange(key, key - low + (1 << 16), dtype=np.int64).astype(np.int32).view(np.float32)
         held = np.where(np.isfinite(values), values, 0.0).astype(np.float64) ** power @ inside.astype(np.float64)
         return float(self._sums[bin_ + 1 :].sum() + held)
-
-
-def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> NDArray[np.float32]:
-    """r of the null for one piece: its own |p| with the |s - p| of other places of the same tensor.
-
-    Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted, in
-    all full blocks of a tensor alike; the last, shorter block is permuted in itself. All seeded, and independent of
-    the piece size.
-    """
-    parts = []
-    size = pair.sizes[tensor]
-    while start < stop:
-        block = start // NULL_BLOCK
-        first = block * NULL_BLOCK
-        end = min(stop, first + NULL_BLOCK)
-        length = min(NULL_BLOCK, size - first)
-        source = _partner(seed, pair.names[tensor], block, size // NULL_BLOCK) * NULL_BLOCK
-        order = _order(seed, pair.names[tensor], length)[start - first : end - first]
-        p, s = pair.read(tensor, source, source + length)
-        change = criteria.keys("absolute", p, s).view(np.float32)
-        own, _ = pair.read(tensor, start, end)
-        parts.append(criteria.ratio(change.take(order), np.abs(single(own))))
-        start = end
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-@lru_cache(maxsize=4)
-def _order(seed: int, name: str, length: int) -> NDArray[np.int64]:
-    return _generator(seed, name, 1).permutation(length)
-
-
-@lru_cache(maxsize=64)
-def _partners(seed: int, name: str, blocks: int) -> list[int]:
-    return [int(block) for block in _generator(seed, name, 0).permutation(blocks)]
-
-
-def _partner(seed: int, name: str, block: int, blocks: int) -> int:
-    return block if block >= blocks else _partners(seed, name, blocks)[block]
-
-
-def _generator(seed: int, name: str, part: int) -> np.random.Generator:
-    word = hashlib.sha256(f"null\0{seed}\0{name}\0{part}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(word, "little"))
