@@ -40,7 +40,7 @@ from knowshift.records import ANSWERS, MASTERY, read_about, read_columns, read_t
 from knowshift.reports.page.page import compose
 from knowshift.reports.tables.build import build_tables
 from knowshift.studies.config import load_config, load_preset, parse_config
-from knowshift.studies.run import check_folder
+from knowshift.studies.folder import check_folder
 from knowshift.world.record import read_world_record
 from report_run import Shape, build_run
 from small_questions import small_rows, write_zip

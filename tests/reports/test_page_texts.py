@@ -27,8 +27,9 @@ from knowshift.errors import InputError
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT
 from knowshift.reports.page.page import write_report
 from knowshift.studies.config import StudyConfig, load_preset
+from knowshift.studies.folder import write_manifest
 from knowshift.studies.plan import Plan
-from knowshift.studies.run import _write_manifest, plan_of
+from knowshift.studies.run import plan_of
 
 MARK = "planted-"
 
@@ -209,7 +210,7 @@ def test_every_entry_of_a_manifest_is_planted(tmp_path: Path) -> None:
     """A real manifest has the entries that are planted here, and no others."""
     config = load_preset("tiny")
     _, about = plan_of(config)
-    _write_manifest(tmp_path, config, Plan((), ()), about, {})
+    write_manifest(tmp_path, config, Plan((), ()), about, {})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert {*_entries(manifest)} == MANIFEST_SHOWN | MANIFEST_OTHER
 

@@ -20,8 +20,9 @@ from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
 from knowshift.studies import run as study_run
 from knowshift.studies.config import load_config, load_preset, parse_config, presets
+from knowshift.studies.folder import check_folder
 from knowshift.studies.plan import make_plan, probed_facts
-from knowshift.studies.run import check_folder, describe_model, plan_of, run_study
+from knowshift.studies.run import describe_model, plan_of, run_study
 
 SMALL = """
 name: small
@@ -146,7 +147,7 @@ def test_a_run_that_ends_badly_lets_others_into_its_folder(tmp_path: Path, monke
     def full(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(study_run, "_write_manifest", full)
+    monkeypatch.setattr(study_run, "write_manifest", full)
     with pytest.raises(OSError, match="disk full"):
         study_run.run_study(parse_config(SMALL, "small"), tmp_path / "run", executor="here")
     FileLock(tmp_path / ".run.lock").acquire(blocking=False)

@@ -74,7 +74,8 @@ def plan_study(
     Raises:
         InputError: as :func:`study`.
     """
-    from knowshift.studies.run import check_folder, plan_of
+    from knowshift.studies.folder import check_folder
+    from knowshift.studies.run import plan_of
 
     settings = _settings(config, preset)
     run = _run_folder(settings, output_dir)
@@ -115,7 +116,8 @@ def study(
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
     """
     from knowshift.studies.config import Executor
-    from knowshift.studies.run import check_folder, run_study
+    from knowshift.studies.folder import check_folder
+    from knowshift.studies.run import run_study
     from knowshift.system.progress import bar
 
     settings = _settings(config, preset)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
-import os
-import shutil
-import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +13,16 @@ from filelock import FileLock, Timeout
 
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
-from knowshift.files import check_parent, read_json, write_json
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import load_tokenizer, prepared, torch_device
 from knowshift.parameters.files.checkpoint import StoredTensors
-from knowshift.records import read_columns
 from knowshift.studies.config import Executor, StudyConfig
-from knowshift.studies.plan import PACKAGES, Plan, Unit, make_plan, probed_facts
-from knowshift.studies.work import Worker, find_base
-from knowshift.system.workers import cores, process_pool, results
-from knowshift.training.draws import level_counts
+from knowshift.studies.executors import EXECUTORS
+from knowshift.studies.folder import check_folder, check_levels, sweep, write_manifest
+from knowshift.studies.plan import Plan, make_plan, probed_facts
+from knowshift.studies.work import find_base
+from knowshift.system.workers import cores
 from knowshift.training.precision import check_trainable, stored_dtype
-from knowshift.version import __version__
 
 #: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
 Progress = Callable[[int, int, str, float, float], None]
@@ -100,8 +94,8 @@ def run_study(
         ) from None
     seconds: dict[str, float] = {}
     try:
-        _write_manifest(run, config, plan, about, seconds)
-        _sweep(run)
+        write_manifest(run, config, plan, about, seconds)
+        sweep(run)
         missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
         processes = min(workers or _workers(config), max(1, len(missing)))
@@ -119,7 +113,7 @@ def run_study(
                         progress(done, len(plan.units), title, took, left)
     finally:
         try:
-            _write_manifest(run, config, plan, about, seconds)
+            write_manifest(run, config, plan, about, seconds)
         finally:
             lock.release()
     return plan
@@ -140,176 +134,3 @@ def _workers(config: StudyConfig) -> int:
     if config.device.split(":")[0] != "cpu":
         return 1
     return max(1, cores() // config.threads)
-
-
-#: What may still be changed in a folder where nothing but mastery has been measured: sizes that the levels turned out
-#: to be too small for, above all.
-AFTER_MASTERY = frozenset(
-    {
-        "levels",
-        "sizes",
-        "draws",
-        "control_rate",
-        "control_draws",
-        "keep_checkpoints",
-        "training",
-        "evaluation",
-        "restoration",
-    }
-)
-
-
-def check_folder(run: Path, config: StudyConfig) -> None:
-    """Refuse a folder that is something else's: one line, before anything is written.
-
-    Raises:
-        InputError: a run of another config, or a folder with content that is no run.
-    """
-    manifest = run / "manifest.json"
-    if manifest.exists():
-        unreadable = "not a readable manifest; choose another --output-dir"
-        try:
-            found = read_json(manifest).get("config")
-        except InputError as error:
-            raise InputError(f"{manifest}: {unreadable} ({error})") from None
-        if not isinstance(found, dict):
-            raise InputError(f"{manifest}: {unreadable}")
-        wanted = config.as_record()
-        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
-        if only_probed and AFTER_MASTERY.issuperset(different):
-            return
-        if different:
-            key = different[0]
-            raise InputError(
-                f"{run}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked); "
-                "choose another --output-dir"
-            )
-    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
-    check_parent(run)
-
-
-def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
-    """Refuse sizes that a level cannot fill, before the first training.
-
-    Raises:
-        InputError: the first such level, with what it has and what was asked.
-    """
-    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
-    tables = [read_columns(file, ["split", "level"]) for file in files]
-    levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
-    counts = level_counts(levels)
-    for level in config.levels:
-        if counts[level] < max(config.sizes):
-            raise InputError(
-                f"{config.facts}: level {level} has {counts[level]} training facts among the {len(levels)} probed, "
-                f"{max(config.sizes)} asked (levels 0..4 have {counts})"
-            )
-
-
-def _sweep(run: Path) -> None:
-    """Remove cells that were left half written, on other machines too: who holds the lock has no other beside it."""
-    for leftover in run.glob("cells/*/.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _write_manifest(
-    run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
-) -> None:
-    path = run / "manifest.json"
-    before = {}
-    if path.exists():
-        told = read_json(path).get("timings")
-        before = told if isinstance(told, dict) else {}
-    write_json(
-        path,
-        {
-            "knowshift": __version__,
-            "name": config.name,
-            "config": config.as_record(),
-            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "git_revision": _git_revision(),
-            **about,
-            "cells": [cell.as_record() for cell in plan.cells],
-            "timings": {**before, **seconds},
-        },
-    )
-
-
-def _git_revision() -> str | None:
-    """The revision of the code that runs, where it runs from a checkout."""
-    here = Path(__file__).parent
-    try:
-        said = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip()
-
-
-# Executors: each gives a way to do units, which yields (title, seconds) as they end, in any order.
-
-Do = Callable[[Sequence[Unit]], Iterator[tuple[str, float]]]
-
-_WORKER: Worker | None = None
-
-
-def _worker(run: Path, config: StudyConfig, found: ModelFiles | None) -> Worker:
-    """This process's worker: made once, so that a base model is loaded once."""
-    global _WORKER
-    if _WORKER is None or (_WORKER.run, _WORKER.config, _WORKER.found) != (run, config, found):
-        _WORKER = Worker(run, config, found)
-    return _WORKER
-
-
-def _do(run: Path, config: StudyConfig, found: ModelFiles | None, unit: Unit) -> tuple[str, float]:
-    return unit.title, _worker(run, config, found).do(unit)
-
-
-@contextmanager
-def _here(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
-    yield lambda units: (_do(run, config, found, unit) for unit in units)
-
-
-@contextmanager
-def _processes(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
-    # One pool for all stages: a worker starts for seconds.
-    with process_pool(workers) as pool:
-        yield lambda units: results(pool, _do, [(run, config, found, unit) for unit in units], ahead=None)
-
-
-@contextmanager
-def _ray(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
-    try:
-        import ray
-    except ImportError:
-        raise InputError("--executor ray needs Ray: pip install 'knowshift[ray]'") from None
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
-    gpus = 0 if config.device.split(":")[0] == "cpu" else 1
-    task = ray.remote(num_cpus=config.threads, num_gpus=gpus, max_calls=0)(_do)
-    pending: list[Any] = []
-
-    def do(units: Sequence[Unit]) -> Iterator[tuple[str, float]]:
-        nonlocal pending
-        pending = [task.remote(run.absolute(), config, found, unit) for unit in units]
-        while pending:
-            finished, pending = ray.wait(pending)
-            yield from ray.get(finished)
-
-    try:
-        yield do
-    except ray.exceptions.RayTaskError as failure:
-        raise failure.cause from None
-    finally:
-        for left in pending:
-            ray.cancel(left)
-
-
-EXECUTORS: dict[str, Callable[[Path, StudyConfig, ModelFiles | None, int], AbstractContextManager[Do]]] = {
-    "here": _here,
-    "processes": _processes,
-    "ray": _ray,
-}

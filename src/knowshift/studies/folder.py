@@ -1,0 +1,123 @@
+"""The folder of a run: whose it is, whether its levels can fill the sizes, its manifest, what a kill left behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from knowshift.errors import InputError
+from knowshift.files import check_parent, read_json, write_json
+from knowshift.records import read_columns
+from knowshift.studies.config import StudyConfig
+from knowshift.studies.plan import PACKAGES, Plan
+from knowshift.training.draws import level_counts
+from knowshift.version import __version__
+
+#: What may still be changed in a folder where nothing but mastery has been measured: sizes that the levels turned out
+#: to be too small for, above all.
+AFTER_MASTERY = frozenset(
+    {
+        "levels",
+        "sizes",
+        "draws",
+        "control_rate",
+        "control_draws",
+        "keep_checkpoints",
+        "training",
+        "evaluation",
+        "restoration",
+    }
+)
+
+
+def check_folder(run: Path, config: StudyConfig) -> None:
+    """Refuse a folder that is something else's: one line, before anything is written.
+
+    Raises:
+        InputError: a run of another config, or a folder with content that is no run.
+    """
+    manifest = run / "manifest.json"
+    if manifest.exists():
+        unreadable = "not a readable manifest; choose another --output-dir"
+        try:
+            found = read_json(manifest).get("config")
+        except InputError as error:
+            raise InputError(f"{manifest}: {unreadable} ({error})") from None
+        if not isinstance(found, dict):
+            raise InputError(f"{manifest}: {unreadable}")
+        wanted = config.as_record()
+        different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
+        only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
+        if only_probed and AFTER_MASTERY.issuperset(different):
+            return
+        if different:
+            key = different[0]
+            raise InputError(
+                f"{run}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked); "
+                "choose another --output-dir"
+            )
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
+    check_parent(run)
+
+
+def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
+    """Refuse sizes that a level cannot fill, before the first training.
+
+    Raises:
+        InputError: the first such level, with what it has and what was asked.
+    """
+    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
+    tables = [read_columns(file, ["split", "level"]) for file in files]
+    levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
+    counts = level_counts(levels)
+    for level in config.levels:
+        if counts[level] < max(config.sizes):
+            raise InputError(
+                f"{config.facts}: level {level} has {counts[level]} training facts among the {len(levels)} probed, "
+                f"{max(config.sizes)} asked (levels 0..4 have {counts})"
+            )
+
+
+def sweep(run: Path) -> None:
+    """Remove cells that were left half written, on other machines too: who holds the lock has no other beside it."""
+    for leftover in run.glob("cells/*/.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_manifest(
+    run: Path, config: StudyConfig, plan: Plan, about: dict[str, Any], seconds: dict[str, float]
+) -> None:
+    path = run / "manifest.json"
+    before = {}
+    if path.exists():
+        told = read_json(path).get("timings")
+        before = told if isinstance(told, dict) else {}
+    write_json(
+        path,
+        {
+            "knowshift": __version__,
+            "name": config.name,
+            "config": config.as_record(),
+            "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+            "git_revision": _git_revision(),
+            **about,
+            "cells": [cell.as_record() for cell in plan.cells],
+            "timings": {**before, **seconds},
+        },
+    )
+
+
+def _git_revision() -> str | None:
+    """The revision of the code that runs, where it runs from a checkout."""
+    here = Path(__file__).parent
+    try:
+        said = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
