@@ -115,6 +115,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("manifest.json", ("name",), "\ud800"),
         ("manifest.json", ("timings", "mastery"), 10**400),
         ("manifest.json", ("cells", -1, "key", "level"), 7),
+        ("manifest.json", ("cells", -1, "digest"), "x" * 65),
+        ("manifest.json", ("cells", -1, "digest"), "x" * 5000),
         ("cells/weight_change/*/change.json", ("concentration", "relative"), None),
         ("cells/weight_change/*/change.json", ("null", "relative"), {"half": 0.5}),
         ("cells/weight_change/*/change.json", ("layers",), {"\ud800": 0.5}),

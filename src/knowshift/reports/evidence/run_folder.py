@@ -105,8 +105,9 @@ def open_run(path: Path) -> Run:
             kind, digest, key = str(entry["kind"]), str(entry["digest"]), dict(entry["key"])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{file}: a cell needs kind, digest and key, found {shown(entry)}") from None
-        if not re.fullmatch(r"[a-z_]+", kind) or not re.fullmatch(r"[0-9a-zA-Z_-]+", digest):
-            raise InputError(f"{file}: {kind!r}/{digest!r} is not the name of a cell")
+        # A name that no file system takes would be an error of the system where it is looked for.
+        if not re.fullmatch(r"[a-z_]{1,64}", kind) or not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", digest):
+            raise InputError(f"{file}: {shown(kind)}/{shown(digest)} is not the name of a cell")
         check_key(file, kind, key)
         folder = path / "cells" / kind / digest
         if folder.is_dir():
