@@ -76,7 +76,7 @@ class RestorationConfig(_Strict):
 class StudyConfig(_Strict):
     """A whole study. Every field that is not given has the paper's value."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)  # of the run folder too
     model: str
     facts: str
     revision: str | None = None
@@ -86,8 +86,8 @@ class StudyConfig(_Strict):
     device: str = "cpu"
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
     seed: int = Field(0, ge=0, lt=2**31)
-    levels: tuple[Level, ...] = (0, 1, 2, 3, 4)
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = (60, 240, 960, 1920)
+    levels: tuple[Level, ...] = Field((0, 1, 2, 3, 4), min_length=1)
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((60, 240, 960, 1920), min_length=1)
     draws: int = Field(5, ge=1)  # random training sets of each level
     control_rate: float | None = Field(
         1 / 3, gt=0, allow_inf_nan=False
