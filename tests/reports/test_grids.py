@@ -208,7 +208,7 @@ def test_every_contrast(hand_tables: Tables) -> None:
 
 def test_claims_that_are_missing_or_very_sure() -> None:
     sure = Claim("a", "a", "b", "points", Estimate(0.1, 0.05, 0.15, 0.01, 4, 1e-5, 3), "a.", p_holm=0.0009)
-    missing = Claim("a", "a", "b", "nats", estimates.DASH, "a.", p_holm=0.001)
+    missing = Claim("a", "a", "b", "nats", estimates.MISSING, "a.", p_holm=0.001)
     rows = read(claims_table([Finding(1, "t", "p", "s", (sure, missing))]))[2]
     assert rows[0][5] == "<0.001"
     assert rows[1] == ["1", "a (b)", "undecided", "–", "–", "0.001", "–", "–"]
