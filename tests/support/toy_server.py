@@ -41,12 +41,14 @@ class Toy:
         self.always = False
         self.draws: list[dict[str, Any]] = []
         self.headers: list[Any] = []
+        self.paths: list[str] = []
+        self.clients: set[Any] = set()  # an address for each connection
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.url = ""
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> Reply:
-        if path == "/v1/models":
+        if path.endswith("/v1/models"):
             return self.spoil({}) if self.always and self.spoil({}) else self.json({"data": self.entries})  # type: ignore[return-value]
         draw = body.get("max_tokens", 0) > 8
         if draw:
@@ -77,11 +79,14 @@ class Toy:
 def serving(toy: Toy) -> Iterator[Toy]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # head and body are two packets, of which the second would wait
 
         def do_GET(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or b"{}")
             with toy.lock:
                 toy.headers.append(self.headers)
+                toy.paths.append(self.path)
+                toy.clients.add(self.client_address)
                 toy.under_way += 1
                 toy.most_under_way = max(toy.most_under_way, toy.under_way)
             try:

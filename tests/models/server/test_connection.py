@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import email.utils
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,8 @@ from typing import Any
 import pytest
 
 from knowshift.errors import InputError
-from knowshift.models.server.connection import Connection, ServerError
+from knowshift.models.server import connection
+from knowshift.models.server.connection import Connection, RefusedError, ServerError
 from knowshift.models.server.engine import CompletionsServer
 from knowshift.models.server.settings import Address, Settings
 from toy_server import KEY, Reply, Toy, draw, mastery_command, serving
@@ -36,13 +40,144 @@ def test_trouble_that_passes_is_waited_for(toy: Toy, monkeypatch: pytest.MonkeyP
     assert len({json.dumps(body) for body in toy.draws}) == 1
 
 
+class Recording(threading.Event):
+    """Nobody waits: the seconds asked for are kept."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.waited.append(timeout)
+        return False
+
+
+def pool(url: str, tries: int = 5, timeout: float = 20.0, pause: float = 1.0) -> Connection:
+    return Connection(Address.parse(url), None, Settings.read(1, timeout, tries, pause))
+
+
+@pytest.mark.parametrize(
+    ("longest", "headers", "seconds"),
+    [(30.0, {}, [1, 2, 4, 8]), (3.0, {}, [1, 2, 3, 3]), (30.0, {"Retry_After": "6"}, [6, 6, 6, 8])],
+)
+def test_pauses_double_up_to_the_longest_unless_the_server_asks_for_more(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, longest: float, headers: dict[str, str], seconds: list[float]
+) -> None:
+    monkeypatch.setattr(connection, "LONGEST_PAUSE", longest)
+    toy.always, toy.spoil = True, lambda body: toy.json({}, 503, **headers)
+    waits = Recording()
+    with pytest.raises(ServerError, match=r"no answer to /x in 5 attempts, the last: status 503: \{\}"):
+        pool(toy.url).ask("POST", "/x", {"prompt": "p"}, stopped=waits)
+    assert toy.paths == ["/x"] * 5
+    assert waits.waited == pytest.approx(seconds, rel=0.25)  # two hosts do not come back at one moment
+    assert waits.waited != seconds
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_tried_again(toy: Toy, status: int) -> None:
+    answers = [toy.json({}, status), toy.json({"fine": 1})]
+    toy.always, toy.spoil = True, lambda body: answers.pop(0)
+    assert pool(toy.url).ask("POST", "/x", {"prompt": "p"}, stopped=Recording()) == {"fine": 1}
+
+
+@pytest.mark.parametrize("status", [300, 400, 401, 403, 404, 405, 409, 410, 413, 422, 499, 501, 505])
+def test_any_other_status_is_final(toy: Toy, status: int) -> None:
+    toy.always, toy.spoil = True, lambda body: toy.json({}, status)
+    with pytest.raises(RefusedError, match=f"status {status}") as caught:
+        pool(toy.url).ask("POST", "/x", {"prompt": "p"}, stopped=Recording())
+    assert caught.value.status == status
+    assert len(toy.paths) == 1
+
+
+def test_seconds_of_retry_after() -> None:
+    retry_after = connection._retry_after
+    date = email.utils.formatdate(time.time() + 100, usegmt=True)
+    assert retry_after(date) == pytest.approx(100, abs=3)
+    assert retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert [retry_after(told) for told in ("2.5", "0", "-3", "soon", "", None)] == [2.5, 0.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_an_answer_asked_for_too_late_ends_the_run(toy: Toy) -> None:
+    toy.always, toy.spoil = True, lambda body: toy.json({}, 429, Retry_After="20.1")
+    with pytest.raises(ServerError, match="asks to come back in 20 s"):
+        pool(toy.url, timeout=20.0).ask("POST", "/x", {"prompt": "p"}, stopped=Recording())
+    assert len(toy.paths) == 1
+
+
+def test_an_answer_is_bounded_in_bytes(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy.always, toy.spoil = True, lambda body: toy.json("x" * 998)
+    assert pool(toy.url).ask("POST", "/x", {"a": 1}) == "x" * 998
+    monkeypatch.setattr(connection, "LARGEST_ANSWER", 999)
+    with pytest.raises(ServerError, match="answers /x with more than 999 bytes"):
+        pool(toy.url).ask("POST", "/x", {"a": 1})
+
+
+def test_an_answer_that_drips_is_bounded_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            client, _ = listening.accept()
+            with client, contextlib.suppress(OSError):
+                client.recv(1 << 16)
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+                for _ in range(1000):
+                    client.sendall(b" ")
+                    time.sleep(0.05)
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(ServerError, match=r"in 1 attempts, the last: nothing within 0\.3 s$"):
+            pool(f"http://127.0.0.1:{listening.getsockname()[1]}", tries=1, timeout=0.3).ask("POST", "/x", {})
+        assert 0.3 <= time.monotonic() - began < 10
+
+
+def test_opening_a_connection_has_a_time_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "CONNECT", 0.3)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(2):  # nobody takes them, and there is room for no more
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        began = time.monotonic()
+        with pytest.raises(ServerError, match="no answer to /x in 1 attempts"):
+            pool(f"http://127.0.0.1:{full.getsockname()[1]}", tries=1, timeout=20.0).ask("POST", "/x", {})
+        assert time.monotonic() - began < 10
+
+
+def test_what_a_server_says_is_quoted_in_200_characters(toy: Toy) -> None:
+    toy.always, toy.spoil = True, lambda body: (400, {}, b"a \n\t b" + b"x" * 1000)
+    with pytest.raises(RefusedError) as caught:
+        pool(toy.url).ask("POST", "/x", {})
+    assert str(caught.value) == f"{toy.url}: refuses /x with status 400: a b" + "x" * 197
+
+
+def test_requests_one_after_the_other_share_a_connection(toy: Toy) -> None:
+    one = pool(toy.url)
+    for _ in range(5):
+        one.ask("POST", "/x", {"prompt": "p"})
+    assert len(toy.clients) == 1
+    toy.always, toy.spoil = True, lambda body: toy.json({}, Connection="close")
+    for _ in range(3):
+        one.ask("POST", "/x", {"prompt": "p"})
+    assert len(toy.clients) == 3
+
+
+def test_a_server_below_a_path(toy: Toy) -> None:
+    server = CompletionsServer(f"{toy.url}/some/where/v1")
+    draw(server)
+    assert server.url == f"{toy.url}/some/where"
+    assert set(toy.paths) == {"/some/where/v1/models", "/some/where/v1/completions"}
+
+
 def test_a_connection_that_was_closed_while_idle_costs_no_attempt(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KNOWSHIFT_TRIES", "1")
     server = CompletionsServer(toy.url)
     idle = server.completions.connection._idle
     assert idle
-    for connection in idle:
-        connection.sock.shutdown(socket.SHUT_RDWR)
+    for held in idle:
+        held.sock.shutdown(socket.SHUT_RDWR)
     assert (draw(server).hit >= 0).all()
 
 
@@ -114,7 +249,7 @@ def test_a_socket_that_goes_between_look_and_use() -> None:
             self.shut = True
 
     held = Held()
-    pool = Connection(Address.parse("http://127.0.0.1:1"), None, Settings.read(None, None, None, 0.0))
-    pool._busy.add(Closing())  # type: ignore[arg-type]
-    pool.hang_up()
+    one = pool("http://127.0.0.1:1")
+    one._busy.add(Closing())  # type: ignore[arg-type]
+    one.hang_up()
     assert held.shut

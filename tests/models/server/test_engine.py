@@ -11,7 +11,7 @@ import pytest
 
 from knowshift.models.server.engine import CompletionsServer
 from knowshift.records import MASTERY, read_table
-from toy_server import Reply, Toy, mastery_command
+from toy_server import Reply, Toy, draw, mastery_command
 
 
 def slow(body: dict[str, Any]) -> None:
@@ -85,21 +85,39 @@ def test_a_bad_server_ends_in_one_line_and_what_was_recorded_stays(
     assert ours[1]["model"] == "toy"
 
 
-def test_the_identity_is_that_of_the_model_told(toy: Toy) -> None:
-    def identity() -> str:
-        return str(CompletionsServer(toy.url).about()["identity"])
+#: Each differs from the first in one thing that a server tells of its model, or in what it is.
+TOLD = {
+    "nothing": {},
+    "root": {"root": "x"},
+    "another root": {"root": "y"},
+    "length": {"max_model_len": 4096},
+    "weights": {"meta": {"n_params": 1}},
+    "more weights": {"meta": {"n_params": 2}},
+    "vocabulary": {"meta": {"n_vocab": 1}},
+    "bytes": {"meta": {"size": 1}},
+    "no meta": {"meta": "none", "root": "z"},
+    "name": {"id": "another"},
+    "kind": {"owned_by": "llamacpp"},
+}
 
-    first = identity()
-    assert identity() == first
-    seen = {first}
-    for change in (
-        {"id": "toy", "root": "x"},
-        {"id": "toy", "meta": {"n_params": 1}},
-        {"id": "toy", "meta": {"n_params": 2}},
-    ):
-        toy.entries = [{"owned_by": "vllm", **change}]
-        seen.add(identity())
-    assert len(seen) == 4
-    # What changes with every start of a server does not count.
-    toy.entries[0] |= {"created": 17}
-    assert identity() in seen
+
+def test_the_identity_is_that_of_the_model_told(toy: Toy) -> None:
+    def identity(**told: Any) -> str:
+        toy.entries = [{"id": "toy", "owned_by": "vllm", **told}]
+        return str(CompletionsServer(f"{toy.url}#{toy.entries[0]['id']}").about()["identity"])
+
+    identities = {name: identity(**told) for name, told in TOLD.items()}
+    assert len(set(identities.values())) == len(TOLD)
+    # What changes with every start of a server does not count, nor what else it serves.
+    assert identity(created=17, meta={"n_ctx": 512}) == identities["nothing"]
+    toy.entries = [{"id": "first", "owned_by": "vllm", "root": "y"}, {"id": "toy", "owned_by": "vllm", "root": "x"}]
+    about = CompletionsServer(f"{toy.url}#toy").about()
+    assert about.pop("identity") == identities["root"]
+    assert about == {"engine": "completions/vllm", "model": "toy", "dtype": "server", "device": "server"}
+
+
+def test_a_model_that_is_given_goes_before_that_of_the_url(toy: Toy) -> None:
+    server = CompletionsServer(f"{toy.url}#theirs", "ours")
+    draw(server)
+    assert server.model == "ours"
+    assert {body["model"] for body in toy.draws} == {"ours"}

@@ -12,6 +12,7 @@ import pytest
 from knowshift.models.server.connection import ServerError
 from knowshift.models.server.dialects import DIALECTS, LEFT_OUT
 from knowshift.models.server.engine import CompletionsServer
+from knowshift.models.server.recognition import OPENINGS
 from toy_server import Reply, Toy, draw, mastery_command, serving
 
 
@@ -140,6 +141,25 @@ def test_stop_texts_are_sent_only_where_they_stay(toy: Toy) -> None:
     assert not server.keeps_stops
     assert np.array_equal(draw(server).hit, kept.hit)
     assert all("stop" not in body for body in toy.draws)
+
+
+def test_a_stop_text_is_tried_out_on_the_first_beginning_that_is_continued(toy: Toy) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def mostly_silent(body: dict[str, Any]) -> Reply | None:
+        if body.get("max_tokens") != 8:
+            return None
+        asked.append(body)
+        silent = len(asked) <= OPENINGS.index("a")
+        return toy.json({"choices": [{"text": " "}]}) if silent else None
+
+    toy.always, toy.spoil = True, mostly_silent
+    assert CompletionsServer(toy.url).keeps_stops
+    assert [body["prompt"] for body in asked] == [*OPENINGS, "a"]
+    assert {(body["temperature"], body["seed"]) for body in asked} == {(0.0, 0)}
+    assert [body.get("stop") for body in asked] == [None] * len(OPENINGS) + [["Cusc"]]
+    toy.spoil = lambda body: toy.json({"choices": [{"text": ""}]}) if body.get("max_tokens") == 8 else None
+    assert not CompletionsServer(toy.url).keeps_stops
 
 
 def test_models_are_named_or_chosen(toy: Toy) -> None:

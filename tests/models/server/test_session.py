@@ -46,6 +46,54 @@ def test_rounds_of_a_prompt_use_other_seeds(toy: Toy) -> None:
     assert len({body["seed"] for body in toy.draws}) == 3
 
 
+def test_rounds_of_one_length_use_other_seeds(toy: Toy) -> None:
+    session = CompletionsServer(toy.url).session(["p"], [["Lima"]], Sampling(seed=0), streams=["k"])
+    for number in range(10):
+        session.draw([np.array([number])])
+    assert len({body["seed"] for body in toy.draws}) == 10
+    assert session.positions == 10 * (5 + 2)
+
+
+def test_the_seeds_of_a_prompt_follow_from_its_stream_wherever_it_stands(toy: Toy) -> None:
+    server = CompletionsServer(toy.url)
+    hits = {}
+    for streams in (["a", "b", "c"], ["c", "a", "d"]):
+        session = server.session(["p"] * 3, [["Lima"]] * 3, Sampling(seed=0), streams=streams)
+        session.draw([np.arange(10)] * 3)
+        for stream, row in zip(streams, session.hit.tolist(), strict=True):
+            assert hits.setdefault(stream, row) == row
+    assert len({tuple(row) for row in hits.values()}) == 4
+    assert len({body["seed"] for body in toy.draws}) == 4
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_a_draw_hits_if_it_holds_any_accepted_answer(toy: Toy, stopping: bool) -> None:
+    toy.cuts_stops = not stopping
+    server = CompletionsServer(toy.url)
+    accepted = [["Lima"], ["Quito", "they say"], ["Cusco", "Lima"], ["Cusco", "they"], ["lima", "say so"], ["usc"]]
+    session = server.session(["p"] * 6, accepted, Sampling(seed=0), streams=["one stream"] * 6)
+    done: list[int] = []
+    session.draw([np.arange(10)] * 6, done.append)
+    lima, middle, either, both, none, part = session.hit.astype(bool)
+    assert 0 < lima.sum() < 10
+    assert middle.tolist() == lima.tolist()
+    assert either.all()
+    assert both.all()
+    assert not none.any()
+    assert part.tolist() == (~lima).tolist()
+    assert done == [1] * 6
+    assert {tuple(body.get("stop", ())) for body in toy.draws} == ({*map(tuple, accepted)} if stopping else {()})
+
+
+def test_draws_that_are_not_asked_for_stay_unmade(toy: Toy) -> None:
+    server = CompletionsServer(toy.url)
+    session = server.session(["p", "q"], [["Lima"]] * 2, Sampling(seed=0), streams=["p", "q"])
+    session.draw([np.array([7, 2]), np.array([], dtype=int)])
+    assert [body["prompt"] for body in toy.draws] == ["p"]
+    assert (session.hit[0] >= 0).nonzero()[0].tolist() == [2, 7]
+    assert (session.hit[1] == -1).all()
+
+
 def test_requests_under_way_are_bounded(toy: Toy) -> None:
     def slow(body: dict[str, Any]) -> None:
         time.sleep(0.02)

@@ -6,7 +6,7 @@ import pytest
 
 from knowshift.errors import InputError
 from knowshift.models.server.engine import CompletionsServer
-from knowshift.models.server.settings import key_for
+from knowshift.models.server.settings import Address, Settings, key_for
 from toy_server import KEY, Toy
 
 
@@ -44,3 +44,30 @@ def test_openais_key_goes_to_openai_alone(toy: Toy, monkeypatch: pytest.MonkeyPa
         assert key_for(host) == KEY
     for host in ("openai.com.example.org", "notopenai.com", "localhost"):
         assert key_for(host) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "parts"),
+    [
+        ("http://h:8000", Address("http://h:8000", False, "h", 8000, "", None)),
+        ("http://h:8000/v1", Address("http://h:8000", False, "h", 8000, "", None)),
+        ("http://h:8000/v1/", Address("http://h:8000", False, "h", 8000, "", None)),
+        ("https://h/some/where/v1#a/b", Address("https://h/some/where", True, "h", None, "/some/where", "a/b")),
+        ("https://h#a%20b", Address("https://h", True, "h", None, "", "a b")),
+        ("http://[::1]:80/v1#", Address("http://[::1]:80", False, "::1", 80, "", None)),
+    ],
+)
+def test_a_url_in_parts(url: str, parts: Address) -> None:
+    assert Address.parse(url) == parts
+
+
+def test_settings_are_given_or_of_the_environment_or_of_the_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KNOWSHIFT_TRIES")
+    assert Settings.read(None, None, None, 0.5) == Settings(concurrency=16, timeout=120.0, tries=8, pause=0.5)
+    for name, value in (("CONCURRENCY", "3"), ("TIMEOUT", "2.5"), ("TRIES", " 999999 ")):
+        monkeypatch.setenv(f"KNOWSHIFT_{name}", value)
+    assert Settings.read(None, None, None, 1.0) == Settings(concurrency=3, timeout=2.5, tries=999_999, pause=1.0)
+    assert Settings.read(5, 6.5, 7, 1.0) == Settings(concurrency=5, timeout=6.5, tries=7, pause=1.0)
+    monkeypatch.setenv("KNOWSHIFT_TRIES", "1000000")
+    with pytest.raises(InputError, match="KNOWSHIFT_TRIES is '1000000'"):
+        Settings.read(None, None, None, 1.0)
