@@ -457,7 +457,7 @@ READS = {
 #: Files with an order of their own: folder or file, and why.
 ELSEWHERE = {
     "facts": "tables tell the row that cannot be read",
-    "models/server/engine.py": "answers of a server are not files; each has its own refusal",
+    "models/server/connection.py": "answers of a server are not files; each has its own refusal",
 }
 
 

@@ -58,11 +58,15 @@ def test_a_command_that_the_app_refuses_is_found(line: str) -> None:
         parse(line)
 
 
+#: Options that belong to no command.
+OF_THE_APP = ("knowshift COMMAND --help", "knowshift --help", "knowshift --version")
+
+
 def test_commands_in_running_text_have_their_options() -> None:
     checked = 0
     for page in NAMES:
         for span in spans(page):
-            if not span.startswith("knowshift ") or span in ("knowshift COMMAND --help", "knowshift --help", "knowshift --version"):
+            if not span.startswith("knowshift ") or span in OF_THE_APP:
                 continue
             found = command_of(shlex.split(span)[1:])
             assert found is not None, (page, span)

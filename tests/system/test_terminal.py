@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import sys
-import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import knowshift
 from damage import STEERING
 from knowshift.cli import app, output
 from knowshift.errors import InputError, KnowshiftWarning, inert
-from knowshift.models.server.engine import CompletionsServer, ServerError
+from knowshift.models.server.connection import ServerError
 from knowshift.system.terminal import Terminal
 
 SOURCE = Path(knowshift.__file__).parent
@@ -126,27 +125,3 @@ def test_a_path_with_brackets_in_a_dry_run(tmp_path: Path, monkeypatch: pytest.M
 def test_a_refusal_that_quotes_a_server() -> None:
     assert str(ServerError(f"http://x: refuses with {HOSTILE}")).isprintable()
     assert "[/y]" in str(ServerError(HOSTILE))
-
-
-def test_a_socket_that_goes_between_look_and_use() -> None:
-    class Closing:
-        """A connection that the thread which reads it closes just after it was looked at."""
-
-        looked = 0
-
-        @property
-        def sock(self) -> Any:
-            self.looked += 1
-            return held if self.looked == 1 else None
-
-    class Held:
-        shut = False
-
-        def shutdown(self, how: int) -> None:
-            self.shut = True
-
-    held = Held()
-    server = object.__new__(CompletionsServer)
-    server._lock, server._idle, server._busy = threading.Lock(), [], {Closing()}  # type: ignore[arg-type]
-    server.hang_up()
-    assert held.shut

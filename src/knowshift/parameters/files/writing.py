@@ -27,7 +27,6 @@ from knowshift.parameters.files.adapter import AdaptedTensors
 from knowshift.parameters.files.checkpoint import STORED_DTYPES, Shard, StoredTensor
 from knowshift.parameters.files.companions import BESIDE_WEIGHTS, TOKENIZER, copy_files, files_beside, tokenizer_folder
 from knowshift.parameters.files.pair import CheckpointPair
-from knowshift.parameters.kernels import compiled as kernels
 from knowshift.parameters.methods import RestorationPlan
 from knowshift.parameters.tensors import PIECE, Array, Runner, number_of
 
@@ -298,8 +297,9 @@ def _reads_back(descriptor: int, value: Array, begin: int) -> bool:
         here = held[: len(there)]
         if os.preadv(descriptor, [here.data], begin + start) != len(there):
             return False
-        same = kernels.same(here, there)
-        if not (np.array_equal(here, there) if same is None else same):
+        # Words of eight bytes where the size allows it: comparing byte by byte takes half as long again.
+        words = np.uint64 if len(there) % 8 == 0 else np.uint8
+        if not np.array_equal(here.view(words), there.view(words)):
             return False
     return True
 

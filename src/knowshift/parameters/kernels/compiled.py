@@ -35,13 +35,11 @@ _SIGNATURES = {
         _long,
         [_int, _int, _pointer, _pointer, _long, ctypes.c_float, ctypes.c_int32, _long, _pointer, _pointer],
     ),
-    "mix": (None, [_int, _long, _pointer, _pointer, _pointer, _pointer]),
     "upper_counts": (None, [_pointer, _long, _pointer]),
     "upper_sums": (None, [_pointer, _long, _pointer, _pointer]),
     "tally": (None, [_pointer, _long, _pointer, _pointer, _pointer]),
     "inside": (_long, [_pointer, _long, _pointer, _pointer]),
     "count": (None, [_pointer, _long, _pointer]),
-    "same": (_int, [_pointer, _pointer, _long]),
 }
 
 
@@ -139,21 +137,6 @@ def restore(
     return restored, bool(finite.value)
 
 
-def mix(mask: NDArray[np.bool_], base: Array, tuned: Array, out: Array) -> bool:
-    """Write base values into ``out`` where the mask says so, else tuned ones; say that it was done.
-
-    All three are of one dtype; ``out`` may be ``tuned``.
-    """
-    compiled = _usable(mask, base, tuned, out) if out.itemsize in (2, 4, 8) else None
-    if compiled is None:
-        return False
-    assert base.dtype == tuned.dtype == out.dtype
-    compiled.knowshift_mix(
-        out.itemsize, len(out), mask.ctypes.data, base.ctypes.data, tuned.ctypes.data, out.ctypes.data
-    )
-    return True
-
-
 def upper_counts(keys: NDArray[np.int32], weights: NDArray[np.float64] | None, bins: int) -> Array | None:
     """How many keys (or how much weight) each value of the upper 16 bits holds: shape (bins,)."""
     compiled = _usable(keys) if weights is None else _usable(keys, weights)
@@ -196,11 +179,3 @@ def count(places: NDArray[np.int32], counts: NDArray[np.int64]) -> bool:
         return False
     compiled.knowshift_count(places.ctypes.data, len(places), counts.ctypes.data)
     return True
-
-
-def same(one: Array, other: Array) -> bool | None:
-    """Whether two arrays of one size hold the same bytes."""
-    compiled = _usable(one, other)
-    if compiled is None:
-        return None
-    return bool(compiled.knowshift_same(one.ctypes.data, other.ctypes.data, one.nbytes))

@@ -19,7 +19,7 @@
 
 const char knowshift_source[] = KNOWSHIFT_SOURCE; /* a digest of this file, so that an older build is noticed */
 
-enum { RELATIVE, ABSOLUTE, LEAST, MAGNITUDE, AUTHORS, TIES, FAPM }; /* as kernels.py numbers them */
+enum { RELATIVE, ABSOLUTE, LEAST, MAGNITUDE, AUTHORS, TIES, FAPM }; /* as compiled.py numbers them */
 enum { BLOCK = 1024 }; /* weights at a time: what belongs to them stays in the innermost cache */
 
 static const int32_t INFINITE = 0x7F800000;
@@ -249,22 +249,6 @@ EXPORT int64_t knowshift_restore(int criterion, int half, const void *base, cons
     return restored;
 }
 
-#define MIX(type)                                                                                                    \
-    for (int64_t i = 0; i < count; i++)                                                                              \
-        ((type *)out)[i] = mask[i] ? ((const type *)base)[i] : ((const type *)tuned)[i];
-
-/* The base's value where the mask says so, else the tuned one, for values of 2, 4 or 8 bytes; out may be tuned. */
-EXPORT void knowshift_mix(int width, int64_t count, const uint8_t *mask, const void *base, const void *tuned,
-                          void *out) {
-    if (width == 2) {
-        MIX(uint16_t)
-    } else if (width == 4) {
-        MIX(uint32_t)
-    } else if (width == 8) {
-        MIX(uint64_t)
-    }
-}
-
 /* Adds to counts (65536) how many keys each value of the upper 16 bits holds. */
 EXPORT void knowshift_upper_counts(const int32_t *keys, int64_t count, int64_t *counts) {
     for (int64_t i = 0; i < count; i++) counts[(keys[i] >> 16) + 32768]++;
@@ -301,9 +285,4 @@ EXPORT int64_t knowshift_inside(const int32_t *keys, int64_t count, const int32_
 /* Adds one to the count of each place. */
 EXPORT void knowshift_count(const int32_t *places, int64_t count, int64_t *counts) {
     for (int64_t i = 0; i < count; i++) counts[places[i]]++;
-}
-
-/* Whether two stretches of memory hold the same bytes. */
-EXPORT int knowshift_same(const void *one, const void *other, int64_t bytes) {
-    return memcmp(one, other, (size_t)bytes) == 0;
 }
