@@ -151,3 +151,13 @@ def _is_ours(error: BaseException) -> bool:
 
 def _is_of(module: str, packages: tuple[str, ...]) -> bool:
     return module.partition(".")[0] in packages
+
+
+def check_whole(name: str, value: object, least: int = 0, below: int = 2**31) -> None:
+    """Refuse what is no whole number in ``least`` to ``below``, as the options of the commands do.
+
+    Raises:
+        InputError: names the option, what was given and what was expected.
+    """
+    if type(value) is not int or not least <= value < below:
+        raise InputError(f"{name} {repr(value)[:80]}: expected a whole number, {least} to {below - 1:,}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, check_whole
 from knowshift.files import check_output_file, expanded
 from knowshift.parameters.regions import Scope
 from knowshift.system.allocator import steady_heap
@@ -90,6 +90,7 @@ def weights(
     fractions = list(FRACTIONS) if fraction is None else list(named_fractions(fraction).values())
     for one in fractions:
         exact_count(one, 0)
+    _check_numbers(seed, threads)
     scope = Scope(region, _layers(layers), allow_nonfinite)
     files = [Path(path) for path in (figure, output) if path is not None]
     if isinstance(base, (str, Path)) and isinstance(tuned, (str, Path)):
@@ -157,6 +158,7 @@ def restore(
     from knowshift.parameters.files.restored import Restoration, restore_checkpoints
 
     steady_heap()
+    _check_numbers(seed, threads)
     scope = Scope(region, _layers(layers), allow_nonfinite)
     fractions = _whole(criterion, scope) if fraction is None else named_fractions(fraction)
     if isinstance(tuned, (str, Path)):
@@ -210,15 +212,24 @@ def named_fractions(given: Fractions) -> dict[str, float]:
     from knowshift.parameters.selection.select import fraction_name
 
     fractions: dict[str, float] = {}
-    for one in [given] if isinstance(given, (str, float, int)) else given:
+    several = [given] if isinstance(given, (str, float, int)) else list(given)
+    if not several:
+        raise InputError("--fraction: none given; expected a number from 0 to 1")
+    for one in several:
         try:
             value = float(one)
-        except ValueError:
+        except (TypeError, ValueError):
             raise InputError(f"--fraction {one!r}: expected a number from 0 to 1") from None
         if value in fractions.values():
             raise InputError(f"--fraction {one}: given twice")
         fractions[one.strip() if isinstance(one, str) else fraction_name(value)] = value
     return fractions
+
+
+def _check_numbers(seed: int, threads: int | None) -> None:
+    check_whole("seed", seed)
+    if threads is not None:
+        check_whole("threads", threads, 1)
 
 
 def _one_core_each() -> None:
@@ -290,7 +301,13 @@ def _whole(criterion: str, scope: Scope) -> dict[str, float]:
 
 
 def _layers(given: Layers | None) -> tuple[int, int] | None:
-    if given is None or isinstance(given, tuple):
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        if not (isinstance(given, tuple) and len(given) == 2):
+            raise InputError(f"layers {repr(given)[:80]}: expected (first, last), or a text such as '0-3'")
+        for layer in given:
+            check_whole("layer", layer)
         return given
     found = re.fullmatch(r"(\d+)(?:-(\d+))?", given.strip())
     if found is None:

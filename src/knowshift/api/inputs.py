@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union
+from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
 import pyarrow as pa
 
@@ -120,7 +120,10 @@ def load_facts(source: FactsLike, *, aliases: bool = True) -> FactSource:
         return source
     if isinstance(source, (str, Path)):
         return _load_facts(str(source), aliases)
-    return FactSource("facts", tuple(source))
+    facts = cast("tuple[Fact, ...]", tuple(source) if isinstance(source, Sequence) else (source,))
+    if other := next((fact for fact in facts if not isinstance(fact, Fact)), None):
+        raise InputError(f"facts of type {type(other).__name__}; expected a source's name or knowshift.facts.fact.Fact")
+    return FactSource("facts", facts)
 
 
 def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[FactSource, KnownFacts, str]:
@@ -134,7 +137,9 @@ def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[FactSource, Kn
         record: Path | pa.Table = Path(mastery)
         name = Path(mastery).name
     else:
-        record = mastery if isinstance(mastery, pa.Table) else mastery.table
+        record = mastery if isinstance(mastery, pa.Table) else getattr(mastery, "table", None)
+        if not isinstance(record, pa.Table):
+            raise InputError(f"a mastery record of type {type(mastery).__name__}; expected a file or an Arrow table")
         name = "in memory"
     asked = str(facts) if isinstance(facts, (str, Path)) else source.name
     return source, known_facts(source.facts, record, asked), name

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, load_model, source_name, with_mastery
-from knowshift.errors import InputError
+from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, read_table
@@ -113,6 +113,8 @@ def mastery(
     from knowshift.probing.measure import Protocol
     from knowshift.probing.run import PART, run_mastery
 
+    if workers is not None:
+        check_whole("workers", workers, 1)
     asked = limited(load_facts(facts).facts, limit, seed)
     protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error)
     _check_extras(compare, certainty, prompts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, check_whole, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +121,8 @@ def study(
     from knowshift.system.progress import bar
 
     settings = _settings(config, preset)
+    if workers is not None:
+        check_whole("workers", workers, 1)
     if executor not in get_args(Executor):
         raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
     run = _run_folder(settings, output_dir)

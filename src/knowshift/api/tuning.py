@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, source_name, with_mastery
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, check_whole, nearest
 from knowshift.files import check_parent, folder_beside, write_json
 from knowshift.system.progress import bar
 from knowshift.training.draws import draw_training_set
@@ -76,6 +76,12 @@ def finetune(
         check_trainable(str(model), dtype)  # before torch and TRL are imported
     if not 0 < learning_rate < float("inf"):
         raise InputError(f"learning rate {learning_rate} (--learning-rate): expected a positive number")
+    check_whole("level", level, 0, 5)
+    check_whole("draw", draw)
+    check_whole("seed", seed)
+    for name, value in (("size", size), ("batch size", batch_size), ("epochs", epochs)):
+        if value is not None:
+            check_whole(name, value, 1)
     if strategy not in STRATEGIES:
         raise InputError(f"finetune: no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
     target = None if output_dir is None else Path(output_dir)

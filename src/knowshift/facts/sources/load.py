@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, check_whole, nearest
 from knowshift.facts.fact import Fact
 from knowshift.facts.leakage import Leakage, leakage, without_leaked
 from knowshift.facts.sources.entity_questions import read_entity_questions
@@ -180,7 +180,9 @@ def _hint(source: str) -> str:
 
 def limited(facts: Sequence[Fact], limit: int | None, seed: int) -> list[Fact]:
     """The first ``limit`` facts of a seeded shuffle, in their own order; all of them where there is no limit."""
+    check_whole("seed", seed)
     if limit is None:
         return list(facts)
+    check_whole("limit", limit, 1)
     chosen = sorted(np.random.default_rng([seed, 8]).permutation(len(facts))[:limit].tolist())
     return [facts[index] for index in chosen]

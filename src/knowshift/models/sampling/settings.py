@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, check_whole, nearest
 
 #: Rules for what a hit is: the paper's plain substring, or at word boundaries (:mod:`knowshift.facts.grading`).
 GRADINGS = ("substring", "word")
@@ -15,7 +16,7 @@ class Sampling:
     """Independent draws from the whole distribution, without top-p or top-k; the defaults are the paper's (2.3).
 
     Raises:
-        InputError: an unknown grading.
+        InputError: an unknown grading, a temperature that is not above 0, a number that is none.
     """
 
     draws_per_prompt: int = 10
@@ -27,5 +28,10 @@ class Sampling:
     grading: str = "substring"
 
     def __post_init__(self) -> None:
+        check_whole("draws of a prompt", self.draws_per_prompt, 1)
+        check_whole("tokens of a draw", self.max_new_tokens, 1)
+        check_whole("seed", self.seed)
+        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
+            raise InputError(f"temperature {repr(self.temperature)[:80]}: expected a number above 0")
         if self.grading not in GRADINGS:
             raise InputError(f"grading {self.grading!r} is unknown{nearest(self.grading, GRADINGS)}")
