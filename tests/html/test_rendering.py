@@ -103,7 +103,7 @@ def test_python_makes_no_html() -> None:
         imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert not imported & {"html", "markupsafe"}, path
     assert {name for name, part in made if not re.search("svg|metadata", part)} == set()
-    assert {name for name, _ in made} == {"drawing.py", "page.py"}
+    assert {name for name, _ in made} == {"plotting.py", "page.py"}
 
 
 def test_the_style_sheet_is_no_template() -> None:

@@ -81,7 +81,7 @@ def write_prompts(record: Path, folder: Path) -> tuple[Path, Path]:
         writer = csv.DictWriter(stream, ["relation", "prompt", "facts", "rate", "correlation", "template"])
         writer.writeheader()
         writer.writerows({**row, "template": _template(row["relation"], row["prompt"])} for row in rows)
-    _draw(rows, figure)
+    _plot(rows, figure)
     return table, figure
 
 
@@ -90,7 +90,7 @@ def _template(relation: str, prompt: int) -> str:
     return known.completions[prompt] if known and prompt < len(known.completions) else ""
 
 
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
+def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     """A grid: one line a relation, one cell a prompt from best to worst, its hit rate as shade, its number as text."""
     import matplotlib
 
@@ -111,7 +111,7 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     # To the tenth above the best prompt, so that shades tell prompts apart where all rates are low.
     top = max(0.1, float(np.ceil(10 * np.nanmax(grid)) / 10)) if names else 1.0
     with pyplot.rc_context({"svg.hashsalt": "knowshift", "font.size": 7}):
-        drawing, axes = pyplot.subplots(figsize=(0.3 * width + 3.4, 0.22 * len(names) + 1.0))
+        plot, axes = pyplot.subplots(figsize=(0.3 * width + 3.4, 0.22 * len(names) + 1.0))
         image = axes.imshow(grid, vmin=0, vmax=top, cmap="Blues", aspect="auto")
         for line, name in enumerate(names):
             for cell, (rate, prompt) in enumerate(sorted(by_relation[name], key=_best_first)):
@@ -125,11 +125,11 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.tick_params(which="both", length=0)
         axes.spines[:].set_visible(False)
         axes.set_xlabel("prompts of the relation (facts asked), best first; numbers as in prompts.csv")
-        scale = drawing.colorbar(image, ax=axes, label="mean hit rate", fraction=0.03, pad=0.02)
+        scale = plot.colorbar(image, ax=axes, label="mean hit rate", fraction=0.03, pad=0.02)
         scale.outline.set_visible(False)
         with file_beside(path) as beside:
-            drawing.savefig(beside, format="svg", bbox_inches="tight", metadata={"Date": None})
-        pyplot.close(drawing)
+            plot.savefig(beside, format="svg", bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(plot)
 
 
 def _best_first(cell: tuple[float, int]) -> tuple[float, int]:

@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
-from knowshift.html.drawing import drawing, legend_above, svg_text
+from knowshift.html.plotting import legend_above, panels, svg_text
 from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
@@ -32,7 +32,7 @@ Dict = dict[str, Any]
 @contextmanager
 def _by_domain(height: float) -> Iterator[tuple[Figure, Axes, list[tuple[Domain, Axes]]]]:
     """A panel for each domain beside each other: the figure, the left panel, and each domain's."""
-    with drawing(7.6, height, len(DOMAINS)) as (figure, axes):
+    with panels(7.6, height, len(DOMAINS)) as (figure, axes):
         for domain, panel in zip(DOMAINS, axes, strict=True):
             panel.set_title(DOMAIN_WORDS[domain].capitalize())
         yield figure, axes[0], list(zip(DOMAINS, axes, strict=True))
@@ -108,7 +108,7 @@ def kl_by_size(summary: Table) -> str | None:
     rows = summary.where(control="", domain="both")
     if not rows:
         return None
-    with drawing(7.6, 3.7) as (figure, (axes,)):
+    with panels(7.6, 3.7) as (figure, (axes,)):
         _lines_by_level(axes, rows, "kl_mean", sorted({float(r["size"]) for r in rows}))
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean KL to the base, nats")
@@ -235,7 +235,7 @@ def concentration(table: Table) -> str | None:
         ("LLaMA-3-8B, relative change (published)", [paper.get(n, math.nan) for n in names], PAPER_COLOUR),
         ("this run, absolute change", mean("run", "absolute"), "#b8bec6"),
     ]
-    with drawing(7.6, 3.9) as (figure, (axes,)):
+    with panels(7.6, 3.9) as (figure, (axes,)):
         width = 0.2
         for index, (label, values, colour) in enumerate(bars):
             x = [i + (index - 1.5) * width for i in range(len(names))]
@@ -252,7 +252,7 @@ def mastery_by_exposures(table: Table) -> str | None:
     rows = [row for row in table.where() if row["facts"]]
     if not rows:
         return None
-    with drawing(7.6, 3.7) as (figure, (axes,)):
+    with panels(7.6, 3.7) as (figure, (axes,)):
         x = list(range(len(rows)))
         bottom = [0.0] * len(rows)
         for level in range(LEVELS):

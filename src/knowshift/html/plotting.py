@@ -15,7 +15,7 @@ from knowshift.html.style import STYLE
 
 
 @contextmanager
-def drawing(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of so many inches, and its panels from left to right."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
