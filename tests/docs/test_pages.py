@@ -113,7 +113,9 @@ def test_the_picture_of_the_packages_is_what_is_held() -> None:
 def test_make_help_lists_every_target() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     targets = re.findall(r"^\.PHONY: (.*)$", makefile, re.M)[0].split()
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     listed = [re.fullmatch(r"make (\S+) +\S.*", line) for line in done.stdout.splitlines()]
     assert None not in listed
     assert sorted(line[1] for line in listed if line) == sorted(targets)
