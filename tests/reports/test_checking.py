@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +141,16 @@ def test_every_file_is_checked_where_it_is_read(run: Path, pattern: str, place: 
     assert str(told.value).startswith(f"{file}: ")
     assert len(str(told.value)) < len(str(file)) + 300
     assert not (run / "report.html").exists()
+
+
+def test_restored_answers_of_a_model_that_was_not_evaluated_as_tuned_are_passed_over(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    content = json.loads((copy / "manifest.json").read_text())
+    cell = next(cell for cell in content["cells"] if cell["kind"] == "restoration")
+    cell["key"]["learning_rate"] = 0
+    (copy / "manifest.json").write_text(json.dumps(content))
+    write_report(copy)
+    table = [line.split(",") for line in (copy / "tables" / "accuracy_summary.csv").read_text().splitlines()]
+    assert table[0][2] == "learning_rate"
+    assert not [line for line in table if line[2] == "0"]

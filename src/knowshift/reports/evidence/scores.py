@@ -99,8 +99,9 @@ class Scores:
         return self.drawn.get(model, ())
 
     def settings(self, control: str = "") -> list[Setting]:
-        """The settings evaluated, in order."""
-        return sorted({c.setting for c in self.columns if c.setting and c.setting.control == control})
+        """The settings evaluated as tuned, in order; restored answers alone, without those, say nothing."""
+        found = {c.setting for c in self.columns if c.setting and c.setting.control == control}
+        return sorted(setting for setting in found if self.draws(Model(setting)))
 
     def column(self, model: Model, draw: int) -> int:
         return self.lookup[Column(model.setting, draw, model.criterion, model.fraction)]
