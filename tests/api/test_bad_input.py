@@ -65,6 +65,14 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
     "a limit below 0": (lambda known: knowshift.evaluate(WORLD, WORLD, known, limit=-3), "limit -3: expected"),
     "facts of numbers": (lambda known: knowshift.load_facts([1]), "facts of type int; expected a source's name"),
     "a number for facts": (lambda known: knowshift.load_facts(5), "facts of type int; expected"),
+    "a tokenizer for a folder": (
+        lambda known: knowshift.load_model(WORLD, tokenizer="t"),
+        "tokenizer: world:tiny brings",
+    ),
+    "a revision of what is loaded": (
+        lambda known: knowshift.evaluate(knowshift.load_model(WORLD), WORLD, known, revision="main"),
+        "revision 'main': for a model by name; this one is loaded already",
+    ),
     "a number for a model": (lambda known: knowshift.load_model(5), "a model of type int; expected a folder"),
     "no workers of a study": (lambda known: knowshift.study(preset="tiny", workers=0), "workers 0: expected"),
     "no such executor": (

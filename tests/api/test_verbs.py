@@ -18,6 +18,7 @@ from knowshift.api.measures import Mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.parameters.files.checkpoint import StoredTensors
+from knowshift.records import read_about
 from knowshift.system.progress import bar, is_watched
 
 QUICK = {"draws": 2, "max_new_tokens": 4, "workers": 1}
@@ -143,6 +144,49 @@ def test_two_models_in_memory_are_told_apart(small_world: Path) -> None:
     with torch.no_grad():
         next(other.model.parameters()).view(-1)[0] += 1
     assert knowshift.load_model(other.model).identity != one.identity
+
+
+def test_a_record_says_of_a_loaded_model_what_its_weights_are_now(
+    world: str, small_world: Path, known: Mastery, tmp_path: Path
+) -> None:
+    """Not what they were when it was loaded: else a changed model would be given the record of the one before."""
+    base, tuned = knowshift.load_model(small_world), knowshift.load_model(small_world)
+    with torch.no_grad():
+        for parameter in tuned.model.parameters():
+            parameter += 0.1
+    tuned.model.train()
+    output = tmp_path / "m.parquet"
+    kept = knowshift.mastery(tuned, world, output=output, limit=4, **QUICK)
+    assert knowshift.mastery(tuned, world, output=output, limit=4, **QUICK).table.equals(kept.table)
+    assert not tuned.model.training
+    knowshift.restore(base, tuned, fraction=0.5)
+    with pytest.raises(InputError, match="recorded with another model"):
+        knowshift.mastery(tuned, world, output=output, limit=4, **QUICK)
+
+    done = knowshift.finetune(base, world, known, level=2, size=4, learning_rate=1e-2)
+    said = []
+    for model in (base, done.model, knowshift.load_model(small_world)):
+        knowshift.evaluate(model, world, known, limit=2, output=tmp_path / "a.parquet")
+        said.append(read_about(tmp_path / "a.parquet", "answers"))
+    assert said[0]["identity"] == said[2]["identity"] != said[1]["identity"]
+    assert done.model.name == f"{said[0]['model']}, fine-tuned"
+
+
+def test_a_model_that_was_tuned_in_memory_is_written_as_it_is(
+    world: str, small_world: Path, known: Mastery, tmp_path: Path
+) -> None:
+    done = knowshift.finetune(
+        loaded(small_world), world, known, level=2, size=4, learning_rate=1e-2, output_dir=tmp_path / "tuned"
+    )
+    again = knowshift.load_model(tmp_path / "tuned")
+    ours, theirs = (dict(model.model.named_parameters()) for model in (done.model, again))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert again.stop_ids() == done.model.stop_ids() == knowshift.load_model(small_world).stop_ids()
+    texts = ["Who is it?", "<|question|> Who? <|answer|>"]
+    assert again.encoder.prompts(texts) == knowshift.load_model(small_world).encoder.prompts(texts)
+    held, read = (knowshift.evaluate(model, world, known) for model in (done.model, tmp_path / "tuned"))
+    assert held.table.equals(read.table)
 
 
 def test_records_of_other_facts_are_refused(world: str, known: Mastery, small_world: Path) -> None:

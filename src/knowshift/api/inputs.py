@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, Union, cast
 
@@ -45,20 +45,30 @@ def load_model(
 
     Args:
         model: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH``, an adapter (PEFT), or a
-            loaded transformers model, which is put into evaluation mode and used where it is, in its dtype.
-        tokenizer: of a loaded model; where not given, that of the folder the model was loaded from.
+            loaded transformers model, which is put into evaluation mode and used where it is, in its dtype. What is
+            loaded may have changed since: its ``identity`` in records is over its weights as they are now.
+        tokenizer: of a loaded transformers model; where not given, that of the folder the model was loaded from.
         dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
         device: a torch device, or "auto" (cuda where there is one).
         base: the model an adapter is put on; where not given, what its configuration says.
 
     Raises:
-        InputError: whatever is missing, pickled, damaged or not finite.
+        InputError: whatever is missing, pickled, damaged or not finite, and an option that the model cannot take.
     """
-    from knowshift.models.loading import LoadedModel
+    from knowshift.models.loading import LoadedModel, weights_digest
     from knowshift.models.loading import load_model as load
 
+    if tokenizer is not None and isinstance(model, (str, Path, LoadedModel)):
+        raise InputError(
+            f"tokenizer: {getattr(model, 'name', model)} brings its own; give one with a transformers model"
+        )
+    if not isinstance(model, (str, Path)):
+        for option, value in (("revision", revision), ("base", base), ("base_revision", base_revision)):
+            if value is not None:
+                raise InputError(f"{option} {repr(value)[:80]}: for a model by name; this one is loaded already")
     if isinstance(model, LoadedModel):
-        return model
+        model.model.eval()
+        return replace(model, identity=digest([model.identity, weights_digest(model.model)]))
     if isinstance(model, (str, Path)):
         options = {"revision": revision, "dtype": dtype, "device": device, "base": base}
         return load(str(model), base_revision=base_revision, **options)  # type: ignore[arg-type]
@@ -70,9 +80,8 @@ def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     from transformers import PreTrainedModel
 
     from knowshift.models.finding import ModelFiles, model_identity
-    from knowshift.models.loading import LoadedModel, load_tokenizer
+    from knowshift.models.loading import LoadedModel, load_tokenizer, weights_digest
     from knowshift.models.vocabulary import check_vocabulary
-    from knowshift.parameters.loaded import as_array, parameters_of
 
     if not isinstance(model, PreTrainedModel):
         raise InputError(
@@ -90,10 +99,6 @@ def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     if model.can_generate() and model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    told = hashlib.sha256()
-    for tensor, parameter in parameters_of(model).items():
-        told.update(tensor.encode())
-        told.update(as_array(parameter.cpu().contiguous()).tobytes())
     loaded = LoadedModel(
         model=model.eval(),
         tokenizer=tokenizer,
@@ -101,7 +106,7 @@ def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
         folder=folder,
         dtype=str(model.dtype).removeprefix("torch."),
         device=str(model.device),
-        identity=digest([model_identity(folder), told.hexdigest()]),
+        identity=digest([model_identity(folder), weights_digest(model)]),
         scratch=scratch,
     )
     check_vocabulary(name, loaded.tokenizer, loaded.vocabulary, loaded.encoder.prefix)

@@ -108,7 +108,6 @@ def mastery(
     Raises:
         InputError: bad input of any kind; nothing that was recorded is lost.
     """
-    from knowshift.models.loading import LoadedModel
     from knowshift.probing.engines import EngineSpec
     from knowshift.probing.measure import Protocol
     from knowshift.probing.run import PART, run_mastery
@@ -121,9 +120,8 @@ def mastery(
     if isinstance(model, (str, Path)):
         spec = EngineSpec(str(model), revision, dtype, base=base, base_revision=base_revision)
     else:
-        loaded = load_model(model)
+        loaded = load_model(model, revision=revision, base=base, base_revision=base_revision)
         spec = EngineSpec(loaded.name, dtype=loaded.dtype, devices=(loaded.device,), loaded=loaded)
-        assert isinstance(loaded, LoadedModel)
     spec, processes = spec.placed(device, workers, -(-len(asked) // PART))
     began = time.monotonic()
     resumed: list[int] = []

@@ -124,4 +124,6 @@ def finetune(
         with folder_beside(target) as folder:
             save_model(loaded, folder)
             write_json(folder / "knowshift.json", record)
-    return FineTuned(loaded, target, ids, made["steps"], made["train_loss"], record)
+    return FineTuned(
+        replace(loaded, name=f"{loaded.name}, fine-tuned"), target, ids, made["steps"], made["train_loss"], record
+    )

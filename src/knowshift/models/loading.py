@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
-from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.finding import HASHED_WHOLE, ModelFiles, find_model
 from knowshift.models.prompts import PromptEncoder
 from knowshift.models.token_bytes import token_pieces
 from knowshift.models.vocabulary import Vocabulary, check_vocabulary
@@ -31,7 +32,7 @@ from knowshift.parameters.files.adapter import AdaptedTensors, not_read, read_ad
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.parameters.files.companions import VOCABULARIES, tokenizer_beside
 from knowshift.parameters.files.pair import open_tuned
-from knowshift.parameters.loaded import as_tensor
+from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -221,6 +222,23 @@ def _check_finite(name: str, tensor: str, parameter: torch.Tensor) -> None:
     ):
         dtype = str(parameter.dtype).removeprefix("torch.")
         raise InputError(f"{name}: with the adapter, tensor {tensor!r} has NaN or infinite weights in {dtype}")
+
+
+def weights_digest(model: torch.nn.Module) -> str:
+    """SHA-256, in hex, over the names and weights of a loaded model as they are now.
+
+    Above :data:`~knowshift.models.finding.HASHED_WHOLE` bytes, one MiB in every 32 of a tensor, as of files.
+    """
+    told = hashlib.sha256()
+    parameters = parameters_of(model)
+    whole = sum(tensor.nbytes for tensor in parameters.values()) <= HASHED_WHOLE
+    for name, tensor in parameters.items():
+        held = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+        told.update(f"{name}:{len(held)}:".encode())
+        step = max(1, len(held)) if whole else 32 << 20
+        for start in range(0, len(held), step):
+            told.update(held[start : start + (step if whole else 1 << 20)].data)
+    return told.hexdigest()
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
