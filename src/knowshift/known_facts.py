@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.records import MASTERY, read_table
+from knowshift.records import MASTERY, checked, read_table
 
 #: The columns of a mastery record that are looked at here.
 COLUMNS = ("fact", "prompt_hits", "prompt_draws", "level")
@@ -50,7 +50,10 @@ def known_facts(facts: Iterable[Fact], mastery: Path | pa.Table, source: str) ->
         InputError: no such record or not one, or a record of other facts.
     """
     name = str(mastery) if isinstance(mastery, Path) else "the mastery record"
-    table = read_table(mastery, MASTERY, "mastery")[0] if isinstance(mastery, Path) else mastery
+    if isinstance(mastery, Path):
+        table, _ = read_table(mastery, MASTERY, "mastery")
+    else:
+        table = checked(mastery, MASTERY, "mastery", name)
     by_id = {fact.id: fact for fact in facts}
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:

@@ -101,15 +101,23 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
     """Read a record file back, with its ``about``; an :class:`InputError` names the file and what does not fit."""
     if not os.path.exists(path):
         raise InputError(f"{path}: no such {kind} record")
-    table, names = read_parquet(path)
+    table, _ = read_parquet(path)
+    return checked(table, schema, kind, str(path)), _about(path, kind, table.schema)
+
+
+def checked(table: pa.Table, schema: pa.Schema, kind: str, name: str) -> pa.Table:
+    """A table with the columns of a schema, in its order and types; ``name`` is what errors call it.
+
+    Raises:
+        InputError: a column that is missing or of another type, or a mastery record with gaps.
+    """
     for field in schema:
-        if field.name not in names:
-            raise InputError(f"{path}: not a {kind} record: column {field.name!r} is missing")
-    about = _about(path, kind, table.schema)
+        if field.name not in table.column_names:
+            raise InputError(f"{name}: not a {kind} record: column {field.name!r} is missing")
     if schema is MASTERY:
-        refuse_gaps(path, table.select(schema.names))
-    with border(f"{path}: not a {kind} record"):
-        return table.select(schema.names).cast(schema), about
+        refuse_gaps(name, table.select(schema.names))
+    with border(f"{name}: not a {kind} record"):
+        return table.select(schema.names).cast(schema)
 
 
 def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
@@ -141,7 +149,7 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa
     return table, names
 
 
-def refuse_gaps(path: Path, mastery: pa.Table) -> None:
+def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
     """Every fact of a mastery record was measured: only how often a corpus states it may be unknown."""
     for name in mastery.column_names:
         values = mastery[name]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import knowshift
@@ -31,6 +32,11 @@ def finetune(**more: Any) -> Callable[[Mastery], object]:
 
 def restore(**more: Any) -> Callable[[Mastery], object]:
     return lambda known: knowshift.restore(WORLD, WORLD, **{"output_dir": "restored", "fraction": 0.2, **more})
+
+
+def gap(table: pa.Table) -> pa.Table:
+    values = [None, *table["level"].to_pylist()[1:]]
+    return table.set_column(table.column_names.index("level"), "level", pa.array(values, pa.int8()))
 
 
 CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
@@ -62,6 +68,14 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
     "half a layer": (restore(layers=(0, 0.5)), "layer 0.5: expected"),
     "layers in words": (restore(layers="all"), "--layers 'all': expected a layer or a range such as 0-3"),
     "no record": (lambda known: knowshift.evaluate(WORLD, WORLD, 3), "a mastery record of type int; expected a file"),
+    "a table of something else": (
+        lambda known: knowshift.evaluate(WORLD, WORLD, pa.table({"fact": ["a"]})),
+        "the mastery record: not a mastery record: column 'relation' is missing",
+    ),
+    "a table with a gap": (
+        lambda known: knowshift.evaluate(WORLD, WORLD, gap(known.table)),
+        "the mastery record: not a mastery record: column 'level' has rows without a value",
+    ),
     "a limit below 0": (lambda known: knowshift.evaluate(WORLD, WORLD, known, limit=-3), "limit -3: expected"),
     "facts of numbers": (lambda known: knowshift.load_facts([1]), "facts of type int; expected a source's name"),
     "a number for facts": (lambda known: knowshift.load_facts(5), "facts of type int; expected"),

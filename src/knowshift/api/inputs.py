@@ -131,13 +131,14 @@ def load_facts(source: FactsLike, *, aliases: bool = True) -> FactSource:
     return FactSource("facts", facts)
 
 
-def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[FactSource, KnownFacts, str]:
-    """Facts, what the base model knows of them, and the record's name for other records.
+def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[KnownFacts, str, str]:
+    """What the base model knows of facts, and what records call the source (as it was given) and the mastery record.
 
     Raises:
         InputError: a bad source or record, or a record of other facts.
     """
-    source = load_facts(facts)
+    loaded = load_facts(facts)
+    source = str(facts) if isinstance(facts, (str, Path)) else loaded.name
     if isinstance(mastery, (str, Path)):
         record: Path | pa.Table = Path(mastery)
         name = Path(mastery).name
@@ -146,10 +147,4 @@ def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[FactSource, Kn
         if not isinstance(record, pa.Table):
             raise InputError(f"a mastery record of type {type(mastery).__name__}; expected a file or an Arrow table")
         name = "in memory"
-    asked = str(facts) if isinstance(facts, (str, Path)) else source.name
-    return source, known_facts(source.facts, record, asked), name
-
-
-def source_name(facts: FactsLike) -> str:
-    """What records say of where facts are from: the source as it was given."""
-    return str(facts) if isinstance(facts, (str, Path)) else load_facts(facts).name
+    return known_facts(loaded.facts, record, source), source, name

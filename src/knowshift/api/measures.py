@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, load_model, source_name, with_mastery
+from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, load_model, with_mastery
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
@@ -217,12 +217,12 @@ def evaluate(
 
     if output is not None:
         check_output_file(Path(output))
-    _, known, record = with_mastery(facts, mastery)
+    known, source, record = with_mastery(facts, mastery)
     asked = limited(known.of("test"), limit, seed)
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     answers = evaluation.evaluate(loaded, asked, known.levels)
     if output is not None:
-        about = {"source": source_name(facts), "mastery": record, "seed": seed, "limit": limit}
+        about = {"source": source, "mastery": record, "seed": seed, "limit": limit}
         answers.write(Path(output), {**loaded.about(), **about})
     return Evaluation(
         as_table(ANSWERS, answers.columns),
@@ -261,7 +261,7 @@ def tokens(
 
     if output is not None:
         check_output_file(Path(output))
-    _, known, record = with_mastery(facts, mastery)
+    known, source, record = with_mastery(facts, mastery)
     before = load_model(base, revision=base_revision, dtype=dtype, device=device)
     on_base = isinstance(tuned, (str, Path)) and is_adapter(model_folder(str(tuned), revision=revision))
     if on_base and not isinstance(base, (str, Path)):
@@ -277,7 +277,7 @@ def tokens(
     items = token_shift.items_of(before, known, known.of("test"))
     shift = token_shift.token_shift(before, after, items)
     if output is not None:
-        about = {"base": before.about(), "tuned": after.about(), "source": source_name(facts), "mastery": record}
+        about = {"base": before.about(), "tuned": after.about(), "source": source, "mastery": record}
         shift.write(Path(output), about)
     scored = sum(1 for value in shift.columns["kl"] if value is not None)
     kept = None if output is None else Path(output)

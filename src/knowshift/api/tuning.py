@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, source_name, with_mastery
+from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, with_mastery
 from knowshift.errors import InputError, check_whole, nearest
 from knowshift.files import check_parent, folder_beside, write_json
 from knowshift.system.progress import bar
@@ -89,7 +89,7 @@ def finetune(
         if target.exists():
             raise InputError(f"{target}: exists already; a checkpoint is written to a new folder")
         check_parent(target)
-    _, known, _ = with_mastery(facts, mastery)
+    known, source, _ = with_mastery(facts, mastery)
     members = draw_training_set(known, level=level, size=size, draw=draw, seed=seed)
 
     from knowshift.models.saving import save_model
@@ -112,7 +112,7 @@ def finetune(
     ids = [fact.id for fact in members]
     record = {
         **about,
-        "source": source_name(facts),
+        "source": source,
         "level": level,
         "draw": draw,
         "seed": seed,
