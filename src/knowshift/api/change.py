@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
@@ -212,14 +212,14 @@ def named_fractions(given: Fractions) -> dict[str, float]:
     from knowshift.parameters.selection.select import fraction_name
 
     fractions: dict[str, float] = {}
-    several = [given] if isinstance(given, (str, float, int)) else list(given)
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     if not several:
         raise InputError("--fraction: none given; expected a number from 0 to 1")
     for one in several:
         try:
-            value = float(one)
+            value = float("true" if isinstance(one, bool) else one)  # True is no fraction, though Python makes it 1
         except (TypeError, ValueError):
-            raise InputError(f"--fraction {one!r}: expected a number from 0 to 1") from None
+            raise InputError(f"--fraction {repr(one)[:80]}: expected a number from 0 to 1") from None
         if value in fractions.values():
             raise InputError(f"--fraction {one}: given twice")
         fractions[one.strip() if isinstance(one, str) else fraction_name(value)] = value
