@@ -62,6 +62,8 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
     "no fractions": (restore(fraction=[]), "--fraction: none given"),
     "a fraction of 2": (restore(fraction=2), "fraction 2.0: expected a number from 0 to 1"),
     "no number": (restore(fraction=[None]), "--fraction None: expected a number from 0 to 1"),
+    "true": (restore(fraction=True), "--fraction True: expected a number from 0 to 1"),
+    "an object": (restore(fraction=object()), "--fraction <object object at"),
     "twice": (restore(fraction=[0.1, "0.10"]), "--fraction 0.10: given twice"),
     "no threads": (restore(threads=0), "threads 0: expected"),
     "one layer": (restore(layers=(0,)), "layers (0,): expected (first, last), or a text such as '0-3'"),
@@ -89,6 +91,14 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
     ),
     "a number for a model": (lambda known: knowshift.load_model(5), "a model of type int; expected a folder"),
     "no workers of a study": (lambda known: knowshift.study(preset="tiny", workers=0), "workers 0: expected"),
+    "a plan for no such executor": (
+        lambda known: knowshift.plan_study(preset="tiny", executor="heer"),
+        "no executor 'heer'; nearest: 'here'",
+    ),
+    "a study of a dict": (
+        lambda known: knowshift.study({"name": "a"}),
+        "a configuration of type dict; expected a file",
+    ),
     "no such executor": (
         lambda known: knowshift.study(preset="tiny", executor="heer"),
         "no executor 'heer'; nearest: 'here'",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -194,12 +196,27 @@ def test_records_of_other_facts_are_refused(world: str, known: Mastery, small_wo
         knowshift.evaluate(small_world, "world:tiny", known)
 
 
-def test_a_study_is_planned_run_and_reported(hand_run: Path) -> None:
+def test_a_study_is_planned(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="give either a config file or --preset"):
         knowshift.plan_study()
-    plan = knowshift.plan_study(preset="tiny", output_dir="no-such-folder")
+    plan = knowshift.plan_study(preset="tiny", output_dir=tmp_path / "run")
     assert plan.cells == plan.missing
     assert set(plan.cells) >= {"mastery", "tuned", "restoration"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_is_its_page_its_findings_and_its_tables(hand_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(hand_run, run)
+    found = knowshift.report(run)
+    assert found.output == run / "report.html"
+    assert [finding.number for finding in found.findings] == [1, 2, 3, 4]
+    frame = found.to_pandas("accuracy")
+    rows = list(csv.DictReader((run / "tables" / "accuracy.csv").read_text().splitlines()))
+    assert frame["facts"].tolist() == [int(row["facts"]) for row in rows]
+    assert len(found.tables) == 14
+    with pytest.raises(InputError, match="no table 'acuracy'; nearest: 'accuracy'"):
+        found.to_pandas("acuracy")
 
 
 def test_bars_are_for_people_who_watch(capsys: pytest.CaptureFixture[str]) -> None:

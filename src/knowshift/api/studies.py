@@ -68,18 +68,17 @@ def plan_study(
     *,
     preset: str | None = None,
     output_dir: str | Path | None = None,
+    executor: str = "processes",
+    workers: int | None = None,
 ) -> StudyPlan:
-    """The plan of a study; nothing is run, nothing is written.
+    """The plan of a study; nothing is run, nothing is written. What :func:`study` would refuse is refused here too.
 
     Raises:
         InputError: as :func:`study`.
     """
-    from knowshift.studies.folder import check_folder
     from knowshift.studies.run import plan_of
 
-    settings = _settings(config, preset)
-    run = _run_folder(settings, output_dir)
-    check_folder(run, settings)
+    settings, run = _checked(config, preset, output_dir, executor, workers)
     plan, about = plan_of(settings)
     return StudyPlan(
         settings.name,
@@ -116,17 +115,10 @@ def study(
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
     """
     from knowshift.studies.config import Executor
-    from knowshift.studies.folder import check_folder
     from knowshift.studies.run import run_study
     from knowshift.system.progress import bar
 
-    settings = _settings(config, preset)
-    if workers is not None:
-        check_whole("workers", workers, 1)
-    if executor not in get_args(Executor):
-        raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
-    run = _run_folder(settings, output_dir)
-    check_folder(run, settings)
+    settings, run = _checked(config, preset, output_dir, executor, workers)
     began = time.monotonic()
     with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
         told = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
@@ -146,15 +138,31 @@ def report(run: str | Path) -> Report:
     return Report(page, findings, {file.stem: file for file in sorted((Path(run) / "tables").glob("*.csv"))})
 
 
-def _settings(config: str | Path | StudyConfig | None, preset: str | None) -> StudyConfig:
-    from knowshift.studies.config import load_config, load_preset
+def _checked(
+    config: str | Path | StudyConfig | None,
+    preset: str | None,
+    output_dir: str | Path | None,
+    executor: str,
+    workers: int | None,
+) -> tuple[StudyConfig, Path]:
+    """The configuration and the run folder of a call, once everything about it is known to be sound."""
+    from knowshift.studies.config import Executor, StudyConfig, load_config, load_preset
+    from knowshift.studies.folder import check_folder
 
     if (config is None) == (preset is None):
         raise InputError("study: give either a config file or --preset NAME")
     if preset is not None:
-        return load_preset(preset)
-    return load_config(Path(config)) if isinstance(config, (str, Path)) else cast("StudyConfig", config)
-
-
-def _run_folder(settings: StudyConfig, output_dir: str | Path | None) -> Path:
-    return Path("runs") / settings.name if output_dir is None else Path(output_dir)
+        settings = load_preset(preset)
+    elif isinstance(config, (str, Path)):
+        settings = load_config(Path(config))
+    elif isinstance(config, StudyConfig):
+        settings = config
+    else:
+        raise InputError(f"study: a configuration of type {type(config).__name__}; expected a file or a StudyConfig")
+    if workers is not None:
+        check_whole("workers", workers, 1)
+    if executor not in get_args(Executor):
+        raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
+    run = Path("runs") / settings.name if output_dir is None else Path(output_dir)
+    check_folder(run, settings)
+    return settings, run

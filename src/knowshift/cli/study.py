@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,18 +29,31 @@ def study(
     """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
     import knowshift
 
+    asked: dict[str, Any] = {
+        "config": config,
+        "preset": preset,
+        "output_dir": output_dir,
+        "executor": executor,
+        "workers": workers,
+    }
     if dry_run:
-        _print_plan(knowshift.plan_study(config, preset=preset, output_dir=output_dir), as_json)
+        _print_plan(knowshift.plan_study(**asked), as_json)
         return
-    done = knowshift.study(
-        config, preset=preset, output_dir=output_dir, executor=executor, workers=workers, progress=_tell
-    )
+    done = knowshift.study(**asked, progress=_Teller())
     console.print(f"report: {done.report.output}  (tables and figures beside it)", soft_wrap=True)
     emit({"run": str(done.run), "report": str(done.report.output), "seconds": round(done.seconds, 1)}, as_json)
 
 
-def _tell(done: int, total: int, title: str, seconds: float, left: float) -> None:
-    console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
+class _Teller:
+    """A line for every unit that is done; before the first, that nothing is lost by stopping."""
+
+    begun = False
+
+    def __call__(self, done: int, total: int, title: str, seconds: float, left: float) -> None:
+        if not self.begun:
+            console.print("interrupt it when you like: the same command goes on where it stopped")
+        self.begun = True
+        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
 
 def _minutes(seconds: float) -> str:
