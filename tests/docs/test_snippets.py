@@ -24,7 +24,7 @@ NOT_RUN = {
     "knowshift facts entity-questions": "a download; tests/facts/test_fetching.py fetches from a server on loopback",
     "knowshift world build --output-dir my-world": "24 minutes; tests/cli/test_commands.py builds a small world",
     "knowshift world build --facts entity-questions:dataset.zip": "81 minutes",
-    "knowshift mastery http://127.0.0.1:8000": "a server; tests/models/test_server.py starts one",
+    "knowshift mastery http://127.0.0.1:8000": "a server; tests/models/server/test_transformers_serve.py starts one",
 }
 #: Programs that are not run; what they are given is looked at in `test_other_programs`.
 OTHER = ("make", "python", ".venv/bin/python")

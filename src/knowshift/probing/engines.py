@@ -70,8 +70,8 @@ class EngineSpec:
     def placed(self, device: str, workers: int | None, parts: int) -> tuple[EngineSpec, int]:
         """The same engine on its devices, and in how many processes: one a GPU, and of small models one a core.
 
-        ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one. A given number of ``workers`` overrides it; there are
-        never more than ``parts`` to share out.
+        ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one. A given number of ``workers`` overrides it; where
+        none is given, there are never more than ``parts``, the pieces of work to share out.
         """
         if self.is_server or self.loaded is not None:
             return self, 1

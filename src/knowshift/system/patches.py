@@ -1,6 +1,6 @@
 """Private parts of other libraries that are changed for a while, each with what happens where they are built otherwise.
 
-Everything here saves time and changes no result; tests/test_patches.py fails when a library moves what is named here.
+Everything here saves time and changes no result; tests/system/test_patches.py fails when a library moves what is named.
 """
 
 from __future__ import annotations

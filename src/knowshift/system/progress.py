@@ -23,4 +23,8 @@ def bar(what: str, total: float | None, unit: str, shown: bool | None = None) ->
     """A bar over ``total`` units (None where nobody knows); ``shown`` None means where somebody sees it."""
     hidden = not (is_watched() if shown is None else shown)
     with tqdm(desc=what, total=total, unit=unit, unit_scale=unit == "B", disable=hidden, leave=False) as meter:
-        yield lambda more: meter.update(more) and None
+
+        def advance(more: float) -> None:
+            meter.update(more)
+
+        yield advance
