@@ -102,7 +102,8 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
     if not os.path.exists(path):
         raise InputError(f"{path}: no such {kind} record")
     table, _ = read_parquet(path)
-    return checked(table, schema, kind, str(path)), _about(path, kind, table.schema)
+    about = _about(path, kind, table.schema)
+    return checked(table, schema, kind, str(path)), about
 
 
 def checked(table: pa.Table, schema: pa.Schema, kind: str, name: str) -> pa.Table:
