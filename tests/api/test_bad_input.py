@@ -15,19 +15,20 @@ from knowshift.api.measures import Mastery
 from knowshift.errors import InputError
 
 WORLD = "world:tiny"
+FACTS = knowshift.load_facts(WORLD)  # read once: it takes half a second
 
 
 @pytest.fixture(scope="module")
 def known() -> Mastery:
-    return knowshift.mastery(WORLD, WORLD, limit=4, draws=1, max_new_tokens=1, workers=1)
+    return knowshift.mastery(WORLD, FACTS, limit=4, draws=1, max_new_tokens=1, workers=1)
 
 
 def mastery(**more: Any) -> Callable[[Mastery], object]:
-    return lambda known: knowshift.mastery(WORLD, WORLD, **{"limit": 4, **more})
+    return lambda known: knowshift.mastery(WORLD, FACTS, **{"limit": 4, **more})
 
 
 def finetune(**more: Any) -> Callable[[Mastery], object]:
-    return lambda known: knowshift.finetune(WORLD, WORLD, known, **{"level": 0, "output_dir": "tuned", **more})
+    return lambda known: knowshift.finetune(WORLD, FACTS, known, **{"level": 0, "output_dir": "tuned", **more})
 
 
 def restore(**more: Any) -> Callable[[Mastery], object]:
@@ -69,16 +70,16 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
     "one layer": (restore(layers=(0,)), "layers (0,): expected (first, last), or a text such as '0-3'"),
     "half a layer": (restore(layers=(0, 0.5)), "layer 0.5: expected"),
     "layers in words": (restore(layers="all"), "--layers 'all': expected a layer or a range such as 0-3"),
-    "no record": (lambda known: knowshift.evaluate(WORLD, WORLD, 3), "a mastery record of type int; expected a file"),
+    "no record": (lambda known: knowshift.evaluate(WORLD, FACTS, 3), "a mastery record of type int; expected a file"),
     "a table of something else": (
-        lambda known: knowshift.evaluate(WORLD, WORLD, pa.table({"fact": ["a"]})),
+        lambda known: knowshift.evaluate(WORLD, FACTS, pa.table({"fact": ["a"]})),
         "the mastery record: not a mastery record: column 'relation' is missing",
     ),
     "a table with a gap": (
-        lambda known: knowshift.evaluate(WORLD, WORLD, gap(known.table)),
+        lambda known: knowshift.evaluate(WORLD, FACTS, gap(known.table)),
         "the mastery record: not a mastery record: column 'level' has rows without a value",
     ),
-    "a limit below 0": (lambda known: knowshift.evaluate(WORLD, WORLD, known, limit=-3), "limit -3: expected"),
+    "a limit below 0": (lambda known: knowshift.evaluate(WORLD, FACTS, known, limit=-3), "limit -3: expected"),
     "facts of numbers": (lambda known: knowshift.load_facts([1]), "facts of type int; expected a source's name"),
     "a number for facts": (lambda known: knowshift.load_facts(5), "facts of type int; expected"),
     "a tokenizer for a folder": (
@@ -86,7 +87,7 @@ CASES: dict[str, tuple[Callable[[Mastery], object], str]] = {
         "tokenizer: world:tiny brings",
     ),
     "a revision of what is loaded": (
-        lambda known: knowshift.evaluate(knowshift.load_model(WORLD), WORLD, known, revision="main"),
+        lambda known: knowshift.evaluate(knowshift.load_model(WORLD), FACTS, known, revision="main"),
         "revision 'main': for a model by name; this one is loaded already",
     ),
     "a number for a model": (lambda known: knowshift.load_model(5), "a model of type int; expected a folder"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import knowshift
-from knowshift.cli.app import _interrupted
+from knowshift.cli.app import _interrupted, main
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import load_model
 from knowshift.models.sampling.session import greedy
@@ -22,6 +25,17 @@ from knowshift.records import MASTERY, TOKEN_SHIFT, read_table, write_table
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "knowshift", *words], capture_output=True, text=True, timeout=300)
+
+
+def call_here(*words: str) -> subprocess.CompletedProcess[str]:
+    """The same in this process, for commands whose start is not what is tested: it takes five seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", ["knowshift", *words])
+        patch.setattr(gc, "set_threshold", lambda *thresholds: None)
+        with pytest.raises(SystemExit) as ended:
+            main()
+    return subprocess.CompletedProcess(words, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def test_the_version_is_printed_for_scripts() -> None:
@@ -215,11 +229,10 @@ def test_a_training_that_cannot_be_right_leaves_one_line_and_no_folder(
         (str(tmp_path / "half"), ["--dtype", "auto"], "use --dtype float32 or --dtype bfloat16"),
         (str(pipeline["world"]), ["--learning-rate", "1e12"], "training failed: step 2 of 2: the loss is nan"),
     ):
-        done = call("finetune", model, *out, *more)
+        done = call_here("finetune", model, *out, *more)
         assert (done.returncode, done.stdout) == (2, ""), done.stderr
-        told = [line for line in done.stderr.splitlines() if not line.startswith("fine-tuning ")]
-        assert len(told) == 1, done.stderr
-        assert said in told[0]
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert said in done.stderr
         assert [path.name for path in tmp_path.iterdir()] == ["half"]
 
 
@@ -258,27 +271,36 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     model = ["--hidden", "32", "--layers", "1", "--batch", "4", "--seed", "3", "--threads", "1"]
     bands = ["--band", "0.5:0-0", "--band", "0.5:7-9"]
     for wrong in ("0.5:0", "2:1-2"):
-        refused = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--band", wrong)
+        refused = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--band", wrong)
         assert refused.returncode == 2
         assert "expected SHARE:LOW-HIGH" in refused.stderr
-    refused = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--repetition", "9:1")
+    refused = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, "--repetition", "9:1")
     assert "expected LOW-HIGH:LEAST-MOST" in refused.stderr
     more = ["--repetition", "7-9:4-6"]
-    built = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, *more, "--json")
+    built = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, *more, "--json")
     assert built.returncode == 0, built.stderr
     record = json.loads(built.stdout)
     assert record["facts"] + record["facts_left_out"] == 10 * 3 + 14
-    described = call("world", "describe", f"world:{tmp_path / 'w'}", "--json")
+    described = call_here("world", "describe", f"world:{tmp_path / 'w'}", "--json")
     assert described.returncode == 0, described.stderr
     assert json.loads(described.stdout)["sentences"] == record["sentences"]
     assert set(record["bands"][1].values()) == {0.5, 7, 9}
     assert json.loads(described.stdout)["exposures"]["5-12"] > 0
     assert record["repetition"]["sentences"] > 0
-    levels = call("world", "levels", f"world:{tmp_path / 'w'}", "--output", str(tmp_path / "m.parquet"), "--json")
+    levels = call_here(
+        "world",
+        "levels",
+        f"world:{tmp_path / 'w'}",
+        "--output",
+        str(tmp_path / "m.parquet"),
+        "--workers",
+        "1",
+        "--json",
+    )
     assert levels.returncode == 0, levels.stderr
     told = json.loads(levels.stdout)["levels"]
     assert sum(sum(counts) for counts in told.values()) == record["facts"]
     assert json.loads((tmp_path / "w" / "world.json").read_text())["levels"].items() >= told.items()
-    again = call("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
+    again = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
     assert again.returncode == 2
     assert "exists already" in again.stderr

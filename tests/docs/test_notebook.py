@@ -20,5 +20,5 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     assert not [output for output in said if output["output_type"] == "error"]
     shown = [output["data"]["text/plain"] for output in said if output["output_type"] == "execute_result"]
     assert len(shown) == 6
-    assert sum(eval(shown[0])) == 600
+    assert sum(eval(shown[0])) == 250
     assert list(tmp_path.iterdir()) == []
