@@ -1,6 +1,6 @@
 """Adapters of every kind that PEFT makes: what every command sees is the model with its adapter.
 
-``KNOWSHIFT_EXAMPLES=3000`` draws more configurations than the 120 of the ordinary run.
+``KNOWSHIFT_EXAMPLES=3000`` draws more configurations than the 80 of the ordinary run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from knowshift.parameters.loaded import as_tensor
 from knowshift.parameters.regions import Scope, own_names
 from weights_pairs import loaded, same_bits
 
-EXAMPLES = int(os.environ.get("KNOWSHIFT_EXAMPLES", "120"))
+EXAMPLES = int(os.environ.get("KNOWSHIFT_EXAMPLES", "80"))
 IDS = torch.tensor([[3, 14, 15, 9], [2, 71, 82, 81]])
 
 #: How often each way was taken; a test that only ever refused would hold nothing.
