@@ -95,7 +95,7 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
                 yield tensor, parameter.detach()
 
     def _not_finite(self) -> str | None:
-        """The first tensor with a NaN or an infinity. Smallest and largest tell, and NaN is both: no copy is made."""
+        """The first tensor with a NaN or an infinity. aminmax gives NaN if any weight is NaN: no copy is made."""
         for tensor, parameter in self._trained():
             if not torch.stack(torch.aminmax(parameter)).isfinite().all():
                 return tensor
@@ -103,6 +103,6 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
 
 
 def sample(parameter: Tensor) -> Tensor:
-    """At most :data:`SAMPLED` weights of a tensor, evenly spaced; by an odd number, so that all columns have a turn."""
+    """At most :data:`SAMPLED` weights of a tensor, evenly spaced by an odd number, so that all columns occur."""
     stride = math.ceil(parameter.numel() / SAMPLED) | 1
     return parameter.flatten()[::stride]

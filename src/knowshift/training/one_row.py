@@ -44,7 +44,7 @@ class OneRow:
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         shared = shared_tokens(examples)
         ids, labels = (list(examples[0][key][:shared]) for key in ("input_ids", "labels"))
-        positions, owner = list(range(shared)), [0] * shared  # owner 0: everybody's
+        positions, owner = list(range(shared)), [0] * shared  # owner 0: shared by all
         for number, example in enumerate(examples, start=1):
             own = example["input_ids"][shared:]
             ids += own

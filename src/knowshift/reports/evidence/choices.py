@@ -1,6 +1,6 @@
 """Honest choices among tuned models: the best is chosen on other facts and draws than those that measure it.
 
-How a choice is made, and how much wider its interval has to be, is told in :mod:`knowshift.statistics.choices`.
+How a choice is made, and how much wider its interval has to be, is defined in :mod:`knowshift.statistics.choices`.
 """
 
 from __future__ import annotations
