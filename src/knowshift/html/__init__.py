@@ -1,1 +1,1 @@
-"""What pages share: templates, tables, figure style, numbers in words. Studies and models stay out."""
+"""What pages share: templates, tables, figure style, numbers in words. Imports no studies or models."""

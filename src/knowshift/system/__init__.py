@@ -1,1 +1,1 @@
-"""The machine, Python, and private parts of libraries. Facts and models stay out."""
+"""The machine, Python, and private parts of libraries. Imports no facts or models."""

@@ -1,4 +1,4 @@
-"""A training batch as one row: what all its examples begin with once, then what each has of its own.
+"""A training batch as one row: the common beginning of its examples once, then the rest of each.
 
 Every token sees the shared beginning and its own example, at the position it would have alone, so loss and gradients
 are those of one padded row an example, up to float rounding. There is no padding, and the words of the fine-tuning

@@ -17,7 +17,7 @@ _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 class SafeZip:
     """A zip opened for reading, refused as a whole (:class:`InputError`) when any entry is not a plain one inside.
 
-    Refused: names that are absolute or climb out with ``..``, links, encrypted entries, and names that stand twice.
+    Refused: absolute names, names that leave the folder by ``..``, repeated names, links, and encrypted entries.
     """
 
     def __init__(self, path: Path) -> None:

@@ -220,7 +220,7 @@ def _parts(text: str) -> list[Any]:
     for found in _PART.finditer(text[1:-1].rstrip()):
         mark, scalar, quoted, bare = found.group("mark", "scalar", "quoted", "bare")
         if mark and mark != ",":
-            raise NotAList("a list stands in it")
+            raise NotAList("it holds a list")
         if not mark:
             told = next(part for part in (scalar, quoted, bare) if part is not None)
             parts.append(_unquoted(told) if told[:1] in ("'", '"') and told[1:] else _bare(told))

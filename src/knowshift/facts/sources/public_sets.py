@@ -186,7 +186,7 @@ class _Stream:
         self._text, self._at, self._over = "", 0, False
 
     def rows(self, key: str) -> Iterator[Any]:
-        """Every element of the list at ``key`` of the outermost object, whatever else stands in it."""
+        """Every element of the list at ``key`` of the outermost object, whose other keys are passed over."""
         self._take("{", "an object")
         names: list[Any] = []
         while self._next() != "}":

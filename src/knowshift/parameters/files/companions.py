@@ -85,7 +85,7 @@ def _matching(folder: Path, patterns: Sequence[str]) -> set[Path]:
 def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, without: Sequence[str] = ()) -> list[Path]:
     """Paths of the folder's files that match one of the patterns, sorted.
 
-    What matches one of ``without`` is not among them, nor what is left behind.
+    What matches one of ``without`` is not among them, nor is what is never copied.
 
     Raises:
         InputError: one of them is a link that leads out of the folder and is not one of the hub's cache.

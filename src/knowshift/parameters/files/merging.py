@@ -166,11 +166,11 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
             tied = _shared(model) is not None
             adapted = PeftModel.from_pretrained(model, str(adapter.folder), config=config).eval()
             _check_loaded(adapter, adapted)
-            parted = _part(model)
+            untied = _untie(model)
             before = _probe(adapted, model)
             merged = adapted.merge_and_unload()
             _check_merged(adapter, before, _probe(merged, merged))
-            if parted:
+            if untied:
                 _tie_again(merged, bool(adapter.config.get("ensure_weight_tying")))
             _round(merged, base)
             merged.save_pretrained(target, max_shard_size="5GB")
@@ -206,7 +206,7 @@ def _layer(module: Any) -> Any:
     return module
 
 
-def _part(model: PreTrainedModel) -> bool:
+def _untie(model: PreTrainedModel) -> bool:
     """Untie head and embeddings where an adapter's matrices change one of them; whether that was so."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer

@@ -99,7 +99,7 @@ def check_output(folder: Path, inputs: Sequence[Path]) -> None:
 
 
 def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
-    target = folder.resolve()  # a link to an empty folder, or ".", is the folder that it stands for
+    target = folder.resolve()  # a link to an empty folder, or ".", is the folder that it points to
     if any(path.resolve() in (target, *target.parents) for path in inputs):
         raise InputError(f"{folder}: is (or lies in) one of the inputs; expected a new folder")
     if folder.exists() and not folder.is_dir():
