@@ -3,7 +3,7 @@
     python benchmarks/devices.py --folder SCRATCH [--devices cpu cuda] [--facts 300]
 
 Measures mastery, tunes, evaluates and compares first tokens on each device, from the shipped world, each command a
-process of its own. A device changes the order of sums, so draws and trainings part at near ties: what is printed says
+process of its own. A device changes the order of sums, so samples and trainings diverge at near ties: the output says
 how often.
 """
 

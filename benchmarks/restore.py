@@ -8,8 +8,8 @@ bfloat16, with 60% of each matrix moved by N(0, 1e-4). CLONE is a clone of githu
 tool of the paper's authors; it is only run, never imported here. Every contender is a process of its own, timed from
 its start to its end, one after the other in each round. Prints medians, ratios, processor seconds and peak resident
 memory. ``--cold`` drops both checkpoints from the system's cache before each command and waits five seconds, in which
-a virtual machine gives freed memory back: then every contender reads from the disk and fetches its memory anew. Else
-the cache is as the command before has left it, and a copy right after another output was deleted meets neither.
+a virtual machine gives freed memory back: then every contender reads from the disk and fetches its memory anew. Without
+``--cold`` the cache is as the previous command left it, and a copy right after a deleted output needs neither.
 ``--idle`` waits (at most so many seconds before each command) until nothing else runs on the machine.
 """
 
@@ -123,7 +123,7 @@ def shapes(layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def build_pair(folder: Path, layers: int) -> tuple[Path, Path]:
-    """Have the pair written by a process of its own; kept if it is there."""
+    """Write the pair in a separate process, unless it is there."""
     base, tuned = folder / f"base-{layers}", folder / f"tuned-{layers}"
     if not (tuned / "complete").is_file():
         subprocess.run([sys.executable, __file__, "--folder", folder, "--build", str(layers)], check=True)
@@ -185,7 +185,7 @@ def wait_for_idle(seconds: float) -> None:
 
 
 def forget(*folders: Path) -> None:
-    """Have the system's cache drop the weights of some checkpoints, and give freed memory time to go back."""
+    """Drop the weights of some checkpoints from the system's cache, and wait until freed memory is given back."""
     for path in (path for folder in folders for path in folder.glob("*.safetensors")):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)  # only what is on the disk can be dropped
@@ -226,7 +226,7 @@ def contenders(base: Path, tuned: Path, scratch: Path, authors: Path | None) -> 
 
 
 def agreement(base: Path, tuned: Path, scratch: Path, authors: Path) -> None:
-    """Have both restore 1% by the authors' rule, and say where the two checkpoints differ."""
+    """Restore 1% by the authors' rule with both tools, and print where the two checkpoints differ."""
     ours, theirs = scratch / "ours", scratch / "theirs"
     for folder in (ours, theirs):
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,7 @@
 
     python benchmarks/startup.py [--runs 10]
 
-Processor time hardly depends on what else the machine does; wall-clock time says something on a quiet one only. Runs
+Processor time hardly depends on what else the machine does; wall-clock time is comparable on an idle one only. Runs
 of the commands are interleaved. The files are in the disk cache after the first run, which is not counted.
 """
 

@@ -1,4 +1,4 @@
-"""Which tests look at a line: coverage of each test, and the rules for lines that run when a module is imported."""
+"""Which tests run a line: coverage of each test, and the rules for lines that run when a module is imported."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Covering:
         last = chain[-1]
         if inside and last is not inside[-1]:
             return self._between(path, last.lineno, _header_end(last))
-        if isinstance(last, ast.FunctionDef):  # its signature or a decorator: who runs its body
+        if isinstance(last, ast.FunctionDef):  # its signature or a decorator: the tests that run its body
             return self._between(path, last.body[0].lineno, last.end_lineno or 0) | self._mentioning(last.name)
         names = [*_targets(last), *(node.name for node in chain if isinstance(node, ast.ClassDef))]
         return set().union(*(self._naming(name) for name in names)) if names else self._between(path, 1, 10**9)

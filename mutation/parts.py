@@ -1,4 +1,4 @@
-"""The parts whose numbers people cite, and how many of their mutants a run looks at."""
+"""The parts whose numbers people cite, and how many of their mutants a run tests."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Mutation testing of the parts whose numbers people cite: ``make mutants``.
 
-    python mutation/run.py measure    # which tests look at which line, where source or tests have changed
-    python mutation/run.py run        # a seeded sample of mutants, each against the tests that look at its line
+    python mutation/run.py measure    # which tests run which line, where source or tests have changed
+    python mutation/run.py run        # a seeded sample of mutants, each against the tests that run its line
     python mutation/run.py table      # killed and survived by part, as it stands in docs/mutants.md
     python mutation/run.py survivors  # each survivor with its change
 
-Results are appended to ``runs/mutants/results.jsonl``: a run that was stopped goes on where it was.
+Results are appended to ``runs/mutants/results.jsonl``: a run that was stopped resumes.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _each(jobs: int, work: Any, queue: list[Any]) -> Iterator[Any]:
 
 
 def _begin(number: int) -> Path:
-    """What a worker needs: a copy of the tree that no other has, the libraries, and an end when its parent ends."""
+    """What a worker needs: its own copy of the tree, the libraries, and an end when its parent ends."""
     end_with_parent()
     copy = FOLDER / f"copy-{number}"
     copy_tree(ROOT, copy)

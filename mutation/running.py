@@ -99,7 +99,7 @@ class _Contexts:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: Any, request: pytest.FixtureRequest) -> Any:
-        """What a fixture that several tests share runs, all of its file's tests look at."""
+        """Lines that a shared fixture runs count as run by all tests of its file."""
         if fixturedef.scope == "function":
             return (yield)
         self.measured.switch_context(SHARED + self.file)
@@ -144,7 +144,7 @@ def in_child(work: Callable[[], int], log: Path, limit: float) -> Ended:
 
 
 def run_pytest(copy: Path, arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
-    """pytest in this process, on a copy of the tree, without what makes a failure slow to tell."""
+    """pytest in this process, on a copy of the tree, without the parts of a failure report that are slow."""
     os.chdir(copy)
     os.environ["PYTHONPATH"] = str(copy / "src")
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"

@@ -1,6 +1,6 @@
 """Where cosmic-ray's operators can change a module, less what changes no number: which mutants there are.
 
-Left out, since their mutants are the same program or fail at once whatever the tests look at: annotations, ``==`` for
+Left out, since their mutants are the same program or fail at once whatever the tests check: annotations, ``==`` for
 ``is`` and the other way, arithmetic replaced by bit operators, a sign replaced by one of them, operators on texts,
 paths and lists (nothing else can be done with those), the words of an error's message, how a dataclass is made (frozen,
 with slots), ``strict`` of zip, and code that only a type checker reads. What is no longer Python is no mutant.

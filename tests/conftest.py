@@ -1,4 +1,4 @@
-"""Small real things that many tests share: one invented world, built and pre-trained for a few seconds."""
+"""Fixtures that many tests share: one invented world, built and pre-trained for a few seconds."""
 
 from __future__ import annotations
 

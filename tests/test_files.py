@@ -1,4 +1,4 @@
-"""Files that take their names at the end: flushed before they are renamed, whole or not there; a full disk is told."""
+"""Files that take their names at the end: flushed before they are renamed, whole or absent; a full disk is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The house: imports run one way (the contracts of pyproject.toml), and no folder holds more than a reader takes in."""
+"""Layers: imports run one way (the contracts of pyproject.toml), and no folder has more than a dozen files."""
 
 from __future__ import annotations
 

@@ -17,16 +17,16 @@ from contextlib import contextmanager
 _LONGEST = 300
 #: Types whose messages say little without the type's name: "KeyError: 'yarn'".
 _TERSE = (LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, NameError)
-#: How memory that cannot be had is told; torch says so with exceptions of several types.
+#: Texts of failed memory allocations, for which torch raises exceptions of several types.
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 #: Escape sequences of terminals, whole: colours and movements, titles and links, and two-character ones.
 _ESCAPES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?|\x1b[ -~]"
 )
 _PACKAGE = __name__.partition(".")[0]
-#: Characters of a message of ours at most: it may quote a name of any length from a damaged file.
+#: Longest message of ours, in characters: it may quote a name of any length from a damaged file.
 _LONGEST_LINE = 2000
-#: What the system says of a disk that takes no more: full, the user's quota used up, the largest file reached.
+#: The system's texts for a disk that cannot be written to: full, the user's quota used up, the largest file reached.
 _FULL = {errno.ENOSPC: "No space left on device", errno.EDQUOT: "Disk quota exceeded", errno.EFBIG: "File too large"}
 
 
@@ -79,11 +79,11 @@ def border(doing: str) -> Iterator[None]:
 
 
 def cause_of(error: BaseException) -> str:
-    """What an exception says, as part of one line: printable, at most 300 characters, told apart from mere names."""
+    """An exception's message as part of one line: printable, at most 300 characters, with its type if need be."""
     lines = [printable(line) for line in str(error).splitlines()]
     lines = [line for line in lines if line]
     text = lines[0] if lines else ""
-    if text.endswith(":") and len(lines) > 1:  # a headline, which says nothing without what stands below it
+    if text.endswith(":") and len(lines) > 1:  # a headline: the reason is in the line below it
         text = f"{text} {lines[1]}"
     name = type(error).__name__
     if isinstance(error, MemoryError) or name == "OutOfMemoryError" or any(sign in text.lower() for sign in _NO_MEMORY):
@@ -101,15 +101,15 @@ def printable(text: str) -> str:
 
 
 def inert(text: str) -> str:
-    """Text without escape sequences; other characters that are not printable are blanks. Lines stay lines."""
+    """Text without escape sequences; other characters that are not printable are blanks. Line breaks stay."""
     plain = _ESCAPES.sub("", text)
     return plain if plain.isprintable() else "".join(c if c == "\n" or c.isprintable() else " " for c in plain)
 
 
 def disk_full(error: BaseException) -> str | None:
-    """What the system says of a full disk, where that is the cause; None for any other exception.
+    """The system's text for a full disk, where that is the cause; None for any other exception.
 
-    Libraries that write files (safetensors above all) raise types of their own, so their texts are read too.
+    Libraries that write files (safetensors above all) raise types of their own, so texts are compared too.
     """
     seen: set[int] = set()
     cause: BaseException | None = error
@@ -154,7 +154,7 @@ def _is_of(module: str, packages: tuple[str, ...]) -> bool:
 
 
 def check_whole(name: str, value: object, least: int = 0, below: int = 2**31) -> None:
-    """Refuse what is no whole number in ``least`` to ``below``, as the options of the commands do.
+    """Refuse all but whole numbers from ``least`` to ``below`` - 1, as the options of the commands do.
 
     Raises:
         InputError: names the option, what was given and what was expected.

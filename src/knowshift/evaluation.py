@@ -21,7 +21,7 @@ Ask = Callable[[str], str]
 
 
 def plain_question(question: str) -> str:
-    """A form that any base has met: what it answers here but not under the fine-tuning prompt is lost to form alone."""
+    """A form that base models know: facts answered here alone are lost to the form of the fine-tuning prompt."""
     return f"Question: {question} Answer:"
 
 
@@ -57,7 +57,7 @@ def evaluate(
         ask: turns a question into the prompt.
         first_line: grade only what stands before a line break, where a prompt of examples invites the next example.
 
-    A question whose prompt does not fit into the model's context is kept with a reason, and is no wrong answer.
+    A question whose prompt does not fit into the model's context is kept with a reason, and does not count as wrong.
 
     Raises:
         InputError: an answer that cannot be graded, or a prompt with a token that the model has no embedding for.
@@ -124,6 +124,6 @@ def accuracy_by_level(answers: Answers, grade: str = "substring_hit") -> dict[st
 
 
 def empty_rate(answers: Answers) -> float | None:
-    """Share of the answers that hold no text: a form that was lost rather than knowledge. None without answers."""
+    """Share of answers without text: the model lost the form rather than the knowledge. None without answers."""
     texts = [text for text in answers.columns["text"] if text is not None]
     return sum(1 for text in texts if not text.strip()) / len(texts) if texts else None

@@ -1,7 +1,7 @@
-"""Files: written beside their place and renamed, refused before hours of work end at one that cannot be; digests.
+"""Files: written under a temporary name and renamed, checked beforehand to be writable; JSON; digests.
 
-What has taken its name is on the disk: a file's bytes are flushed before it is renamed, and the folder that holds the
-name after it. Without that a power loss may leave a finished name with an empty file behind it.
+A file with its final name is on the disk: its bytes are flushed before it is renamed, and the folder that holds the
+name afterwards. Without that, a power loss may leave an empty file under the final name.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from typing import Any
 
 from knowshift.errors import InputError, border, cause_of, disk_full
 
-#: Bytes of a JSON file that is read at most, and how deep it may be nested: what is walked by recursion must end.
+#: Largest JSON file that is read, in bytes, and its deepest nesting: recursive code must not exhaust the stack.
 _LARGEST_JSON, _DEEPEST_JSON = 100_000_000, 64
 
 
 def expanded(path: str | Path) -> Path:
     """The path that a user wrote, with "~" and "~name" as home folders, also where no shell has replaced them.
 
-    A name that nobody has stays as it is, and then is no such file.
+    The name of an unknown user stays as it is, and the path is then refused as a missing file.
     """
     return Path(os.path.expanduser(path))
 
 
 def check_output_file(path: Path) -> None:
-    """Refuse a file that could not be written, before hours of work end there.
+    """Refuse a file that could not be written, before hours of work are spent on it.
 
     Raises:
         InputError: it is a folder, or its folder cannot be made or written to.
@@ -46,7 +46,7 @@ def check_output_file(path: Path) -> None:
 
 
 def check_parent(path: Path) -> None:
-    """Refuse a file or folder whose nearest existing parent takes no new entries.
+    """Refuse a file or folder in whose nearest existing parent nothing can be created.
 
     Raises:
         InputError: that parent is a file, or is not writable.
@@ -57,7 +57,7 @@ def check_parent(path: Path) -> None:
     if not parent.is_dir():
         raise InputError(f"{path}: {parent} is a file, not a folder")
     try:
-        with tempfile.TemporaryFile(dir=parent):  # permissions alone do not tell: /proc, a read-only mount
+        with tempfile.TemporaryFile(dir=parent):  # permissions are not enough: /proc, a read-only mount
             pass
     except OSError as error:
         raise InputError(f"{path}: the folder {parent} cannot be written to ({error.strerror})") from None
@@ -116,12 +116,12 @@ def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str,
 
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
-    """A fresh folder next to ``target`` that takes its name, all or nothing, only when the block ends well.
+    """A fresh folder next to ``target``, which is renamed to it whole, and only if the block ends without an error.
 
     Raises:
-        InputError: the disk is full, whoever found it out; nothing is left behind.
+        InputError: the disk is full, whichever library reports it; nothing is left behind.
     """
-    with _told_if_full(target):
+    with _refuse_if_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
         beside.mkdir()
@@ -134,12 +134,12 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def file_beside(target: Path) -> Iterator[Path]:
-    """A name next to ``target`` for a file that takes its place, all or nothing, only when the block ends well.
+    """A name next to ``target`` for a file, which is renamed to it only if the block ends without an error.
 
     Raises:
         InputError: the disk is full; what stood at ``target`` is still there.
     """
-    with _told_if_full(target):
+    with _refuse_if_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = _beside(target)
         try:
@@ -163,7 +163,7 @@ def take_name(beside: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        raise InputError(f"{target}: was filled by somebody else meanwhile; nothing was written") from None
+        raise InputError(f"{target}: was filled by another process meanwhile; nothing was written") from None
     _flush_folder(target.parent)
 
 
@@ -178,14 +178,14 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-#: Of this machine, so that a folder which several share tells whose writer a process number is.
+#: Names this machine: in a folder that several share, a process number alone would not say whose it is.
 _HOST = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 def _beside(target: Path) -> Path:
-    """A name of its own; the ending stays, by which some libraries tell what to write.
+    """An unused name beside ``target`` with the same ending, by which some libraries choose the format.
 
-    What a killed process left of the same target is removed: half a checkpoint may be gigabytes that nobody asks for.
+    What a killed process left of the same target is removed: half a checkpoint may take gigabytes.
     """
     for left in target.parent.glob(f".{glob.escape(target.name)}.{_HOST}-*"):
         import psutil  # slow to import, and needed only where something was left
@@ -218,7 +218,7 @@ def _flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _told_if_full(target: Path) -> Iterator[None]:
+def _refuse_if_full(target: Path) -> Iterator[None]:
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Facts, and what a mastery record says of each: which the base model knows, and how well."""
+"""Facts with their rows of a mastery record: which of them the base model knows, and how well."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.records import MASTERY, checked, read_table
 
-#: The columns of a mastery record that are looked at here.
+#: The columns of a mastery record that are used here.
 COLUMNS = ("fact", "prompt_hits", "prompt_draws", "level")
 
 
@@ -47,7 +47,7 @@ def known_facts(facts: Iterable[Fact], mastery: Path | pa.Table, source: str) ->
     """Facts with a mastery record of them; ``source`` names the facts in errors.
 
     Raises:
-        InputError: no such record or not one, or a record of other facts.
+        InputError: no such file, not a mastery record, or a record of other facts.
     """
     name = str(mastery) if isinstance(mastery, Path) else "the mastery record"
     if isinstance(mastery, Path):
@@ -58,6 +58,6 @@ def known_facts(facts: Iterable[Fact], mastery: Path | pa.Table, source: str) ->
     rows: list[dict[str, Any]] = table.to_pylist()
     for row in rows:
         fact = by_id.get(row["fact"])
-        if fact is None or fact.exposures != row["exposures"]:  # worlds number their facts alike
+        if fact is None or fact.exposures != row["exposures"]:  # different worlds use the same ids
             raise InputError(f"{name}: fact {row['fact']!r} is not that of {source}; the record is of other facts")
     return KnownFacts(by_id, rows)

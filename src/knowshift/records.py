@@ -67,7 +67,7 @@ TOKEN_SHIFT = pa.schema(
     ]
 )
 
-#: One row per fact of a world: what is true, and how often the corpus says it.
+#: One row per fact of a world: what is true, and how often the corpus states it.
 FACTS = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
@@ -84,7 +84,7 @@ FACTS = pa.schema(
 
 
 def write_table(path: Path, schema: pa.Schema, rows: Mapping[str, Sequence[Any]], about: Mapping[str, Any]) -> None:
-    """Write columns as one Parquet file beside ``path`` and rename; ``about`` travels in the file's metadata."""
+    """Write columns as one Parquet file beside ``path`` and rename; ``about`` is kept in the file's metadata."""
     table = as_table(schema.with_metadata({"knowshift": json.dumps(dict(about), sort_keys=True)}), rows)
     with border(f"{path}: cannot be written"), file_beside(path) as beside:
         pq.write_table(table, beside, compression="zstd")
@@ -131,9 +131,9 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa.Table, list[str]]:
-    """A table (of those of the ``columns`` that it has) and the names of all its columns.
+    """A table with those of ``columns`` that the file has, and the names of all its columns.
 
-    All names and texts are UTF-8 then, which Arrow itself finds out only where one is taken out.
+    Names and texts are checked to be UTF-8; Arrow itself notices only when a value is read.
 
     Raises:
         InputError: no such file, not Parquet or damaged, a name or a text that is no UTF-8.

@@ -16,7 +16,7 @@ import knowshift
 from knowshift.cli.app import app
 
 COMMANDS = ("study", "mastery", "finetune", "evaluate", "tokens", "weights", "restore", "report")
-#: Options of a command that its verb has not, with the reason.
+#: Options of a command that its verb lacks, with the reason.
 OF_COMMANDS = {
     "as_json": "how the result is printed",
     "dry_run": "plan_study",

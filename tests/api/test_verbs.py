@@ -73,7 +73,7 @@ def test_facts_of_ones_own(small_world: Path) -> None:
 
 
 def test_from_mastery_to_a_restored_model(world: str, small_world: Path, known: Mastery, tmp_path: Path) -> None:
-    """One thread through all verbs, once on disk and once in memory."""
+    """All verbs one after the other, once on disk and once in memory."""
     base = loaded(small_world)
     before = {name: tensor.clone() for name, tensor in base.named_parameters()}
     options = {"level": 2, "size": 8, "learning_rate": 1e-2, "batch_size": 4}

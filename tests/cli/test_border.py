@@ -1,4 +1,4 @@
-"""One border: what any library raises while something is loaded is one line and status 2; our own bugs show."""
+"""Errors of libraries become one line and status 2 wherever an input is loaded; our own bugs show a traceback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SOURCE = Path(knowshift.__file__).parent
 
 
 class OddError(Exception):
-    """No library tells us of all its exceptions."""
+    """An exception that no list of types could have."""
 
 
 RAISED: dict[str, tuple[Callable[[], BaseException], str]] = {
@@ -454,9 +454,9 @@ READS = {
     *("from_pretrained", "from_file", "snapshot_download", "hf_hub_download", "load_dataset", "safe_open", "load_file"),
     *("merge_and_unload", "safe_load", "pq.read_table", "pq.read_schema", "pq.ParquetFile", "json.loads", "json.load"),
 }
-#: Files with an order of their own: folder or file, and why.
+#: Files that treat such errors in another way: folder or file, and why.
 ELSEWHERE = {
-    "facts": "tables tell the row that cannot be read",
+    "facts": "tables name the row that cannot be read",
     "models/server/connection.py": "answers of a server are not files; each has its own refusal",
 }
 

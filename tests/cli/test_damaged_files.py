@@ -48,7 +48,7 @@ from weights_pairs import save_pair
 
 SECONDS = float(os.environ.get("KNOWSHIFT_FUZZ_SECONDS", "0"))
 EXAMPLES = 16
-#: Bytes of address space that the tests of this file may add: what a few lines can spell must not be spelt out.
+#: Bytes of address space that the tests of this file may add: a few lines of YAML must not be expanded.
 MEMORY = 4 << 30
 #: Seconds of processor that one small damaged file may take.
 SLOW = 10.0
@@ -64,7 +64,7 @@ def _bounded_memory() -> Iterator[None]:
 
 
 def holds(strategy: Any, read: Callable[[Any], object], examples: int = EXAMPLES) -> None:
-    """Draw damage until the time of this kind is up; ``read`` ends well or in one line that no terminal obeys."""
+    """Draw damage until the time of this kind is up; ``read`` succeeds or refuses in one printable line."""
     until = time.monotonic() + SECONDS / KINDS
     number = 0
     while number == 0 or time.monotonic() < until:
@@ -282,7 +282,7 @@ def test_cells_of_studies(name: str, run: Path) -> None:
     holds(documents(tree), damaged_in_place(file, lambda: write_page(run)), EXAMPLES // 4)
 
 
-#: 400 bytes that spell 9^10 words, where a missing key is reported with all that was found.
+#: 400 bytes that expand to 9^10 words; the error of a missing key quotes what was found.
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{chr(98 + n)}: &{chr(98 + n)} [{', '.join([f'*{chr(97 + n)}'] * 9)}]\n" for n in range(9)
 )

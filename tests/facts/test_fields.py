@@ -109,7 +109,7 @@ def test_an_empty_list_is_a_missing_cell(tmp_path: Path, kind: str) -> None:
         ("[Jane Austen, Austen]", "Jane is neither a quoted text nor a number"),
         ("[Untitled]", "Untitled is neither"),
         ("['Jane Austen', 'Aus", "brackets do not match"),
-        ("['a', ['b']]", "a list stands in it"),
+        ("['a', ['b']]", "it holds a list"),
         ("['a' 'b', 'c']", "do not alternate"),
         ("['a''b']", "do not alternate"),
         ("['a',, 'b']", "do not alternate"),

@@ -17,7 +17,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.grading import Grader, gradable, normalise, substring_hit, word_hit
 from knowshift.facts.words import readings, settled
 
-# What meets a rule somewhere: digits, signs, separators, initials, apostrophes, invisible characters, other scripts.
+# Characters of some rule: digits, signs, separators, initials, apostrophes, invisible characters, other scripts.
 TRICKY = [
     *"aUS.é+#&, \n'`-–−$()[]\"5017_·½²٣٫ʼ’ʻßŉ℀…İ北年日ंि್",
     *("us", "U.S.", "J. R.", "the ", "10", "000", "500", "1,500", " -5", ".5", "\u0301"),
@@ -70,7 +70,7 @@ def test_examples(text: str, accepted: list[str], substring: bool, word: bool) -
 @settings(max_examples=300)
 @given(ANY_TEXT)
 def test_the_words_of_a_text_are_their_own_words(text: str) -> None:
-    """Between two blanks each: one between groups of digits may make them a number."""
+    """Words are put two blanks apart: with one, groups of digits may become a number."""
     once = normalise(text)
     assert normalise(once.replace(" ", "  ")) == once
     assert once == once.strip()

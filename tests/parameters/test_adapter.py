@@ -192,7 +192,7 @@ def test_what_cannot_be_merged_rightly_is_refused_in_one_line(
 
 
 def test_a_part_of_an_adapter_is_never_merged(tmp_path: Path) -> None:
-    """PEFT itself warns at most of tensors that it finds no place for, or has none of."""
+    """PEFT itself only warns of tensors that have no place in the model, or are missing."""
     base, adapter, _ = save_adapter(tmp_path, tiny_llama(), **LLAMA, use_dora=True)
     path = adapter / "adapter_model.safetensors"
     tensors = load_file(path)

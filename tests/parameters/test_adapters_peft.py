@@ -30,7 +30,7 @@ from weights_pairs import loaded, same_bits
 EXAMPLES = int(os.environ.get("KNOWSHIFT_EXAMPLES", "80"))
 IDS = torch.tensor([[3, 14, 15, 9], [2, 71, 82, 81]])
 
-#: How often each way was taken; a test that only ever refused would hold nothing.
+#: How often each way was taken: a test in which every case is refused would check nothing.
 TAKEN: Counter[str] = Counter()
 
 

@@ -152,7 +152,7 @@ def test_an_unknown_architecture_gets_all_and_a_clear_message(tmp_path: Path, ru
     ):
         done = run(*command)
         assert done.returncode == 2
-        assert "architecture 'novel' has no known layout, so only the region 'all' is open to it" in done.stderr
+        assert "architecture 'novel' has no known layout, so only the region 'all' is available" in done.stderr
         done = run(*command, "--region", "all", "--json")
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["eligible"] == sum(

@@ -1,4 +1,4 @@
-"""Scores and keys at their edges: zeros, denormals, infinities, ties, stored dtypes."""
+"""Scores and sort keys in edge cases: zeros, denormals, infinities, ties, stored dtypes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rounding told apart from training: against torch's casts, against exact arithmetic, and through the command line."""
+"""Rounding and training kept apart: against torch's casts, against exact arithmetic, and through the command line."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from knowshift.parameters.tensors import Stretch, stretches, workers
 
 
 class ListedKeys:
-    """Keys that are simply there."""
+    """Sort keys that are held in memory."""
 
     def __init__(self, tensors: list[NDArray[np.int32]], run: Any, piece: int) -> None:
         self.tensors, self.run, self.piece = tensors, run, piece

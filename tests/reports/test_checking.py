@@ -12,7 +12,13 @@ import pytest
 
 from hand_run import build_hand_run
 from knowshift.errors import InputError
-from knowshift.reports.evidence.checking import check_change, check_key, check_manifest, check_restored, check_texts
+from knowshift.reports.evidence.checking import (
+    check_change,
+    check_coordinates,
+    check_manifest,
+    check_restored,
+    check_texts,
+)
 from knowshift.reports.page.page import write_report
 
 FILE = Path("record.json")
@@ -25,9 +31,9 @@ def change(**fields: Any) -> dict[str, Any]:
 
 def test_what_a_study_writes_is_taken() -> None:
     for kind in ("tuned", "evaluation", "token_shift", "weight_change", "restoration"):
-        check_key(FILE, kind, TUNED)
-        check_key(FILE, kind, {**TUNED, "level": 0, "draw": 0, "control": "learning_rate"})
-    check_key(FILE, "mastery", {"part": 3})
+        check_coordinates(FILE, kind, TUNED)
+        check_coordinates(FILE, kind, {**TUNED, "level": 0, "draw": 0, "control": "learning_rate"})
+    check_coordinates(FILE, "mastery", {"part": 3})
     check_manifest(FILE, {"config": {"training": {"learning_rate": 1e-5}}, "timings": {"a": 1, "b": 2.5}})
     check_manifest(FILE, {})
     check_change(FILE, change())
@@ -40,17 +46,23 @@ def test_what_a_study_writes_is_taken() -> None:
     ("check", "message"),
     [
         (
-            lambda: check_key(FILE, "tuned", {**TUNED, "level": 5}),
+            lambda: check_coordinates(FILE, "tuned", {**TUNED, "level": 5}),
             "level of a cell of kind 'tuned' is 5; expected one of",
         ),
-        (lambda: check_key(FILE, "tuned", {**TUNED, "level": -1}), "is -1; expected a whole number"),
-        (lambda: check_key(FILE, "tuned", {**TUNED, "size": True}), "size of a cell of kind 'tuned' is True"),
-        (lambda: check_key(FILE, "tuned", {**TUNED, "draw": None}), "draw of a cell of kind 'tuned' is None"),
-        (lambda: check_key(FILE, "mastery", {"part": 0.5}), "part of a cell of kind 'mastery' is 0.5"),
-        (lambda: check_key(FILE, "tuned", {**TUNED, "learning_rate": None}), "learning_rate of a cell of kind 'tuned'"),
-        (lambda: check_key(FILE, "other", {"learning_rate": "x"}), "learning_rate of a cell of kind 'other' is 'x'"),
+        (lambda: check_coordinates(FILE, "tuned", {**TUNED, "level": -1}), "is -1; expected a whole number"),
+        (lambda: check_coordinates(FILE, "tuned", {**TUNED, "size": True}), "size of a cell of kind 'tuned' is True"),
+        (lambda: check_coordinates(FILE, "tuned", {**TUNED, "draw": None}), "draw of a cell of kind 'tuned' is None"),
+        (lambda: check_coordinates(FILE, "mastery", {"part": 0.5}), "part of a cell of kind 'mastery' is 0.5"),
         (
-            lambda: check_key(FILE, "tuned", {**TUNED, "control": 3}),
+            lambda: check_coordinates(FILE, "tuned", {**TUNED, "learning_rate": None}),
+            "learning_rate of a cell of kind 'tuned'",
+        ),
+        (
+            lambda: check_coordinates(FILE, "other", {"learning_rate": "x"}),
+            "learning_rate of a cell of kind 'other' is 'x'",
+        ),
+        (
+            lambda: check_coordinates(FILE, "tuned", {**TUNED, "control": 3}),
             "control of a cell of kind 'tuned' is 3; expected a",
         ),
         (lambda: check_manifest(FILE, {"config": []}), "config is []; expected an object"),

@@ -169,7 +169,7 @@ def without(run: Path, folder: Path, *kinds: str) -> Path:
 
 
 def keep_cells(run: Path, folder: Path, **values: object) -> Path:
-    """A copy whose manifest has only the tuned models' cells whose keys have these values."""
+    """A copy whose manifest has only the tuned models' cells whose coordinates have these values."""
     shutil.copytree(run, folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["cells"] = [
@@ -214,7 +214,7 @@ def test_what_stands_beside_restoring_where_less_was_measured(hand_run: Path, tm
 
 
 def test_the_largest_size_is_no_inner_one(hand_run: Path, tmp_path: Path) -> None:
-    """Sizes 240 and 1,920 changed places: the largest is the best of all, and the inner one is what is told."""
+    """Sizes 240 and 1,920 changed places: the largest is the best of all, and claims name the inner one."""
     shutil.copytree(hand_run, tmp_path / "run")
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     for cell in manifest["cells"]:
@@ -256,7 +256,7 @@ def test_the_main_grid_has_one_learning_rate(hand_run: Path, tmp_path: Path) -> 
 
 
 def test_kl_is_the_mean_over_facts_where_it_is_set_against_accuracy(hand_tables: Tables) -> None:
-    """Three facts in-domain, and one out-of-domain that says the opposite twice over: the mean over facts is theirs."""
+    """Three facts in-domain, and one out-of-domain with twice the opposite slope: the mean over facts ascends."""
     evidence = hand_tables.evidence
     columns = [Column(model.setting, draw) for model in evidence.main.values() for draw in range(3)]
     rank = np.repeat([accuracy(pairs[0]) for pairs in TUNED.values()], 3)

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from knowshift.cli.report import register
 from knowshift.errors import InputError
-from knowshift.reports.evidence.checking import check_key
+from knowshift.reports.evidence.checking import check_coordinates
 from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.findings.build import findings_of
 from knowshift.reports.findings.weights import concentration_claims
@@ -251,10 +251,10 @@ def test_command_prints_one_json_object(run: Path) -> None:
     assert told["findings"][0]["claims"][0]["interval"][0] > 0
 
 
-def test_a_cell_of_a_kind_that_is_not_known_has_a_key_of_its_own() -> None:
-    check_key(Path("manifest.json"), "audit", {"prompt": "few_shot"})
+def test_a_cell_of_a_kind_that_is_not_known_may_have_other_coordinates() -> None:
+    check_coordinates(Path("manifest.json"), "audit", {"prompt": "few_shot"})
     with pytest.raises(InputError, match="level of a cell of kind 'restoration' is None; expected a whole number"):
-        check_key(Path("manifest.json"), "restoration", {})
+        check_coordinates(Path("manifest.json"), "restoration", {})
 
 
 @pytest.mark.parametrize(

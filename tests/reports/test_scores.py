@@ -333,7 +333,7 @@ def test_a_crossed_interval_by_the_formula(seed: int) -> None:
 
 
 def test_facts_alone_bound_the_variance_from_below() -> None:
-    """Draws that happen to agree and whose noise over facts is their own: no less than resampling the facts says."""
+    """Equal draws with independent noise over facts: the variance is no less than that of resampling the facts."""
     rng = np.random.default_rng(0)
     replicates = rng.standard_normal((500, 2))
     found = crossed_interval(np.asarray([0.5, 0.5]), replicates, [0, 0])

@@ -1,8 +1,9 @@
 """A whole study on seventeen facts: every number of every record and table, by hand or by a formula of its own.
 
 What is written down here was worked out from the facts and the logits of ``golden_world``: a model answers every
-question with the word it was tuned on (of two words the one that the base finds likelier), the base model and what is
-restored whole with nothing. Numbers that rest on a training's arithmetic are computed again with plain torch and numpy.
+question with the word it was tuned on (of two words the one that the base finds likelier); the base model, and a
+model that is restored whole, answer nothing. Numbers that rest on a training's arithmetic are computed again with
+plain torch and numpy.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every input of a cell is in its digest: each field of a configuration, facts, model, packages, key and version."""
+"""Every input of a cell is in its digest: fields of a configuration, facts, model, packages, coordinates, version."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def _plan(config: StudyConfig, facts: tuple[Fact, ...] = FACTS, told: str = "fac
 
 
 def _digests(plan: Plan) -> dict[tuple[str, str], str]:
-    found = {(cell.kind, json.dumps(cell.key, sort_keys=True)): cell.digest for cell in plan.cells}
+    found = {(cell.kind, json.dumps(cell.coordinates, sort_keys=True)): cell.digest for cell in plan.cells}
     assert len(found) == len(plan.cells) == len(set(found.values()))
     return found
 
@@ -168,6 +168,18 @@ def test_model_facts_prompts_packages_and_version_change_every_digest(monkeypatc
             assert not before & set(_digests(_plan(config)).values()), package
     monkeypatch.setattr(cells, "CONTENT_VERSION", cells.CONTENT_VERSION + 1)
     assert not before & set(_digests(_plan(config)).values())
+
+
+def test_the_coordinates_of_a_cell_are_called_key_in_manifests_and_digests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other names there would part a run from its cells, and a folder from the reports of earlier versions."""
+    for cell in _plan(_config()).cells:
+        assert cell.as_record() == {"kind": cell.kind, "digest": cell.digest, "key": cell.coordinates}
+        assert cell.inputs["key"] == cell.coordinates
+        assert "coordinates" not in cell.inputs
+    monkeypatch.setattr(cells, "CONTENT_VERSION", 3)
+    grid = {"level": 2, "size": 60, "draw": 1, "learning_rate": 1e-05, "control": None}
+    cell = cells.Cell("tuned", grid, {"model": "m", "key": grid, "settings": {"seed": 0}, "earlier": {}})
+    assert cell.digest == "b8afe9c1afdf8b62"
 
 
 def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:

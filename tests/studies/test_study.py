@@ -177,7 +177,7 @@ def test_a_digest_follows_what_a_cell_depends_on_and_nothing_else() -> None:
 
     def digests(text: str) -> dict[tuple[str, str], str]:
         its = make_plan(parse_config(text, "x"), facts.facts, facts.digest(), identity)
-        return {(cell.kind, json.dumps(cell.key, sort_keys=True)): cell.digest for cell in its.cells}
+        return {(cell.kind, json.dumps(cell.coordinates, sort_keys=True)): cell.digest for cell in its.cells}
 
     before = digests(SMALL)
     assert len(set(before.values())) == len(plan.cells)

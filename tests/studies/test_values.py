@@ -82,7 +82,7 @@ class Study:
 
     def units(self) -> Iterator[tuple[dict[str, Any], dict[str, Cell]]]:
         for unit in self.plan.tuned[1:]:
-            yield unit.cells[0].key, {cell.kind: cell for cell in unit.cells}
+            yield unit.cells[0].coordinates, {cell.kind: cell for cell in unit.cells}
 
     def tuned(self, cell: Cell) -> LoadedModel:
         return load_model(str(cell.folder(self.run) / "model"))

@@ -34,7 +34,7 @@ class Planted:
 
 @dataclass(frozen=True)
 class Shape:
-    """How much there is of it."""
+    """The size of a made-up study."""
 
     facts_per_level: int = 60  # in each domain
     sizes: tuple[int, ...] = (60, 240, 960, 1920)

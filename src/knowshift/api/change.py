@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 #: A checkpoint by folder or name, or a loaded model.
 WeightsLike = Union[str, Path, "LoadedModel", "torch.nn.Module"]
-#: A share of the region's weights, or several; texts are kept as names ("0.20").
+#: A share of the region's weights, or several; a text ("0.20") is kept as the fraction's name.
 Fractions = float | str | Sequence[float | str]
 #: First and last transformer layer, both included; or as the option has it: "0-3", "5".
 Layers = str | tuple[int, int]
@@ -41,7 +41,7 @@ class WeightComparison:
     figure: Path | None
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a tensor."""
+        """One row per tensor."""
         import pandas as pd
 
         return pd.DataFrame([vars(tensor) for tensor in self.change.tensors])
@@ -70,9 +70,9 @@ def weights(
         layers: only these transformer layers.
         fraction: top fractions to tabulate; the paper's seven where not given.
         figure: also write the figure here, as SVG.
-        output: also write one row a tensor here, as Parquet.
-        seed: of the null's pairing.
-        threads: on the CPU; one a core where not given.
+        output: also write one row per tensor here, as Parquet.
+        seed: of the null's random pairing.
+        threads: on the CPU; one per core where not given.
         allow_nonfinite: accept weights that are NaN or infinite.
         revision: of ``tuned`` on the hub.
 
@@ -138,7 +138,7 @@ def restore(
     base_revision: str | None = None,
     progress: bool | None = None,
 ) -> Restoration:
-    """Undo part of a fine-tuning: the weights that a criterion ranks first take their pre-trained values again.
+    """Undo part of a fine-tuning: the weights that a criterion ranks first get their pre-trained values back.
 
     Checkpoints on disk are restored into new folders, which transformers loads as they are. A *loaded* tuned model is
     restored in place, to one fraction, and no folder is written.
@@ -149,10 +149,10 @@ def restore(
         criterion: "relative" (the paper), "absolute", "random", "least", "magnitude", "authors", "same-norm";
             "interpolate", "dare", "ties", "breadcrumbs", "fapm", "lines", "dg-hard" (docs/weights.md).
         region, layers, threads, allow_nonfinite, revision: as in :func:`weights`.
-        seed: of criteria with chance in them.
+        seed: of criteria that draw random numbers.
 
     Raises:
-        InputError: bad input of any kind; nothing is left behind then.
+        InputError: bad input of any kind; no output is left then.
     """
     _one_core_each()
     from knowshift.parameters.files.restored import Restoration, restore_checkpoints
@@ -233,7 +233,7 @@ def _check_numbers(seed: int, threads: int | None) -> None:
 
 
 def _one_core_each() -> None:
-    """Said before numpy is imported: every thread of ours has matrices of its own, which need no threads in turn."""
+    """Set before numpy is imported: our threads multiply different matrices, so BLAS needs no threads of its own."""
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
@@ -248,7 +248,7 @@ def _folder(name: str | Path, revision: str | None) -> Path:
 
 
 def _module(model: WeightsLike, revision: str | None) -> torch.nn.Module:
-    """A loaded model as torch holds it; what lies on disk is loaded in its stored dtype."""
+    """A loaded model's module; a checkpoint on disk is loaded in its stored dtype."""
     from knowshift.models.loading import LoadedModel, load_model
 
     if isinstance(model, (str, Path)):
@@ -260,7 +260,7 @@ def _module(model: WeightsLike, revision: str | None) -> torch.nn.Module:
 
 
 def _reader(base: WeightsLike, revision: str | None) -> torch.nn.Module | TensorReader:
-    """What a loaded model is compared with: a module, or a checkpoint that is read past it."""
+    """The base of a loaded model: a module, or a reader of a checkpoint, which is not loaded as a whole."""
     from knowshift.parameters.files.adapter import is_adapter
     from knowshift.parameters.files.checkpoint import StoredTensors
 
@@ -273,7 +273,7 @@ def _reader(base: WeightsLike, revision: str | None) -> torch.nn.Module | Tensor
 
 
 def _told(model: WeightsLike) -> dict[str, str]:
-    """What a record says of a model that was not two files on disk."""
+    """What a record says of a model where one of the two was in memory."""
     name = str(model) if isinstance(model, (str, Path)) else str(getattr(model, "name", type(model).__name__))
     return {"model": name, "held": "on disk" if isinstance(model, (str, Path)) else "in memory"}
 
@@ -285,14 +285,14 @@ def _check_files(files: list[Path], inputs: list[Path]) -> None:
             raise InputError(f"{path}: lies in one of the inputs; expected a file elsewhere")
         try:
             check_output_file(path)
-        except PermissionError as error:  # not even its folder may be looked at
+        except PermissionError as error:  # its folder cannot be searched
             raise InputError(f"{path}: {error.strerror}") from None
     if len({path.resolve() for path in files}) < len(files):
         raise InputError(f"{files[0]}: asked for as --figure and as --output; expected two files")
 
 
 def _whole(criterion: str, scope: Scope) -> dict[str, float]:
-    """What is restored where no fraction is given: all of it, where that can be meant."""
+    """The fraction where none is given: 1 for DG-Hard and for a choice of layers, else an error."""
     if criterion == "dg-hard":
         return {criterion: 1.0}
     if scope.layers is not None:

@@ -1,4 +1,4 @@
-"""What the verbs take: models, facts and mastery records, in every form that people hold them in."""
+"""Arguments of the verbs: models, facts and mastery records, in every form that is accepted."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def load_model(
 
     Args:
         model: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH``, an adapter (PEFT), or a
-            loaded transformers model, which is put into evaluation mode and used where it is, in its dtype. What is
-            loaded may have changed since: its ``identity`` in records is over its weights as they are now.
+            loaded transformers model, which is put into evaluation mode and used on its device, in its dtype. Its
+            weights may have changed since they were loaded: ``identity`` in records is the digest of the present ones.
         tokenizer: of a loaded transformers model; where not given, that of the folder the model was loaded from.
         dtype: "float32", "bfloat16", "float16", or "auto" for the stored one.
         device: a torch device, or "auto" (cuda where there is one).
@@ -76,7 +76,7 @@ def load_model(
 
 
 def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> LoadedModel:
-    """A loaded model with a temporary folder that holds what stands beside weights, so that it can be saved too."""
+    """A loaded model with a temporary folder for the files beside its weights, so that it can be saved too."""
     from transformers import PreTrainedModel
 
     from knowshift.models.finding import ModelFiles, model_identity
@@ -116,10 +116,10 @@ def _in_memory(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 def load_facts(source: FactsLike, *, aliases: bool = True) -> FactSource:
     """Facts by the name of their source: ``world:tiny``, ``entity-questions[:PATH]``, a table (docs/facts.md).
 
-    ``aliases=False`` accepts the answers alone. Facts of one's own come under the name "facts".
+    ``aliases=False`` accepts the answers alone. A list of facts gets the name "facts".
 
     Raises:
-        InputError: an unknown source, or a file that is not there or not as it should be.
+        InputError: an unknown source, or a file that is missing or malformed.
     """
     if isinstance(source, FactSource):
         return source

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from knowshift.reports.findings.claims import Finding
     from knowshift.studies.config import StudyConfig
 
-#: Hears after every unit: units done, units in all, its title, the seconds it took, the seconds left.
-Told = Callable[[int, int, str, float, float], None]
+#: Called after every unit with: units done, units in all, its title, the seconds it took, the seconds left.
+OnUnit = Callable[[int, int, str, float, float], None]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says: its page, the paper's findings as they were looked for, and the file of every table."""
+    """The result of a report: its page, the paper's findings as measured in this run, and the file of every table."""
 
     output: Path
     findings: list[Finding]
@@ -50,13 +50,13 @@ class StudyPlan:
     run: Path
     cells: dict[str, int]
     missing: dict[str, int]
-    restored: int  # answers of each restoration cell
-    about: dict[str, Any]  # model and source, as the manifest will say
+    restored: int  # times that each restoration cell answers the test facts
+    about: dict[str, Any]  # model and source, as in the manifest
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study that is done."""
+    """A finished study."""
 
     run: Path
     report: Report
@@ -97,19 +97,19 @@ def study(
     output_dir: str | Path | None = None,
     executor: str = "processes",
     workers: int | None = None,
-    progress: bool | Told | None = None,
+    progress: bool | OnUnit | None = None,
 ) -> Study:
-    """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report.
+    """Run a study, or resume one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report.
 
-    It may be stopped at any moment; the same call goes on and ends in the same records.
+    It may be interrupted at any moment; the same call resumes it and ends in the same records.
 
     Args:
         config: a study's YAML file, or a configuration.
         preset: a shipped study instead, such as "tiny".
         output_dir: the run folder; runs/NAME where not given.
         executor: "here" (this process), "processes" or "ray".
-        workers: processes; one a core where not given.
-        progress: a function hears after every unit.
+        workers: processes; one per core where not given.
+        progress: show a bar or not; or a function, called after every unit.
 
     Raises:
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
@@ -121,8 +121,8 @@ def study(
     settings, run = _checked(config, preset, output_dir, executor, workers)
     began = time.monotonic()
     with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
-        told = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
-        run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=told)
+        on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
+        run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=on_unit)
     return Study(run, report(run), time.monotonic() - began)
 
 
@@ -145,7 +145,7 @@ def _checked(
     executor: str,
     workers: int | None,
 ) -> tuple[StudyConfig, Path]:
-    """The configuration and the run folder of a call, once everything about it is known to be sound."""
+    """The configuration and the run folder of a call, after all its arguments are checked."""
     from knowshift.studies.config import Executor, StudyConfig, load_config, load_preset
     from knowshift.studies.folder import check_folder
 

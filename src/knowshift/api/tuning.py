@@ -22,14 +22,14 @@ STRATEGIES = ("sft",)
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A tuned model, and what its training came to."""
+    """A tuned model, and the results of its training."""
 
     model: LoadedModel
     output: Path | None  # the checkpoint's folder; None where it was not written
     facts: list[str]  # ids of the training facts, in training order
     steps: int  # updates of the optimiser
     train_loss: float  # mean over the steps, in nats a target token
-    record: dict[str, Any]  # what knowshift.json says: recipe, seed, facts, the loss of every step
+    record: dict[str, Any]  # the content of knowshift.json: recipe, seed, facts, the loss of every step
 
 
 def finetune(
@@ -60,9 +60,9 @@ def finetune(
     A loaded model stays as it is: a copy is trained.
 
     Args:
-        mastery: the model's record; its training facts of ``level`` are drawn from.
+        mastery: the model's mastery record; training facts of ``level`` are drawn from it.
         output_dir: new folder for the tuned checkpoint.
-        size: training facts; all of the level where not given.
+        size: number of training facts; all of the level where not given.
         strategy: "sft": full-parameter supervised fine-tuning.
         draw: number of the random draw, from 0.
         learning_rate: peak of the cosine schedule (paper: 1e-5).

@@ -1,4 +1,4 @@
-"""The `knowshift` command: its doors, and how every one of them ends."""
+"""The `knowshift` command: its subcommands, exit statuses and error lines."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
 for _door in DOORS:
     importlib.import_module(f"knowshift.cli.{_door}").register(app)
 
-#: Commands that keep what they have done; the others start over.
+#: Commands that resume after an interrupt; the others start over.
 RESUMED = (("study",), ("mastery",), ("facts",), ("world", "levels"))
 
-# Newer typer brings its own copy of click's exceptions, older typer uses click's: ask the one that is there.
+# Newer typer brings its own copy of click's exceptions, older typer uses click's: catch those of the one in use.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 
@@ -62,11 +62,11 @@ def main() -> None:
     sys.excepthook = _show_traceback
     logging.setLogRecordFactory(_inert_record)
     gc.set_threshold(100_000, 20, 20)  # importing torch makes many objects and hardly any garbage
-    atexit.register(gc.freeze)  # nor is there any at the end, when the interpreter would look three times more
+    atexit.register(gc.freeze)  # nor at the end, where the interpreter would collect three times
     try:
         code = app(standalone_mode=False) or 0
-        sys.stdout.flush()  # what cannot be written is known now, not when the interpreter has gone
-        if code == 130:  # what newer typer makes of an interrupt
+        sys.stdout.flush()  # a failed write is an error here, and not at the interpreter's exit
+        if code == 130:  # newer typer's status of an interrupt
             _interrupted()
         sys.exit(code)
     except InputError as error:
@@ -106,15 +106,15 @@ _plain_record = logging.getLogRecordFactory()
 
 
 def _inert_record(*given: Any, **more: Any) -> logging.LogRecord:
-    """Libraries log what stands in configurations and what servers answer, straight to the terminal."""
+    """A log record without escape sequences: libraries log texts of configurations and servers to the terminal."""
     record = _plain_record(*given, **more)
-    with contextlib.suppress(TypeError, ValueError):  # text and values do not fit: logging itself will tell
+    with contextlib.suppress(TypeError, ValueError):  # format and arguments do not match: logging reports that
         record.msg, record.args = inert(record.getMessage()), ()
     return record
 
 
 def _drop_output() -> None:
-    """Let go of what standard output has not taken: the interpreter would try to write it again at its end."""
+    """Discard unwritten standard output: the interpreter would try to write it again at its exit."""
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), sys.stdout.fileno())
 

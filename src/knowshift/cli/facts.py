@@ -1,4 +1,4 @@
-"""`knowshift facts SOURCE`: what is in a source of facts, and what of its test set stands in its training set."""
+"""`knowshift facts SOURCE`: counts of a source of facts, and the leakage from its training set into its test set."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ def _show(counts: dict[str, Any], out: Terminal) -> None:
         highlight=False,
     )
     if "dropped_test_facts" in counts:
-        out.print(f"Left out for it: {counts['dropped_test_facts']:,} test facts.", highlight=False)
+        out.print(f"Left out: {counts['dropped_test_facts']:,} test facts.", highlight=False)
     elif counts["leaked_test_facts"]:
         out.print(f"--without-leaks leaves out {counts['leaked_test_facts']:,} test facts.", highlight=False)

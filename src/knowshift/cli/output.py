@@ -12,7 +12,7 @@ import typer
 from knowshift.files import expanded
 from knowshift.system.terminal import Terminal
 
-#: People's text and progress; standard output belongs to ``--json`` and to tables asked for.
+#: For messages and progress; standard output has only the object of ``--json``, or the tables of `facts`.
 console = Terminal(stderr=True)
 
 #: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.load.FORMS` for people.
@@ -32,9 +32,12 @@ DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 o
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (as stored).")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
 BaseOption = Annotated[
-    str | None, typer.Option("--base", help="The model an adapter is put on; where not given, what it was made for.")
+    str | None,
+    typer.Option("--base", help="The base model of an adapter; where not given, the one that its configuration names."),
 ]
-BaseRevisionOption = Annotated[str | None, typer.Option("--base-revision", help="The same, of the base.")]
+BaseRevisionOption = Annotated[
+    str | None, typer.Option("--base-revision", help="Branch, tag or commit of the base on the hub.")
+]
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:

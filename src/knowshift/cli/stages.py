@@ -128,7 +128,7 @@ def evaluate(
 
 def tokens(
     base: Annotated[str, typer.Argument(help="The model before fine-tuning.")],
-    tuned: Annotated[str, typer.Argument(help="The model after it, or an adapter's folder (PEFT).")],
+    tuned: Annotated[str, typer.Argument(help="The model after fine-tuning, or an adapter's folder (PEFT).")],
     facts: FactsOption,
     mastery: MasteryOption,
     output: OutputOption,

@@ -23,10 +23,10 @@ def study(
     output_dir: Annotated[Path | None, PathOption(help="Run folder; runs/NAME where not given.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
     executor: Annotated[str, typer.Option(help="here, processes or ray.")] = "processes",
-    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per CPU where not given.")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core where not given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a study, or go on with one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
+    """Run a study, or resume one: mastery, fine-tuning, evaluation, token shift, weights, restoration, report."""
     import knowshift
 
     asked: dict[str, Any] = {
@@ -39,19 +39,19 @@ def study(
     if dry_run:
         _print_plan(knowshift.plan_study(**asked), as_json)
         return
-    done = knowshift.study(**asked, progress=_Teller())
+    done = knowshift.study(**asked, progress=_UnitLines())
     console.print(f"report: {done.report.output}  (tables and figures beside it)", soft_wrap=True)
     emit({"run": str(done.run), "report": str(done.report.output), "seconds": round(done.seconds, 1)}, as_json)
 
 
-class _Teller:
-    """A line for every unit that is done; before the first, that nothing is lost by stopping."""
+class _UnitLines:
+    """Prints a line after every unit; before the first one, that the study may be interrupted."""
 
     begun = False
 
     def __call__(self, done: int, total: int, title: str, seconds: float, left: float) -> None:
         if not self.begun:
-            console.print("interrupt it when you like: the same command goes on where it stopped")
+            console.print("it may be interrupted at any moment: the same command goes on where it stopped")
         self.begun = True
         console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
 
@@ -65,5 +65,5 @@ def _print_plan(plan: StudyPlan, as_json: bool) -> None:
     console.print(f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}")
     for kind, count in plan.cells.items():
         console.print(f"  {kind}: {count} cells, {count - plan.missing.get(kind, 0)} done")
-    console.print(f"  each restoration answers {plan.restored} times; run folder: {plan.run}")
+    console.print(f"  each restoration cell answers the test facts {plan.restored} times; run folder: {plan.run}")
     emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about}, as_json)

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from knowshift.parameters.change import WeightChange
 
 BaseArgument = Annotated[str, typer.Argument(help="Before fine-tuning: a local folder, a hub id, or world:tiny.")]
-TunedArgument = Annotated[str, typer.Argument(help="After it: a local folder, a hub id, or an adapter's (PEFT).")]
+TunedArgument = Annotated[
+    str, typer.Argument(help="After fine-tuning: a local folder, a hub id, or an adapter (PEFT).")
+]
 RegionOption = Annotated[str, typer.Option(help="layers, attention, mlp, embeddings, norms or all.")]
 LayersOption = Annotated[
     str | None, typer.Option("--layers", help="Only these transformer layers, first to last: 0-3, or 5.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; one a core where not given.")]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads; one per core where not given.")]
 NonfiniteOption = Annotated[bool, typer.Option("--allow-nonfinite", help="Accept weights that are NaN or infinite.")]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of TUNED on the hub.")]
 
@@ -37,7 +39,7 @@ def weights(
         list[str] | None, typer.Option(help="Top fractions to tabulate; the paper's seven where not given.")
     ] = None,
     figure: Annotated[Path | None, PathOption(help="Write the figure here, as SVG.")] = None,
-    output: Annotated[Path | None, PathOption(help="Write one row a tensor here, as Parquet.")] = None,
+    output: Annotated[Path | None, PathOption(help="Write one row per tensor here, as Parquet.")] = None,
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     allow_nonfinite: NonfiniteOption = False,
@@ -66,7 +68,7 @@ def weights(
     result: dict[str, Any] = {**found.change.to_json(), "base": base, "tuned": tuned}
     if output is not None:
         result["output"] = str(output)
-        console.print(f"one row a tensor: {output}", soft_wrap=True)
+        console.print(f"one row per tensor: {output}", soft_wrap=True)
     if figure is not None:
         result["figure"] = str(figure)
         console.print(f"figure: {figure}", soft_wrap=True)
@@ -137,7 +139,7 @@ def _print_change(change: WeightChange, base: str, tuned: str) -> None:
         f"of region {change.region!r} changed",
     )
     if change.rounding is not None:
-        console.print(change.rounding.told(base, tuned, change.eligible))
+        console.print(change.rounding.sentence(base, tuned, change.eligible))
     table = Table(title="Share of the summed change in the top weights, % (null: own |p| with own |change| at random)")
     table.add_column("top")
     for name in change.concentration:

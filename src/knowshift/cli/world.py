@@ -83,11 +83,11 @@ def build(
         chosen, origin, longest = invent_facts(seed, **sizes), "invented", 4
     else:
         source = knowshift.load_facts(facts)
-        # The name alone goes on record: where the file lay says nothing about its content.
+        # Only the name is recorded: the content does not depend on where the file lay.
         origin, longest = f"{facts.split(':')[0]} (facts {source.digest()})", None
         chosen = without_exposures(sample_facts(source.facts, seed, **sizes))
     bands = DEFAULT_BANDS if not band else tuple(_band(text) for text in band)
-    # Bands of one's own have no repetition but that which is asked for with them.
+    # With --band, the default repetition is off; only --repetition sets one.
     second = _repetition(repetition) if repetition else None if band else DEFAULT_REPETITION
     torch.set_num_threads(threads)
     recipe = replace(
@@ -130,7 +130,7 @@ def build(
 
 
 def _bar() -> Progress:
-    """A bar of what each task is, how much of it is done and how long the rest takes."""
+    """A progress bar: the task, the share done, the time left."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -171,7 +171,7 @@ def describe(
     world: Annotated[str, typer.Argument(help="world:tiny or world:PATH.")] = "world:tiny",
     as_json: JsonOption = False,
 ) -> None:
-    """How a world was made, and how its facts and exposures are spread."""
+    """How a world was made, and the distribution of its facts and exposures."""
     from collections import Counter
 
     import knowshift
@@ -190,7 +190,7 @@ def describe(
 
 def levels(
     world: Annotated[str, typer.Argument(help="world:PATH, a world that was built.")],
-    output: Annotated[Path, PathOption(help="Mastery record to write (Parquet), or to go on with.")],
+    output: Annotated[Path, PathOption(help="Mastery record to write or to resume (Parquet).")],
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 2,
     seed: SeedOption = 0,
     as_json: JsonOption = False,

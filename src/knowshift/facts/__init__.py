@@ -1,1 +1,1 @@
-"""Facts, relations with prompts, the grading of a text. Knows no model: torch and transformers stay out."""
+"""Facts, relations with prompts, the grading of a text. Imports no models, torch or transformers."""

@@ -1,4 +1,4 @@
-"""Completion prompts of one's own: their slots, and 21 for questions that belong to no relation."""
+"""Completion prompts from users: their slots; and 21 generic ones for questions that belong to no relation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SLOT = re.compile(
 _LATEX = re.compile(r"(?:\\[A-Za-z]+\*?(?:\{[^{}]*\})*|[\^_])$")
 _NEAR = 80  # characters before a brace that are looked at
 
-#: As many as a relation has. Each ends where " " + answer goes on; written by this project.
+#: As many as a relation has; " " + answer continues each. Written by this project.
 GENERIC: tuple[str, ...] = (
     "Question: {question}\nAnswer:",
     "Q: {question}\nA:",
@@ -53,7 +53,7 @@ GENERIC: tuple[str, ...] = (
 
 
 def unknown_slot(prompt: str, subject: str, question: str) -> str | None:
-    """The first placeholder in ``prompt`` that nothing fills in, or None; what the fact's own texts hold is theirs."""
+    """The first placeholder in ``prompt`` that nothing fills in, or None; those of the fact's texts do not count."""
     prompt = _composed(prompt)
     for own in (_composed(question), _composed(subject)):
         if _SLOT.search(own):
@@ -62,7 +62,7 @@ def unknown_slot(prompt: str, subject: str, question: str) -> str | None:
 
 
 def slot_in_question(question: str, subject: str) -> str | None:
-    """The first placeholder in ``question``, in which none is filled in, or None; the subject's own do not count."""
+    """The first placeholder in ``question``, which has no slots, or None; those in the subject do not count."""
     own = subject.casefold()
     return next(
         (found[0] for found in _SLOT.finditer(question) if found[0].casefold() not in own and not _is_markup(found)),

@@ -6,15 +6,15 @@ but "Paris" stands in "Parish" either way.
 
 *Word* (ours): text and answer are normalised, and the answer must stand between word boundaries.
 
-1. Case is folded, as Unicode does it ("Straße" is "strasse"), and characters that nobody sees are removed.
-2. Accents go: combining marks U+0300..U+036F after decomposition, and the letters that do not decompose
+1. Case is folded, as Unicode does it ("Straße" is "strasse"), and invisible characters are removed.
+2. Accents are removed: combining marks U+0300..U+036F after decomposition, and the letters that do not decompose
    (ø o, ł l, đ d, ħ h, dotless i, ð d, þ th, æ ae, œ oe). Marks of other scripts (Devanagari, Thai, kana) stay.
 3. Dotted initials are joined: "U.S.A." is "usa", "J. R. R." is "jrr". "&" is "and". All other punctuation, symbols
    and control characters separate words, so "Stratford-upon-Avon" is three words and "Paris's" holds the word "paris".
    "+" and "#" right behind a letter stay, so that "C" is not found in "C++".
 4. Numbers are compared as numbers: "1,500" is "1500", "10.50" is "10.5", and neither "5" nor "1" is in "1,500".
-5. An apostrophe inside a word, however it is typed, is read both ways: "Hawaiʻi" is "Hawai'i" and "Hawaii". As nothing
-   it is read only for answers of four letters, and an answer's word then keeps its capital: "Chang'e" is not "change".
+5. An apostrophe inside a word, however it is typed, is read both ways: "Hawaiʻi" is "Hawai'i" and "Hawaii". It is left
+   out only in words of four letters or more, and these then keep their capital: "Chang'e" is not "change".
 6. The English articles a, an, the count for nothing on both sides ("The Hague" and "Hague" are one), unless the answer
    ends in one ("Vitamin A", "The The"): then they count.
 7. Scripts written without spaces (Han, kana, Thai, Lao, Khmer, Myanmar) have no word boundary to ask for: an end of an
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
 
 
 class _Words:
-    """One reading of an accepted answer, ready for the word rule.
+    """One reading of an accepted answer, prepared for the word rule.
 
     ``closed`` holds the words that lost an apostrophe in it, and whether each begins with a capital.
     """
@@ -121,13 +121,13 @@ class Grader:
             plain = f" {' '.join(_without_articles(words))} "
             if any(answer.stands_in(full, plain) and answer.spelled_in(text) for answer in answers):
                 return True
-            answers = [answer for answer in answers if answer.long]  # the text without its apostrophes is next
+            answers = [answer for answer in answers if answer.long]  # the next reading of the text has no apostrophes
         return False
 
 
 def gradable(answer: str) -> bool:
-    """Whether anything of ``answer`` is left after normalising, so that :class:`Grader` takes it."""
-    # The first character decides for nearly every answer, and a hundred thousand of them are asked about.
+    """Whether anything of ``answer`` is left after normalising, so that :class:`Grader` accepts it."""
+    # The first character decides for nearly every answer, and this runs for a hundred thousand of them.
     return answer[:1] in _PLAIN or bool(normalise(answer))
 
 

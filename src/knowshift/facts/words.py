@@ -55,7 +55,7 @@ _ENGLISH = re.compile(
     r"|0|[1-9][0-9]*|(?=\.)|[0-9]{3}(?=\.))(?:\.(?P<fraction>[0-9]+))?"
 )
 # Groups of digits with one blank between them. They are one number where all but the first have three digits and one
-# of these begins with 0, as no number of its own does.
+# of these begins with 0, which no separate number does.
 _GROUPS = re.compile(r"(?<![0-9.])(?<![0-9][,' ])[1-9][0-9]{0,2}(?: [0-9]{3})+(?! ?[0-9])")
 # Unicode's limit for marks on one character (UAX 15, stream-safe text); sorting a longer run takes quadratic time.
 _MARKS = 30
@@ -70,7 +70,7 @@ class _Spelling(dict[int, str]):
     def __missing__(self, code: int) -> str:
         character = chr(code)
         kind = unicodedata.category(character)
-        # Zero-width characters, soft hyphens, direction marks; rings and boxes round a character, its other looks.
+        # Zero-width characters, soft hyphens, direction marks; enclosing rings and boxes; variation selectors.
         if kind in ("Cf", "Me") or 0xFE00 <= code <= 0xFE0F:
             plain = ""
         elif kind == "Nd":
@@ -172,7 +172,7 @@ def _fewer_marks(found: re.Match[str]) -> str:
 def _split(text: str) -> list[str]:
     """The words of a folded text."""
     text = text.replace("&", " and ")
-    if text.find(".", 0, -1) >= 0:  # one at the end alone is no initial's
+    if text.find(".", 0, -1) >= 0:  # a single one at the end follows no initial
         text = _INITIALS.sub(lambda found: found[0].replace(".", "").replace(" ", "") + " ", text)
     numbers = _has_digit(text)
     if numbers:
@@ -193,7 +193,7 @@ def _split(text: str) -> list[str]:
 
 
 def _has_digit(text: str) -> bool:
-    return (  # no loop and no regular expression: every text is asked
+    return (  # no loop and no regular expression: this runs for every text
         "1" in text
         or "0" in text
         or "2" in text

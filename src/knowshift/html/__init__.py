@@ -1,1 +1,1 @@
-"""What pages share: templates, tables, figure style, numbers in words. Knows no study, and no model."""
+"""What pages share: templates, tables, figure style, numbers in words. Imports no studies or models."""

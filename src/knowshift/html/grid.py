@@ -15,7 +15,7 @@ TO = "\N{HORIZONTAL ELLIPSIS}"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A text, the note in small letters behind it, and the style (a class of page.css) of its place."""
+    """A text, the note in small letters behind it, and the style (a class of page.css) of its cell."""
 
     text: str
     note: str = ""
@@ -27,7 +27,7 @@ DASH = Entry(NONE)
 
 @dataclass(frozen=True)
 class Grid:
-    """Caption, head and rows; ``style`` is a class of page.css. Without rows a page shows nothing of it."""
+    """Caption, head and rows; ``style`` is a class of page.css. A page leaves out a grid without rows."""
 
     caption: str
     head: Sequence[str]
@@ -36,7 +36,7 @@ class Grid:
 
 
 def texts(values: Iterable[str]) -> list[Entry]:
-    """Entries that are texts alone."""
+    """Entries without notes."""
     return [Entry(value) for value in values]
 
 

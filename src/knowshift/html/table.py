@@ -1,4 +1,4 @@
-"""What a table of the report is: named columns and rows of plain values, as its CSV file has them."""
+"""A table of the report: named columns and rows of plain values, as its CSV file has them."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def is_missing(value: Any) -> bool:
 
 
 def bounds(estimate: Estimate, floor: float = -math.inf, ceiling: float = math.inf) -> tuple[float, float, float]:
-    """Value, low, high for a table; the interval cut where the quantity cannot go."""
+    """Value, low, high for a table; the interval cut to the range of the quantity."""
     return estimate.value, max(estimate.low, floor), min(estimate.high, ceiling)

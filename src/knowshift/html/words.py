@@ -16,7 +16,7 @@ def percent(value: float, digits: int = 1) -> str:
 
 
 def exact_percent(fraction: float) -> str:
-    """A fraction that somebody chose, with the digits it was chosen with: "20%", "0.1%"."""
+    """A fraction from a configuration, with all its digits: "20%", "0.1%"."""
     return f"{100 * fraction:g}%"
 
 

@@ -1,1 +1,1 @@
-"""Finding, loading and saving models, and the one encoder of prompts. Levels and studies stay out."""
+"""Finding, loading and saving models, and the one encoder of prompts. Imports no levels or studies."""

@@ -1,4 +1,4 @@
-"""Finding a model: the folder of a name, of an adapter also that of its base, fetched from the hub where it must be."""
+"""Finding a model: the folder of its name, and for an adapter that of its base; hub ids are fetched."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from knowshift.parameters.files.companions import BESIDE_WEIGHTS, tokenizer_fold
 
 #: What is fetched for a hub id: nothing that could run code.
 WANTED = ["*.safetensors", *(pattern for pattern in BESIDE_WEIGHTS if pattern != "*.py")]
-#: Small files that decide what a model reads and when it ends, so that its identity is theirs too.
+#: Small files that decide a model's tokens and where a text ends, so its identity covers them too.
 DECIDING = (
     *("config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json", "tekken.json"),
     "adapter_config.json",
@@ -100,7 +100,7 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
 
 
 def model_identity(folder: Path) -> str:
-    """Sixteen hex digits over all that decides what the model says, the same wherever the folder lies.
+    """Sixteen hex digits over all files that decide a model's outputs, the same wherever the folder lies.
 
     That is the weights, config.json, generation_config.json (it names the tokens that end a text) and the
     tokenizer's files. Weights of up to 4 GiB are hashed whole; larger ones by file size and the first MiB of every

@@ -113,10 +113,10 @@ def load_model(
 
 @contextmanager
 def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
-    """The same model, with all made that would need a temporary folder: for processes that each load it.
+    """The same model, with its temporary folders made beforehand: for processes that each load it.
 
-    An adapter that PEFT merges is merged once, and nothing is left when the block ends, however it ends; a process
-    that is terminated would leave what it had made.
+    An adapter that PEFT merges is merged once, here, and its folder is removed when the block ends, also by an error;
+    a worker that is terminated would leave its own folder behind.
     """
     if files.adapter is None:
         yield files
@@ -132,7 +132,7 @@ def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
         try:
             yield replace(ready, merged=merged.folder)
         finally:
-            shutil.rmtree(merged.folder, ignore_errors=True)  # now, and not when a traceback lets go of it
+            shutil.rmtree(merged.folder, ignore_errors=True)  # now: a traceback may keep the folder alive
 
 
 def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
@@ -176,7 +176,7 @@ def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
     hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
     with border(f"{name}: cannot load the model"):
         try:
-            if (folder / "generation_config.json").is_file():  # one that cannot be read would be passed over
+            if (folder / "generation_config.json").is_file():  # transformers would ignore an unreadable one
                 GenerationConfig.from_pretrained(folder)
             model, info = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -199,7 +199,7 @@ def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
 
 @torch.no_grad()
 def _put(model: PreTrainedModel, tuned: AdaptedTensors, name: str) -> None:
-    """Let the loaded base have the weights that an adapter changes."""
+    """Write the weights that an adapter changes into the loaded base."""
     parameters = dict(model.named_parameters())
     own = own_names(parameters)
     for tensor in sorted(tuned.touched):
@@ -214,7 +214,7 @@ def _put(model: PreTrainedModel, tuned: AdaptedTensors, name: str) -> None:
 
 
 def _check_finite(name: str, tensor: str, parameter: torch.Tensor) -> None:
-    """Refuse what an adapter made infinite or NaN. Smallest and largest tell, and NaN is both: no copy is made."""
+    """Refuse what an adapter made infinite or NaN, without a copy: aminmax gives NaN if any weight is NaN."""
     if (
         parameter.is_floating_point()
         and parameter.numel()
@@ -242,9 +242,9 @@ def weights_digest(model: torch.nn.Module) -> str:
 
 
 def load_tokenizer(files: ModelFiles) -> PreTrainedTokenizerBase:
-    """A model's tokenizer, padding on the left; nothing here ever relies on its pad token.
+    """A model's tokenizer, padding on the left; its pad token is never used here.
 
-    It is that of the checkpoint which `restore` writes, whose config.json is the one of the weights.
+    It equals that of the checkpoint which `restore` writes, whose config.json is the one beside the weights.
     """
     name, folder = files.name, files.tokenizer
     if not any((folder / file).is_file() for file in VOCABULARIES):

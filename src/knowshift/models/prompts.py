@@ -133,7 +133,7 @@ class PromptEncoder:
         return [token for i, token in enumerate(prefix) if token != begins or begins not in prefix[:i]]
 
     def _trim(self, text: str, ids: list[int]) -> list[int]:
-        """The same rules for what a tokenizer's call gives, where what it puts round a text is not known."""
+        """The same rules for the ids of a tokenizer's call, where the tokens that it puts round texts are not known."""
         told = self.tokenizer
         ends = {told.sep_token_id: str(told.sep_token), told.eos_token_id: str(told.eos_token)}
         while len(ids) > 1 and ids[-1] in ends and not (text.endswith(ends[ids[-1]]) and ids[-2] != ids[-1]):
@@ -159,7 +159,7 @@ class PromptEncoder:
 
     @cached_property
     def _by_backend(self) -> bool:
-        """Whether the tokenizer has a fast backend and does nothing to a text but hand it over."""
+        """Whether the tokenizer has a fast backend and passes texts to it unchanged."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None:
             return False
@@ -178,7 +178,7 @@ def _once(token: int | None, ids: list[int]) -> list[int]:
 
 @contextmanager
 def _whole_texts(backend: Any) -> Iterator[None]:
-    """Within the block the backend neither cuts nor pads; afterwards it is as it was, as a tokenizer's call is not."""
+    """Within the block the backend neither cuts nor pads; its settings are put back, which a tokenizer's call omits."""
     cut, padded = (None, None) if backend is None else (backend.truncation, backend.padding)
     if cut is not None:
         backend.no_truncation()

@@ -1,7 +1,7 @@
 """Saving a tuned model: new weights, and beside them the very files of the model it was made from.
 
 What a Trainer leaves on a model (no cache, another pad token, more end tokens, a patched forward) is not part of the
-tuned model: :func:`unchanged` takes it back in memory, and :func:`save_model` writes none of it.
+tuned model: :func:`unchanged` undoes it in memory, and :func:`save_model` writes none of it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write a checkpoint into ``folder`` (existing, empty): the weights in memory, the rest as in ``loaded.folder``.
 
     The tokenizer's files are those that it was loaded from. Every file beside the weights is copied byte for byte; in
-    config.json only the dtype is that of the weights. A file that the source has not (a generation config, say) is not
-    made. Records of an earlier training and indexes of other weight files stay behind
+    config.json only the dtype is that of the weights. A file that the source lacks (a generation config, say) is not
+    written. Records of an earlier training and indexes of other weight files are not copied
     (:mod:`knowshift.parameters.files.companions`).
 
     Of a model of text and images that is loaded as a language model, the text part is all that is written, under the
@@ -40,7 +40,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     hf_logging.disable_progress_bar()
     try:
         with unchanged(model):
-            # Not written, and one that transformers only warns of at loading would be an error at saving.
+            # Not written: transformers refuses to save some generation configs that it loads with a warning.
             model.generation_config = GenerationConfig()
             model.save_pretrained(folder)
     finally:
@@ -58,7 +58,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
 
 @contextmanager
 def unchanged(model: PreTrainedModel) -> Iterator[None]:
-    """All of a model but its weights, its mode and hooks on its modules is after the block what it was before it.
+    """After the block all of a model is as before, except its weights, its mode and hooks on its modules.
 
     That is the model's own attributes (a Trainer replaces ``forward``: under autocast every later answer would be
     computed in bfloat16), its config with the parts of it, and its generation config.

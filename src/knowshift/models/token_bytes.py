@@ -1,7 +1,7 @@
 """What each token adds to a text, as bytes, so that a growing text is searched without decoding it again.
 
 A fast tokenizer's decoder is a table for the two kinds in use (byte-level, and SentencePiece with "▁" for a space).
-The table is believed only after it has reproduced the tokenizer's own decoding of random ids; otherwise texts are
+The table is used only if it reproduces the tokenizer's own decoding of random ids; otherwise texts are
 decoded whole, which is right for every tokenizer and slower.
 """
 

@@ -1,7 +1,7 @@
 """A model's vocabulary against its tokenizer's: which token ids both know. Checked once, when a model is loaded.
 
-The two differ in both directions. Embeddings are padded to a round number of rows, so there are logits that no token
-has; and tokens are added to a tokenizer without resizing the embeddings, so there are tokens that no row has.
+The two differ in both directions. Embeddings are padded to a round number of rows, so some logits belong to no
+token; and tokens are added to a tokenizer without resizing the embeddings, so some tokens have no row.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Two sets of weights, compared, ranked exactly, restored. Facts and generation stay out."""
+"""Two sets of weights, compared, ranked exactly, restored. Imports no facts or generation."""

@@ -4,7 +4,7 @@ The concentration of a score is the share of its sum that the top fraction of we
 the relative change r). It stands beside a **no-signal null**: each tensor's own |p| paired with its own |s - p| at
 random. Dividing by a |p| near zero makes a heavy tail by itself, so only what exceeds the null says anything about
 fine-tuning. The pairing leaves |s - p| itself as it is, so for ``absolute`` and ``squared`` the null equals the
-measurement, and says so.
+measurement.
 
 Scores are float32, sums float64. Weights with p = 0 and s != p rank first but have no finite r: they are counted in
 ``base_zero`` and add nothing to the sum of r.
@@ -67,7 +67,7 @@ class TensorChange:
 
 @dataclass(frozen=True)
 class WeightChange:
-    """The measurement of one region. Fractions are written "0.01"; a share that has no meaning is None."""
+    """The measurement of one region. Fractions are written "0.01"; an undefined share is None."""
 
     region: str
     seed: int
@@ -79,7 +79,7 @@ class WeightChange:
     null: dict[str, Shares]
     layers: dict[str, float]  # layer -> share of the top-20% set
     modules: dict[str, float]  # module -> share of the top-20% set
-    layer_weights: dict[str, float]  # layer -> share of the region's weights: what chance would give
+    layer_weights: dict[str, float]  # layer -> share of the region's weights: the share by chance
     module_weights: dict[str, float]
     rounding: Rounding | None  # None where both sides have equal dtypes
     tensors: list[TensorChange]
@@ -126,7 +126,7 @@ def measure_pair(
     piece: int = NULL_BLOCK,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> WeightChange:
-    """Measure any pair of readers, in three passes; ``progress`` hears of the weights done, three times each."""
+    """Measure any pair of readers, in three passes; ``progress`` is called with weights done, three times each."""
     sizes = pair.sizes
     eligible = sum(sizes)
     counts = {fraction_name(f): exact_count(f, eligible) for f in fractions}
@@ -218,7 +218,7 @@ def _rank(order: Sequence[str], module: str) -> int:
 
 
 class _Totals:
-    """What the first pass adds up: counts and sums by the keys' upper bits, and a row for each tensor."""
+    """Sums of the first pass: counts and sums by the sort keys' upper bits, and a row for each tensor."""
 
     def __init__(self, tensors: int) -> None:
         names = ("relative", "absolute", "null")
@@ -308,7 +308,7 @@ class _Curve:
         self.refined: Refinement = shared.refined if shared else Refinement(bin_ for bin_, _ in self._bins.values())
 
     def threshold(self, count: int) -> tuple[int, int]:
-        """The key of the ``count``-th weight, and how many of its equals are among the first ``count``."""
+        """The sort key of the ``count``-th weight, and how many of its equals are among the first ``count``."""
         if count == 0:
             return (1 << 31) - 1, 0
         bin_, above = self._bins[count]

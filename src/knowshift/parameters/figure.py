@@ -14,7 +14,7 @@ from knowshift.files import file_beside
 from knowshift.html.style import BASE, CONTROL, INK, PAPER_COLOUR, RUN, STYLE
 from knowshift.parameters.change import Shares, WeightChange
 
-#: Bars that can still be told apart by a name each.
+#: Most bars that each have room for a name.
 _NAMED = 12
 #: Letters of a name that fit below a bar.
 _SHORT = 6
@@ -45,7 +45,7 @@ def write_figure(path: Path, change: WeightChange) -> None:
 
 
 def _title(change: WeightChange) -> str:
-    """How much changed, and below it how much of that is mere rounding, where the dtypes differ."""
+    """The share that changed, and below it the share of that which rounding explains, where the dtypes differ."""
     title = f"{change.changed_share:.1%} of {change.eligible:,} weights changed"
     rounding = change.rounding
     if rounding is None or rounding.share_of_changed is None:

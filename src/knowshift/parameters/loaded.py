@@ -1,6 +1,6 @@
 """Weights that torch holds in memory: read as arrays, and the region of a loaded model.
 
-Importing this does not import torch: whoever has a tensor has done so.
+Importing this module does not import torch: a caller that has a tensor has imported it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def parameters_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of a model's parameters on the CPU: what a base leaves behind before it is fine-tuned."""
+    """Copies of a model's parameters on the CPU: the base's weights, to be taken before it is fine-tuned."""
     return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
 
 
@@ -81,7 +81,7 @@ def model_type_of(model: torch.nn.Module) -> str:
 
 
 def as_reader(tensors: Mapping[str, torch.Tensor] | torch.nn.Module | TensorReader) -> TensorReader:
-    """A reader of whatever holds tensors."""
+    """A reader of a mapping, a module or another reader."""
     if isinstance(tensors, Mapping):
         return LoadedTensors(tensors)
     if hasattr(tensors, "named_parameters"):

@@ -26,7 +26,7 @@ SAME_NORM = "same-norm"
 #: Everything ``--criterion`` takes.
 METHODS = (*CRITERIA, SAME_NORM, *published.PUBLISHED)
 
-#: Criteria whose keys cannot be computed without noticing what is not finite.
+#: Criteria whose sort keys show every weight that is not finite.
 _CHECKED = ("relative", "absolute", "least", "ties", "magnitude", "authors", "breadcrumbs")
 _BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
@@ -37,7 +37,7 @@ Cuts = Mapping[int, tuple[Cut, Cut | None]]
 
 @dataclass(frozen=True)
 class RestorationPlan:
-    """See the module. ``counts`` is how many weights each fraction restores; None where editing alone can tell."""
+    """See the module. ``counts`` is how many weights each fraction restores; None where only editing determines it."""
 
     pair: WeightPair
     places: Sequence[Place]
@@ -56,7 +56,7 @@ class RestorationPlan:
         return self.criterion in published.SPECTRAL
 
     def unchecked(self) -> RestorationPlan:
-        """The same plan for weights that are known to be sound; what was restored may not be (rounded to infinity)."""
+        """The same plan for weights that are known to be finite; restored ones may not be (rounded to infinity)."""
         keys = self.keys.unchecked()
         return replace(self, pair=keys.pair, keys=keys)
 
@@ -79,7 +79,7 @@ class RestorationPlan:
     def put_back(self, number: int, tensor: int, start: int, base: Array, tuned: Array, out: Array) -> int:
         """Write a stretch into ``out``, in its dtype, with what a selection's fraction restores; how many weights.
 
-        ``out`` may be ``tuned`` itself, and ``tuned`` what an earlier fraction has left: it restores the same again.
+        ``out`` may be ``tuned`` itself, and ``tuned`` an earlier fraction's result: its weights are restored again.
         """
         first, until = self.cuts[number][tensor]
         if until is None:
@@ -186,9 +186,9 @@ def plan_restoration(
 
 
 def check_unread(plan: RestorationPlan, run: Runner, piece: int = PIECE) -> None:
-    """Raise :class:`.NotFinite` for weights that making the plan had no need to look at.
+    """Raise :class:`.NotFinite` for weights that were not read to make the plan.
 
-    A file is checked as it is written; a model that is changed in place must be known to be sound before.
+    A file is checked as it is written; a model that is changed in place must be known to be finite before.
     """
     pair = plan.pair
     if pair.strict and not (plan.criterion in _CHECKED and any(plan.counts)):

@@ -18,7 +18,7 @@ NULL_BLOCK = 1 << 20
 def null_relative(pair: WeightPair, seed: int, tensor: int, start: int, stop: int) -> NDArray[np.float32]:
     """r of the null for one piece: its own |p| with the |s - p| of other places of the same tensor.
 
-    Full blocks of ``NULL_BLOCK`` weights trade places with one another, and positions inside a block are permuted, in
+    Full blocks of ``NULL_BLOCK`` weights are permuted among each other, and positions inside a block are permuted, in
     all full blocks of a tensor alike; the last, shorter block is permuted in itself. All seeded, and independent of
     the piece size.
     """

@@ -1,4 +1,4 @@
-"""The record of a weight change: one row a tensor, from which every table can be made again without the weights."""
+"""The record of a weight change: one row per tensor, from which every table can be made again without the weights."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a tensor sits in a transformer: layer, module, kind; and which tensors make up a region.
 
 The names are those of the checkpoint on disk, or those of a loaded model where transformers fuses weights in memory
-(the experts of a mixture). An architecture that is not in :data:`ARCHITECTURES` is never guessed at: only the region
-``all`` is open to it.
+(the experts of a mixture). The layout of an architecture that is not in :data:`ARCHITECTURES` is never guessed: only
+the region ``all`` is available for it.
 
 The region ``layers`` is the paper's (section 4.2): every weight matrix inside the transformer layers; norms, biases,
 embeddings and the output head stay out.
@@ -214,7 +214,7 @@ def in_region(shapes: Mapping[str, tuple[int, ...]], model_type: str, scope: Sco
     known = model_type in ARCHITECTURES
     if not known and (region != "all" or layers is not None):
         raise InputError(
-            f"architecture {model_type!r} has no known layout, so only the region 'all' is open to it"
+            f"architecture {model_type!r} has no known layout, so only the region 'all' is available"
             + nearest(model_type, ARCHITECTURES)
         )
     if known:

@@ -12,8 +12,8 @@
 All fractions are selected before the first step, in the same passes; each step changes only weights that are new to
 it. ``criterion`` is any of :data:`knowshift.parameters.methods.METHODS`. ``base`` is a mapping of tensors (names as
 ``model.named_parameters()``), another loaded model, or a reader of a checkpoint on disk (:class:`.StoredTensors`),
-which streams past the model. The model may be on any device: scores are computed on the CPU, and stretches are sent to
-where it is. Leaving the loop early is fine: ``undo`` takes back what was done.
+which is read stretch by stretch. The model may be on any device: scores are computed on the CPU, and stretches are
+copied to its device. The loop may be left early: ``undo`` reverts the steps that were done.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from knowshift.parameters.tensors import PIECE, TensorReader, WeightPair, stretc
 
 
 class RestorationSweep:
-    """A loaded model on its way back to its base; see the module.
+    """Restores a loaded model to growing fractions; see the module.
 
     ``tuned`` is the model's own state before the sweep: by default a copy of the region is taken (the region's size in
     memory once more); a reader of the tuned checkpoint on disk makes that unnecessary. After ``run`` has begun,
@@ -83,7 +83,7 @@ class RestorationSweep:
         kept = tuned or LoadedTensors({name: self._model[name].to("cpu", copy=True) for name in names})
         self._pair = WeightPair(reader, kept, names, strict=not scope.allow_nonfinite)
         self._changed = False
-        self._exact: set[int] = set()  # tensors that the model holds in the dtype that keys were made from
+        self._exact: set[int] = set()  # tensors that the model holds in the dtype that sort keys were made from
         self.eligible = sum(self._pair.sizes)
         self.thresholds: dict[float, float | None] = {}
 
@@ -149,8 +149,8 @@ class RestorationSweep:
         out = as_array(held) if in_reach else np.empty(stop - start, as_array(held[:0]).dtype)
         base = self._pair.base.read(name, start, stop)
         if step and in_reach and tensor in self._exact:
-            # What is not restored yet has its tuned value, so its key is found from the model itself. What is
-            # restored may be taken again, or not: it has its base value either way.
+            # What is not restored yet has its tuned value, so its sort key follows from the model itself. A
+            # restored weight has its base value whether it is selected again or not.
             return plan.put_back(step, tensor, start, base, out, out)
         # At first written without being read: a weight file that is mapped in would be paged in twice.
         tuned = self._pair.tuned.read(name, start, stop)
@@ -163,5 +163,5 @@ class RestorationSweep:
 
 
 def _is_in_reach(tensor: torch.Tensor) -> bool:
-    """Whether the processor can write to it; else whole stretches are sent."""
+    """Whether the CPU can write to it; else whole stretches are copied to its device."""
     return tensor.device.type == "cpu"

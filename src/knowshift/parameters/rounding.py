@@ -27,7 +27,7 @@ from knowshift.parameters.tensors import BFLOAT16, Array, as_dtype, single
 #: Dtypes that lose bits of a float32: (bits of a significand, half of the smallest unit).
 _NARROW = {BFLOAT16.name: (8, 2.0**-134), "float16": (11, 2.0**-25)}
 _EXPONENT = np.int32(0x7F800000)
-#: Weights at a time: what is made of them stays near the core.
+#: Weights at a time: the temporary arrays stay in a core's cache.
 _BLOCK = 1 << 16
 
 
@@ -48,8 +48,8 @@ class Rounding:
         """Whether the base alone may have been rounded. Casting it up is exact, so training from it rounds nothing."""
         return set(self.to) <= set(self.base) and not set(self.to) & set(self.tuned)
 
-    def told(self, base: str, tuned: str, eligible: int) -> str:
-        """The sentence that people read; ``eligible`` is the region's number of weights."""
+    def sentence(self, base: str, tuned: str, eligible: int) -> str:
+        """The sentence of the text output; ``eligible`` is the region's number of weights."""
         part = "" if self.weights == eligible else f" in {self.weights:,} of these weights"
         stored = f"{base} is stored in {' and '.join(self.base)}, {tuned} in {' and '.join(self.tuned)}{part}"
         if self.share_of_changed is None:

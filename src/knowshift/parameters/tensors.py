@@ -25,7 +25,7 @@ from knowshift.system.workers import cores
 Array: TypeAlias = NDArray[Any]
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
 
-#: Weights in a piece: its working set stays near a core's cache, and what threads wait for the interpreter small.
+#: Weights in a piece: few enough for a core's cache, enough that threads seldom wait for the interpreter's lock.
 PIECE = 1 << 19
 
 #: (tensor, start, stop): a stretch of the ``tensor``-th tensor of a region.
@@ -46,7 +46,7 @@ class TensorReader(Protocol):
 
 
 class RenamedTensors:
-    """Another reader's tensors under other names: new name -> its own."""
+    """Another reader's tensors under other names: new name -> old name."""
 
     def __init__(self, reader: TensorReader, origin: Mapping[str, str]) -> None:
         self._reader, self._origin = reader, origin
@@ -127,7 +127,7 @@ def workers(threads: int | None = None) -> Iterator[Runner]:
                     yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:  # left early: what has not begun is dropped, what has is waited for
+        finally:  # left early: calls that have not begun are cancelled, the others are waited for
             for future in ahead:
                 future.cancel()
             for future in ahead:

@@ -1,1 +1,1 @@
-"""Tables, figures and findings from the records of a study. torch stays out."""
+"""Tables, figures and findings from the records of a study. Does not import torch."""

@@ -1,1 +1,1 @@
-"""Estimates and intervals, resampling, honest choices, Holm. Stands on numpy and scipy alone."""
+"""Estimates and intervals, resampling, honest choices, Holm. Depends on numpy and scipy alone."""

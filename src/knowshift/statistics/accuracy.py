@@ -22,7 +22,7 @@ def domain_accuracy(hits: Sequence[int] | NDArray[np.int64], facts: Sequence[int
     """The plain mean of hits / facts over the test levels with facts, in 0..1; None where no level has any.
 
     Accuracies are compared only between models asked the same facts, since a mean over fewer levels is another
-    measure: whoever shows one shows the facts of each level beside it.
+    measure: so a table shows the facts of each level beside it.
 
     Args:
         hits: of each test level.

@@ -12,9 +12,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
-#: How much further than its standard error says an honest choice scatters when all candidates are equal: folds choose
-#: for one another, so a lucky candidate is chosen by one and counted by the other. By simulation over 2 to 7
-#: candidates, 1 to 5 draws and any share of noise common to draws; the largest ratios found. Tested.
+#: Standard deviation of an honest choice over its standard error when all candidates are equal: folds choose for one
+#: another, so a candidate that is high by chance in one fold counts in the other. The largest ratios in simulations of
+#: 2 to 7 candidates, 1 to 5 draws and any share of noise common to draws. Tested.
 ONE_CHOICE, TWO_CHOICES, BEST_AND_WORST = 1.09, 1.17, 1.31
 
 

@@ -1,10 +1,10 @@
 """Facts crossed with training draws: the interval of a linear contrast.
 
 Everything the report says is a *linear contrast*: a weighted sum of accuracies (or of mean KL) of tuned models on
-groups of facts. Two things could have come out otherwise, and they cross: which facts were asked, and which training
-set was drawn. Facts are resampled within their test level (a bootstrap, :mod:`knowshift.statistics.resampling`). With
-the two to five draws a study can pay for, resampling draws as well gives intervals that are too short, so their part
-comes from its exact moment, with Student's t for how few they are (:func:`crossed_interval`).
+groups of facts. Two crossed factors are random: which facts were asked, and which training set was drawn. Facts are
+resampled within their test level (a bootstrap, :mod:`knowshift.statistics.resampling`). With the two to five draws of
+a study, resampling draws as well gives intervals that are too short, so their part comes from its exact moment, with
+Student's t for how few they are (:func:`crossed_interval`).
 
 Shape suffixes: B replicates, U units (one training draw).
 """
@@ -70,7 +70,7 @@ def crossed_interval(
     The first part is the noise all draws share; the second holds the draws' own noise and their interaction with the
     facts once. (Resampling both ways counts that interaction three times and the draws too little: Owen 2007.) The
     variance over facts alone is a lower bound. Degrees of freedom after Satterthwaite. A stratum with one draw
-    contributes no draw part: ``draws`` is then 1, and the interval speaks for that draw only. Where the replicates are
+    contributes no draw part: ``draws`` is then 1, and the interval holds for that draw only. Where the replicates are
     equal too, nothing has varied, and interval and p are missing. ``noise``, pooled over contrasts of the same kind,
     stands for the sample variance of a stratum with two draws or more.
     """

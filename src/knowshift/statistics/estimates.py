@@ -41,7 +41,7 @@ MISSING = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0
 
 
 def without_interval(value: float, draws: int) -> Estimate:
-    """A number that nothing was repeated for: how sure it is cannot be said, so interval and p are missing, not 0."""
+    """A number without repetitions: its uncertainty is unknown, so interval and p are missing, not 0."""
     return Estimate(value, math.nan, math.nan, math.nan, math.nan, math.nan, draws)
 
 
@@ -55,7 +55,7 @@ def from_error(value: float, error: float, freedom: float, draws: int, confidenc
 
 
 def widened(estimate: Estimate, factor: float) -> Estimate:
-    """The same estimate with its standard error multiplied: for a choice on which folds did not agree."""
+    """The same estimate with its standard error multiplied: for a choice that differed between folds."""
     if not estimate.known or math.isnan(estimate.error):
         return estimate
     return from_error(estimate.value, estimate.error * factor, estimate.freedom, estimate.draws)
@@ -74,7 +74,7 @@ def mean_interval(values: Sequence[float] | Floats, confidence: float = 0.95) ->
 
 
 def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; NaN for no items. Never leaves 0..1, honest at 0 and at 1."""
+    """Wilson's score interval of a proportion; NaN for no items. Stays in 0..1, and is no point at 0 and at 1."""
     if count == 0:
         return math.nan, math.nan
     z = float(special.ndtri(0.5 + confidence / 2))

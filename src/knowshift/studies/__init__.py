@@ -1,1 +1,1 @@
-"""The grid of cells, running and resuming them. Figures stay out."""
+"""The grid of cells, running and resuming them. Imports no figures."""

@@ -19,7 +19,7 @@ from knowshift.training.precision import check_trainable
 #: Criteria that a study restores by: every method that takes fractions.
 RESTORED_BY = tuple(method for method in METHODS if method not in SPECTRAL)
 
-#: Aliases that stand in one another spell gigabytes in a few lines of YAML: messages show the top of a value.
+#: Nested aliases expand to gigabytes from a few lines of YAML: messages show only the top of a value.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = 80
@@ -70,7 +70,7 @@ class RestorationConfig(_Strict):
     fractions: tuple[Fraction, ...] = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
     criteria: tuple[str, ...] = ("relative", "random")
     region: str = "layers"
-    sizes: tuple[int, ...] | None = None  # training sizes whose models are restored; the largest where not said
+    sizes: tuple[int, ...] | None = None  # training sizes whose models are restored; the largest where not given
 
 
 class StudyConfig(_Strict):
@@ -80,7 +80,7 @@ class StudyConfig(_Strict):
     model: str
     facts: str
     revision: str | None = None
-    base: str | None = None  # the model an adapter is put on; where not said, what it was made for
+    base: str | None = None  # the base of an adapter; where not given, the one that its configuration names
     base_revision: str | None = None
     dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
     device: str = "cpu"
@@ -92,7 +92,7 @@ class StudyConfig(_Strict):
     control_rate: float | None = Field(
         1 / 3, gt=0, allow_inf_nan=False
     )  # the largest size again at this share of the learning rate
-    control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not said
+    control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not given
     keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
     mastery: MasteryConfig = MasteryConfig()
     training: TrainingConfig = TrainingConfig()

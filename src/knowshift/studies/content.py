@@ -1,8 +1,8 @@
 """What each kind of cell holds: functions of models, facts and earlier records, and of settings; no files.
 
 ``settings`` are the fields of the configuration that :data:`knowshift.studies.plan.CONTENT` declares for the kind, by
-name ("mastery.temperature"): they are what the cell's digest is over, and no other field is given. ``known``
-are all probed facts with their mastery. Whatever is changed here so that equal inputs give another content needs
+name ("mastery.temperature"): the cell's digest covers them, and no other field is given. ``known`` are all
+probed facts with their mastery. Whatever is changed here so that equal inputs give another content needs
 another :data:`knowshift.studies.plan.CONTENT_VERSION`.
 """
 
@@ -27,14 +27,14 @@ from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
 from knowshift.training.draws import draw_training_set
 
-#: Fractions at which the concentration of change is told (paper, Table 3).
+#: Fractions at which the concentration of change is measured (paper, Table 3).
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 Settings = Mapping[str, Any]
 
 
 def seed_of(*parts: object) -> int:
-    """A seed that belongs to these parts and no others: 31 bits."""
+    """A seed of 31 bits that is derived from these parts."""
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
 
 
@@ -68,7 +68,7 @@ def asked_facts(known: KnownFacts, settings: Settings) -> list[Fact]:
 def base_answers(
     base: LoadedModel, asked: Sequence[Fact], known: KnownFacts, settings: Settings
 ) -> Iterator[tuple[str, Answers, dict[str, Any]]]:
-    """The untuned model's answers to each form of the question: (name of the record, answers, what to say of them)."""
+    """The untuned model's answers to each form of the question: (name of the record, answers, metadata)."""
     rng = np.random.default_rng([settings["seed"], 7])
     well_known = known.of("train", level=4)
     picked = sorted(rng.permutation(len(well_known))[: settings["evaluation.few_shot"]].tolist())
@@ -85,7 +85,7 @@ def base_answers(
 def tune(
     base: LoadedModel,
     known: KnownFacts,
-    key: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
     settings: Settings,
     *,
     name: str = "the tuned model",
@@ -94,12 +94,14 @@ def tune(
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses."""
     from knowshift.training import sft  # TRL takes seconds to import
 
-    members = draw_training_set(known, level=key["level"], size=key["size"], draw=key["draw"], seed=settings["seed"])
+    members = draw_training_set(
+        known, level=coordinates["level"], size=coordinates["size"], draw=coordinates["draw"], seed=settings["seed"]
+    )
     tuned = replace(base, model=copy.deepcopy(base.model), name=name)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
-    recipe = sft.TrainingRecipe(**chosen, learning_rate=key["learning_rate"], report_to=report_to)
-    # One seed for a draw at every size and rate: what differs between cells is what was meant to differ.
-    seed = seed_of(settings["seed"], "training", key["level"], key["draw"])
+    recipe = sft.TrainingRecipe(**chosen, learning_rate=coordinates["learning_rate"], report_to=report_to)
+    # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
+    seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
     record = sft.finetune(tuned, members, recipe, seed=seed)
     return tuned, {"facts": [fact.id for fact in members], **record}
 
@@ -107,7 +109,7 @@ def tune(
 def weight_change(
     base: Mapping[str, torch.Tensor], tuned: torch.nn.Module, own_digest: str, settings: Settings
 ) -> WeightChange:
-    """What a fine-tuning did to the weights; the null's seed belongs to the cell, so that no two share their luck."""
+    """What a fine-tuning did to the weights; the null's seed is the cell's own, so that nulls are independent."""
     return measure_change(
         base,
         tuned,
@@ -122,12 +124,12 @@ def restored_answers(
     tuned: LoadedModel,
     asked: Sequence[Fact],
     levels: Mapping[str, int],
-    key: Mapping[str, Any],
+    coordinates: Mapping[str, Any],
     settings: Settings,
 ) -> Iterator[tuple[str, float, int, int, Answers]]:
     """Answers after each restoration: (criterion, fraction, weights restored, weights eligible, answers).
 
-    The tuned model is changed meanwhile, and is itself again, bit for bit, at the end.
+    The tuned model is changed meanwhile; at the end it has its tuned weights again, bit for bit.
     """
     for criterion in settings["restoration.criteria"]:
         sweep = RestorationSweep(
@@ -135,7 +137,7 @@ def restored_answers(
             base,
             criterion=criterion,
             scope=Scope(settings["restoration.region"]),
-            seed=seed_of(settings["seed"], "restore", key["level"], key["size"], key["draw"]),
+            seed=seed_of(settings["seed"], "restore", coordinates["level"], coordinates["size"], coordinates["draw"]),
         )
         for fraction, count in sweep.run(settings["restoration.fractions"]):
             yield criterion, fraction, count, sweep.eligible, evaluate(tuned, asked, levels)

@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, whether its levels can fill the sizes, its manifest, what a kill left behind."""
+"""The folder of a run: checks of its config and of its levels, its manifest, removal of half-written cells."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from knowshift.studies.plan import PACKAGES, Plan
 from knowshift.training.draws import level_counts
 from knowshift.version import __version__
 
-#: What may still be changed in a folder where nothing but mastery has been measured: sizes that the levels turned out
-#: to be too small for, above all.
+#: Fields that may still be changed in a folder where nothing but mastery has been measured: above all the sizes, where
+#: levels have too few facts for them.
 AFTER_MASTERY = frozenset(
     {
         "levels",
@@ -34,7 +34,7 @@ AFTER_MASTERY = frozenset(
 
 
 def check_folder(run: Path, config: StudyConfig) -> None:
-    """Refuse a folder that is something else's: one line, before anything is written.
+    """Refuse a folder that holds something else: one line, before anything is written.
 
     Raises:
         InputError: a run of another config, or a folder with content that is no run.
@@ -65,7 +65,7 @@ def check_folder(run: Path, config: StudyConfig) -> None:
 
 
 def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
-    """Refuse sizes that a level cannot fill, before the first training.
+    """Refuse sizes that a level has too few facts for, before the first training.
 
     Raises:
         InputError: the first such level, with what it has and what was asked.
@@ -82,8 +82,8 @@ def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
             )
 
 
-def sweep(run: Path) -> None:
-    """Remove cells that were left half written, on other machines too: who holds the lock has no other beside it."""
+def remove_leftovers(run: Path) -> None:
+    """Remove half-written cells, also of other machines: whoever holds the lock is the only writer."""
     for leftover in run.glob("cells/*/.*"):
         shutil.rmtree(leftover, ignore_errors=True)
 

@@ -24,13 +24,13 @@ from knowshift.studies.config import StudyConfig
 #: What the numbers of a cell may depend on, and what a manifest names.
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 
-#: Raised when the content that a cell would have changes for the same inputs.
+#: Increased when the content that a cell would have changes for the same inputs.
 CONTENT_VERSION = 3
 
 
 @dataclass(frozen=True)
 class Content:
-    """What one kind of cell depends on, beside its key and what all do: model, facts, dtype, device, packages."""
+    """What one kind of cell depends on, beside its coordinates and the ``common`` inputs of :func:`make_plan`."""
 
     fields: tuple[str, ...]  # of the configuration, "section.field"
     earlier: tuple[str, ...] = ()  # kinds of cells that it reads: all of mastery, and the tuned model of its unit
@@ -81,27 +81,31 @@ HARMLESS: Mapping[str, str] = {
     "base": "of an adapter, whose identity is over that of its base",
     "base_revision": "the same",
     "facts": "their digest, over every field of every fact, is an input of every cell",
-    "levels": "says which cells there are; each has its level in its key",
-    "sizes": "says which cells there are; each has its size in its key",
-    "draws": "says which cells there are; each has its draw in its key",
-    "control_rate": "the learning rate that it gives stands in the key",
+    "levels": "says which cells there are; the level is a coordinate of a cell",
+    "sizes": "says which cells there are; the size is a coordinate of a cell",
+    "draws": "says which cells there are; the draw is a coordinate of a cell",
+    "control_rate": "the learning rate that it gives is a coordinate of a cell",
     "control_draws": "says which cells there are",
     "keep_checkpoints": "a model from its checkpoint gives the same records as one that is made again",
     "mastery.train_facts": "the facts probed are an input of every mastery cell",
     "mastery.test_facts": "the same",
     "mastery.facts_per_cell": "the same",
-    "training.learning_rate": "stands in the key",
-    "training.report_to": "names a service that looks on",
+    "training.learning_rate": "is a coordinate of a cell",
+    "training.report_to": "names a service that logs the training",
     "restoration.sizes": "says which cells there are",
 }
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One piece of work. ``key`` says which it is among its kind; ``inputs`` is all that its content depends on."""
+    """One piece of work: its place in the study's grid, and all that its content depends on.
+
+    ``coordinates`` are level, size, draw, learning rate and control of a tuned model's cell, and the part of a mastery
+    cell; a manifest and a digest have them under the name "key".
+    """
 
     kind: str
-    key: dict[str, Any]
+    coordinates: dict[str, Any]
     inputs: dict[str, Any]
 
     @property
@@ -118,7 +122,7 @@ class Cell:
         return run / "cells" / self.kind / self.digest
 
     def as_record(self) -> dict[str, Any]:
-        return {"kind": self.kind, "digest": self.digest, "key": self.key}
+        return {"kind": self.kind, "digest": self.digest, "key": self.coordinates}
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Unit:
 
     @property
     def cost(self) -> float:
-        """How long it takes beside other units, roughly: one probed fact is 1."""
+        """Estimated time, in that of one probed fact."""
         first = self.cells[0]
         if first.kind == "mastery":
             return float(first.inputs["probed"]["count"])
@@ -141,7 +145,7 @@ class Unit:
             for cell in self.cells
             if cell.kind == "restoration"
         )
-        return 60.0 + 0.4 * float(first.key["size"]) + 40.0 * answers
+        return 60.0 + 0.4 * float(first.coordinates["size"]) + 40.0 * answers
 
     def missing(self, run: Path) -> list[Cell]:
         return [cell for cell in self.cells if not cell.folder(run).is_dir()]
@@ -185,7 +189,7 @@ def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, mod
         "model": model_identity,
         "facts": facts_digest,
         "prompts": digest([completion_prompts(facts[index]) for index in probed]),
-        # Other versions compute other last digits: a cell of theirs is another cell.
+        # Other versions compute other last digits, so their cells have other digests.
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         **{field: field_of(config, field) for field in EVERYWHERE},
     }
@@ -204,7 +208,7 @@ def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, mod
         for draw in range(draws)
     ]
     # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
-    tuned.sort(key=lambda unit: -int(unit.cells[0].key["size"]))
+    tuned.sort(key=lambda unit: -int(unit.cells[0].coordinates["size"]))
     probes = [Unit(f"mastery, part {i + 1} of {len(parts)}", (cell,)) for i, cell in enumerate(parts)]
     return Plan(tuple(probes), (Unit("the base model's own answers", (base_cell,)), *tuned))
 
@@ -219,7 +223,7 @@ def field_of(config: StudyConfig, field: str) -> Any:
 
 def _cell(
     kind: str,
-    key: dict[str, Any],
+    coordinates: dict[str, Any],
     config: StudyConfig,
     common: Mapping[str, Any],
     made: Mapping[str, Any] | None = None,
@@ -228,7 +232,7 @@ def _cell(
     content = CONTENT[kind]
     settings = {field: field_of(config, field) for field in content.fields}
     earlier = {name: made[name] for name in content.earlier} if made else {}
-    return Cell(kind, key, {**common, "key": key, "settings": settings, "earlier": earlier})
+    return Cell(kind, coordinates, {**common, "key": coordinates, "settings": settings, "earlier": earlier})
 
 
 def _sizes(config: StudyConfig) -> list[tuple[int, bool, int]]:
@@ -251,18 +255,18 @@ def _tuned_unit(
     if control:
         assert config.control_rate is not None
         rate *= config.control_rate
-    key = {
+    coordinates = {
         "level": level,
         "size": size,
         "draw": draw,
         "learning_rate": rate,
         "control": "learning_rate" if control else None,
     }
-    tuned = _cell("tuned", key, config, common, made)
+    tuned = _cell("tuned", coordinates, config, common, made)
     made = {**made, "tuned": tuned.digest}
     kinds = ["evaluation", "token_shift", "weight_change"]
     if size in config.restored_sizes and not control:
         kinds.append("restoration")
-    cells = (tuned, *(_cell(kind, key, config, common, made) for kind in kinds))
+    cells = (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds))
     name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
     return Unit(name, cells)

@@ -18,13 +18,13 @@ from knowshift.models.loading import load_tokenizer, prepared, torch_device
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.studies.config import Executor, StudyConfig
 from knowshift.studies.executors import EXECUTORS
-from knowshift.studies.folder import check_folder, check_levels, sweep, write_manifest
+from knowshift.studies.folder import check_folder, check_levels, remove_leftovers, write_manifest
 from knowshift.studies.plan import Plan, make_plan, probed_facts
 from knowshift.studies.work import find_base
 from knowshift.system.workers import cores
 from knowshift.training.precision import check_trainable, stored_dtype
 
-#: Told after every unit: (units done, units in all, title of the unit, seconds it took, seconds left by its cost).
+#: Called after every unit with (units done, units in all, its title, the seconds it took, the seconds left by cost).
 Progress = Callable[[int, int, str, float, float], None]
 
 
@@ -77,7 +77,7 @@ def run_study(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Do all that is missing in ``run``. Interrupted at any moment, the same call goes on and ends in the same records.
+    """Do all that is missing in ``run``. After an interrupt, the same call resumes and ends in the same records.
 
     Raises:
         InputError: the folder holds the run of another config; a level has fewer facts than a size asks for.
@@ -95,7 +95,7 @@ def run_study(
     seconds: dict[str, float] = {}
     try:
         write_manifest(run, config, plan, about, seconds)
-        sweep(run)
+        remove_leftovers(run)
         missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
         processes = min(workers or _workers(config), max(1, len(missing)))
@@ -121,7 +121,7 @@ def run_study(
 
 @contextmanager
 def _shared(config: StudyConfig, executor: Executor, missing: Collection[str]) -> Iterator[ModelFiles | None]:
-    """The model for all workers, merged once where PEFT merges an adapter; None where a cluster's find their own."""
+    """The model for all workers, merged once where PEFT merges an adapter; None where workers of a cluster find it."""
     if executor == "ray" or not missing:
         yield None
         return
@@ -130,7 +130,7 @@ def _shared(config: StudyConfig, executor: Executor, missing: Collection[str]) -
 
 
 def _workers(config: StudyConfig) -> int:
-    """One worker on an accelerator; else as many as the CPUs this process may use hold."""
+    """One worker on an accelerator; else the CPUs of this process divided by ``threads``."""
     if config.device.split(":")[0] != "cpu":
         return 1
     return max(1, cores() // config.threads)

@@ -93,7 +93,7 @@ class Worker:
 
     @cached_property
     def _ready_to_train(self) -> bool:
-        """What is here by now stays. A Trainer collects garbage when it starts, and would look through all of it."""
+        """Freeze all present objects: a Trainer collects garbage when it starts, and would scan them all."""
         import knowshift.training.sft  # noqa: F401 (what only plans or probes has no use for it)
 
         gc.collect()
@@ -105,7 +105,7 @@ class Worker:
         tuned, record = content.tune(
             self.base,
             self._known,
-            cell.key,
+            cell.coordinates,
             cell.settings,
             name=f"tuned {cell.digest}",
             report_to=self.config.training.report_to,
@@ -114,13 +114,13 @@ class Worker:
         return record
 
     def _about(self, cell: Cell) -> dict[str, Any]:
-        return {**self.base.about(), "cell": cell.digest, "kind": cell.kind, **cell.key}
+        return {**self.base.about(), "cell": cell.digest, "kind": cell.kind, **cell.coordinates}
 
     # The kinds of cells, by name.
 
     def _mastery(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        size = self.config.mastery.facts_per_cell
-        members = probed_facts(self.source.facts, self.config)[cell.key["part"] * size : (cell.key["part"] + 1) * size]
+        size, part = self.config.mastery.facts_per_cell, cell.coordinates["part"]
+        members = probed_facts(self.source.facts, self.config)[part * size : (part + 1) * size]
         record = content.mastery(self.base, [self.source.facts[index] for index in members], cell.settings)
         record.write(folder / "mastery.parquet", self._about(cell))
 
@@ -151,7 +151,12 @@ class Worker:
         counts: dict[str, dict[str, int]] = {}
         eligible = 0
         for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
-            self.base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.key, cell.settings
+            self.base_weights,
+            self._tuned_model(unit),
+            self._asked(cell),
+            self._known.levels,
+            cell.coordinates,
+            cell.settings,
         ):
             name = fraction_name(fraction)
             about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}

@@ -1,1 +1,1 @@
-"""What is asked of the machine, of Python and of the insides of libraries. Knows nothing of facts or models."""
+"""The machine, Python, and private parts of libraries. Imports no facts or models."""

@@ -9,7 +9,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHO
 
 
 def steady_heap() -> None:
-    """Let the C library keep what is freed for the next tensors, and take only the largest from the system one by one.
+    """Let the C library keep freed memory for the next tensors, and map only the largest ones by themselves.
 
     By itself it asks the system for every large tensor anew, whose pages then cost more than the work on them (a fifth
     of the time of sampling), and it moves that limit as it goes.

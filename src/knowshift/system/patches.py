@@ -1,4 +1,4 @@
-"""Private parts of other libraries that are changed for a while, each with what happens where they are built otherwise.
+"""Temporary changes of private parts of other libraries, each with a fallback where a library is built otherwise.
 
 Everything here saves time and changes no result; tests/system/test_patches.py fails when a library moves what is named.
 """

@@ -27,7 +27,7 @@ def process_pool(workers: int, begin: Callable[..., None] | None = None, *given:
     """Processes that each call ``begin(*given, number)`` first, with a number of its own from 0.
 
     They are spawned: torch's threads do not survive a fork. When the block ends by an error or an interrupt, they are
-    terminated and what waits is dropped.
+    terminated and waiting calls are dropped.
     """
     context = multiprocessing.get_context("spawn")
     numbers = context.Value("i", 0)
@@ -43,7 +43,7 @@ def process_pool(workers: int, begin: Callable[..., None] | None = None, *given:
 
 
 def _start(numbers: Any, begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
-    """A worker leaves interrupting to its parent, and ends when the parent is gone, however that ended."""
+    """A worker ignores interrupts, which its parent handles, and ends when the parent is gone, however that ended."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -1,1 +1,1 @@
-"""Drawing training sets and training on them. Evaluation and studies stay out."""
+"""Drawing training sets and training on them. Imports no evaluation or studies."""

@@ -22,7 +22,7 @@ _ROUNDED_MOMENTS = 1.1
 _ROUNDED_WEIGHT = 2.0
 #: Relative error of a weight in one step of float32 arithmetic that decays it.
 _ARITHMETIC = 2.0**-21
-#: Weights of each tensor whose change is looked at.
+#: Weights of each tensor whose change is checked.
 SAMPLED = 65_536
 
 
@@ -30,7 +30,7 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
     """Watches one training with Adam. Logging must happen at every step, and show losses that are not finite.
 
     **Not finite.** The first loss or gradient norm that is NaN or infinite ends the training; at its end every weight
-    is looked at. A norm that overflows would go unseen otherwise: clipping by it makes every gradient 0.
+    is checked. A norm that overflows would go unseen otherwise: clipping by it makes every gradient 0.
 
     **Change.** Adam moves a weight by lr * m / (sqrt(v) + eps) with m = (1 - b1) sum b1^i g_i and v = (1 - b2) sum
     b2^i g_i^2 over the gradients g_i of i steps ago, both corrected for their start at 0. By Cauchy and Schwarz
@@ -41,7 +41,7 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
     sum of the learning rates used and R = 2 * 1.1 * 7.27 * S for rounding, no weight p is farther from its start than
     R + 2 S w (|p| + R), as long as lr * w <= 1. Training moves most weights by a small part of that.
 
-    The change is looked at in a sample of :data:`SAMPLED` weights of every tensor, kept from before the training: a
+    The change is checked in a sample of :data:`SAMPLED` weights of every tensor, kept from before the training: a
     dtype or an optimiser that fails does so all over a tensor, and a copy of all weights would double the memory.
 
     Raises:
@@ -95,7 +95,7 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
                 yield tensor, parameter.detach()
 
     def _not_finite(self) -> str | None:
-        """The first tensor with a NaN or an infinity. Smallest and largest tell, and NaN is both: no copy is made."""
+        """The first tensor with a NaN or an infinity. aminmax gives NaN if any weight is NaN: no copy is made."""
         for tensor, parameter in self._trained():
             if not torch.stack(torch.aminmax(parameter)).isfinite().all():
                 return tensor
@@ -103,6 +103,6 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
 
 
 def sample(parameter: Tensor) -> Tensor:
-    """At most :data:`SAMPLED` weights of a tensor, evenly spaced; by an odd number, so that all columns have a turn."""
+    """At most :data:`SAMPLED` weights of a tensor, evenly spaced by an odd number, so that all columns occur."""
     stride = math.ceil(parameter.numel() / SAMPLED) | 1
     return parameter.flatten()[::stride]

@@ -1,4 +1,4 @@
-"""A training batch as one row: what all its examples begin with once, then what each has of its own.
+"""A training batch as one row: the common beginning of its examples once, then the rest of each.
 
 Every token sees the shared beginning and its own example, at the position it would have alone, so loss and gradients
 are those of one padded row an example, up to float rounding. There is no padding, and the words of the fine-tuning
@@ -44,7 +44,7 @@ class OneRow:
     def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
         shared = shared_tokens(examples)
         ids, labels = (list(examples[0][key][:shared]) for key in ("input_ids", "labels"))
-        positions, owner = list(range(shared)), [0] * shared  # owner 0: everybody's
+        positions, owner = list(range(shared)), [0] * shared  # owner 0: shared by all
         for number, example in enumerate(examples, start=1):
             own = example["input_ids"][shared:]
             ids += own

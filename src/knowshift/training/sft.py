@@ -64,7 +64,7 @@ def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str,
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
-    """Tells of every step that is done."""
+    """Calls ``progress`` after every step."""
 
     def __init__(self, progress: Callable[[int], None]) -> None:
         self._progress = progress
@@ -83,8 +83,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
-    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is taken back. ``progress``
-    hears of every step.
+    Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is undone. ``progress``
+    is called after every step.
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every

@@ -158,10 +158,10 @@ def continue_world(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """A copy of a world in ``output`` whose base model has read some facts some times more, in a second corpus.
+    """A copy of a world in ``output`` whose base model is also trained on a second corpus, which repeats some facts.
 
     Args:
-        recipe: how the world was made; its learning rate gives way to the repetition's.
+        recipe: how the world was made; the repetition's learning rate replaces its own.
         seed: of the draw of repetitions.
 
     Returns:
@@ -209,5 +209,5 @@ def write_facts(path: Path, facts: Sequence[Fact]) -> None:
 
 
 def without_exposures(facts: Sequence[Fact]) -> list[Fact]:
-    """The same facts as if no corpus had said them yet."""
+    """The same facts with unknown exposures."""
     return [replace(fact, exposures=None) for fact in facts]

@@ -1,8 +1,8 @@
-"""The corpus: every fact said as often as its exposures say, in many ways, shuffled once.
+"""The corpus: every fact stated as often as its exposures say, in many forms, shuffled once.
 
 One sentence in five is a question with its answer, in one of 14 forms and 4 wordings. With a single form a base model
 answers that form and fine-tuning on another reaches next to nothing; many forms make answering general. None of them
-is the fine-tuning prompt or is set in marks like its own: a base model that had met those would answer it untuned.
+is the fine-tuning prompt or is set in marks like its own: a base model trained on those would answer it untuned.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ class ExposureBand:
     high: int
 
 
-#: What fills the levels: the middle band, where mastery rises, holds most facts (levels 2 and 3 are the scarce ones).
+#: Bands that fill all levels: the middle one, where mastery rises, holds most facts (levels 2 and 3 are scarce).
 DEFAULT_BANDS = (
     ExposureBand(0.07, 0, 0),
     ExposureBand(0.09, 1, 4),
@@ -69,7 +69,7 @@ class Repetition:
     """A second corpus: facts written ``low`` to ``high`` times are written ``least`` to ``most`` times more.
 
     When facts compete for one pass over a corpus, few of them reach levels 2 and 3, however often they are written
-    (docs/results.md); what is said last is kept best, and a short second corpus fills those levels.
+    (docs/results.md); the last ones are remembered best, and a short second corpus fills those levels.
     """
 
     low: int

@@ -1,1 +1,1 @@
-"""Where facts come from: published sets, tables, worlds. Stands on :mod:`knowshift.facts`."""
+"""Where facts come from: published sets, tables, worlds. Depends on :mod:`knowshift.facts`."""

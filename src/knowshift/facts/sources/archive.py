@@ -1,4 +1,4 @@
-"""Reading a zip that a stranger may have made: members in memory, bounded, nothing extracted."""
+"""Reading an untrusted zip: members in memory, bounded, nothing extracted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)")
 class SafeZip:
     """A zip opened for reading, refused as a whole (:class:`InputError`) when any entry is not a plain one inside.
 
-    Refused: names that are absolute or climb out with ``..``, links, encrypted entries, and names that stand twice.
+    Refused: absolute names, names that leave the folder by ``..``, repeated names, links, and encrypted entries.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,7 +35,7 @@ class SafeZip:
     def _checked(self) -> dict[str, zipfile.ZipInfo]:
         members: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
-            # orig_filename is what the zip says, before zipfile cuts at NUL and turns separators round.
+            # orig_filename is the stored name, before zipfile cuts it at NUL and replaces separators.
             for name in (info.orig_filename, info.filename):
                 if _OUTSIDE.search(name) or "\0" in name:
                     raise InputError(f"{self.path}: entry {name!r} points outside its folder; the zip is refused")
@@ -62,7 +62,7 @@ class SafeZip:
             raise InputError(f"{self.path}: {name} is neither stored nor deflated; expected an ordinary zip")
         try:
             with self._zip.open(info) as member:
-                # One byte more than allowed: what is read then tells a bomb that declares too little.
+                # One byte more than allowed: so a bomb that declares too small a size is detected.
                 data = member.read(at_most + 1)
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError) as error:
             raise InputError(f"{self.path}: {name} is damaged ({error})") from None

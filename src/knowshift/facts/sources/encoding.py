@@ -1,4 +1,4 @@
-"""What a text or a line from a stranger's file must be: writable again, and no longer than memory should hold."""
+"""Checks on texts and lines of untrusted files: they can be encoded as UTF-8, and their length is bounded."""
 
 from __future__ import annotations
 

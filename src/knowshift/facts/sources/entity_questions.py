@@ -5,7 +5,7 @@ relation and split; dev is not used. The zip is read where it lies and never ext
 
 The filter (found by matching the totals of Ye et al., EMNLP 2025, to the digit): keep the rows with exactly one answer;
 then, within each group, keep the first row of every question, over all relations of the group in the order of
-``RELATIONS``, file order within a relation. The groups and what is left:
+``RELATIONS``, file order within a relation. The groups and the facts left in each:
 
     in-domain training 75,944; in-domain test 9,555; out-of-domain test 11,613.
 
@@ -96,7 +96,7 @@ def check_archive(path: Path) -> None:
 
 
 def _open(path: Path, stack: ExitStack) -> Callable[[str], tuple[str, bytes]]:
-    """A function from a file's name to how errors call it and its bytes; all 48 files are there."""
+    """A function from a file's name to (its name in errors, its bytes); all 48 files exist."""
     if path.is_dir():
         present = {
             f"{inner}{name}" for inner in ("dataset/", "") for name in file_names() if (path / inner / name).is_file()

@@ -30,7 +30,7 @@ def cache_folder() -> Path:
 
 
 def offline() -> bool:
-    """Whether the user has asked the Hugging Face libraries, and so us, to keep off the network."""
+    """Whether the user has forbidden network access to the Hugging Face libraries, which we respect too."""
     asked = (os.environ.get(name, "") for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return any(value.strip().upper() in {"1", "ON", "YES", "TRUE"} for value in asked)
 
@@ -38,11 +38,11 @@ def offline() -> bool:
 def fetch_entity_questions(url: str | None = None, folder: Path | None = None) -> Path:
     """The path of the checked zip in the cache, fetched from ``url`` (default :data:`URL`) if it is not there yet.
 
-    Nothing takes the final name before the size, the CRC of every needed member and the presence of all 48 files have
-    been checked; processes that fetch at once each rename a file of their own.
+    The file gets its final name after its size, the CRC of every needed member and the presence of all 48 files have
+    been checked; processes that fetch at the same time rename a temporary file each.
 
     Raises:
-        InputError: offline; the server does not answer, says no or breaks off; what arrives is not the data set; the
+        InputError: offline; the server does not answer, refuses or breaks off; what arrives is not the data set; the
             folder cannot be written to.
     """
     url = url or URL
@@ -54,14 +54,14 @@ def fetch_entity_questions(url: str | None = None, folder: Path | None = None) -
         raise InputError(f"entity-questions: not in the cache ({target}) and offline (HF_HUB_OFFLINE); {advice}")
     import pooch  # takes a tenth of a second
 
-    pooch.get_logger().setLevel("WARNING")  # else it tells of the download, and asks for a hash of the zip
+    pooch.get_logger().setLevel("WARNING")  # else it logs the download and asks for a hash of the zip
     with border(f"{target}: cannot be fetched ({advice})"):
         pooch.retrieve(url, known_hash=None, fname=_NAME, path=target.parent, downloader=_download)
     return target
 
 
 def _download(url: str, output_file: str, pooch: Any) -> None:
-    """What pooch calls to fill the file beside the target: a body of bounded size that holds the data set."""
+    """The downloader that pooch calls: writes a body of bounded size to ``output_file`` and checks its content."""
     from pooch import HTTPDownloader
 
     path = Path(output_file)
@@ -78,7 +78,7 @@ def _download(url: str, output_file: str, pooch: Any) -> None:
 
 
 class _Bounded:
-    """A file that takes :data:`LARGEST_BODY` bytes at most."""
+    """A file that accepts at most :data:`LARGEST_BODY` bytes."""
 
     def __init__(self, file: BinaryIO, url: str) -> None:
         self._file, self._url, self._size = file, url, 0

@@ -33,7 +33,7 @@ _PART = re.compile(
     rf"|(?P<bare>[^\s,'\"()\[\]]+|['\"]))",
     re.DOTALL,
 )
-# What else str() makes of a container, without an order or in a form that is not read.
+# Other forms that str() gives a container: without an order, or not read here.
 _BRACES = re.compile(r"\{\s*['\"].*\}", re.DOTALL)
 _CONTAINER = re.compile(
     r"(?:list|tuple|set|frozenset|array|\w*Index|\w*Series|Categorical|deque|(?:odict|dict)_\w+)\(\s*[\[({'\"].*\)"
@@ -41,7 +41,7 @@ _CONTAINER = re.compile(
     r"|<[\w.]*Array(?: object at \w+)?>\s.*|.*\n[^\n]*\bdtype: \S+",
     re.DOTALL,
 )
-#: How pandas and Python spell an element that is missing, where a column was turned to texts.
+#: Missing elements as pandas and Python spell them in a column that was converted to text.
 NOT_GIVEN = frozenset(("None", "null", "nan", "NaN", "NaT", "<NA>"))
 
 
@@ -66,7 +66,7 @@ def load_json(text: str | bytes) -> Any:
 def plain(value: Any, shortest: Callable[[float], str] = repr) -> Any:
     """A cell without its type: finite numbers as :class:`Number`, whole ones without ".0"; NaN as None; lists likewise.
 
-    pandas turns whole numbers to floats where a cell is missing, so 1990.0 is the year that somebody wrote.
+    pandas turns whole numbers to floats where a cell is missing, so 1990.0 is read as the year 1990.
     ``shortest`` spells a float in the fewest digits that tell it apart.
     """
     if isinstance(value, list):
@@ -87,7 +87,7 @@ def plain(value: Any, shortest: Callable[[float], str] = repr) -> Any:
 def list_or_text(where: str, name: str, text: str, may_be_list: bool) -> str | list[Any]:
     """A user's cell: a list where its text is one; :class:`InputError` where it seems to be one and cannot be read.
 
-    Where no list may be, a name may stand in brackets ("[REC]"), but what is quoted in them was a list.
+    Where no list is allowed, a name may be in brackets ("[REC]"), but quoted texts in brackets are a list.
     """
     text = _decoded_twice(text)
     if not may_be_list:
@@ -116,7 +116,7 @@ def shown(value: object) -> str:
 
 
 def _decoded_twice(text: str) -> str:
-    """A list in a text in a text, as a table gets it that was written as JSON twice: the inner text."""
+    """The inner text of a list that was written as JSON twice; any other text as it is."""
     if re.match(r'\s*"\s*\[', text):
         try:
             inner = json.loads(text)
@@ -220,7 +220,7 @@ def _parts(text: str) -> list[Any]:
     for found in _PART.finditer(text[1:-1].rstrip()):
         mark, scalar, quoted, bare = found.group("mark", "scalar", "quoted", "bare")
         if mark and mark != ",":
-            raise NotAList("a list stands in it")
+            raise NotAList("it holds a list")
         if not mark:
             told = next(part for part in (scalar, quoted, bare) if part is not None)
             parts.append(_unquoted(told) if told[:1] in ("'", '"') and told[1:] else _bare(told))

@@ -1,4 +1,4 @@
-"""Where facts come from: the one door behind every command's ``--facts SOURCE``."""
+"""Loading facts by the name of their source: what every command does with ``--facts SOURCE``."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ _every_field = attrgetter(*(field.name for field in fields(Fact)))
 
 @dataclass(frozen=True)
 class FactSource:
-    """Facts under a name that says where they are from, without the place on this machine."""
+    """Facts with the name of their source, which holds no path of this machine."""
 
     name: str  # "entity-questions", "world:tiny", "popqa:test.tsv", "capitals.csv"
     facts: tuple[Fact, ...]
@@ -108,7 +108,7 @@ def load_facts(source: str, aliases: bool = True) -> FactSource:
     """Load the facts that ``source`` names (see :data:`FORMS` and docs/facts.md).
 
     ``aliases=False`` accepts the answers alone: neither the paper's aliases nor those of a table. Raises
-    :class:`InputError` with one line for whatever is not there or not as it should be.
+    :class:`InputError` with one line for whatever is missing or malformed.
     """
     scheme, colon, rest = source.partition(":")
     if source.lower().endswith(_TABLES) and not _has_scheme(source):

@@ -3,15 +3,14 @@
 - PopQA (Mallen et al., ACL 2023): a TSV of 16 kinds of Wikidata facts with `subj`, `prop`, `obj`, `question` and
   `possible_answers`, a list of texts. Five kinds mean what a relation of the study means and use its prompts.
 - TriviaQA (Joshi et al., ACL 2017): one JSON object whose `Data` lists `Question`, `QuestionId` and `Answer`, with
-  `Value` and `Aliases`; reading comprehension and unfiltered files alike. Files of the size of a memory are read
-  piece by piece, and what they hold beside that is dropped.
+  `Value` and `Aliases`; reading comprehension and unfiltered files alike. Files may be as large as memory, so they are
+  read piece by piece, and their other fields are dropped.
 - NQ-open (Lee et al., ACL 2019): JSON lines with `question` and a list `answer`.
 
 Where there is no relation, prompts are the generic ones of :mod:`knowshift.facts.asking`. A file whose name says
 "train" is a training set (in-domain), every other one a test set (out-of-domain): none of them has the study's
-division. A row that is not as it should be is refused with the whole file. Only a row whose answers are all without
-a letter or digit is left out, with a warning: it is as it should be (NQ-open asks for "---" in Morse code), but
-nothing could be graded by it.
+division. A malformed row refuses the whole file. Only a row whose answers are all without a letter or digit is left
+out, with a warning: such a row is valid (NQ-open asks for "---" in Morse code), but it cannot be graded.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from knowshift.facts.sources.fields import NotAList, parse_list
 #: Characters that are read at once.
 _PIECE = 1 << 20
 
-#: PopQA's name of a property to the relation of the study that means the same. Its "genre" (P136) is that of any
+#: PopQA's name of a property to the study's relation of the same meaning. PopQA's "genre" (P136) is that of any
 #: work, while the study's P136 asks for music.
 POPQA_RELATIONS: Mapping[str, str] = {
     "author": "P50",
@@ -67,7 +66,7 @@ def read_nq_open(path: Path) -> tuple[Fact, ...]:
     return _read(path, "one of NQ-open's JSONL files", _nq_open)
 
 
-#: Where each row stands, its fact without answers, and the texts that are right.
+#: (place in the file, fact without answers, right answers) of each row.
 _Rows = Iterator[tuple[str, Fact, list[str]]]
 
 
@@ -178,7 +177,7 @@ def _triviaqa(path: Path, split: Split, domain: Domain) -> _Rows:
 
 
 class _Stream:
-    """The rows of one list in a JSON object that is larger than memory should be, one row at a time."""
+    """The rows of one list in a JSON object that may be too large for memory, one row at a time."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file = path, file
@@ -187,7 +186,7 @@ class _Stream:
         self._text, self._at, self._over = "", 0, False
 
     def rows(self, key: str) -> Iterator[Any]:
-        """Every element of the list at ``key`` of the outermost object, whatever else stands in it."""
+        """Every element of the list at ``key`` of the outermost object, whose other keys are passed over."""
         self._take("{", "an object")
         names: list[Any] = []
         while self._next() != "}":

@@ -42,7 +42,7 @@ _Row = tuple[str, Mapping[str, Any]]
 
 
 def read_table_facts(path: Path) -> tuple[Fact, ...]:
-    """The facts of a user's table; its kind is told by the file's ending. Raises :class:`InputError`."""
+    """The facts of a user's table; the file's ending names its format. Raises :class:`InputError`."""
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise InputError(f"{path}: unknown kind of table {path.suffix!r}{nearest(path.suffix, _READERS)}")
@@ -105,7 +105,7 @@ def _check_columns(where: str, columns: tuple[str, ...]) -> None:
             raise InputError(f"{where}: column {name!r} is missing; {found}")
     if not {"answer", "answers"} & set(columns):
         raise InputError(f"{where}: column 'answer' (or 'answers') is missing; {found}")
-    # An ordinary extra column is the user's own business; a misspelt one would be lost in silence.
+    # Other columns of the user are ignored, so a misspelt one must be refused: it would be ignored too.
     for name in columns:
         if name not in _COLUMNS and name.strip().lower() in (*_COLUMNS, *_SLIPS):
             raise InputError(f"{where}: unknown column {name!r}{nearest(name, _COLUMNS)}")
@@ -166,7 +166,7 @@ def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) 
 
 
 def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The cells of a user's row, with lists for the texts that are some, and without what is spelled as missing."""
+    """The cells of a user's row: texts that spell lists become lists, cells that spell a missing value are left out."""
     texts = {name: cells[name] for name in _COLUMNS if type(cells.get(name)) is str}
     read = {**cells, **{name: list_or_text(where, name, text, name in _LISTS) for name, text in texts.items()}}
     for name in _ANSWERS:
@@ -178,7 +178,7 @@ def _with_lists(where: str, cells: Mapping[str, Any]) -> Mapping[str, Any]:
         if not read.get("answers"):
             raise InputError(
                 f"{where}: answer is {told!r}, which stands for a missing cell; expected a text "
-                "(where it is the answer, write it in capitals: the word rule takes both)"
+                "(if it is the answer, write it in capitals: the word rule ignores case)"
             )
         read["answer"] = None
     return read
@@ -192,7 +192,7 @@ def _text(where: str, name: str, cells: Mapping[str, Any], default: str | None =
     value = cells.get(name)
     if default is not None and (value is None or value == ""):
         return default
-    # Numbers make sense as names, ids and answers (a year), but a question is none.
+    # A number may be a name, an id or an answer (a year), but not a question.
     text = "" if name == "question" and isinstance(value, Number) else value
     if not isinstance(text, str) or not text.strip() or not encodable(text):
         found = "empty" if value is None or value == "" else shown(value)
@@ -310,7 +310,7 @@ def _values(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-# Spelled as doubles, these would have digits that nobody wrote.
+# Spelled as doubles, these would have digits that the file has not.
 _SHORTEST: Mapping[pa.DataType, Callable[[float], str]] = {
     pa.float32(): lambda value: str(np.float32(value)),
     pa.float16(): lambda value: str(np.float16(value)),

@@ -1,1 +1,1 @@
-"""Checkpoints and adapters on disk: read in pieces, paired, written. Facts and generation stay out."""
+"""Checkpoints and adapters on disk: read in pieces, paired, written. Imports no facts or generation."""

@@ -1,8 +1,8 @@
 """A LoRA adapter folder read as the tuned checkpoint it stands for: base + scaling x B A, computed where it is read.
 
 The merged weight is rounded to the base's dtype, so a checkpoint written from it is the merged model. No merged model
-is held or written to get there: products are taken block of rows by block of rows, always the same blocks, so a weight
-does not depend on the stretch in which it is read.
+is held or written for that: products are computed in blocks of rows, always the same blocks, so a weight does not
+depend on the stretch in which it is read.
 
 An adapter is read here only when every field of its configuration has a value whose meaning for the merged weight is
 implemented here (:func:`not_read`). PEFT itself merges every other (:mod:`knowshift.parameters.files.merging`).
@@ -57,7 +57,7 @@ def _rank(value: Any) -> bool:
 
 
 def _patterns(of: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Takes regular expressions of module names with a value each."""
+    """Accepts a mapping of regular expressions of module names to values."""
 
     def hold(value: Any) -> bool:
         if not isinstance(value, dict):
@@ -91,7 +91,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "bias": _one_of("none", "all", "lora_only"),
     # Of training alone.
     "lora_dropout": _any,
-    # Peft decides it for each module by the module's class and saves one flag for all; so does `_add`, by the layout.
+    # Peft decides it for each module by the module's class and saves one flag for all; `_add` decides by the layout.
     "fan_in_fan_out": _any,
     # It matters where head and embeddings are tied, and such an adapter is not read here.
     "ensure_weight_tying": _any,
@@ -129,9 +129,9 @@ class Adapter:
 
     @cached_property
     def again(self) -> frozenset[str]:
-        """Keys that peft writes beside others where ``bias`` meets a module saved whole.
+        """Keys that peft writes in addition where ``bias`` is set and a module is saved whole.
 
-        They are the saved bias once more, and the base's own, which the model with the adapter does not use.
+        They repeat the saved bias, and hold the base's bias, which the model with the adapter does not use.
 
         Raises:
             InputError: the saved bias is not the same both times.
@@ -177,10 +177,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def check_patterns(adapter: Adapter) -> None:
-    """Refuse an adapter of which nobody can tell by what it was scaled.
+    """Refuse an adapter whose scaling is not determined by its files.
 
-    Where several patterns match a module, the first one holds; and peft sorts them when it saves, so that the first
-    one of the training is lost. (The rank, unlike alpha, is told by the matrices.)
+    Where several patterns match a module, the first one holds; but peft sorts them when it saves, so their order in
+    training is lost. (The rank, unlike alpha, follows from the matrices.)
 
     Raises:
         InputError: ``alpha_pattern`` gives a module several values.
@@ -193,13 +193,13 @@ def check_patterns(adapter: Adapter) -> None:
         if len(values) > 1:
             raise InputError(
                 f"{adapter.folder / CONFIG}: alpha_pattern gives {module!r} {len(values)} values "
-                f"({', '.join(map(str, sorted(values)))}), and which of them held in training is not saved; "
-                "leave the one that did"
+                f"({', '.join(map(str, sorted(values)))}), and which of them training used is not saved; "
+                "keep that one alone"
             )
 
 
 def check_fits(adapter: Adapter, base: StoredTensors) -> None:
-    """Refuse an adapter that says nothing, or whose base is quantised or has another vocabulary.
+    """Refuse an adapter without tensors, or whose base is quantised or has another vocabulary.
 
     Raises:
         InputError: one of these, with what to do.
@@ -248,8 +248,8 @@ class AdaptedTensors:
     """The base with an adapter merged in; a :class:`~knowshift.parameters.tensors.TensorReader`.
 
     Raises :class:`InputError` for an adapter that names tensors the base does not have or has in other shapes, whose
-    matrices are not of the rank that its configuration says, and for damaged weights. Expects an adapter of which
-    :func:`not_read` says nothing.
+    matrices are not of the rank that its configuration says, and for damaged weights. Expects an adapter for which
+    :func:`not_read` gives None.
     """
 
     def __init__(self, adapter: Adapter, base: StoredTensors) -> None:
@@ -265,7 +265,7 @@ class AdaptedTensors:
         """Names of the base's tensors that the adapter changes."""
         return set(self._products) | set(self._whole)
 
-    @np.errstate(all="ignore")  # what is not finite is told as such, by tensor
+    @np.errstate(all="ignore")  # weights that are not finite are reported by tensor
     def read(self, name: str, start: int, stop: int) -> Array:
         whole = self._whole.get(name)
         base = self.base.read(name, start, stop) if whole is None else whole.reshape(-1)[start:stop]
@@ -312,7 +312,7 @@ class AdaptedTensors:
         self._check_whole(set(parts), set(names.values()))
 
     def _check_whole(self, modules: set[str], names: set[str]) -> None:
-        """A training that saved only a part of its adapter would else be merged as if that were all."""
+        """Refuse a part of an adapter, which would be merged as if it were the whole."""
         config = self.adapter.config
         own = own_names({f"{module}.weight" for module in modules} | names)
         prefix = _prefix(names, self.shapes)
@@ -373,7 +373,7 @@ def _kind(name: str, model_type: str) -> str:
 
 
 def _scaling(module: str, rank: int, config: Mapping[str, Any]) -> float:
-    """Scaling of a module's product, of which the matrices tell the rank."""
+    """Scaling of a module's product; ``rank`` is that of its matrices."""
     [alpha] = _told(module, config.get("alpha_pattern"), config["lora_alpha"])
     return float(alpha / math.sqrt(rank)) if config.get("use_rslora") else float(alpha / rank)
 
@@ -387,7 +387,7 @@ def _told(module: str, patterns: Mapping[str, Any] | None, otherwise: Any) -> se
 def targeted(module: str, config: Mapping[str, Any]) -> bool:
     """Whether a configuration gives a module matrices, as peft decides it from the module's name.
 
-    False where that cannot be told from names ("all-linear", which peft replaces by names when it saves).
+    False where names do not decide it ("all-linear", which peft replaces by names when it saves).
     """
     targets, excluded = config.get("target_modules"), config.get("exclude_modules")
     if not targets or targets == "all-linear" or not _named(module, targets) or (excluded and _named(module, excluded)):
@@ -404,7 +404,7 @@ def targeted(module: str, config: Mapping[str, Any]) -> bool:
 
 
 def _named(module: str, names: Any) -> bool:
-    """A regular expression of the whole name, or names that it ends in."""
+    """Whether a regular expression matches the whole name, or the name ends in one of several."""
     try:
         if isinstance(names, str):
             return re.fullmatch(names, module) is not None
@@ -414,7 +414,7 @@ def _named(module: str, names: Any) -> bool:
 
 
 def _prefix(names: Collection[str], shapes: Collection[str]) -> str:
-    """What the adapter's names have in front that the base's own lack: "transformer." beside the hub's GPT-2."""
+    """The prefix of the adapter's names that the base's names lack: "transformer." beside the hub's GPT-2."""
     for name in names:
         module = _module(name)
         for suffix in (f"{module}.weight", f"{module}.bias"):

@@ -101,14 +101,14 @@ def read_shard(path: Path) -> Shard:
 
 
 def _whole(text: str) -> int:
-    """A whole number as the format's own reader takes it: 0 has no sign."""
+    """A whole number as the format's own reader accepts it: 0 has no sign."""
     if text == "-0":
         raise ValueError("-0 is no size")
     return int(text)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object whose keys are told apart and can be written again as UTF-8, as the format demands."""
+    """A JSON object whose keys are distinct and can be encoded as UTF-8, as the format demands."""
     made = dict(pairs)
     if len(made) < len(pairs):
         raise ValueError("a key stands twice")
@@ -163,7 +163,7 @@ def read_whole(shard: Shard) -> dict[str, Array]:
 class StoredTensors:
     """A checkpoint folder, read tensor by tensor; a :class:`~knowshift.parameters.tensors.TensorReader`.
 
-    Takes ``model.safetensors`` where there is one, as transformers does, and else the shards of
+    Reads ``model.safetensors`` where there is one, as transformers does, and else the shards of
     ``model.safetensors.index.json``. Raises :class:`InputError` for a missing shard, a damaged file, a tensor that
     the index and its shard do not agree on, and pickled weights, which are refused.
     """
@@ -229,7 +229,7 @@ class StoredTensors:
                 raise InputError(f"{path}: ended at byte {begin + done} while it was read")
             done += got
 
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # kept: at exit the module may be gone
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:  # bound here: at exit the module os may be gone
         for descriptor in getattr(self, "_files", {}).values():
             close(descriptor)
 
@@ -244,7 +244,7 @@ def _indexed(index: Path) -> list[Shard]:
         path = index.parent / file
         if Path(file).name != file:
             raise InputError(f"{index}: shard {file!r} lies outside the checkpoint's folder")
-        if not os.path.isfile(path):  # nor where its name is longer than any file's
+        if not os.path.isfile(path):  # False also for a name longer than any file's
             raise InputError(f"{index}: names shard {file!r}, which is missing")
         shards.append(read_shard(path))
     held = {name: shard.path.name for shard in shards for name in shard.tensors}

@@ -85,7 +85,7 @@ def _matching(folder: Path, patterns: Sequence[str]) -> set[Path]:
 def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, without: Sequence[str] = ()) -> list[Path]:
     """Paths of the folder's files that match one of the patterns, sorted.
 
-    What matches one of ``without`` is not among them, nor what is left behind.
+    What matches one of ``without`` is not among them, nor is what is never copied.
 
     Raises:
         InputError: one of them is a link that leads out of the folder and is not one of the hub's cache.
@@ -96,12 +96,12 @@ def files_beside(folder: Path, patterns: Sequence[str] = BESIDE_WEIGHTS, without
 
 
 def _check_link(folder: Path, path: Path) -> None:
-    """A checkpoint comes from strangers and its copy is given away, so a link must not bring in a file from elsewhere.
+    """Refuse a link to a file outside: a checkpoint may come from strangers, and its copy may be published.
 
-    What a link leads to is copied as content: were any followed, one named ``notes.txt`` could carry a private key of
-    whoever repairs the model into what they publish. Links inside the folder are the folder's own content, and a
-    snapshot of the hub's cache is made of links to ``models--OWNER--NAME/blobs/HASH``, which a hub gave out. Any other
-    is refused rather than left out: a model that lacks its tokenizer is not the one that was asked for.
+    Links are copied as content, so a link named ``notes.txt`` could bring a private key of the user into a published
+    model. Links inside the folder are the folder's own content, and a snapshot of the hub's cache consists of links to
+    ``models--OWNER--NAME/blobs/HASH``, which come from the hub. Any other is refused rather than left out: a model
+    that lacks its tokenizer is not the one that was asked for.
     """
     real = path.resolve()
     if folder.resolve() in real.parents:
@@ -109,7 +109,7 @@ def _check_link(folder: Path, path: Path) -> None:
     if real.parent.name == "blobs" and real.parent.parent.name.startswith("models--"):
         return
     raise InputError(
-        f"{path}: a link to {real}, outside the folder, whose content would be copied into what is written; "
+        f"{path}: a link to {real}, outside the folder, whose content would be copied into the output; "
         "replace the link by the file if that is meant"
     )
 

@@ -10,7 +10,7 @@ one that PEFT repeats exactly when it loads.
 
 Departure from ``merge_and_unload``: where head and embeddings are tied and an adapter works on one of them (or on both
 by matrices of their own), PEFT adds every change to the one shared matrix, which is not the model that was trained.
-Here the two are parted first, and stay parted if their weights differ.
+Here the two are untied first, and stay untied if their weights differ.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ _HARMLESS = ("gaussian", "eva", "orthogonal", "mica")
 _INITIALISATION = "init_lora_weights"
 #: Tokens on which the merged model is compared with the adapter's.
 _PROBED = (2, 16)
-#: Difference of a logit, as a share of it and of the middle one, that rounding in float32 may make.
+#: Largest difference of a logit by rounding in float32, relative to that logit and to the median one.
 _CLOSE = 1e-3
 
 
 class MergedTensors(StoredTensors):
-    """The checkpoint that PEFT has made of base and adapter; its folder lives as long as this does."""
+    """The checkpoint that PEFT has made of base and adapter; its folder is removed with this object."""
 
     def __init__(self, scratch: tempfile.TemporaryDirectory[str], adapter: Adapter) -> None:
         super().__init__(Path(scratch.name))
@@ -87,7 +87,7 @@ def merge(adapter: Adapter, base: StoredTensors, why: str) -> MergedTensors:
 
 
 def _check_all(merged: MergedTensors, base: StoredTensors) -> None:
-    """A model of text and images is merged as its text part alone."""
+    """Refuse a merge that loses tensors: of a model of text and images, PEFT merges the text part alone."""
     own, table = own_names(merged.shapes), tied_table(base.shapes, base.model_type, base.config)
     for name, shape in base.shapes.items():
         if own(name) is None and len(shape) > 1 and (table is None or shape != base.shapes[table]):
@@ -97,7 +97,7 @@ def _check_all(merged: MergedTensors, base: StoredTensors) -> None:
 
 
 def _refused(adapter: Adapter) -> Any:
-    """The configuration as PEFT reads it; adapters that it cannot merge, or not rightly, are refused by name."""
+    """The configuration as PEFT reads it; adapters that it cannot merge, or merges wrongly, are refused by name."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 
     told, kind = adapter.config, adapter.config.get("peft_type")
@@ -166,11 +166,11 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
             tied = _shared(model) is not None
             adapted = PeftModel.from_pretrained(model, str(adapter.folder), config=config).eval()
             _check_loaded(adapter, adapted)
-            parted = _part(model)
+            untied = _untie(model)
             before = _probe(adapted, model)
             merged = adapted.merge_and_unload()
             _check_merged(adapter, before, _probe(merged, merged))
-            if parted:
+            if untied:
                 _tie_again(merged, bool(adapter.config.get("ensure_weight_tying")))
             _round(merged, base)
             merged.save_pretrained(target, max_shard_size="5GB")
@@ -200,14 +200,14 @@ def _shared(model: PreTrainedModel) -> torch.nn.Parameter | None:
 
 
 def _layer(module: Any) -> Any:
-    """The base's own layer under what PEFT put round it."""
+    """The base's own layer inside the wrapper of PEFT."""
     while hasattr(module, "base_layer"):
         module = module.base_layer
     return module
 
 
-def _part(model: PreTrainedModel) -> bool:
-    """Give the head its own weights, where an adapter's matrices work on it or on the embeddings."""
+def _untie(model: PreTrainedModel) -> bool:
+    """Untie head and embeddings where an adapter's matrices change one of them; whether that was so."""
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -222,7 +222,7 @@ def _part(model: PreTrainedModel) -> bool:
 
 
 def _tie_again(model: PreTrainedModel, meant: bool) -> None:
-    """Tie what was parted, where both have come to the same weights (up to rounding, where that was ``meant``)."""
+    """Tie head and embeddings again if their weights are equal (up to rounding, if they were ``meant`` to be tied)."""
     import torch
 
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
@@ -256,7 +256,7 @@ def _check_merged(adapter: Adapter, before: torch.Tensor, after: torch.Tensor) -
 
 
 def _round(model: PreTrainedModel, base: StoredTensors) -> None:
-    """Every parameter in the dtype in which the base stores it; fused ones, and a new head, in that of the most."""
+    """Every parameter in the dtype in which the base stores it; fused ones, and a new head, in the most common one."""
     import torch
 
     stored = {name: tensor.dtype for name, tensor in base.tensors.items() if tensor.dtype in FLOATS}
@@ -271,7 +271,7 @@ def _round(model: PreTrainedModel, base: StoredTensors) -> None:
 
 
 def _describe(base: StoredTensors, target: Path, untied: bool) -> None:
-    """What stands beside the base's weights; its configuration says that head and embeddings are apart, if they are."""
+    """Write the files beside the weights: the base's; the configuration says whether head and embeddings are untied."""
     for file in ("config.json", "generation_config.json"):
         (target / file).unlink(missing_ok=True)
     copy_files(base.folder, target)

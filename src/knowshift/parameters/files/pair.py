@@ -44,9 +44,9 @@ _BUFFERS = re.compile(
 class CheckpointPair:
     """A checked pair and the region that is compared.
 
-    ``layout`` is the checkpoint whose files an output copies: the tuned one, or the base under an adapter that is read
-    here; ``adapter`` is that which stands for the tuned one, if one does. ``copies``
-    names tensors that are stored twice because they are tied: copy -> the one that is counted.
+    ``layout`` is the checkpoint whose files an output copies: the tuned one, or the base of an adapter that is read
+    here; ``adapter`` is the adapter given as TUNED, if it is one. ``copies`` names tensors that are
+    stored twice because they are tied: copy -> the one that is counted.
     """
 
     base: StoredTensors
@@ -154,12 +154,12 @@ def refuse_not_finite(pair: WeightPair, base_name: str, tuned_name: str) -> NoRe
 
 
 def _warn_of_another_base(adapter: Adapter, base: StoredTensors) -> None:
-    """An adapter that fits another model's shapes would be merged into it without a word."""
+    """Warn of an adapter that names another base: it may have the shapes of the wrong one too."""
     told, here = adapter.base_name.rstrip("/"), base.folder.resolve()
     folder = expanded(told)
     if os.path.isdir(folder):  # False, and no error, for what is no path at all
         same = folder.resolve() == here
-    else:  # a folder of the hub's cache carries the whole name, one that somebody fetched its last part
+    else:  # a folder of the hub's cache has the whole name in its path, a downloaded one the last part
         same = f"models--{told.replace('/', '--')}" in here.parts or told.rpartition("/")[2] in here.parts
     if told and not same:
         warnings.warn(
@@ -171,7 +171,7 @@ def _warn_of_another_base(adapter: Adapter, base: StoredTensors) -> None:
 
 
 def _named_alike(base: StoredTensors, tuned: StoredTensors) -> tuple[TensorReader, dict[str, str]]:
-    """The base by the tuned side's names, and for each of these the base's own.
+    """The base under the tuned side's names, and the base's name for each of these.
 
     A head that the tuned side stores, and the base ties to its embeddings, is the embeddings there.
     """

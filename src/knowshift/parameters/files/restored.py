@@ -28,7 +28,7 @@ from knowshift.version import __version__
 
 @dataclass(frozen=True)
 class Restoration:
-    """What was written; every mapping goes by the fraction as it was asked for ("0.2")."""
+    """What was written; the keys of every mapping are the fractions as they were given ("0.2")."""
 
     eligible: int
     restored: dict[str, int]
@@ -54,8 +54,8 @@ def restore_checkpoints(
     """Write a restored checkpoint for every fraction: into ``output_dir`` itself for one, else into a folder each.
 
     ``fractions`` maps the name of each output to its fraction. ``about`` is added to each ``knowshift.json``.
-    ``selecting`` hears of weights ranked, ``writing`` of bytes written. Raises :class:`InputError` for every bad
-    input before or while it is found, and leaves nothing behind then.
+    ``selecting`` is called with weights ranked, ``writing`` with bytes written. Raises :class:`InputError` for every
+    bad input, and leaves no output then.
     """
     check_output(output_dir, [base, tuned])
     pair = open_pair(base, tuned, scope)

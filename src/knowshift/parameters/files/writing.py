@@ -32,7 +32,7 @@ from knowshift.parameters.tensors import PIECE, Array, Runner, number_of
 
 #: Bytes in a piece that is copied as it is.
 COPIED = 1 << 22
-#: Bytes of one file after which it is brought to the disk meanwhile: the flush that makes it durable finds little left.
+#: Bytes of one file after which it is flushed while it is written: the final flush then has little left to do.
 _FLUSHED = 1 << 26
 #: Bytes that are read back at a time.
 _READ_BACK = 1 << 26
@@ -71,7 +71,7 @@ def write_checkpoints(
 ) -> list[Written]:
     """Write one checkpoint into each (existing, empty) folder, for the plan's fractions in order.
 
-    ``progress`` hears of the bytes written, all folders together.
+    ``progress`` is called with the bytes written, all folders together.
     """
     restored = [0] * len(folders)
     files: list[dict[str, dict[str, Any]]] = [{} for _ in folders]
@@ -99,7 +99,7 @@ def check_output(folder: Path, inputs: Sequence[Path]) -> None:
 
 
 def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
-    target = folder.resolve()  # a link to an empty folder, or ".", is the folder that it stands for
+    target = folder.resolve()  # a link to an empty folder, or ".", is the folder that it points to
     if any(path.resolve() in (target, *target.parents) for path in inputs):
         raise InputError(f"{folder}: is (or lies in) one of the inputs; expected a new folder")
     if folder.exists() and not folder.is_dir():
@@ -114,7 +114,7 @@ def _check_output(folder: Path, inputs: Sequence[Path]) -> None:
 def copy_beside(pair: CheckpointPair, folder: Path) -> None:
     """Copy configuration, generation configuration and index of the tuned model, and the tokenizer it is loaded with.
 
-    The base fills gaps.
+    Files that it lacks come from the base.
     """
     for source, patterns, without in _sources_beside(pair):
         copy_files(source, folder, patterns, without)
@@ -129,7 +129,7 @@ def check_beside(pair: CheckpointPair) -> None:
 
 
 def _sources_beside(pair: CheckpointPair) -> list[tuple[Path, Sequence[str], Sequence[str]]]:
-    """Folders of what is copied, with the patterns that are and those that are not; what is there first stays."""
+    """(folder, patterns copied, patterns left out), in order: the first folder that has a file gives it."""
     tuned = pair.layout.folder if pair.adapter is None else pair.adapter.folder
     sources: list[tuple[Path, Sequence[str], Sequence[str]]] = [
         (tokenizer_folder(tuned, pair.base.folder), TOKENIZER, ()),
@@ -160,7 +160,7 @@ def _write_shard(
     jobs = list(_jobs(pair, plan, shard, piece))
     hashes = [hashlib.sha256() for _ in paths]
     restored = [0] * len(paths)
-    writing = threading.Lock()  # of two threads that write to one file the system lets one spin
+    writing = threading.Lock()  # the system makes one of two threads that write to one file busy-wait
     descriptors = [os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644) for path in paths]
     try:
 
@@ -187,7 +187,7 @@ def _write_shard(
 
 
 class _EarlyFlush:
-    """Bring files to the disk while they are being written, in a thread of its own."""
+    """Flush files while they are being written, in a separate thread."""
 
     def __init__(self, descriptors: Sequence[int]) -> None:
         self._descriptors = descriptors
@@ -199,7 +199,7 @@ class _EarlyFlush:
         return self
 
     def written(self, end: int) -> None:
-        """All bytes up to ``end`` are written; the system tells of a lost one only once, so here too it is an error."""
+        """All bytes up to ``end`` are written. A failed flush raises here too: the system reports it only once."""
         if end - self._flushed < _FLUSHED or (self._under_way is not None and not self._under_way.done()):
             return
         if self._under_way is not None:

@@ -1,1 +1,1 @@
-"""Loops in C and their binding; what calls them has the same loop in numpy."""
+"""Loops in C and their binding; every caller has the same loop in numpy."""

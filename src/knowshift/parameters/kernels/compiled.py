@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from knowshift.parameters.tensors import BFLOAT16, Array, single
 
-#: Criteria with compiled keys, as kernels.c numbers them.
+#: Criteria with compiled sort keys, as kernels.c numbers them.
 _KEYED = ("relative", "absolute", "least", "magnitude", "authors", "ties", "fapm")
-#: What they read as it is; weights of other dtypes are widened first.
+#: Dtypes that they read; weights of other dtypes are widened first.
 _LOADED = (BFLOAT16, np.dtype(np.float32))
 _FILE = Path(__file__).with_name("_kernels.so")
 
@@ -62,13 +62,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def _usable(*pieces: Array) -> ctypes.CDLL | None:
-    """The library, for plain pieces of one size."""
+    """The library, if all pieces are contiguous and of one size."""
     plain = all(piece.flags.c_contiguous and piece.flags.aligned for piece in pieces)
     return library() if plain and len({piece.size for piece in pieces}) <= 1 else None
 
 
 def keys(criterion: str, base: Array, tuned: Array, mean: float = 0.0) -> tuple[NDArray[np.int32], bool] | None:
-    """(int32 keys of a flat piece, whether every weight of it is finite); ``mean`` is what ``fapm`` needs."""
+    """(int32 sort keys of a flat piece, whether every weight of it is finite); ``mean`` is what ``fapm`` needs."""
     compiled = _usable(base, tuned)
     if compiled is None or criterion not in _KEYED:
         return None
@@ -84,7 +84,7 @@ def keys(criterion: str, base: Array, tuned: Array, mean: float = 0.0) -> tuple[
 
 
 def random_keys(first: int, second: int, start: int, stop: int) -> NDArray[np.int32] | None:
-    """Keys of ``criterion="random"``: the two words that salt the hash, and the positions."""
+    """Sort keys of ``criterion="random"``: the two words that salt the hash, and the positions."""
     compiled = library()
     if compiled is None:
         return None
@@ -96,7 +96,7 @@ def random_keys(first: int, second: int, start: int, stop: int) -> NDArray[np.in
 def sort_out(
     keys: NDArray[np.int32], low: Sequence[int], high: Sequence[int], common: Sequence[int | None]
 ) -> tuple[list[int], list[int], NDArray[np.int32]] | None:
-    """For brackets of keys, by their upper halves: (keys above each, keys equal to ``common``, the keys inside any)."""
+    """For brackets of sort keys, by upper halves: (keys above each, keys equal to ``common``, the keys inside any)."""
     compiled = _usable(keys)
     if compiled is None:
         return None
@@ -115,9 +115,9 @@ def sort_out(
 def restore(
     criterion: str, base: Array, tuned: Array, mean: float, cut: tuple[int, int], out: Array
 ) -> tuple[int, bool] | None:
-    """Write base values into ``out`` where a cut takes the weight, else tuned ones: (how many, whether all are finite).
+    """Write base values into ``out`` where a cut has the weight, else tuned ones: (how many, whether all are finite).
 
-    A cut is (its smallest key, how many of the piece's first weights it takes with that key). ``out`` may be ``tuned``.
+    A cut is (its smallest key, how many of the piece's first weights it has with that key). ``out`` may be ``tuned``.
     """
     compiled = _usable(base, tuned, out)
     if compiled is None or criterion not in _KEYED or not base.dtype == tuned.dtype == out.dtype in _LOADED:
@@ -138,7 +138,7 @@ def restore(
 
 
 def upper_counts(keys: NDArray[np.int32], weights: NDArray[np.float64] | None, bins: int) -> Array | None:
-    """How many keys (or how much weight) each value of the upper 16 bits holds: shape (bins,)."""
+    """How many sort keys (or how much weight) each value of the upper 16 bits holds: shape (bins,)."""
     compiled = _usable(keys) if weights is None else _usable(keys, weights)
     if compiled is None:
         return None
@@ -163,7 +163,7 @@ def tally(
 
 
 def inside(keys: NDArray[np.int32], rows: NDArray[np.int32]) -> NDArray[np.int32] | None:
-    """row << 16 | lower bits of the keys whose upper bits have a row (``rows``: -1 for none), in order."""
+    """row << 16 | lower bits of the sort keys whose upper bits have a row (``rows``: -1 for none), in order."""
     compiled = _usable(keys) if _usable(rows) else None
     if compiled is None:
         return None

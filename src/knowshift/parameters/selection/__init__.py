@@ -1,1 +1,1 @@
-"""Keys of weights under a criterion, and exact global selection among them. Files stay out."""
+"""Sort keys of weights under a criterion, and exact global selection among them. Imports no files."""

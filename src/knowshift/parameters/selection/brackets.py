@@ -1,9 +1,9 @@
-"""Settling thresholds in one pass: a sample says between which keys each falls, and the pass proves it.
+"""Finding thresholds in one pass: a sample gives a bracket of sort keys for each, and the pass verifies it.
 
 For each count, the pass counts what lies above its bracket and keeps what lies inside, a percent or so of the keys;
-the threshold is then a matter of those. A key that many weights share (the 0 of weights that did not change) is
-counted, not kept. Where the proof fails, or a bracket would hold too much, the answer is None and the radix
-selection of :mod:`knowshift.parameters.selection.radix` does it: a guess costs time, never exactness.
+the threshold is then found among those. A key that many weights share (the 0 of weights that did not change) is
+counted, not kept. Where a bracket is wrong or would hold too much, the answer is None and the radix
+selection of :mod:`knowshift.parameters.selection.radix` is used: a wrong bracket costs time, never exactness.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from knowshift.parameters.selection.radix import BINS, Refinement, find, first_k
 from knowshift.parameters.selection.thresholds import KEPT, Kept, Keys, Threshold
 from knowshift.parameters.tensors import PIECE, Stretch
 
-#: Weights in a region from which a sample pays.
+#: Weights in a region from which sampling saves time.
 GUESS_FROM = 1 << 24
 _CHUNKS, _CHUNK, _GROUPS = 512, 4096, 8
 #: Standard errors on either side of the sample's estimate.
@@ -68,7 +68,7 @@ def sort_out(brackets: Sequence[Bracket], keys: NDArray[np.int32]) -> tuple[list
 
 
 def bracketed(keys: Keys, wanted: Sequence[int]) -> dict[int, Threshold] | None:
-    """The threshold of each count, or None where guessing does not do; see the module."""
+    """The threshold of each count, or None where a bracket does not hold; see the module."""
     total = sum(keys.sizes)
     drawn = [part for _, part in keys.scan(lambda values: values, _places(keys.sizes))]
     sample = np.concatenate(drawn)
@@ -112,7 +112,7 @@ def _places(sizes: Sequence[int]) -> list[Stretch]:
 
 
 def _bracket(sample: NDArray[np.int32], groups: NDArray[np.int64], share: float) -> Bracket:
-    """Where the key that ``share`` of all keys reach must lie, going by the sample and its groups' disagreement.
+    """Where the key that ``share`` of all keys reach must lie, by the sample and the differences between its groups.
 
     ``groups`` counts the upper halves in each part of the sample: shape (parts, BINS).
     """

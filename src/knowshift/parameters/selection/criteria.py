@@ -1,7 +1,7 @@
-"""What a weight's claim to be restored is, as a key: an int32, larger ranks first.
+"""Sort keys of weights under a criterion: an int32 each, and the largest key is restored first.
 
 Scores are float32 whatever the stored dtype, and the bit pattern of a non-negative float32 is ordered as the number
-is, so the pattern itself is the key. With p the base weight and s the tuned one:
+is, so the pattern itself is the sort key. With p the base weight and s the tuned one:
 
 - ``relative`` (the paper, section 4.2): r = |s - p| / |p|. s = p has score 0, also where both are 0. p = 0 and s != p
   ranks before every other weight, and so does a pair that is not finite and not equal (read only when allowed).
@@ -14,7 +14,7 @@ is, so the pattern itself is the key. With p the base weight and s the tuned one
 - ``ties``: the smallest |s - p| first: the trimming step of TIES-Merging (Yadav et al., arXiv 2306.01708), which keeps
   the largest changes of the whole task vector. Its sign election needs several models and has no part here.
 
-More that are published, and are not one global order, stand in :mod:`knowshift.parameters.selection.published`.
+Published methods that are not one global order are in :mod:`knowshift.parameters.selection.published`.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from knowshift.parameters.tensors import BFLOAT16, Array, single
 
 CRITERIA = ("relative", "absolute", "random", "least", "magnitude", "authors", "ties")
 
-#: The bit pattern of float32 infinity, the largest key of a score.
+#: The bit pattern of float32 infinity, the largest sort key of a score.
 INFINITE = 0x7F800000
 _LARGEST = np.finfo(np.float32).max
 
 
 class NotFinite(Exception):
-    """A weight is NaN or infinite; whoever knows the files turns this into a refusal that names it."""
+    """A weight is NaN or infinite; the caller that knows the files raises an InputError that names it."""
 
 
 def keys(criterion: str, base: Array, tuned: Array, strict: bool = False) -> NDArray[np.int32]:
-    """int32 keys of a flat piece, shape as the piece, for every criterion but ``random`` (:func:`random_keys`).
+    """int32 sort keys of a flat piece, shape as the piece, for every criterion but ``random`` (:func:`random_keys`).
 
     With ``strict``, raises :class:`NotFinite` where a weight that the score reads is NaN or infinite.
     """
@@ -67,7 +67,7 @@ def keys(criterion: str, base: Array, tuned: Array, strict: bool = False) -> NDA
 
 
 def score_of(criterion: str, key: int) -> float:
-    """The score behind a key: r, |s - p| or |p|; for ``random`` a number in [0, 1)."""
+    """The score of a sort key: r, |s - p| or |p|; for ``random`` a number in [0, 1)."""
     if criterion == "random":
         return float(key / 2**31)
     bits = INFINITE - key if criterion in ("least", "magnitude", "ties") else key
@@ -104,7 +104,7 @@ def absolute(base: Array, tuned: Array, strict: bool = False) -> NDArray[np.floa
 
 @np.errstate(all="ignore")
 def ratio(change: NDArray[np.float32], magnitude: NDArray[np.float32]) -> NDArray[np.float32]:
-    """change / magnitude in float32; no change is 0, and infinite means a zero base or a change without end."""
+    """change / magnitude in float32; no change is 0, and infinite means a zero base or an infinite change."""
     score = change / magnitude
     if score.size and not np.isfinite(score.max()):
         score[np.isinf(score) & (magnitude != 0) & np.isfinite(change)] = _LARGEST
@@ -131,7 +131,7 @@ def authors(base: Array, tuned: Array) -> NDArray[np.float32]:
 
 
 def clamped(values: NDArray[np.float32], nan: float) -> NDArray[np.float32]:
-    """``nan`` for NaN, and the largest numbers there are for infinities."""
+    """``nan`` for NaN, and the largest finite numbers for infinities."""
     return np.where(np.isnan(values), np.float32(nan), np.clip(values, -_LARGEST, _LARGEST))
 
 
@@ -140,7 +140,7 @@ def _rounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def random_keys(seed: int, name: str, start: int, stop: int) -> NDArray[np.int32]:
-    """int32 keys, 0 to 2^31 - 1, of positions ``start:stop``: a hash, the same for any stretch or thread.
+    """int32 sort keys, 0 to 2^31 - 1, of positions ``start:stop``: a hash, the same for any stretch or thread.
 
     Two words from SHA-256 of seed and name salt a 32-bit mixer (Wellons' lowbias32, a bijection), applied twice.
     """

@@ -1,4 +1,4 @@
-"""The keys of a pair of weight sets under a criterion: what :func:`.select.choose` selects from."""
+"""The sort keys of a pair of weight sets under a criterion, from which :func:`.select.choose` selects."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _BY_HASH = ("random", "same-norm")
 
 
 class PairKeys:
-    """Keys of a pair's region. ``run`` is an open :func:`~knowshift.parameters.tensors.workers`.
+    """Sort keys of a pair's region. ``run`` is an open :func:`~knowshift.parameters.tensors.workers`.
 
-    ``means`` (mean |p| of each tensor) are needed by ``fapm`` alone. ``progress`` hears of the weights done.
+    ``means`` (mean |p| of each tensor) are needed by ``fapm`` alone. ``progress`` is called with the weights done.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PairKeys:
         self._only: int | None = None
 
     def unchecked(self) -> PairKeys:
-        """The same keys, of weights that are known to be sound."""
+        """The same keys, of weights that are known to be finite."""
         keys = copy.copy(self)
         keys.pair = replace(self.pair, strict=False)
         return keys
@@ -73,7 +73,7 @@ class PairKeys:
         return keys(self.criterion, base, tuned, self.pair.strict)
 
     def restore(self, tensor: int, start: int, base: Array, tuned: Array, cut: Cut, out: Array) -> int | None:
-        """Write a stretch with what a cut takes put back, and how many that is; None where keys must be made first."""
+        """Write a stretch with the weights of a cut restored; how many, or None where keys must be computed first."""
         mean = self._means[tensor] if self._means else 0.0
         found = kernels.restore(self.criterion, base, tuned, mean, cut.within(tensor, start, len(out)), out)
         if found is None:

@@ -1,4 +1,4 @@
-"""A control of equal size in another sense: random weights restored until as much of the update's norm is gone.
+"""A control of equal norm: random weights are restored until the update's norm has fallen as much.
 
 The paper's choice takes a share of the update's norm back that a random choice of as many weights does not. So for
 each fraction the sum of squared changes that the relative criterion restores is measured, and weights are restored in
@@ -90,6 +90,6 @@ def _cuts(pair: WeightPair, targets: Sequence[float], seed: int, run: Runner) ->
 def _place(sums: NDArray[np.float64], target: float) -> tuple[int, float]:
     """The bin, from the top, at which the running sum reaches ``target``, and the sum above it."""
     down = sums[::-1].cumsum()
-    # Rounding may leave the last sum a hair below a target that is everything: then the last bin that holds anything.
+    # Rounding may leave the last sum just below a target of the whole sum: then the last bin that is not empty.
     reached = int(np.searchsorted(down, min(target, float(down[-1]))))
     return len(sums) - 1 - reached, float(down[reached - 1]) if reached else 0.0

@@ -72,7 +72,7 @@ def lines_scale(layer: int | None, layers: int, fraction: float) -> float:
 
 @np.errstate(all="ignore")
 def fapm_keys(base: Array, tuned: Array, mean: float) -> NDArray[np.int32]:
-    """int32 keys of FAPM, the smallest S first; ``mean`` is the tensor's mean |p|. p = 0 and s != p ranks first."""
+    """int32 sort keys of FAPM, the smallest S first; ``mean`` is the tensor's mean |p|. p = 0, s != p ranks first."""
     compiled = kernels.keys("fapm", base, tuned, mean)
     if compiled is not None:
         return compiled[0]

@@ -1,7 +1,7 @@
-"""Selection by counting: the upper 16 bits of every key, then the lower 16 inside the bins that matter.
+"""Selection by counting: the upper 16 bits of every sort key, then the lower 16 bits in the bins of thresholds.
 
-The bit pattern of a float32 is the key (see :mod:`knowshift.parameters.selection.criteria`), so inside a bin of the
-upper bits every value of the lower bits is one exact score. Nothing is sorted, nothing but counts is held.
+The bit pattern of a float32 is the sort key (see :mod:`knowshift.parameters.selection.criteria`), so inside a bin of
+the upper bits every value of the lower bits is one exact score. Nothing is sorted, nothing but counts is held.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Refinement:
         return places
 
     def add(self, places: NDArray[np.int32]) -> None:
-        """Take in what :meth:`inside` gave; one thread at a time."""
+        """Count the places that :meth:`inside` gave; one thread at a time."""
         if not kernels.count(places, self._counts):
             np.add.at(self._counts, places, 1)
 

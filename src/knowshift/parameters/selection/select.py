@@ -1,9 +1,9 @@
-"""Exact global selection of the k largest keys, without sorting and without holding the keys.
+"""Exact global selection of the k largest sort keys, without sorting and without holding the keys.
 
-A radix selection over the bits of a key: one pass counts the upper 16 bits, a second counts the lower 16 bits inside
-the few bins where a threshold falls. Where a threshold's equals are taken in part, the stretch in which the last one
-lies follows from what the second pass saw (or, beyond a bounded memory, from a third pass), and that stretch alone
-is read again. Large regions are first tried with one pass, inside brackets that a sample suggests
+A radix selection over the bits of a sort key: one pass counts the upper 16 bits, a second counts the lower 16 bits
+inside the few bins that hold a threshold. Where only some of the keys equal to a threshold are selected, the stretch
+of the last one follows from what the second pass saw (or, beyond a bounded memory, from a third pass), and that
+stretch alone is read again. Large regions are first tried with one pass, inside brackets that a sample gives
 (:mod:`knowshift.parameters.selection.brackets`). All counts share the passes. Equal keys rank by tensor (sorted names),
 then by flat position. Every pass adds integers, so the result is the same for any piece size and number of threads.
 """

@@ -1,4 +1,4 @@
-"""What a selection works with: keys read by stretch, and thresholds among them."""
+"""The interface of a selection: sort keys read by stretch, and thresholds among them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from knowshift.parameters.tensors import Stretch
 
-#: Keys near thresholds that may be kept from a pass, so that fewer are needed (4 bytes each).
+#: Keys near thresholds that may be kept from a pass, to save further passes (4 bytes each).
 KEPT = 1 << 24
 
 
 class Keys(Protocol):
-    """The int32 keys of a region: by stretch, and as a scan of many in ranking order."""
+    """The int32 sort keys of a region: by stretch, and as a scan of many in ranking order."""
 
     @property
     def sizes(self) -> Sequence[int]:
-        """Weights of each tensor; 0 for one that takes no part."""
+        """Weights of each tensor; 0 for one that is left out."""
 
     def of(self, tensor: int, start: int, stop: int) -> NDArray[np.int32]:
         """Keys of one stretch: shape (stop - start,)."""
@@ -33,7 +33,7 @@ class Keys(Protocol):
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where one count's cut falls: its last key, how many of that key's equals are taken of how many there are.
+    """The last key that a count selects: how many of the weights with that key are taken, of how many there are.
 
     ``equals()`` gives ((tensor, start, stop), how many equals lie there) in ranking order.
     """
@@ -45,9 +45,9 @@ class Threshold:
 
 
 class Kept:
-    """Something small about each stretch, in one block of memory; given up as a whole once it would not fit.
+    """A few values of each stretch, in one block of memory; ``whole`` is False once they have not fitted.
 
-    Small pieces that stay among large ones that come and go would keep the allocator from using a place again.
+    Small arrays that stay between large temporary ones would fragment the heap.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -1,1 +1,1 @@
-"""What a run folder holds, read strictly and scored. Claims stay out."""
+"""What a run folder holds, read strictly and scored. Imports no claims."""

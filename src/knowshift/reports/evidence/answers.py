@@ -1,4 +1,4 @@
-"""Every answer of a run, lined up by fact: test facts down, models across."""
+"""Every answer of a run, aligned by fact: a row for each test fact, a column for each model."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _sources(run: Run) -> list[tuple[Column, Path]]:
 
 
 def read_answers(run: Run) -> RecordedAnswers:
-    """Line up every answer of the run by fact; the first record fixes the order of the facts."""
+    """Align every answer of the run by fact; the first record fixes the order of the facts."""
     sources = _sources(run)
     if not sources:
         raise InputError(f"{run.path}: no evaluation is finished yet; nothing to report")

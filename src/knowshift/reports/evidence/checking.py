@@ -10,24 +10,24 @@ from typing import Any
 from knowshift.errors import InputError
 from knowshift.facts.fact import LEVELS
 
-#: Kinds of cells that are about a tuned model: their key names its training set. Other kinds may come.
+#: Kinds of cells that are about a tuned model: their coordinates name its training set. Other kinds may come.
 _OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
 
-def check_key(file: Path, kind: str, key: Mapping[str, Any]) -> None:
-    """A cell's key: whole numbers, a learning rate, the name of a control; all of them for a tuned model's cell."""
+def check_coordinates(file: Path, kind: str, coordinates: Mapping[str, Any]) -> None:
+    """A cell's coordinates: whole numbers, a learning rate, the name of a control; a tuned model's cell has all."""
     tuned = kind in _OF_TRAINING
     for name in (*_TRAINING, "part"):
-        value = key.get(name)
+        value = coordinates.get(name)
         if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
             raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {shown(value)}; expected a whole number")
-    if tuned and key["level"] >= LEVELS:
+    if tuned and (level := coordinates["level"]) >= LEVELS:
         raise InputError(
-            f"{file}: level of a cell of kind {kind!r} is {shown(key['level'])}; expected one of 0 to {LEVELS - 1}"
+            f"{file}: level of a cell of kind {kind!r} is {shown(level)}; expected one of 0 to {LEVELS - 1}"
         )
-    rate, control = key.get("learning_rate"), key.get("control")
+    rate, control = coordinates.get("learning_rate"), coordinates.get("control")
     if (rate is not None or tuned) and not _is_number(rate):
         raise InputError(f"{file}: learning_rate of a cell of kind {kind!r} is {shown(rate)}; expected a number")
     if control is not None and not isinstance(control, str):

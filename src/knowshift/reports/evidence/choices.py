@@ -1,6 +1,6 @@
 """Honest choices among tuned models: the best is chosen on other facts and draws than those that measure it.
 
-How a choice is made, and how much wider its interval has to be, is told in :mod:`knowshift.statistics.choices`.
+How a choice is made, and how much wider its interval has to be, is defined in :mod:`knowshift.statistics.choices`.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _choices(
 def spread(scores: Scores, options: Mapping[int, Model], domains: Sequence[int]) -> tuple[Choice, Mapping[float, int]]:
     """Best minus worst training level, both chosen on other facts and draws; with how often each was worst.
 
-    With no true difference the expected value is 0: picking by luck does not count.
+    With no true difference the expected value is 0: a choice by chance gains nothing.
     """
     draws = scores.shared(list(options.values())) if len(options) > 1 else ()
     named: dict[float, Model] = {float(name): model for name, model in options.items()}

@@ -26,7 +26,7 @@ from knowshift.reports.evidence.run_folder import (
 from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.statistics.resampling import Integers
 
-#: A level is told to be nearly used up when a training set takes this share of its facts.
+#: A level counts as nearly used up when a training set takes this share of its facts.
 USED_UP = 0.75
 
 #: KL in nats is rounded to this before it is averaged, so that sums do not depend on the order of adding.

@@ -1,7 +1,7 @@
 """A run folder, read: its manifest and its finished cells.
 
 Records only, never a model. A planned cell that is not there yet is counted, not an error, so that a study can be
-looked at while it runs.
+read while it runs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from knowshift.files import read_json
 from knowshift.records import MASTERY, TOKEN_SHIFT, read_table
 from knowshift.reports.evidence.checking import (
     check_change,
-    check_key,
+    check_coordinates,
     check_manifest,
     check_restored,
     check_texts,
     shown,
 )
 
-#: The largest size again at a smaller rate: the control that asks whether the data or the step size did it.
+#: The largest size again at a smaller rate: the control that separates the data's effect from the step size's.
 RATE_CONTROL = "learning_rate"
 
 _CHECKS = {"change.json": check_change, "restored.json": check_restored}
@@ -34,7 +34,7 @@ _CHECKS = {"change.json": check_change, "restored.json": check_restored}
 
 @dataclass(frozen=True, slots=True, order=True)
 class Setting:
-    """What a model was tuned on: everything of a cell's key but the draw."""
+    """What a model was tuned on: a cell's coordinates without the draw."""
 
     level: int
     size: int
@@ -48,17 +48,17 @@ class RecordedCell:
 
     kind: str
     digest: str
-    key: Mapping[str, Any]
+    coordinates: Mapping[str, Any]  # "key" in the manifest
     folder: Path
 
     @property
     def setting(self) -> Setting:
-        key = self.key
-        return Setting(int(key["level"]), int(key["size"]), float(key["learning_rate"]), str(key.get("control") or ""))
+        at = self.coordinates
+        return Setting(int(at["level"]), int(at["size"]), float(at["learning_rate"]), str(at.get("control") or ""))
 
     @property
     def draw(self) -> int:
-        return int(self.key["draw"])
+        return int(self.coordinates["draw"])
 
 
 @dataclass(frozen=True)
@@ -102,23 +102,23 @@ def open_run(path: Path) -> Run:
     cells = []
     for entry in manifest["cells"]:
         try:
-            kind, digest, key = str(entry["kind"]), str(entry["digest"]), dict(entry["key"])
+            kind, digest, coordinates = str(entry["kind"]), str(entry["digest"]), dict(entry["key"])
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{file}: a cell needs kind, digest and key, found {shown(entry)}") from None
         # A name that no file system takes would be an error of the system where it is looked for.
         if not re.fullmatch(r"[a-z_]{1,64}", kind) or not re.fullmatch(r"[0-9a-zA-Z_-]{1,64}", digest):
             raise InputError(f"{file}: {shown(kind)}/{shown(digest)} is not the name of a cell")
-        check_key(file, kind, key)
+        check_coordinates(file, kind, coordinates)
         folder = path / "cells" / kind / digest
         if folder.is_dir():
-            cells.append(RecordedCell(kind, digest, key, folder))
-    cells.sort(key=lambda cell: (cell.kind, _order(cell.key), cell.digest))
+            cells.append(RecordedCell(kind, digest, coordinates, folder))
+    cells.sort(key=lambda cell: (cell.kind, _order(cell.coordinates), cell.digest))
     return Run(path, manifest, tuple(cells), len(manifest["cells"]))
 
 
-def _order(key: Mapping[str, Any]) -> tuple[Any, ...]:
+def _order(coordinates: Mapping[str, Any]) -> tuple[Any, ...]:
     names = ("control", "level", "size", "learning_rate", "draw", "part")
-    return tuple(str(key.get(n) or "") if n == "control" else float(key.get(n) or 0) for n in names)
+    return tuple(str(coordinates.get(n) or "") if n == "control" else float(coordinates.get(n) or 0) for n in names)
 
 
 def read_cell_json(cell: RecordedCell, name: str) -> dict[str, Any]:

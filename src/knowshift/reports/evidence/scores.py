@@ -99,7 +99,7 @@ class Scores:
         return self.drawn.get(model, ())
 
     def settings(self, control: str = "") -> list[Setting]:
-        """The settings evaluated as tuned, in order; restored answers alone, without those, say nothing."""
+        """The settings evaluated as tuned, in order; those with restored answers alone are left out."""
         found = {c.setting for c in self.columns if c.setting and c.setting.control == control}
         return sorted(setting for setting in found if self.draws(Model(setting)))
 
@@ -186,7 +186,7 @@ class Scores:
         weights: Floats,
         alike: Sequence[tuple[Model, Model | None]] = (),
     ) -> Estimate:
-        """Mean over pairs of (first minus second), paired by fact and training draw; pairs without draws drop out.
+        """Mean over pairs of (first minus second), paired by fact and training draw; pairs without draws are left out.
 
         A single pair may name those ``alike``, itself among them, to pool the noise of their draws.
         """

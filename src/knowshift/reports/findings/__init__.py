@@ -1,1 +1,1 @@
-"""The four findings of the paper, each looked for in the evidence. Pages stay out."""
+"""The four findings of the paper, each tested on the evidence. Imports no pages."""

@@ -18,7 +18,7 @@ from knowshift.statistics.holm import holm
 Verdict = Literal["shown", "not shown", "undecided"]
 FindingVerdict = Literal["shown", "shown in part", "not shown", "undecided"]
 
-#: An effect smaller than one point of accuracy (or of a share) would not be worth the name.
+#: The smallest effect that counts: one point of accuracy (or of a share).
 POINT = 0.01
 
 #: Both domains, as their indices.
@@ -30,9 +30,9 @@ Size = TypeVar("Size", int, float)
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that would be so if ``estimate`` were above 0.
+    """A statement that holds if ``estimate`` is above 0.
 
-    ``margin`` is the smallest effect worth the name. ``word`` and ``by_relation`` are the same contrast graded at word
+    ``margin`` is the smallest effect that counts. ``word`` and ``by_relation`` are the same contrast graded at word
     boundaries, and with relations instead of facts resampled.
     """
 
@@ -192,7 +192,7 @@ def finding_rows(findings: Sequence[Finding]) -> Table:
 
 
 def negated(estimate: Estimate) -> Estimate:
-    """The same contrast taken the other way round."""
+    """The same contrast with the opposite sign."""
     return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
 
 
@@ -246,7 +246,7 @@ def _written(estimate: Estimate, scale: float, digits: int, unit: str) -> str:
 
 
 def caution(estimate: Estimate) -> str:
-    """What a headline must add where the interval holds 0, or where there is none."""
+    """The words that a headline adds where the interval contains 0, or where there is none."""
     return "" if estimate.low > 0 or estimate.high < 0 else " (may be chance)"
 
 
@@ -258,7 +258,7 @@ def more_or_less(value: float) -> str:
 
 
 def from_highest(means: Mapping[Size, float]) -> list[Size]:
-    """What the means are of, from the highest to the lowest; of means that are equal but for rounding, the smaller."""
+    """The keys of ``means`` from the highest mean to the lowest; those whose means differ by rounding alone ascend."""
     return sorted(means, key=lambda name: (-round(means[name], EQUAL), name))
 
 

@@ -123,7 +123,7 @@ def size_finding(evidence: Evidence) -> Finding:
 
 
 def _rate_controls(evidence: Evidence, best: Choice) -> tuple[Claim, ...]:
-    """Is it the data or the step? The largest size again at a smaller learning rate."""
+    """Whether the data or the step size lowers accuracy: the largest size again at a smaller learning rate."""
     scores, largest = evidence.substring, evidence.sizes[-1]
     levels = [lv for lv in evidence.levels if (lv, largest) in evidence.controlled and (lv, largest) in evidence.main]
     if not levels:

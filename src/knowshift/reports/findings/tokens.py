@@ -22,7 +22,7 @@ TOKEN_FINDING = Reported(
 )
 RISES = "KL rises from its lowest size to the largest"
 
-#: A change of mean KL below this share of the run's mean KL would not be worth the name; nor a smaller correlation.
+#: The smallest change of mean KL that counts, as a share of the run's mean KL; and the smallest correlation.
 KL_SHARE = 0.05
 CORRELATION = 0.1
 

@@ -138,7 +138,7 @@ def weight_finding(evidence: Evidence) -> Finding:
 
 
 def _random(restored: Restored, scope: str) -> list[Claim]:
-    """Does it matter which weights go back?"""
+    """Whether it matters which weights are restored."""
     scores, levels = restored.evidence.substring, list(restored.tuned)
     at_random = [restored.options("random", level) for level in levels]
     if not all(at_random):
@@ -166,7 +166,7 @@ def _random(restored: Restored, scope: str) -> list[Claim]:
 
 
 def _smaller_rate(restored: Restored, scope: str) -> list[Claim]:
-    """Would a smaller learning rate have spared the repair?"""
+    """Whether tuning at a smaller learning rate does as well as restoring."""
     evidence, size = restored.evidence, restored.size
     slow = {lv: evidence.controlled[lv, size] for lv in restored.tuned if (lv, size) in evidence.controlled}
     if not slow:
@@ -187,7 +187,7 @@ def _smaller_rate(restored: Restored, scope: str) -> list[Claim]:
 
 
 def _against_base(evidence: Evidence, collapsed: list[Model], top: float, scope: str) -> list[Claim]:
-    """Is the collapse the loss of the answer's form? Beside the base model's own accuracy with this prompt."""
+    """Whether the collapse is a loss of the answer's form: beside the base model's own accuracy with this prompt."""
     column = evidence.base_column()
     if column is None:
         return []

@@ -1,4 +1,4 @@
-"""The page's compact tables: the CSVs turned so that a reader can compare."""
+"""The page's compact tables: the CSVs rearranged for comparison."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _at_both_rates(row: Mapping[str, Any], accuracy: Table) -> tuple[float, floa
 
 
 def claims_table(findings: Sequence[Finding]) -> Grid:
-    """Every claim with its verdict, estimate and interval, and how it fares under the other grader and by relation."""
+    """Every claim with its verdict, estimate and interval, and its results under the other grader and by relation."""
     body = [
         _claim_entries(finding.number, claim) for finding in findings for claim in (*finding.claims, *finding.controls)
     ]

@@ -70,7 +70,7 @@ def write_report(run: Path) -> Path:
 
 
 def write_report_with_findings(run: Path) -> tuple[Path, list[Finding]]:
-    """As :func:`write_report`, with the findings that the page tells.
+    """As :func:`write_report`, with the findings that the page shows.
 
     The page is written beside and renamed, so that an interrupted call leaves the old one whole.
     """

@@ -1,1 +1,1 @@
-"""Every table that is written as CSV. Pages stay out."""
+"""Every table that is written as CSV. Imports no pages."""

@@ -10,12 +10,12 @@ DRAW_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
 
 
 def setting_values(setting: Setting) -> Row:
-    """What stands under :data:`SETTING_COLUMNS`."""
+    """The values of :data:`SETTING_COLUMNS`."""
     return (setting.level, setting.size, rate_name(setting.learning_rate), setting.control)
 
 
 def draw_values(setting: Setting, draw: int) -> Row:
-    """What stands under :data:`DRAW_COLUMNS`."""
+    """The values of :data:`DRAW_COLUMNS`."""
     return (setting.level, setting.size, draw, rate_name(setting.learning_rate), setting.control)
 
 
