@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from knowshift.probing.certainty import agreement
+from knowshift.probing.agreement import agreement
 
 
 def run(*words: str | Path) -> tuple[dict[str, Any], float]:

@@ -50,7 +50,7 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import sample
 from knowshift.models.sampling.settings import Sampling
-from knowshift.probing.certainty import agreement
+from knowshift.probing.agreement import agreement
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts

@@ -40,6 +40,24 @@ MASTERY = pa.schema(
     ]
 )
 
+#: The same where hits are expected ones (docs/mastery.md): ``prompt_hits`` sums the values of the texts of a prompt,
+#: ``prompt_squares`` their squares, ``prompt_draws`` counts the texts; they tell R and the level of a full run.
+EXPECTED = pa.schema(
+    [
+        *_FACT,
+        pa.field("exposures", pa.int32()),
+        pa.field("prompt_hits", pa.list_(pa.float64())),
+        pa.field("prompt_squares", pa.list_(pa.float64())),
+        pa.field("prompt_draws", pa.list_(pa.int32())),
+        pa.field("hits", pa.float64()),
+        pa.field("draws", pa.int32()),
+        pa.field("rate", pa.float64()),
+        pa.field("variance", pa.float64()),
+        pa.field("level", pa.int8()),
+        *(pa.field(f"level_{level}", pa.float64()) for level in range(5)),
+    ]
+)
+
 #: One row per fact: question, the table's answer (its aliases count too), the greedy answer as written, both grades.
 ANSWERS = pa.schema(
     [
@@ -109,13 +127,17 @@ def read_table(path: Path, schema: pa.Schema, kind: str) -> tuple[pa.Table, dict
 def checked(table: pa.Table, schema: pa.Schema, kind: str, name: str) -> pa.Table:
     """A table with the columns of a schema, in its order and types; ``name`` is what errors call it.
 
+    A mastery record of expected hits has the columns of :data:`EXPECTED`.
+
     Raises:
         InputError: a column that is missing or of another type, or a mastery record with gaps.
     """
+    if schema is MASTERY and estimate_of(table.column_names) == "expected":
+        schema = EXPECTED
     for field in schema:
         if field.name not in table.column_names:
             raise InputError(f"{name}: not a {kind} record: column {field.name!r} is missing")
-    if schema is MASTERY:
+    if schema in (MASTERY, EXPECTED):
         refuse_gaps(name, table.select(schema.names))
     with border(f"{name}: not a {kind} record"):
         return table.select(schema.names).cast(schema)
@@ -157,12 +179,23 @@ def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
         inner = pc.list_flatten(values) if pa.types.is_list(values.type) else values
         if name != "exposures" and (values.null_count or inner.null_count):
             raise InputError(f"{path}: not a mastery record: column {name!r} has rows without a value")
+        if pa.types.is_floating(inner.type) and not pc.all(pc.is_finite(inner)).as_py():
+            raise InputError(f"{path}: not a mastery record: column {name!r} has values that are not finite")
     if {"prompt_hits", "prompt_draws"} <= set(mastery.column_names):
-        hits, draws = (pc.list_value_length(mastery[name]) for name in ("prompt_hits", "prompt_draws"))
-        if not pc.all(pc.equal(hits, draws)).as_py():
+        names = {"prompt_hits", "prompt_squares"} & set(mastery.column_names)
+        draws = pc.list_value_length(mastery["prompt_draws"])
+        if not all(pc.all(pc.equal(pc.list_value_length(mastery[name]), draws)).as_py() for name in names):
             raise InputError(
                 f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws"
             )
+        least = pc.min(pc.list_flatten(mastery["prompt_draws"])).as_py()
+        if "prompt_squares" in names and least is not None and least < 2:
+            raise InputError(f"{path}: not a mastery record: expected hits of {least} texts; expected at least 2")
+
+
+def estimate_of(columns: Collection[str]) -> str:
+    """What a mastery record with these columns holds: "hits" or "expected" hits."""
+    return "expected" if "prompt_squares" in columns else "hits"
 
 
 def read_about(path: Path, kind: str) -> dict[str, Any]:

@@ -34,9 +34,9 @@ from knowshift.parameters.files.adapter import read_adapter
 from knowshift.parameters.files.checkpoint import StoredTensors, read_shard
 from knowshift.parameters.files.pair import open_pair
 from knowshift.parameters.regions import Scope
-from knowshift.probing.certainty import write_certainty
+from knowshift.probing.certainty_record import write_certainty
 from knowshift.probing.run import _check_parts, _outcome
-from knowshift.records import ANSWERS, MASTERY, read_about, read_columns, read_table, write_table
+from knowshift.records import ANSWERS, EXPECTED, MASTERY, read_about, read_columns, read_table, write_table
 from knowshift.reports.page.page import compose
 from knowshift.reports.tables.build import build_tables
 from knowshift.studies.config import load_config, load_preset, parse_config
@@ -332,6 +332,12 @@ def mastery_rows() -> dict[str, list[Any]]:
     return rows | {"hits": [1, 0], "draws": [20, 20], "rate": [0.05, 0.0], "level": [1, 0]}
 
 
+def expected_rows() -> dict[str, list[Any]]:
+    rows = mastery_rows() | {"prompt_hits": [[0.6, 0.1], [0.0, 0.0]], "prompt_squares": [[0.2, 0.01], [0.0, 0.0]]}
+    rows |= {"prompt_draws": [[2, 2], [2, 2]], "hits": [0.7, 0.0], "draws": [4, 4], "rate": [0.175, 0.0]}
+    return rows | {"variance": [0.01, 0.0], **{f"level_{level}": [0.2, 0.2] for level in range(5)}}
+
+
 @pytest.mark.parametrize("column", ["prompt_hits", "prompt_draws", "hits", "draws", "rate", "level"])
 def test_a_mastery_record_with_a_gap_is_refused(column: str, tmp_path: Path) -> None:
     path = tmp_path / "mastery.parquet"
@@ -367,9 +373,31 @@ def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any]
             reads()
 
 
-def test_what_records_say_about_themselves(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"prompt_squares": [[0.2], [0.0, 0.0]]}, "hits of more or fewer prompts"),
+        ({"prompt_hits": [[0.6, None], [0.0, 0.0]]}, "'prompt_hits' has rows without a value"),
+        ({"prompt_hits": [[0.6, float("nan")], [0.0, 0.0]]}, "'prompt_hits' has values that are not finite"),
+        ({"rate": [float("inf"), 0.0]}, "'rate' has values that are not finite"),
+        ({"prompt_draws": [[2, 1], [2, 2]]}, "expected hits of 1 texts; expected at least 2"),
+    ],
+)
+def test_expected_hits_that_cannot_be_are_refused(change: dict[str, Any], says: str, tmp_path: Path) -> None:
     path = tmp_path / "mastery.parquet"
-    write_table(path, MASTERY, mastery_rows(), {})
+    write_table(path, EXPECTED, expected_rows() | change, {})
+    readers: list[Callable[[], object]] = [lambda: read_table(path, MASTERY, "mastery")]
+    if "rate" not in change:
+        readers.append(lambda: write_certainty(path, tmp_path / "certainty.parquet"))
+    for reads in readers:
+        with pytest.raises(InputError, match=says):
+            reads()
+
+
+@pytest.mark.parametrize("schema", [MASTERY, EXPECTED], ids=["hits", "expected"])
+def test_what_records_say_about_themselves(schema: pa.Schema, tmp_path: Path) -> None:
+    path = tmp_path / "mastery.parquet"
+    write_table(path, schema, mastery_rows() if schema is MASTERY else expected_rows(), {})
     table = pq.read_table(path)
 
     def read(damaged: bytes) -> None:
@@ -404,12 +432,14 @@ def test_names_and_texts_of_parquet_that_are_no_utf8_are_refused(where: bytes, t
         load_facts(str(facts))
 
 
-def test_records_whose_bytes_were_hit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("schema", [MASTERY, EXPECTED], ids=["hits", "expected"])
+def test_records_whose_bytes_were_hit(schema: pa.Schema, tmp_path: Path) -> None:
     path = tmp_path / "mastery.parquet"
-    write_table(path, MASTERY, mastery_rows(), {"positions": 1})
+    write_table(path, schema, mastery_rows() if schema is MASTERY else expected_rows(), {"positions": 1})
 
     def read() -> None:
         read_table(path, MASTERY, "mastery")
+        write_certainty(path, tmp_path / "certainty.parquet")
         read_table(path, ANSWERS, "answers")
 
     holds(hit(path.read_bytes()), damaged_in_place(path, read))

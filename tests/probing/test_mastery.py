@@ -21,13 +21,9 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.probing.certainty import (
-    _concentration,
-    agreement,
-    level_probabilities,
-    rate_interval,
-    write_certainty,
-)
+from knowshift.probing.agreement import agreement
+from knowshift.probing.certainty import _concentration, level_probabilities, rate_interval
+from knowshift.probing.certainty_record import write_certainty
 from knowshift.probing.levels import certain_level, level_of, plausible_hits
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import prompt_rates, write_prompts

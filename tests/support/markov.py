@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -11,14 +11,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from knowshift.models.loading import LoadedModel, load_model
 
-#: Next-character probabilities by last character; "." stands for the end of the text.
+#: Next-token probabilities by last token; "." stands for the end of the text.
 Chain = Mapping[str, Mapping[str, float]]
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte; BOS is put in front once."""
+def byte_tokenizer(pairs: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """One token a byte and one for each of the ``pairs`` of bytes; BOS is put in front once."""
     letters = {letter: i + 3 for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab={"<pad>": 0, "<s>": 1, "</s>": 2, **letters}, merges=[]))
+    both = {first + second: 3 + len(letters) + i for i, (first, second) in enumerate(pairs)}
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, **letters, **both}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(pairs)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
@@ -27,9 +29,15 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def markov_model(folder: Path, chain: Chain, temperature: float = 0.7, context: int = 64) -> LoadedModel:
+def markov_model(
+    folder: Path,
+    chain: Chain,
+    temperature: float = 0.7,
+    context: int = 64,
+    pairs: Sequence[tuple[str, str]] = (),
+) -> LoadedModel:
     """At ``temperature`` the model follows ``chain``: attention and MLP add nothing, the head is a table of logs."""
-    tokenizer = byte_tokenizer()
+    tokenizer = byte_tokenizer(pairs)
     size = len(tokenizer)
     width = size + size % 2
     model = LlamaForCausalLM(
@@ -79,3 +87,17 @@ def texts_of(chain: Chain, last: str, length: int, stop: str = "\0") -> dict[tup
 
     follow("", last, 1.0)
     return found
+
+
+def rate_of(chain: Chain, last: str, length: int, answers: Sequence[str]) -> float:
+    """The probability that a text of at most ``length`` tokens behind ``last`` holds one of the answers."""
+
+    def holding(text: str, now: str, left: int) -> Iterator[float]:
+        if any(answer in text for answer in answers):
+            yield 1.0
+        elif left:
+            for token, share in chain[now].items():
+                if token != ".":
+                    yield from (share * value for value in holding(text + token, token, left - 1))
+
+    return sum(holding("", last, length))

@@ -16,7 +16,7 @@ from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_facts, 
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
-from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, read_table
+from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, estimate_of, read_table
 from knowshift.system.progress import bar
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Mastery(Record):
     """How well a model knows each fact: columns as in docs/records.md, levels 0 to 4 from hits / draws (paper 2.3)."""
 
     levels: list[int]  # facts of each level [n0..n4]
-    draws: int  # texts drawn
+    draws: int  # draws made; with expected hits, texts
     positions: int  # token positions computed
     seconds: float
     resumed: int = 0  # facts that were recorded before this call
@@ -76,6 +76,8 @@ def mastery(
     max_new_tokens: int = 32,
     stopping: str = "full",
     error: float = 0.2,
+    estimate: str = "hits",
+    texts: int | None = None,
     grading: str = "substring",
     compare: str | Path | None = None,
     certainty: str | Path | None = None,
@@ -99,6 +101,8 @@ def mastery(
         draws: of each prompt (paper: 10).
         stopping: "full": every draw (paper); "exact": the same levels with fewer; "sequential": fewer still.
         error: what "sequential" may err.
+        estimate: "hits" counts draws (paper); "expected" takes the model's probability of an answer along few texts.
+        texts: of each prompt, for "expected": how many "full" makes (2), or "sequential" makes at most (10).
         grading: what a hit is: "substring" (paper), or "word", at word boundaries.
         compare: another record of these facts: ``more["agreement"]`` says how far levels agree.
         certainty: also write intervals and level probabilities to this file.
@@ -115,8 +119,8 @@ def mastery(
     if workers is not None:
         check_whole("workers", workers, 1)
     asked = limited(load_facts(facts).facts, limit, seed)
-    protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error)
-    _check_extras(compare, certainty, prompts)
+    protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error, estimate, texts)
+    _check_extras(compare, estimate, certainty, prompts)
     if isinstance(model, (str, Path)):
         spec = EngineSpec(str(model), revision, dtype, base=base, base_revision=base_revision)
     else:
@@ -153,10 +157,14 @@ def _kept(output: str | Path | None) -> Iterator[Path]:
         yield Path(folder) / "mastery.parquet"
 
 
-def _check_extras(compare: str | Path | None, certainty: str | Path | None, prompts: str | Path | None) -> None:
+def _check_extras(
+    compare: str | Path | None, estimate: str, certainty: str | Path | None, prompts: str | Path | None
+) -> None:
     """Refuse what could not be read or written at the end, before the work."""
     if compare is not None:
-        read_table(Path(compare), MASTERY, "mastery")
+        held = estimate_of(read_table(Path(compare), MASTERY, "mastery")[0].column_names)
+        if held != estimate:
+            raise InputError(f"{compare}: holds {held!r}, asked is {estimate!r}; expected records of one --estimate")
     if certainty is not None:
         check_output_file(Path(certainty))
     if prompts is not None:
@@ -171,13 +179,13 @@ def _extras(
     """What is asked for beside the record, made from the record."""
     more: dict[str, Any] = {}
     if compare is not None:
-        from knowshift.probing.certainty import agreement_of
+        from knowshift.probing.agreement import agreement_of
 
         found = agreement_of(Path(compare), record)
         more["agreement"] = {"facts": found.facts, "same": found.same, "within_one": found.within_one}
         more["agreement"]["kappa"] = None if found.kappa != found.kappa else found.kappa
     if certainty is not None:
-        from knowshift.probing.certainty import write_certainty
+        from knowshift.probing.certainty_record import write_certainty
 
         write_certainty(record, Path(certainty))
         more["certainty"] = str(certainty)

@@ -40,6 +40,12 @@ def mastery(
         str, typer.Option(help="full: every draw (paper). exact: the same levels with fewer. sequential: fewer still.")
     ] = "full",
     error: Annotated[float, typer.Option(help="What --stopping sequential may err.")] = 0.2,
+    estimate: Annotated[
+        str, typer.Option(help="hits: count draws (paper). expected: the model's own probabilities along few texts.")
+    ] = "hits",
+    texts: Annotated[
+        int | None, typer.Option(min=2, help="Texts of each prompt for expected (full: 2; sequential: at most 10).")
+    ] = None,
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"
     ),
@@ -71,6 +77,8 @@ def mastery(
         max_new_tokens=max_new_tokens,
         stopping=stopping,
         error=error,
+        estimate=estimate,
+        texts=texts,
         grading=grading,
         compare=compare,
         certainty=certainty,
@@ -88,7 +96,8 @@ def mastery(
         console.print(f"{done.resumed} of {facts_there} facts were recorded already")
     for level, count in enumerate(done.levels):
         console.print(f"level {level}: {count:>8}  {count / facts_there:6.1%}")
-    console.print(f"wrote {output} ({facts_there} facts, {done.draws} draws, {done.seconds:.1f} s)", soft_wrap=True)
+    drawn = "draws" if estimate == "hits" else "texts"
+    console.print(f"wrote {output} ({facts_there} facts, {done.draws} {drawn}, {done.seconds:.1f} s)", soft_wrap=True)
     if compare is not None:
         found = done.more["agreement"]
         console.print(f"same level as in {compare}: {found['same']:.1%} of {found['facts']} facts", soft_wrap=True)
@@ -106,6 +115,7 @@ def mastery(
             "seconds": round(done.seconds, 3),
             "output": str(output),
             "stopping": stopping,
+            **({"estimate": estimate} if estimate != "hits" else {}),
         },
         as_json,
     )

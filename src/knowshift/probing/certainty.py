@@ -1,4 +1,4 @@
-"""How sure a measured mastery is: an interval for R, the chance of each level, and what two runs can agree on.
+"""How sure a measured mastery is: an interval for R, and the probability of each level in another run.
 
 The prompts are a sample of the ways to ask, and draws from one prompt are more alike than draws from several, so the
 prompt is the unit (a cluster): what varies between prompts counts, not the number of draws.
@@ -6,24 +6,15 @@ prompt is the unit (a cluster): what varies between prompts counts, not the numb
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy import stats
 
-from knowshift.errors import InputError, border
 from knowshift.facts.fact import LEVELS
-from knowshift.files import file_beside
 from knowshift.probing.levels import DRAWS
-from knowshift.records import MASTERY, count_in, read_about, read_table, refuse_gaps
 
 Floats = NDArray[np.float64]
 
@@ -31,7 +22,7 @@ Floats = NDArray[np.float64]
 PROMPT_PRIOR = 0.25
 
 
-def rate_interval(prompt_hits: Sequence[int], prompt_draws: Sequence[int], confidence: float = 0.95) -> Floats:
+def rate_interval(prompt_hits: Sequence[float], prompt_draws: Sequence[float], confidence: float = 0.95) -> Floats:
     """Lower and upper end of an interval for R over prompts like these: float64 [2], within [0, 1].
 
     A Wilson interval for the pooled rate, with the number of draws divided by the design effect that the variance
@@ -65,8 +56,8 @@ def rate_interval(prompt_hits: Sequence[int], prompt_draws: Sequence[int], confi
 
 
 def level_probabilities(
-    prompt_hits: Sequence[int],
-    prompt_draws: Sequence[int],
+    prompt_hits: Sequence[float],
+    prompt_draws: Sequence[float],
     draws_per_prompt: int = DRAWS,
     samples: int = 500,
     seed: int = 0,
@@ -84,7 +75,9 @@ def level_probabilities(
 
 
 @lru_cache(maxsize=1 << 12)
-def _level_probabilities(pairs: tuple[tuple[int, int], ...], draws_per_prompt: int, samples: int, seed: int) -> Floats:
+def _level_probabilities(
+    pairs: tuple[tuple[float, float], ...], draws_per_prompt: int, samples: int, seed: int
+) -> Floats:
     draws, hits = np.array(pairs, dtype=float).reshape(-1, 2).T
     if draws.sum() == 0:
         return np.full(LEVELS, np.nan)
@@ -111,97 +104,3 @@ def _concentration(hits: Floats, draws: Floats) -> float:
     spread = float(np.average((hits / draws - mean) ** 2, weights=draws))
     between = max(spread - mean * (1 - mean) / float(draws.mean()), 1e-6)
     return float(np.clip(mean * (1 - mean) / between - 1, 0.2, 200.0))
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How far two records of the same facts agree on levels."""
-
-    facts: int
-    same: float  # share of facts with the same level
-    within_one: float  # share at most one level apart
-    kappa: float  # Cohen's, with quadratic weights: 0 chance, 1 perfect; NaN where all facts have one level
-    table: list[list[int]]  # facts by level in the first record (rows) and the second (columns)
-
-
-def agreement_of(first: Path, second: Path) -> Agreement:
-    """Agreement on the facts that both records hold.
-
-    Raises:
-        InputError: a file that is no mastery record, or none in common.
-    """
-    levels = []
-    for path in (first, second):
-        table, _ = read_table(path, MASTERY, "mastery")
-        levels.append(dict(zip(table["fact"].to_pylist(), table["level"].to_pylist(), strict=True)))
-    common = [fact for fact in levels[0] if fact in levels[1]]
-    if not common:
-        raise InputError(f"{first}: has no fact in common with {second}")
-    return agreement([levels[0][fact] for fact in common], [levels[1][fact] for fact in common])
-
-
-def agreement(first: Sequence[int], second: Sequence[int]) -> Agreement:
-    """Compare the levels of the same facts in two records.
-
-    Two independent full runs set the ceiling: no cheaper rule can be asked to agree with one of them better than the
-    other does.
-    """
-    pairs = list(zip(first, second, strict=True))
-    table = np.zeros((LEVELS, LEVELS), dtype=np.int64)
-    for a, b in pairs:
-        table[a, b] += 1
-    total = len(pairs)
-    if not total:
-        return Agreement(0, float("nan"), float("nan"), float("nan"), table.tolist())
-    apart = np.abs(np.subtract.outer(np.arange(LEVELS), np.arange(LEVELS)))
-    by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / total
-    expected = float((apart**2 * by_chance).sum())
-    kappa = 1 - float((apart**2 * table).sum()) / expected if expected else float("nan")
-    same, near = float(np.trace(table)) / total, float(table[apart <= 1].sum()) / total
-    return Agreement(total, same, near, kappa, table.tolist())
-
-
-#: One row per fact: the interval for R and the probability of each level in another full run.
-CERTAINTY = pa.schema(
-    [
-        pa.field("fact", pa.string(), nullable=False),
-        pa.field("level", pa.int8()),
-        pa.field("rate", pa.float64()),
-        pa.field("rate_low", pa.float64()),
-        pa.field("rate_high", pa.float64()),
-        *(pa.field(f"level_{level}", pa.float64()) for level in range(LEVELS)),
-    ]
-)
-
-
-def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: int = 0) -> None:
-    """Write :data:`CERTAINTY` for the facts of a mastery record, a bounded number of rows at a time."""
-    about = read_about(record, "mastery")
-    with border(f"{record}: not a mastery record"):
-        file = pq.ParquetFile(record)
-    # Another full run makes as many draws of a prompt as this one was allowed to.
-    each = count_in(record, about, "draws_per_prompt", DRAWS, below=2**31)
-    told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)
-    columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]
-    schema = CERTAINTY.with_metadata({"knowshift": told})
-    with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
-        for batch in file.iter_batches(1 << 14, columns=columns):
-            with border(f"{record}: not a mastery record"):
-                batch.validate(full=True)
-            refuse_gaps(record, pa.Table.from_batches([batch]))
-            rows = [_certainty(row, each, confidence, seed) for row in batch.to_pylist()]
-            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-
-
-def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, seed: int) -> dict[str, Any]:
-    hits, draws = row["prompt_hits"], row["prompt_draws"]
-    low, high = rate_interval(hits, draws, confidence)
-    chances = level_probabilities(hits, draws, draws_per_prompt, seed=seed)
-    return {
-        "fact": row["fact"],
-        "level": row["level"],
-        "rate": row["rate"],
-        "rate_low": low,
-        "rate_high": high,
-        **{f"level_{level}": float(chance) for level, chance in enumerate(chances)},
-    }

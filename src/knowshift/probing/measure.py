@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from knowshift.errors import InputError, nearest
+from knowshift.errors import InputError, check_whole, nearest
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling.expected import ExpectedSession
 from knowshift.models.sampling.session import TreeSession, prompts_that_stay
 from knowshift.models.sampling.settings import Sampling
+from knowshift.probing.expected import TEXTS, Expected, draw_expected
 from knowshift.probing.levels import level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
-from knowshift.records import MASTERY, write_table
+from knowshift.records import EXPECTED, MASTERY, write_table
+
+#: What is told of a prompt: how many of its draws are hits (the paper), or how many are expected to be.
+ESTIMATES = ("hits", "expected")
 
 
 @dataclass(frozen=True)
@@ -28,13 +33,37 @@ class Protocol(Sampling):
 
     stopping: str = "full"  # "full", "exact" or "sequential"; see :mod:`knowshift.probing.stopping`
     error: float = ERROR  # of ``sequential``, between 0 and 1; the other rules make no error
+    estimate: str = "hits"  # "hits" (the paper's) or "expected"; see :mod:`knowshift.probing.expected`
+    texts: int | None = None  # of each prompt, for "expected": how many ``full`` makes, the most of ``sequential``
 
     def __post_init__(self) -> None:
+        if self.estimate not in ESTIMATES:
+            raise InputError(f"estimate {self.estimate!r} is unknown{nearest(self.estimate, ESTIMATES)}")
+        if self.estimate == "hits" and self.texts is not None:
+            raise InputError(f"{self.texts} texts: expected with --estimate expected only; --draws is for hits")
+        if self.estimate == "expected":
+            if self.stopping == "exact":
+                raise InputError("stopping rule 'exact' counts hits; with --estimate expected use full or sequential")
+            if self.grading != "substring":
+                raise InputError(f"grading {self.grading!r}: --estimate expected grades by substring only")
+            if self.texts is not None:
+                check_whole("texts of a prompt", self.texts, 2)
         if self.stopping not in STOPPING:
             raise InputError(f"stopping rule {self.stopping!r} is unknown{nearest(self.stopping, STOPPING)}")
         if not 0 < self.error < 1:
             raise InputError(f"error rate {self.error} of the stopping rule: expected a number between 0 and 1")
         super().__post_init__()
+
+    @property
+    def most_texts(self) -> int:
+        """Texts of each prompt, at most, with ``estimate`` "expected"."""
+        return TEXTS[self.stopping] if self.texts is None else self.texts
+
+    def about(self) -> dict[str, Any]:
+        """What records say of it. A record of hits does not say so: its columns do."""
+        told = asdict(self)
+        del told["estimate"], told["texts"]
+        return told if self.estimate == "hits" else {**told, "estimate": self.estimate, "texts": self.most_texts}
 
 
 #: The protocol of the paper.
@@ -60,7 +89,7 @@ class Engine(typing.Protocol):
 
 @dataclass(frozen=True)
 class MasteryRecord:
-    """Columns of ``records.MASTERY``, one row per fact in the order asked, and what they cost."""
+    """Columns of ``records.MASTERY`` or ``records.EXPECTED``, a row per fact in the order asked, and what they cost."""
 
     columns: dict[str, list[Any]]
     positions: int  # token positions computed
@@ -75,7 +104,7 @@ class MasteryRecord:
 
     def write(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write the record as Parquet; ``about`` travels in the file."""
-        write_table(path, MASTERY, self.columns, about)
+        write_table(path, EXPECTED if "prompt_squares" in self.columns else MASTERY, self.columns, about)
 
 
 def measure_mastery(
@@ -98,6 +127,9 @@ def measure_mastery(
             prompt that does not fit into the model's context.
     """
     check_engine(engine, protocol)
+    if protocol.estimate == "expected":
+        assert isinstance(engine, LoadedModel)
+        return _expected(engine, facts, protocol, progress)
 
     def open_session(
         prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str], lasting: bool
@@ -130,6 +162,58 @@ def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
     """Refuse what only a model in this process can do."""
     if protocol.grading != "substring" and not isinstance(engine, LoadedModel):
         raise InputError(f"grading {protocol.grading!r}: {engine.about()['engine']} is graded by substring only")
+    if protocol.estimate == "expected" and not isinstance(engine, LoadedModel):
+        raise InputError(
+            f"--estimate expected: {engine.about()['engine']} shows no probabilities at the sampling temperature; "
+            "use --estimate hits, or a model in this process"
+        )
+
+
+def _expected(
+    engine: LoadedModel, facts: Sequence[Fact], protocol: Protocol, progress: Callable[[int], None]
+) -> MasteryRecord:
+    """Mastery by expected hits."""
+    texts, draws = protocol.most_texts, protocol.draws_per_prompt
+    lasting = protocol.stopping == "sequential"
+
+    def open_session(prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str]) -> Any:
+        return ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams, keep=lasting)
+
+    found: list[Expected] = []
+    positions = 0
+    for group in _groups(engine, facts, protocol.stopping):
+        error = protocol.error if lasting else None
+        its, used = draw_expected(open_session, _asked(group, draws), texts, error, draws, progress)
+        found += its
+        positions += used
+    return MasteryRecord(_expected_columns(facts, found, draws), positions)
+
+
+def _expected_columns(facts: Sequence[Fact], found: Sequence[Expected], draws: int) -> dict[str, list[Any]]:
+    """Columns of ``records.EXPECTED``. The level is the one that a full run has most probably."""
+    chances = [its.level_probabilities(draws) for its in found]
+    return {
+        **_columns_of_facts(facts),
+        "prompt_hits": [its.sums for its in found],
+        "prompt_squares": [its.squares for its in found],
+        "prompt_draws": [its.texts for its in found],
+        "hits": [sum(its.sums) for its in found],
+        "draws": [sum(its.texts) for its in found],
+        "rate": [its.rate for its in found],
+        "variance": [its.variance for its in found],
+        "level": [int(chance.argmax()) for chance in chances],
+        **{f"level_{level}": [float(chance[level]) for chance in chances] for level in range(LEVELS)},
+    }
+
+
+def _columns_of_facts(facts: Sequence[Fact]) -> dict[str, list[Any]]:
+    return {
+        "fact": [fact.id for fact in facts],
+        "relation": [fact.relation for fact in facts],
+        "split": [fact.split for fact in facts],
+        "domain": [fact.domain for fact in facts],
+        "exposures": [fact.exposures for fact in facts],
+    }
 
 
 def columns_of(
@@ -138,11 +222,7 @@ def columns_of(
     """Columns of ``records.MASTERY`` from the hits and draws of every prompt of every fact."""
     hits, draws = [sum(row) for row in prompt_hits], [sum(row) for row in prompt_draws]
     return {
-        "fact": [fact.id for fact in facts],
-        "relation": [fact.relation for fact in facts],
-        "split": [fact.split for fact in facts],
-        "domain": [fact.domain for fact in facts],
-        "exposures": [fact.exposures for fact in facts],
+        **_columns_of_facts(facts),
         "prompt_hits": [list(row) for row in prompt_hits],
         "prompt_draws": [list(row) for row in prompt_draws],
         "hits": hits,

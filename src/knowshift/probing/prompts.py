@@ -16,7 +16,7 @@ from knowshift.errors import border
 from knowshift.facts.relations import RELATIONS
 from knowshift.files import file_beside
 
-Counts = NDArray[np.int16]
+Counts = NDArray[np.float32]  # expected hits are no whole numbers
 
 
 def prompt_rates(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
@@ -24,7 +24,7 @@ def prompt_rates(batches: Iterable[pa.RecordBatch]) -> list[dict[str, Any]]:
 
     ``rate`` is the mean hit rate over facts, ``facts`` how many were asked, ``correlation`` that of the prompt's rate
     with the mean over the fact's other prompts (None where either does not vary): a prompt that does not go with the
-    others measures something else. Of each record only its counts are held, four bytes a prompt.
+    others measures something else. Of each record only its counts are held, eight bytes a prompt.
     """
     rows: list[dict[str, Any]] = []
     for relation, counts in sorted(_by_relation(batches).items()):
@@ -57,7 +57,7 @@ def _by_relation(batches: Iterable[pa.RecordBatch]) -> dict[str, list[tuple[Coun
             if row["prompt_hits"]:
                 groups.setdefault(row["relation"], []).append((row["prompt_hits"], row["prompt_draws"]))
         for relation, pairs in groups.items():
-            blocks = [np.zeros((len(pairs), max(len(hits) for hits, _ in pairs)), dtype=np.int16) for _ in range(2)]
+            blocks = [np.zeros((len(pairs), max(len(hits) for hits, _ in pairs)), dtype=np.float32) for _ in range(2)]
             for which, block in enumerate(blocks):
                 for line, pair in zip(block, pairs, strict=True):
                     line[: len(pair[which])] = pair[which]

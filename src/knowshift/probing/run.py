@@ -12,7 +12,7 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from knowshift.files import check_output_file, digest, file_beside, folder_besid
 from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
-from knowshift.records import MASTERY, count_in, read_about, read_columns, read_table
+from knowshift.records import EXPECTED, MASTERY, count_in, read_about, read_columns, read_table
 from knowshift.system.workers import process_pool, results
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
@@ -36,6 +36,8 @@ PART = 256
 ROWS_OF_A_GROUP = 1 << 15
 #: What may differ between the start of a run and its resumption, because it changes no record.
 PLACE = ("model", "device")
+#: What a record that does not say it is.
+UNSAID = {"estimate": "hits"}
 
 Progress = Callable[[int, int], None]
 
@@ -119,7 +121,7 @@ def _checked_engine(
     engine = spec.open() if workers == 1 else replace(spec, devices=("cpu",)).open()
     check_engine(engine, protocol)
     _check_prompts(engine, facts, protocol.max_new_tokens)
-    about = {**engine.about(), **asdict(protocol), "facts": facts_digest(facts), "part": PART}
+    about = {**engine.about(), **protocol.about(), "facts": facts_digest(facts), "part": PART}
     if isinstance(engine, LoadedModel):
         about["device"] = str(torch_device(spec.devices[0]))
     return engine if workers == 1 else None, about
@@ -188,8 +190,8 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
 
 
 def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) -> None:
-    for key, value in about.items():
-        if key not in PLACE and told.get(key) != value:
+    for key, value in {**UNSAID, **about}.items():
+        if key not in PLACE and told.get(key, UNSAID.get(key)) != value:
             what = {"identity": "model", "facts": "facts, prompts or answers"}.get(key, key)
             raise InputError(
                 f"{where}: recorded with another {what} ({key} {told.get(key)!r}, now {value!r}); it stays as it is, "
@@ -254,7 +256,8 @@ def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path,
 def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
     """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
     positions = sum(count_in(part, read_about(part, "mastery"), "positions") for part in parts)
-    schema = MASTERY.with_metadata({"knowshift": json.dumps({**about, "positions": positions}, sort_keys=True)})
+    told = json.dumps({**about, "positions": positions}, sort_keys=True)
+    schema = (EXPECTED if about.get("estimate") == "expected" else MASTERY).with_metadata({"knowshift": told})
     with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         held: list[pa.Table] = []
         for part in parts:

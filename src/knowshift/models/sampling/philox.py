@@ -36,11 +36,17 @@ def philox(keys_N: NDArray[np.uint64], counters_NC: NDArray[np.uint64]) -> NDArr
     return np.stack([c0, c1, c2, c3], axis=1)
 
 
-def uniforms(keys_N: NDArray[np.uint64], draws_N: NDArray[np.int64], steps_N: NDArray[np.int64]) -> NDArray[np.float64]:
-    """One number in [0, 1) with 53 random bits for each (key, draw number, token of that draw)."""
+def uniforms(
+    keys_N: NDArray[np.uint64],
+    draws_N: NDArray[np.int64],
+    steps_N: NDArray[np.int64],
+    what_N: NDArray[np.int64] | int = 0,
+) -> NDArray[np.float64]:
+    """One number in [0, 1) with 53 random bits for each (key, draw number, token of that draw, what it decides)."""
     counters = np.zeros((len(keys_N), 4), dtype=np.uint64)
     counters[:, 0] = draws_N
     counters[:, 1] = steps_N
+    counters[:, 2] = what_N
     words = philox(keys_N, counters)
     high, low = words[:, 0] >> np.uint64(5), words[:, 1] >> np.uint64(6)
     result: NDArray[np.float64] = (high * float(1 << 26) + low) / float(1 << 53)

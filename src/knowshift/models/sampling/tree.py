@@ -36,8 +36,26 @@ from knowshift.system import patches
 #: Texts still running, below which they are set aside for the next group.
 FEW = 64
 
+
+@dataclass(frozen=True)
+class Chosen:
+    """What draws choose: a next token each, and draws that branch off to another token.
+
+    Attributes:
+        token: int64 [D]; -1 ends a draw without a word.
+        of: int64 [E], the draw that each new one branches off from.
+        number: int64 [E], the new one's number.
+        branch: int64 [E], the new one's token.
+    """
+
+    token: Ints
+    of: Ints
+    number: Ints
+    branch: Ints
+
+
 #: (logits [K, V], row of each draw [D], its prompt [D], its number [D], its step [D]) -> its next token [D]
-Choose = Callable[[torch.Tensor, Ints, Ints, Ints, Ints], Ints]
+Choose = Callable[[torch.Tensor, Ints, Ints, Ints, Ints], Ints | Chosen]
 
 
 @dataclass(frozen=True)
@@ -196,7 +214,14 @@ class Walk(Generic[Text]):
         text = np.concatenate([np.repeat(np.arange(len(begin)), counts), front.text + len(begin)])
         token = np.empty(0, dtype=np.int64)
         if len(text):
-            token = self.choose(logits_KV, row[node[text]], prompt, number, front.depth + 1 - self._lengths[prompt])
+            chosen = self.choose(logits_KV, row[node[text]], prompt, number, front.depth + 1 - self._lengths[prompt])
+            if isinstance(chosen, Chosen):
+                on = np.concatenate([np.flatnonzero(chosen.token >= 0), chosen.of])
+                number = np.concatenate([number[chosen.token >= 0], chosen.number])
+                token = np.concatenate([chosen.token[chosen.token >= 0], chosen.branch])
+                prompt, text = prompt[on], text[on]
+            else:
+                token = chosen
         return self._children(front, texts, node, prompt, number, text, token)
 
     def _forward(self, front: Front[Text], wanted: Ints) -> torch.Tensor:

@@ -1,0 +1,172 @@
+"""Expected hits beside counted hits: token positions, error of R, and agreement on levels, against many more draws.
+
+    python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
+        [--candidates 0] [--draws 100] [--texts 2 4] [--dtype float32] [--figure FILE.svg]
+
+COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
+and with expected hits, with so many texts and by ``sequential``. Each is a record in FOLDER: a run that was stopped
+goes on where it was. With ``--candidates N`` the facts are chosen from N of a seeded shuffle, balanced over relations:
+half of each relation are facts that a first measurement by expected hits, with other random numbers, puts above
+R = 0.01, as far as there are any.
+
+Printed for each: token positions of a fact; the root mean square of its error of R, with the reference's own variance
+taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
+a run of 210 draws has most probably at the reference's rates (of 2,100 draws without a hit there are fewer);
+and for expected hits the squared errors over the variances that the records tell, which is 1 where those are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import knowshift
+from knowshift.facts.fact import LEVELS, Fact
+from knowshift.facts.sources.load import load_facts
+
+Floats = NDArray[np.float64]
+
+DRAWS = 10
+#: R above which a fact counts as known where facts are chosen.
+KNOWN = 0.01
+
+
+def chosen_facts(arguments: argparse.Namespace) -> list[Fact]:
+    """``count`` facts by a seeded shuffle, or of candidates, balanced over relations and over known and unknown."""
+    facts = load_facts(arguments.facts).facts
+    order = np.random.default_rng([arguments.seed, 4]).permutation(len(facts))
+    if not arguments.candidates:
+        return [facts[i] for i in sorted(order[: arguments.count].tolist())]
+    of_relation: dict[str, list[Fact]] = defaultdict(list)
+    for i in order:
+        of_relation[facts[i].relation].append(facts[i])
+    size = -(-arguments.candidates // len(of_relation))
+    candidates = [fact for relation in sorted(of_relation) for fact in of_relation[relation][:size]]
+    first = measure(arguments, "candidates", candidates, seed=1000, estimate="expected")
+    rate = dict(zip(first["fact"], first["rate"], strict=True))
+    chosen: list[Fact] = []
+    each = -(-arguments.count // len(of_relation))
+    for relation in sorted(of_relation):
+        ordered = of_relation[relation][:size]
+        known = [fact for fact in ordered if rate[fact.id] > KNOWN][: each // 2]
+        unknown = [fact for fact in ordered if rate[fact.id] <= KNOWN]
+        chosen += known + unknown[: each - len(known)]
+    return chosen[: arguments.count]
+
+
+def measure(arguments: argparse.Namespace, name: str, facts: Sequence[Fact], **options: Any) -> dict[str, Any]:
+    """Columns of the record of this name, with ``positions`` and ``seconds``; measured where it is not there yet."""
+    output = arguments.folder / f"{name}.parquet"
+    found = knowshift.mastery(
+        arguments.model, facts, output=output, device=arguments.device, dtype=arguments.dtype, **options
+    )
+    columns: dict[str, Any] = found.table.to_pydict()
+    return {**columns, "positions": found.positions, "seconds": found.seconds}
+
+
+def likeliest_levels(rates: Floats, seed: int = 0, runs: int = 4000) -> list[int]:
+    """The level that a run of ten draws a prompt has most often at these rates [facts, prompts]."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for own in rates:
+        hits = rng.binomial(DRAWS, own, size=(runs, len(own))).sum(axis=1)
+        found.append(int(np.bincount(-(-4 * hits // (DRAWS * len(own))), minlength=LEVELS).argmax()))
+    return found
+
+
+def compare(name: str, record: dict[str, Any], reference: dict[str, Any], draws: int) -> dict[str, Any]:
+    """One line of the table."""
+    rates = np.array(reference["prompt_hits"], dtype=float) / draws
+    own_variance = (rates * (1 - rates) / (draws - 1)).sum(axis=1) / rates.shape[1] ** 2
+    error = np.array(record["rate"]) - np.array(reference["rate"])
+    levels = np.array(record["level"])
+    told: dict[str, Any] = {
+        "positions of a fact": round(record["positions"] / len(error), 1),
+        "error of R": round(float(max((error**2).mean() - own_variance.mean(), 0.0) ** 0.5), 5),
+        "mean error": round(float(error.mean()), 5),
+        "its standard error": round(float(error.std(ddof=1) / len(error) ** 0.5), 5),
+        "level of the reference": round(float((levels == np.array(reference["level"])).mean()), 4),
+        "likeliest level": round(float((levels == np.array(likeliest_levels(rates))).mean()), 4),
+        "seconds": round(record["seconds"], 1),
+    }
+    if "variance" in record:
+        variance = np.array(record["variance"])
+        told["told error of R"] = round(float(variance.mean() ** 0.5), 5)
+        told["squared error over variance"] = round(float((error**2).sum() / (variance + own_variance).sum()), 3)
+    print(f"{name:<24} {told}", flush=True)
+    return told
+
+
+def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
+    """Error of R against token positions of a fact, for hits and for expected hits."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.hashsalt": "knowshift", "font.size": 9}):
+        drawing, axes = pyplot.subplots(figsize=(6.4, 3.8))
+        for name, line in told.items():
+            expected = name.startswith("expected")
+            height = line["told error of R"] if expected else line["error of R"]
+            axes.plot(
+                line["positions of a fact"],
+                height,
+                "o" if expected else "s",
+                color="#c8553d" if expected else "#33658a",
+            )
+            axes.annotate(
+                name, (line["positions of a fact"], height), textcoords="offset points", xytext=(6, 3), fontsize=8
+            )
+        axes.set_yscale("log")
+        axes.set_xlim(0, None)
+        axes.margins(x=0.2)
+        axes.set_xlabel("token positions of a fact")
+        axes.set_ylabel("error of R (root mean square)")
+        axes.spines[["top", "right"]].set_visible(False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawing.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
+        pyplot.close(drawing)
+
+
+def main() -> None:
+    """Measure what is missing, print the table, write it to FOLDER/expected.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="records, and expected.json")
+    parser.add_argument("--model", default="world:tiny")
+    parser.add_argument("--facts", default="world:tiny")
+    parser.add_argument("--count", type=int, default=300, help="facts")
+    parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
+    parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
+    parser.add_argument("--texts", type=int, nargs="+", default=(2, 4), help="of each prompt, for expected hits")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="SVG of error against positions")
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    facts = chosen_facts(arguments)
+    reference = measure(arguments, "reference", facts, seed=100, draws=arguments.draws)
+    runs: dict[str, dict[str, Any]] = {f"full, run {i}": {"seed": i} for i in (1, 2)}
+    runs |= {f"expected, {n} texts": {"seed": 3, "estimate": "expected", "texts": n} for n in arguments.texts}
+    runs["expected, sequential"] = {"seed": 3, "estimate": "expected", "stopping": "sequential"}
+    told = {}
+    for name, options in runs.items():
+        record = measure(arguments, name.replace(", ", "-").replace(" ", "-"), facts, **options)
+        told[name] = compare(name, record, reference, arguments.draws)
+    levels = [reference["level"].count(level) for level in range(LEVELS)]
+    print(f"{len(facts)} facts, levels of the reference {levels}, mean R {np.mean(reference['rate']):.4f}")
+    (arguments.folder / "expected.json").write_text(json.dumps({"levels": levels, **told}, indent=1))
+    if arguments.figure:
+        draw(told, arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
