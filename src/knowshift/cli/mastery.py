@@ -35,7 +35,7 @@ def mastery(
     ] = None,
     server: Annotated[
         list[str] | None,
-        typer.Option(metavar="URL", help="Server with the same model, to share the work; may be repeated."),
+        typer.Option(help="URL of a server with the same model, to share the work; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
