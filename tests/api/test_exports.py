@@ -24,6 +24,8 @@ OF_COMMANDS = {
 #: Options that a command needs and its verb does not: a result may stay in memory.
 KEPT_ON_DISK = {("mastery", "output"), ("evaluate", "output"), ("tokens", "output"), ("finetune", "output_dir")}
 KEPT_ON_DISK |= {("restore", "output_dir")}
+#: Arguments that a command may lack and its verb may be given None for.
+MAY_BE_NONE = {("mastery", "model")}
 
 
 def test_the_names_that_are_offered() -> None:
@@ -76,6 +78,8 @@ def test_a_verb_has_the_options_of_its_command_and_their_defaults(name: str) -> 
         default = verb[option].default
         if parameter.required:
             assert default is (None if (name, option) in KEPT_ON_DISK else inspect.Parameter.empty), option
+        elif (name, option) in MAY_BE_NONE:
+            assert default is inspect.Parameter.empty, option
         else:
             assert (parameter.default or None) == (default or None), option
 

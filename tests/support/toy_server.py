@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from knowshift.cli.app import main
 from knowshift.models.sampling.settings import Sampling
@@ -24,6 +25,8 @@ Reply = tuple[int, dict[str, str], bytes]
 
 
 KEY = "sk-of-the-test"
+#: By which servers refuse what they cannot serve.
+STATUSES = st.sampled_from((400, 422, 500, 501))
 
 
 class Toy:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -66,9 +66,10 @@ class Shift(Record):
 
 
 def mastery(
-    model: ModelLike,
+    model: ModelLike | None,
     facts: FactsLike,
     *,
+    server: str | Sequence[str] = (),
     output: str | Path | None = None,
     limit: int | None = None,
     draws: int = 10,
@@ -95,6 +96,8 @@ def mastery(
 
     Args:
         model: as in :func:`knowshift.load_model`, or the URL of a completions server (docs/servers.md).
+        server: URLs of servers with one model, which share the work with that of ``model``, or do it alone where
+            ``model`` is None.
         output: where the record is kept. Parts of it are written as they come, and the same call goes on where an
             earlier one stopped. None keeps nothing but what is returned.
         limit: measure the first so many facts of a seeded shuffle.
@@ -118,13 +121,16 @@ def mastery(
 
     if workers is not None:
         check_whole("workers", workers, 1)
+    servers = _servers(model, server)
     asked = limited(load_facts(facts).facts, limit, seed)
     protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error, estimate, texts)
     _check_extras(compare, estimate, certainty, prompts)
-    if isinstance(model, (str, Path)):
+    if servers:
+        spec = EngineSpec(servers[0], servers=servers[1:])
+    elif isinstance(model, (str, Path)):
         spec = EngineSpec(str(model), revision, dtype, base=base, base_revision=base_revision)
     else:
-        loaded = load_model(model, revision=revision, base=base, base_revision=base_revision)
+        loaded = load_model(cast(ModelLike, model), revision=revision, base=base, base_revision=base_revision)
         spec = EngineSpec(loaded.name, dtype=loaded.dtype, devices=(loaded.device,), loaded=loaded)
     spec, processes = spec.placed(device, workers, -(-len(asked) // PART))
     began = time.monotonic()
@@ -145,6 +151,23 @@ def mastery(
         more = _extras(path, compare, certainty, prompts)
     kept = None if output is None else path
     return Mastery(table, kept, outcome.levels, outcome.draws, outcome.positions, seconds, resumed[0], more)
+
+
+def _servers(model: ModelLike | None, server: str | Sequence[str]) -> tuple[str, ...]:
+    """URLs of several servers; none where ``model`` stands alone."""
+    from knowshift.probing.engines import is_server
+
+    named = (server,) if isinstance(server, str) else tuple(server)
+    if not named:
+        if model is None:
+            raise InputError("no model: expected MODEL, or --server with the URL of a server")
+        return ()
+    urls = named if model is None else (model, *named)
+    for url in urls:
+        if not isinstance(url, str) or not is_server(url):
+            what = repr(url) if isinstance(url, (str, Path)) else f"a model of type {type(url).__name__}"
+            raise InputError(f"{what[:200]} among servers: expected http://host:port or https://host")
+    return cast("tuple[str, ...]", urls)
 
 
 @contextmanager

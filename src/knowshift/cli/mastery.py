@@ -27,11 +27,16 @@ def register(app: typer.Typer) -> None:
 
 
 def mastery(
-    model: Annotated[
-        str, typer.Argument(help="Local folder, hub id, adapter (PEFT), world:tiny, or http://... of a server.")
-    ],
     facts: FactsOption,
     output: Annotated[Path, PathOption("--output", help="Record file to write (Parquet).")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Local folder, hub id, adapter (PEFT), world:tiny, or http://... of a server."),
+    ] = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(help="URL of a server with the same model, to share the work; may be repeated."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
@@ -70,6 +75,7 @@ def mastery(
     done = knowshift.mastery(
         model,
         facts,
+        server=server or (),
         output=output,
         limit=limit,
         draws=draws,

@@ -17,6 +17,11 @@ from knowshift.system.workers import cores
 SMALL = 1 << 30
 
 
+def is_server(name: str) -> bool:
+    """Whether a model's name is the URL of a completions server."""
+    return name.startswith(("http://", "https://"))
+
+
 @dataclass(frozen=True)
 class EngineSpec:
     """How a worker opens its engine; ``devices`` are dealt out to the workers in turn."""
@@ -30,19 +35,20 @@ class EngineSpec:
     base_revision: str | None = None
     found: ModelFiles | None = None  # where it lies; looked for by name where None
     loaded: LoadedModel | None = None  # a model that is in this process already; no worker can open it
+    servers: tuple[str, ...] = ()  # where ``name`` is a server's URL, those of others with the same model
 
     @property
     def is_server(self) -> bool:
-        return self.name.startswith(("http://", "https://"))
+        return is_server(self.name)
 
     def open(self, worker: int = 0) -> LoadedModel | Engine:
         """Load the model, or connect to the server if the name is a URL."""
         if self.loaded is not None:
             return self.loaded
         if self.is_server:
-            from knowshift.models.server.engine import CompletionsServer
+            from knowshift.models.server.engine import CompletionsServer, SeveralServers
 
-            return CompletionsServer(self.name)
+            return SeveralServers((self.name, *self.servers)) if self.servers else CompletionsServer(self.name)
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         device = self.devices[worker % len(self.devices)]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from knowshift.errors import KnowshiftWarning
 from knowshift.models.server.connection import ServerError
-from knowshift.models.server.dialects import DIALECTS, LEFT_OUT
+from knowshift.models.server.dialects import DIALECTS, LEFT_OUT, ORDINARY
 from knowshift.models.server.engine import CompletionsServer
 from knowshift.models.server.recognition import OPENINGS
-from toy_server import Reply, Toy, draw, mastery_command, serving
+from toy_server import STATUSES, Reply, Toy, draw, mastery_command, serving
 
 
 def refusing(*wanted: Callable[[dict[str, Any]], str | None]) -> Callable[[dict[str, Any]], Reply | None]:
@@ -67,37 +71,79 @@ def test_fields_are_spelled_as_the_servers_version_takes_them(
         assert np.array_equal(draw(CompletionsServer(other.url), prompts=20).hit, hits)
 
 
-@pytest.mark.parametrize("name", ["top_k", "min_p", "repetition_penalty"])
-def test_a_neutral_value_is_never_dropped_where_the_server_would_put_its_own(toy: Toy, name: str) -> None:
-    toy.always, toy.spoil = True, refusing(unknown(name))
+@pytest.mark.parametrize(("name", "tried"), [("top_k", "0 or -1"), ("min_p", "0.0"), ("repetition_penalty", "1.0")])
+def test_a_neutral_value_is_never_dropped_where_the_server_would_put_its_own(toy: Toy, name: str, tried: str) -> None:
+    def neutral(body: dict[str, Any]) -> str | None:
+        """A server with that sampler, which cannot be switched off."""
+        return f"{name} must shape something" if body.get(name) in (0, -1, 1) else None
+
+    toy.always, toy.spoil = True, refusing(neutral)
     with pytest.raises(ServerError) as caught:
         CompletionsServer(toy.url)
     assert "refuses /v1/completions with status 400: " in str(caught.value)
-    assert f"{name}: Extra inputs are not permitted" in str(caught.value)
-    assert str(caught.value).endswith("(tried top_k 0 or -1, include_stop_str_in_output True or left out)")
+    assert f"{name} must shape something" in str(caught.value)
+    assert str(caught.value).endswith(f"(tried {name} {tried})")
     assert not toy.draws
 
 
-def test_a_server_that_refuses_everything_is_told_in_one_line(
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(kind=st.sampled_from(("vllm", "sglang", "llamacpp")), data=st.data(), status=STATUSES)
+def test_samplers_that_a_server_has_not_are_left_out_and_told(
+    toy: Toy, kind: str, data: st.DataObject, status: int
+) -> None:
+    """Any of them, by any status of a refusal; every other field is sent as ever."""
+    toy.entries[0]["owned_by"] = kind
+    toy.draws.clear()
+    fields = {name: values[0] for name, values in DIALECTS[kind].values().items()}
+    lacking = data.draw(st.sets(st.sampled_from(sorted(ORDINARY.keys() & fields.keys()))))
+
+    def spoil(body: dict[str, Any]) -> Reply | None:
+        said = next((name for name in sorted(lacking) if name in body), None)
+        return toy.json({"error": f"unknown {said}"}, status) if said else None
+
+    toy.always, toy.spoil = True, spoil
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        draw(CompletionsServer(toy.url), prompts=1)
+    assert {name: toy.draws[0][name] for name in fields if name in toy.draws[0]} == {
+        name: value for name, value in fields.items() if name not in lacking
+    }
+    says = sorted(str(warning.message) for warning in heard if warning.category is KnowshiftWarning)
+    assert len(says) == len(lacking)
+    for name, said in zip(sorted(lacking), says, strict=True):
+        assert said.startswith(f"{toy.url}: refuses {name} ")
+        assert said.endswith("it is not sent")
+
+
+def test_a_server_that_fails_for_a_moment_is_not_taken_for_one_that_refuses(toy: Toy) -> None:
+    failed: list[dict[str, Any]] = []
+
+    def first(body: dict[str, Any]) -> Reply | None:
+        if "top_k" not in body or failed:
+            return None
+        failed.append(body)
+        return toy.json({"error": "a moment"}, 500)
+
+    toy.always, toy.spoil = True, first
+    draw(CompletionsServer(toy.url))
+    assert (toy.draws[0]["top_k"], toy.draws[0]["min_p"], toy.draws[0]["repetition_penalty"]) == (0, 0.0, 1.0)
+
+
+def test_a_server_that_refuses_every_spelling_is_told_in_one_line(
     toy: Toy, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     asked: list[dict[str, Any]] = []
 
     def all_of_it(body: dict[str, Any]) -> Reply | None:
         asked.append(body)
-        return toy.json({"error": "no\nsuch\tthing"}, 422) if "top_k" in body else None
+        return toy.json({"error": "no\nsuch\tthing"}, 422) if body.get("top_k", 1) < 1 else None
 
     toy.always, toy.spoil = True, all_of_it
     status, told = mastery_command(monkeypatch, capsys, toy.url, tmp_path)
     assert status == 2
     assert len(told.strip().splitlines()) == 1
     assert "refuses /v1/completions with status 422" in told
-    assert [(body["top_k"], "include_stop_str_in_output" in body) for body in asked if "top_k" in body] == [
-        (0, True),
-        (0, False),
-        (-1, True),
-        (-1, False),
-    ]
+    assert [body["top_k"] for body in asked if "top_k" in body] == [0, 0, -1, ORDINARY["top_k"]]
 
 
 @pytest.mark.parametrize("status", [401, 404, 413])
@@ -119,6 +165,9 @@ def test_only_a_bad_request_moves_on_to_another_spelling(toy: Toy, status: int) 
 def test_every_field_that_may_be_left_out_is_one_whose_absence_is_neutral() -> None:
     loose = {name for dialect in DIALECTS.values() for name, values in dialect.spellings.items() if LEFT_OUT in values}
     assert loose == {"include_stop_str_in_output", "no_stop_trim"}
+    for dialect in DIALECTS.values():
+        for name in ORDINARY.keys() & dialect.values().keys():
+            assert ORDINARY[name] not in dialect.values()[name]
 
 
 @pytest.mark.parametrize("owner", ["sglang", "llamacpp", "toy", "somebody"])
@@ -128,7 +177,7 @@ def test_each_kind_of_server_is_told_in_its_own_words(owner: str) -> None:
         draw(server)
     name = {"toy": "tgi", "somebody": "openai"}.get(owner, owner)
     assert server.about()["engine"] == f"completions/{name}"
-    assert next(DIALECTS[name].spelled()).fields.items() <= toy.draws[0].items()
+    assert {field: values[0] for field, values in DIALECTS[name].values().items()}.items() <= toy.draws[0].items()
     assert ("top_p" in toy.draws[0]) == (name != "tgi")
     assert "knowshift_probe" not in toy.draws[0]
 

@@ -111,7 +111,7 @@ def test_an_interrupt_ends_at_once(toy: Toy) -> None:
         time.sleep(20)
 
     server = CompletionsServer(toy.url, concurrency=4)
-    server.completions.gives(10)
+    server.completions.at_once(10)
     toy.spoil = never
 
     def interrupt() -> None:
@@ -137,7 +137,7 @@ def test_one_failure_ends_the_others_at_once(toy: Toy) -> None:
         return None
 
     server = CompletionsServer(toy.url, concurrency=8)
-    server.completions.gives(10)
+    server.completions.at_once(10)
     toy.spoil = one
     began = time.monotonic()
     with pytest.raises(ServerError, match="refuses /v1/completions with status 400"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from knowshift.models.sampling.philox import stream_key
@@ -15,6 +16,19 @@ from knowshift.models.server.dialects import Dialect
 PATH = "/v1/completions"
 #: Stop texts in one request: OpenAI's limit, which others share.
 STOPS = 4
+#: Statuses of a server that does not take a request as it is written. Some say 500 to a field that they cannot serve
+#: (earlier llama.cpp to `n`), so what is tried out counts it as a refusal and not as trouble that may pass.
+NOT_AS_WRITTEN = frozenset((400, 422, 500, 501))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request has brought."""
+
+    texts: list[str]
+    full: list[bool]  # for each text, whether it ended at the limit of tokens
+    made: int | None  # tokens generated, as far as the server counts them
+    total: int  # tokens processed, 0 where the server does not say
 
 
 class Completions:
@@ -24,12 +38,15 @@ class Completions:
         connection: to the server.
         dialect: one spelling of each field that the server takes beyond OpenAI's.
         model: sent with every request; None where the server needs no name.
+        slots: texts that the server generates at once, where it says so (llama.cpp).
     """
 
-    def __init__(self, connection: Connection, dialect: Dialect, model: str | None) -> None:
-        self.connection, self.dialect, self.model = connection, dialect, model
+    def __init__(self, connection: Connection, dialect: Dialect, model: str | None, slots: int | None = None) -> None:
+        self.connection, self.dialect, self.model, self.slots = connection, dialect, model, slots
         self._lock = threading.Lock()
-        self._gives: dict[int, bool] = {}
+        self._at_once: dict[int, int] = {}
+        #: Whether the server counts the tokens of the first of several texts only (llama.cpp); tried out with them.
+        self._counts_first = False
 
     def body(
         self,
@@ -66,53 +83,77 @@ class Completions:
 
     def ask(
         self, body: dict[str, Any], *, passing: Collection[int] = PASSING, stopped: threading.Event | None = None
-    ) -> tuple[list[str], int]:
-        """The texts that a request of :meth:`body` gives, and the tokens processed (0 if the server does not say).
+    ) -> Answer:
+        """What a request of :meth:`body` brings.
 
         Raises:
-            ServerError: see :meth:`Connection.ask`; or the answer is not a completion, or cuts texts short.
+            ServerError: see :meth:`Connection.ask`; or the answer is not a completion.
         """
         answer = self.connection.ask("POST", PATH, body, passing=passing, stopped=stopped)
-        url, most = self.connection.url, body["max_tokens"]
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not all(
             isinstance(choice, dict) and isinstance(choice.get("text"), str) for choice in choices
         ):
-            raise ServerError(f"{url}: expected a completion with choices of text, got {self.connection.short(answer)}")
+            told = self.connection.short(answer)
+            raise ServerError(f"{self.connection.url}: expected a completion with choices of text, got {told}")
         usage = answer.get("usage")
-        told = usage if isinstance(usage, dict) else {}
-        made, total = (_count(told.get(name)) for name in ("completion_tokens", "total_tokens"))
-        full = sum(choice.get("finish_reason") == "length" for choice in choices)
-        if full and made is not None:
-            # Texts that ended at the limit have that many tokens each; some servers count one text only.
-            least = most * (full if made > most else 1)
-            if made < least:
-                raise ServerError(
-                    f"{url}: cut {full} of {len(choices)} texts after {made} tokens in all; expected "
-                    f"{most} each (does the prompt fit into its context, is its own limit lower?)"
-                )
-        return [choice["text"] for choice in choices], total or 0
+        counted = usage if isinstance(usage, dict) else {}
+        made, total = (_count(counted.get(name)) for name in ("completion_tokens", "total_tokens"))
+        full = [choice.get("finish_reason") == "length" for choice in choices]
+        return Answer([choice["text"] for choice in choices], full, made, total or 0)
 
-    def gives(self, texts: int) -> bool:
-        """Whether one request returns so many texts; tried out once."""
-        if texts == 1:
-            return True
+    def try_out(self, body: dict[str, Any]) -> Answer | RefusedError:
+        """The answer to a request, or why the server does not take it as it is written.
+
+        Raises:
+            ServerError: the server refuses it for another reason, or does not answer.
+        """
+        try:
+            return self.ask(body, passing=PASSING - NOT_AS_WRITTEN)
+        except RefusedError as refused:
+            if refused.status not in NOT_AS_WRITTEN:
+                raise
+            return refused
+
+    def at_once(self, texts: int) -> int:
+        """How many of so many texts one request returns; tried out once.
+
+        A server that refuses as many is asked for fewer, first of all for as many as it has slots, and the most that
+        it gives is found by halving. One that returns another number than it was asked for gets a request a text: it
+        does not say which texts it has left out.
+        """
+        most = min(texts, self.slots or texts)
+        if most == 1:
+            return 1
         with self._lock:
-            known = self._gives.get(texts)
+            known = self._at_once.get(most)
         if known is None:
-            try:
-                # llama.cpp says 500 to an n it does not know, so that status is no passing trouble here.
-                got, _ = self.ask(self.body("a", texts=texts), passing=PASSING - {500})
-                known = len(got) == texts
-            except RefusedError as refused:
-                try:
-                    self.ask(self.body("a"))
-                except RefusedError:
-                    raise refused from None  # n was not the reason
-                known = False
+            known = self._tried_at_once(most)
             with self._lock:
-                self._gives[texts] = known
+                self._at_once[most] = known
         return known
+
+    def _tried_at_once(self, most: int) -> int:
+        given = self._given(most)
+        if given is not None:
+            return most if given == most else 1
+        self.ask(self.body("a"))  # raises where the number of texts was not the reason
+        least = 1
+        while most - least > 1:
+            middle = (least + most) // 2
+            if self._given(middle) == middle:
+                least = middle
+            else:
+                most = middle
+        return least
+
+    def _given(self, texts: int) -> int | None:
+        """How many texts a request of so many brings; None where the server refuses it."""
+        answer = self.try_out(self.body("a", texts=texts))
+        if isinstance(answer, RefusedError):
+            return None
+        self._counts_first = answer.made is not None and answer.made < sum(answer.full)
+        return len(answer.texts)
 
     def texts(
         self,
@@ -123,17 +164,21 @@ class Completions:
         draws: int,
         stopped: threading.Event | None = None,
         *,
-        many: bool = True,
+        at_once: int | None = None,
     ) -> tuple[list[str], int]:
         """So many texts for one prompt, and the tokens the server says it has processed (0 if it does not say).
 
-        ``key`` and the seed of ``sampling`` name the random numbers; ``many`` asks for all texts at once. What is under
-        way ends soon after ``stopped`` is set.
+        ``key`` and the seed of ``sampling`` name the random numbers; ``at_once`` is how many texts one request is for
+        at most, all where not given. What is under way ends soon after ``stopped`` is set.
+
+        Raises:
+            ServerError: see :meth:`ask`; or texts are missing or cut short.
         """
         texts: list[str] = []
         used = 0
-        wanted = draws if many else 1
-        for turn in range(0, draws, wanted):
+        step = draws if at_once is None else at_once
+        for turn in range(0, draws, step):
+            wanted = min(step, draws - turn)
             # Children of a request use the seeds that follow it, so the seeds of requests lie `draws` apart.
             block = stream_key(sampling.seed, f"{key}/{turn}") % ((1 << 31) // max(draws, 1))
             body = self.body(
@@ -144,14 +189,26 @@ class Completions:
                 temperature=sampling.temperature,
                 max_new_tokens=sampling.max_new_tokens,
             )
-            got, tokens = self.ask(body, stopped=stopped)
-            if len(got) != wanted:
+            answer = self.ask(body, stopped=stopped)
+            if len(answer.texts) != wanted:
                 # Not filled up: a server that drops some texts (empty or equal ones) would bend the hit rate.
                 url = self.connection.url
-                raise ServerError(f"{url}: gave {len(got)} of {wanted} texts for {prompt!r}; expected all of them")
-            texts += got
-            used += tokens
+                raise ServerError(
+                    f"{url}: gave {len(answer.texts)} of {wanted} texts for {prompt!r}; expected all of them"
+                )
+            self._check_whole(answer, sampling.max_new_tokens)
+            texts += answer.texts
+            used += answer.total
         return texts, used
+
+    def _check_whole(self, answer: Answer, most: int) -> None:
+        """Refuse texts that the server has cut: those that ended at the limit have that many tokens each."""
+        full = sum(answer.full[:1] if self._counts_first else answer.full)
+        if answer.made is not None and answer.made < most * full:
+            raise ServerError(
+                f"{self.connection.url}: cut {full} of {len(answer.texts)} texts after {answer.made} tokens in all; "
+                f"expected {most} each (does the prompt fit into its context, is its own limit lower?)"
+            )
 
 
 def _count(value: Any) -> int | None:

@@ -1,20 +1,30 @@
 """What each kind of completions server must be told, beyond OpenAI's own fields, to sample the whole distribution.
 
-Versions of one server differ in how a field is spelled, so a dialect may hold several spellings of a field, which are
-tried out in order. A neutral value is left out only where its absence is neutral too. vLLM and SGLang take what is not
-sent of ``top_k``, ``min_p`` and ``repetition_penalty`` from the model's own generation configuration, so these are
-never left out; whether a stop text stays is tried out anyway, so the fields that ask for it may be.
+Versions of one server differ in the fields that they know and in how a field is spelled, so a dialect may hold several
+spellings of a field, which are tried out in order. A neutral value is left out only where its absence is neutral too.
+vLLM and SGLang take what is not sent of ``top_k``, ``min_p`` and ``repetition_penalty`` from the model's own generation
+configuration, so these are left out only where the server has no such sampler: it refuses an ordinary value
+(:data:`ORDINARY`) as it does the neutral one. Whether a stop text stays is tried out anyway, so the fields that ask for
+it may be left out.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 #: The spelling of a field that is not sent.
 LEFT_OUT: Final = object()
+#: For samplers that may be left out where the server has none: a value that shapes a distribution, which no server
+#: with that sampler refuses.
+ORDINARY: Final[Mapping[str, Any]] = {
+    "top_k": 5,
+    "min_p": 0.5,
+    "typical_p": 0.5,
+    "repetition_penalty": 1.5,
+    "repeat_penalty": 1.5,
+}
 
 
 @dataclass(frozen=True)
@@ -27,17 +37,14 @@ class Dialect:
     without: tuple[str, ...] = ()  # fields that must not be sent
     generation_config: bool = False  # sampling is set by a JSON string of that name (`transformers serve`)
 
-    def spelled(self) -> Iterator[Dialect]:
-        """The dialect with one spelling of every field, in the order in which they are tried."""
-        for chosen in itertools.product(*self.spellings.values()):
-            sent = {name: value for name, value in zip(self.spellings, chosen, strict=True) if value is not LEFT_OUT}
-            yield replace(self, fields={**self.fields, **sent}, spellings={})
+    def values(self) -> dict[str, tuple[Any, ...]]:
+        """The values of every field, in the order in which they are tried."""
+        return {**{name: (value,) for name, value in self.fields.items()}, **self.spellings}
 
-    def tried(self) -> str:
-        """All the spellings, for people."""
-        return ", ".join(
-            f"{name} {' or '.join('left out' if value is LEFT_OUT else str(value) for value in values)}"
-            for name, values in self.spellings.items()
+    def sending(self, chosen: Mapping[str, Any]) -> Dialect:
+        """The dialect with these values of its fields and no other."""
+        return replace(
+            self, fields={name: value for name, value in chosen.items() if value is not LEFT_OUT}, spellings={}
         )
 
 

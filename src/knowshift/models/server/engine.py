@@ -3,7 +3,7 @@
 The whole distribution must be sampled, and servers differ in what they do by themselves (a model's own top-k of 50,
 llama.cpp's top-k of 40 and min-p of 0.05, greedy answers of `transformers serve`), so the fields that switch this off
 are sent in each server's dialect. What a server can do is tried out, not believed: how its version spells these fields,
-whether one request returns as many texts as a prompt has draws (else each draw is a request), and whether a stop text
+how many of a prompt's draws one request returns, and whether a stop text
 stays in the text it ends (else none is sent, since a hit must be seen).
 
 The URL is that of the server (``http://host:8000`` or ``http://host:8000/v1``), with ``#NAME`` behind it where the
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from knowshift.errors import InputError
 from knowshift.files import digest
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server.connection import Connection
@@ -26,7 +27,7 @@ from knowshift.models.server.recognition import (
     open_completions,
     recognised_dialect,
 )
-from knowshift.models.server.session import ServerSession
+from knowshift.models.server.session import Served, ServerSession
 from knowshift.models.server.settings import Address, Settings, key_for
 
 
@@ -71,18 +72,22 @@ class CompletionsServer:
         self._told = next((entry for entry in listed if entry["id"] == self.model), {})
         self.completions = open_completions(connection, recognised_dialect(connection, listed, sent), sent)
         self.keeps_stops = keeps_stop_texts(self.completions)
+        self.served = Served(self.completions, self._settings.concurrency, self.keeps_stops)
 
-    def about(self) -> dict[str, Any]:
-        """What records say. ``identity`` is of what the server tells of its model; it does not show its weights."""
+    def told(self) -> dict[str, Any]:
+        """What the server tells of its model beyond the name."""
         meta = self._told.get("meta")
         known = meta if isinstance(meta, dict) else {}  # llama.cpp
         told = {name: known.get(name) for name in ("n_params", "n_vocab", "size")}
-        told |= {name: self._told.get(name) for name in ("root", "max_model_len")}  # vLLM, SGLang
+        return told | {name: self._told.get(name) for name in ("root", "max_model_len")}  # vLLM, SGLang
+
+    def about(self) -> dict[str, Any]:
+        """What records say. ``identity`` is of what the server tells of its model; it does not show its weights."""
         kind = self.completions.dialect.name
         return {
             "engine": f"completions/{kind}",
             "model": self.model,
-            "identity": digest([kind, self.model, told]),
+            "identity": digest([kind, self.model, self.told()]),
             "dtype": "server",
             "device": "server",
         }
@@ -96,12 +101,48 @@ class CompletionsServer:
         streams: Sequence[str],
     ) -> ServerSession:
         """Prompts to draw from, with the server's own random numbers."""
-        return ServerSession(
-            self.completions,
-            prompts,
-            accepted,
-            sampling,
-            streams,
-            concurrency=self._settings.concurrency,
-            stopping=self.keeps_stops,
-        )
+        return ServerSession([self.served], prompts, accepted, sampling, streams)
+
+
+class SeveralServers:
+    """Servers of one model, asked together as one engine: they share the prompts of every session.
+
+    Args:
+        urls: of the servers, each as for :class:`CompletionsServer`.
+
+    Raises:
+        ServerError: one of them cannot be used.
+        InputError: one is named twice, or two are of different kinds or models, by what they tell of them.
+    """
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        for number, url in enumerate(urls):
+            if Address.parse(url) in map(Address.parse, urls[:number]):
+                raise InputError(f"{url}: named twice; expected servers of different addresses")
+        first, *others = self._servers = [CompletionsServer(url) for url in urls]
+        for other in others:
+            if other.about() != first.about():
+                raise InputError(
+                    f"{first.url} and {other.url}: expected one kind of server with one model, got {_model(first)} and "
+                    f"{_model(other)}"
+                )
+
+    def about(self) -> dict[str, Any]:
+        """What records say, which is the same of each of them."""
+        return self._servers[0].about()
+
+    def session(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        *,
+        streams: Sequence[str],
+    ) -> ServerSession:
+        """Prompts to draw from, with the servers' own random numbers."""
+        return ServerSession([server.served for server in self._servers], prompts, accepted, sampling, streams)
+
+
+def _model(server: CompletionsServer) -> str:
+    told = ", ".join(f"{name} {value}" for name, value in server.told().items() if value is not None)
+    return f"{server.about()['engine']} {server.model!r}" + (f" ({told})" if told else "")

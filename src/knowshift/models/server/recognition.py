@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from knowshift.models.server.completions import PATH, Completions
+from knowshift.errors import KnowshiftWarning
+from knowshift.models.server.completions import PATH, Answer, Completions
 from knowshift.models.server.connection import Connection, RefusedError, ServerError
-from knowshift.models.server.dialects import DIALECTS, Dialect
+from knowshift.models.server.dialects import DIALECTS, LEFT_OUT, ORDINARY, Dialect
 
-#: Answers of a server that does not take a request as it is written.
-BAD_REQUEST = frozenset((400, 422))
 #: Beginnings of which a model is likely to continue one at least.
 OPENINGS = ("The capital of France is", "The", "It is said that the", "a")
 
@@ -67,37 +67,65 @@ def recognised_dialect(connection: Connection, listed: Sequence[Mapping[str, Any
 
 
 def open_completions(connection: Connection, dialect: Dialect, model: str | None) -> Completions:
-    """Completions in the first spelling that the server takes; only a bad request moves on to the next.
+    """Completions with the fields that the server takes, each in the first spelling that it takes.
+
+    All are sent at first. A server that does not take them is asked field by field. One that it refuses in every
+    spelling is left out, with a warning, if it refuses an ordinary value too and so has no such sampler.
 
     Raises:
-        ServerError: the server refuses every spelling, or one for another reason.
+        ServerError: the server refuses a field that cannot be left out, a plain request, or all fields together.
     """
-    if not dialect.spellings:
-        return Completions(connection, dialect, model)
-    last: RefusedError | None = None
-    for spelled in dialect.spelled():
-        completions = Completions(connection, spelled, model)
-        try:
-            connection.ask("POST", PATH, completions.body("a"))
-        except RefusedError as refused:
-            if refused.status not in BAD_REQUEST:
-                raise
-            last = refused
+    slots = _slots(connection) if dialect.name == "llamacpp" else None
+
+    def sending(chosen: Mapping[str, Any]) -> Completions:
+        return Completions(connection, dialect.sending(chosen), model, slots)
+
+    def refusal(chosen: Mapping[str, Any]) -> RefusedError | None:
+        asked = sending(chosen)
+        answer = asked.try_out(asked.body("a"))
+        return answer if isinstance(answer, RefusedError) else None
+
+    values = dialect.values()
+    chosen = {name: spelled[0] for name, spelled in values.items()}
+    if not values or (refused := refusal(chosen)) is None:
+        return sending(chosen)
+    plain = sending({})
+    plain.ask(plain.body("a"))  # raises where the fields are not the reason
+    for name, spelled in values.items():
+        for value in spelled:
+            if value is LEFT_OUT or (refused := refusal({name: value})) is None:
+                chosen[name] = value
+                break
         else:
-            return completions
-    raise ServerError(f"{last} (tried {dialect.tried()})")
+            if name not in ORDINARY or refusal({name: ORDINARY[name]}) is None:
+                tried = " or ".join(map(str, spelled))
+                raise ServerError(f"{refused} (tried {name} {tried})")
+            chosen[name] = LEFT_OUT
+            warnings.warn(
+                KnowshiftWarning(
+                    f"{connection.url}: refuses {name} in every form and so has no such sampler; it is not sent"
+                ),
+                stacklevel=2,
+            )
+    completions = sending(chosen)
+    completions.ask(completions.body("a"))
+    return completions
+
+
+def _slots(connection: Connection) -> int | None:
+    """Texts that a llama.cpp server generates at once; None where it does not say."""
+    told = connection.look("/props")
+    slots = told.get("total_slots") if isinstance(told, dict) else None
+    return slots if isinstance(slots, int) and not isinstance(slots, bool) and slots > 0 else None
 
 
 def keeps_stop_texts(completions: Completions) -> bool:
     """Whether a stop text stays in the text that it ends: asks the most likely text, then again with a stop."""
     for prompt in OPENINGS:
-        plain, _ = completions.ask(completions.body(prompt, temperature=0.0, max_new_tokens=8))
-        stop = "".join(plain).strip()[:4]
+        plain = completions.ask(completions.body(prompt, temperature=0.0, max_new_tokens=8))
+        stop = "".join(plain.texts).strip()[:4]
         if not stop:
             continue
-        try:
-            ended, _ = completions.ask(completions.body(prompt, (stop,), temperature=0.0, max_new_tokens=8))
-        except RefusedError:
-            return False
-        return any(stop in text for text in ended)
+        ended = completions.try_out(completions.body(prompt, (stop,), temperature=0.0, max_new_tokens=8))
+        return isinstance(ended, Answer) and any(stop in text for text in ended.texts)
     return False
