@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
-from knowshift.probing.certainty import level_probabilities
+from knowshift.probing.certainty import PROMPT_PRIOR, level_probabilities
 from knowshift.probing.stopping import Asked
 
 Floats = NDArray[np.float64]
@@ -75,6 +76,19 @@ class Expected:
         """
         return level_probabilities(*self.as_draws(), draws_per_prompt)
 
+    def certainty(self, draws_per_prompt: int) -> float:
+        """The probability that more texts would leave the level, the one that a full run has most probably, as it is.
+
+        That of R lying where this level is the likeliest, by a Beta distribution of what the texts are worth in draws.
+        A full run's own chance of another level does not count: no number of texts makes it smaller.
+        """
+        hits, draws = (float(np.sum(one)) for one in self.as_draws())
+        level = int(self.level_probabilities(draws_per_prompt).argmax())
+        # A run of N draws has no hit with a probability of one half at R = 1 - 0.5 ** (1 / N).
+        edges = [0.0, 1 - 0.5 ** (1 / (draws_per_prompt * len(self.texts))), 0.25, 0.5, 0.75, 1.0]
+        of_rate = stats.beta(PROMPT_PRIOR + hits, PROMPT_PRIOR + draws - hits)
+        return float(of_rate.cdf(edges[level + 1]) - of_rate.cdf(edges[level]))
+
     def as_draws(self) -> tuple[list[float], list[float]]:
         """Hits and draws of each prompt that say as much: no whole numbers, the hits at most the draws."""
         worth = self.worth
@@ -94,7 +108,7 @@ def draw_expected(
 
     Args:
         texts: of each prompt, at most.
-        error: a fact gets no more texts once one level has at least the probability 1 - ``error``; None makes all.
+        error: a fact gets no more texts once its level stands with probability 1 - ``error``; None makes all.
     """
     session = open_session(asked.prompts, asked.accepted, asked.streams)
     open_facts = set(range(len(asked.facts)))
@@ -110,9 +124,7 @@ def draw_expected(
             break
         value = session.value
         open_facts = {
-            fact
-            for fact in open_facts
-            if Expected.of(value[asked.facts[fact]]).level_probabilities(draws_per_prompt).max() < 1 - error
+            fact for fact in open_facts if Expected.of(value[asked.facts[fact]]).certainty(draws_per_prompt) < 1 - error
         }
         if not open_facts:
             break
