@@ -54,14 +54,16 @@ def _clean(folder: Path) -> list[str]:
 
 
 def test_a_run_leaves_one_record_and_says_what_it_found(facts: list[Fact], spec: EngineSpec, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, int]] = []
     outcome = run_mastery(spec, facts, tmp_path / "m.parquet", PROTOCOL, progress=lambda *at: told.append(at))
     assert _clean(tmp_path) == ["m.parquet"]
     table, about = read_table(tmp_path / "m.parquet", MASTERY, "mastery")
     assert table["fact"].to_pylist() == [fact.id for fact in facts]
     assert outcome == Outcome(24, outcome.levels, 24 * 21 * 2, about["positions"])
     assert sum(outcome.levels) == 24
-    assert told == [(0, 24), (5, 24), (10, 24), (15, 24), (20, 24), (24, 24)]
+    assert [at[:2] for at in told] == [(0, 24), (5, 24), (10, 24), (15, 24), (20, 24), (23, 24), (24, 24)]
+    assert told[0][2] == 0
+    assert told[-1][2] == about["positions"]
     assert (about["engine"], about["seed"], about["stopping"]) == ("transformers", 1, "full")
     assert about["facts"] == facts_digest(facts)
 
@@ -73,8 +75,8 @@ def test_parts_workers_and_resuming_make_no_difference(facts: list[Fact], spec: 
     class Stop(Exception):
         pass
 
-    def stop(done: int, total: int) -> None:
-        if done >= 10:
+    def stop(done: int, total: int, positions: int) -> None:
+        if done > 10:
             raise Stop
 
     with pytest.raises(Stop):
@@ -82,7 +84,7 @@ def test_parts_workers_and_resuming_make_no_difference(facts: list[Fact], spec: 
     parts = tmp_path / "again.parquet.parts"
     assert _clean(parts) == ["about.json", "lock", "part-000000000.parquet", "part-000000005.parquet"]
     told: list[int] = []
-    run_mastery(spec, facts, tmp_path / "again.parquet", PROTOCOL, workers=2, progress=lambda d, t: told.append(d))
+    run_mastery(spec, facts, tmp_path / "again.parquet", PROTOCOL, workers=2, progress=lambda d, t, p: told.append(d))
     assert told[0] == 10
     assert (tmp_path / "again.parquet").read_bytes() == whole
     assert not parts.exists()
@@ -116,7 +118,7 @@ def test_a_prompt_that_does_not_fit_is_refused_before_any_work(
 
 
 def test_one_output_has_one_writer(spec: EngineSpec, facts: list[Fact], tmp_path: Path) -> None:
-    def again(done: int, total: int) -> None:
+    def again(done: int, total: int, positions: int) -> None:
         with pytest.raises(InputError, match="another process is writing there"):
             run_mastery(spec, facts, tmp_path / "m.parquet", PROTOCOL)
 
@@ -214,7 +216,7 @@ def test_no_model_stays_in_a_process_whose_workers_have_their_own(
     held: dict[int, set[int]] = {1: set(), 2: set()}
     for workers, counts in held.items():
 
-        def look(done: int, total: int, counts: set[int] = counts) -> None:
+        def look(done: int, total: int, positions: int, counts: set[int] = counts) -> None:
             gc.collect()
             counts.add(sum(type(one) is LoadedModel and one.name == copy for one in gc.get_objects()))
 
@@ -225,8 +227,8 @@ def test_no_model_stays_in_a_process_whose_workers_have_their_own(
     # One part is left: it is made in this process.
     again = tmp_path / "again.parquet"
 
-    def stop(done: int, total: int) -> None:
-        if done == 5:
+    def stop(done: int, total: int, positions: int) -> None:
+        if done > 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -17,7 +17,7 @@ from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, estimate_of, read_table
-from knowshift.system.progress import bar
+from knowshift.system.progress import Shown, count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,7 +90,7 @@ def mastery(
     base_revision: str | None = None,
     device: str = "cpu",
     dtype: str = "float32",
-    progress: bool | None = None,
+    progress: Shown = None,
 ) -> Mastery:
     """Sample the completion prompts of every fact; count the draws that hold an accepted answer (paper 2.3).
 
@@ -111,6 +111,8 @@ def mastery(
         certainty: also write intervals and level probabilities to this file.
         prompts: also write prompts.csv and prompts.svg to this folder.
         workers: processes; where not given, one a core or a GPU. A loaded model is used in this process.
+        progress: whether a bar is shown; None shows one in a terminal and in a notebook. A function is given lines for
+            a log: one after five seconds, then one every half minute.
 
     Raises:
         InputError: bad input of any kind; nothing that was recorded is lost.
@@ -135,15 +137,16 @@ def mastery(
     spec, processes = spec.placed(device, workers, -(-len(asked) // PART))
     began = time.monotonic()
     resumed: list[int] = []
-    with _kept(output) as path, bar("facts", len(asked), "fact", progress) as advance:
-        seen = 0
+    with _kept(output) as path, count("mastery", len(asked), "fact", progress) as counted:
+        started = began
 
-        def tell(done: int, total: int) -> None:
-            nonlocal seen
+        def tell(done: int, total: int, positions: int) -> None:
+            nonlocal started
+            now = time.monotonic()
             if not resumed:
                 resumed.append(done)
-            advance(done - seen)
-            seen = done
+                started = now
+            counted(done, f"{positions / (now - started):,.0f} positions/s" if positions else "")
 
         outcome = run_mastery(spec, asked, path, protocol, workers=processes, progress=tell)
         seconds = time.monotonic() - began

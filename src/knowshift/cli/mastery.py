@@ -71,6 +71,7 @@ def mastery(
     Parts of the record are written as they come. The same command goes on where an earlier one stopped.
     """
     import knowshift
+    from knowshift.system.progress import is_watched
 
     done = knowshift.mastery(
         model,
@@ -96,6 +97,7 @@ def mastery(
         base_revision=base_revision,
         device=device,
         dtype=dtype,
+        progress=None if is_watched() else lambda line: console.print(line, soft_wrap=True),
     )
     facts_there = sum(done.levels)
     if done.resumed:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from knowshift.cli.output import JsonOption, PathArgument, PathOption, console, emit
+from knowshift.system.progress import duration
 
 if TYPE_CHECKING:
     from knowshift.api.studies import StudyPlan
@@ -53,11 +54,7 @@ class _UnitLines:
         if not self.begun:
             console.print("it may be interrupted at any moment: the same command goes on where it stopped")
         self.begun = True
-        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {_minutes(left)} left", soft_wrap=True)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+        console.print(f"[{done}/{total}] {title} ({seconds:.1f} s), about {duration(left)} left", soft_wrap=True)
 
 
 def _print_plan(plan: StudyPlan, as_json: bool) -> None:

@@ -112,7 +112,7 @@ def measure_mastery(
     facts: Sequence[Fact],
     protocol: Protocol = PAPER_PROTOCOL,
     *,
-    progress: Callable[[int], None] = lambda count: None,
+    progress: Callable[[int, int], None] = lambda prompts, positions: None,
 ) -> MasteryRecord:
     """Sample the completion prompts of every fact and count the draws that hold an accepted answer (paper 2.3).
 
@@ -120,7 +120,7 @@ def measure_mastery(
     measured with it, but for float rounding (see :class:`knowshift.models.sampling.session.TreeSession`).
 
     Args:
-        progress: hears how many more prompts have been begun.
+        progress: called with (prompts begun, token positions computed) since it was called before.
 
     Raises:
         InputError: a grading that the engine cannot do, or a fact without prompts or with an empty answer, or with a
@@ -129,7 +129,9 @@ def measure_mastery(
     check_engine(engine, protocol)
     if protocol.estimate == "expected":
         assert isinstance(engine, LoadedModel)
-        return _expected(engine, facts, protocol, progress)
+        return _expected(engine, facts, protocol, _Progress(progress))
+
+    told = _Progress(progress)
 
     def open_session(
         prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str], lasting: bool
@@ -137,8 +139,10 @@ def measure_mastery(
         if isinstance(engine, LoadedModel):
             # First tokens cannot tell what the word rule expects: it takes answers in other spellings too.
             watch = lasting and protocol.grading == "substring"
-            return TreeSession(engine, prompts, accepted, protocol, streams=streams, keep=lasting, watch=watch)
-        return engine.session(prompts, accepted, protocol, streams=streams)
+            session: Any = TreeSession(engine, prompts, accepted, protocol, streams=streams, keep=lasting, watch=watch)
+        else:
+            session = engine.session(prompts, accepted, protocol, streams=streams)
+        return told.of(session)
 
     hits: list[list[int]] = []
     draws: list[list[int]] = []
@@ -146,16 +150,35 @@ def measure_mastery(
     for group in _groups(engine, facts, protocol.stopping):
         asked = _asked(group, protocol.draws_per_prompt)
         if protocol.stopping == "full":
-            found: Found = draw_full(open_session, asked, protocol.seed, progress)
+            found: Found = draw_full(open_session, asked, protocol.seed, told.begun)
         elif protocol.stopping == "exact":
-            found = draw_exact(open_session, asked, protocol.seed, progress)
+            found = draw_exact(open_session, asked, protocol.seed, told.begun)
         else:
-            found = draw_sequential(open_session, asked, protocol.seed, progress, protocol.error)
+            found = draw_sequential(open_session, asked, protocol.seed, told.begun, protocol.error)
+        told.begun(0)  # the positions since the last prompt was begun
         hit, used = found
         positions += used
         hits += [(hit[where] == 1).sum(axis=1).tolist() for where in asked.facts]
         draws += [(hit[where] >= 0).sum(axis=1).tolist() for where in asked.facts]
     return MasteryRecord(columns_of(facts, hits, draws), positions)
+
+
+class _Progress:
+    """Tells of prompts as they are begun, with the token positions of the session that is drawing."""
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self._tell, self._session, self._positions = tell, None, 0
+
+    def of(self, session: Any) -> Any:
+        """The same session, whose positions are told from now on."""
+        self._session, self._positions = session, 0
+        return session
+
+    def begun(self, prompts: int) -> None:
+        assert self._session is not None
+        positions = self._session.positions
+        self._tell(prompts, positions - self._positions)
+        self._positions = positions
 
 
 def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
@@ -169,21 +192,20 @@ def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
         )
 
 
-def _expected(
-    engine: LoadedModel, facts: Sequence[Fact], protocol: Protocol, progress: Callable[[int], None]
-) -> MasteryRecord:
+def _expected(engine: LoadedModel, facts: Sequence[Fact], protocol: Protocol, told: _Progress) -> MasteryRecord:
     """Mastery by expected hits."""
     texts, draws = protocol.most_texts, protocol.draws_per_prompt
     lasting = protocol.stopping == "sequential"
 
     def open_session(prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str]) -> Any:
-        return ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams, keep=lasting)
+        return told.of(ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams, keep=lasting))
 
     found: list[Expected] = []
     positions = 0
     for group in _groups(engine, facts, protocol.stopping):
         error = protocol.error if lasting else None
-        its, used = draw_expected(open_session, _asked(group, draws), texts, error, draws, progress)
+        its, used = draw_expected(open_session, _asked(group, draws), texts, error, draws, told.begun)
+        told.begun(0)
         found += its
         positions += used
     return MasteryRecord(_expected_columns(facts, found, draws), positions)

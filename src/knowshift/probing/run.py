@@ -27,8 +27,9 @@ from knowshift.files import check_output_file, digest, file_beside, folder_besid
 from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
+from knowshift.probing.meter import Meter, Progress
 from knowshift.records import EXPECTED, MASTERY, count_in, read_about, read_columns, read_table
-from knowshift.system.workers import process_pool, results
+from knowshift.system.workers import Tally, process_pool, results
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
 PART = 256
@@ -39,7 +40,8 @@ PLACE = ("model", "device")
 #: What a record that does not say it is.
 UNSAID = {"estimate": "hits"}
 
-Progress = Callable[[int, int], None]
+#: Seconds between two looks at what workers have done.
+LOOK = 1.0
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,13 @@ def run_mastery(
     protocol: Protocol,
     *,
     workers: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = lambda done, total, positions: None,
 ) -> Outcome:
     """Measure all facts into ``output``, going on from what an earlier run with the same inputs has left.
 
     Args:
-        progress: hears (facts done, facts in all), first of all what was there already.
+        progress: called with (facts done, facts in all, positions computed), first with what was there already, then
+            whenever more facts are done, those of unfinished parts included.
 
     Raises:
         InputError: a fact cannot be asked, or ``output`` cannot be written, or it or its parts belong to another
@@ -84,7 +87,7 @@ def _run_mastery(
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")
         _check_same(output, about, told)
-        progress(len(facts), len(facts))
+        progress(len(facts), len(facts), 0)
         return _outcome(output)
     folder = output.with_name(output.name + ".parts")
     _check_parts(folder, about)
@@ -97,10 +100,12 @@ def _run_mastery(
         starts = list(range(0, len(facts), PART))
         missing = [start for start in starts if not _part(folder, start).exists()]
         done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
-        progress(done, len(facts))
-        for finished in _measure(spec, engine, facts, missing, folder, protocol, workers):
+        progress(done, len(facts), 0)
+        asked = sum(len(completion_prompts(fact)) for start in missing for fact in facts[start : start + PART])
+        meter = Meter(progress, done, len(facts), asked)
+        for finished in _measure(spec, engine, facts, missing, folder, protocol, workers, meter):
             done += finished
-            progress(done, len(facts))
+            meter.finished(done)
         _merge([_part(folder, start) for start in starts], output, about)
     finally:
         lock.release()
@@ -207,6 +212,7 @@ def _measure(
     folder: Path,
     protocol: Protocol,
     workers: int,
+    meter: Meter,
 ) -> Iterator[int]:
     """Compute the missing parts; yields the facts of each part as it is written."""
     if not missing:
@@ -214,12 +220,12 @@ def _measure(
     if workers == 1 or len(missing) == 1:
         engine = engine or _open_again(spec)
         for start in missing:
-            _write_part(engine, facts[start : start + PART], _part(folder, start), protocol)
+            _write_part(engine, facts[start : start + PART], _part(folder, start), protocol, meter.tell)
             yield len(facts[start : start + PART])
         return
     calls = ((list(facts[start : start + PART]), str(_part(folder, start)), protocol) for start in missing)
-    with process_pool(min(workers, len(missing)), _begin_worker, spec) as pool:
-        yield from results(pool, _worker_part, calls, ahead=2 * workers)
+    with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.tally) as pool:
+        yield from results(pool, _worker_part, calls, ahead=2 * workers, meanwhile=meter.look, every=LOOK)
 
 
 def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
@@ -230,10 +236,12 @@ def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
 
 
 _engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
+_tally: Tally | None = None  # in a worker: what all of them have done
 
 
-def _begin_worker(spec: EngineSpec, worker: int) -> None:
-    global _engine
+def _begin_worker(spec: EngineSpec, tally: Tally, worker: int) -> None:
+    global _engine, _tally
+    _tally = tally
     try:
         _engine = _open_again(spec, worker)
     except InputError as error:  # raised here, it would only say that the pool is broken
@@ -242,14 +250,21 @@ def _begin_worker(spec: EngineSpec, worker: int) -> None:
 
 def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
     assert _engine is not None
+    assert _tally is not None
     if isinstance(_engine, InputError):
         raise _engine
-    _write_part(_engine, facts, Path(path), protocol)
+    _write_part(_engine, facts, Path(path), protocol, _tally.add)
     return len(facts)
 
 
-def _write_part(engine: LoadedModel | Engine, facts: Sequence[Fact], path: Path, protocol: Protocol) -> None:
-    record = measure_mastery(engine, facts, protocol)
+def _write_part(
+    engine: LoadedModel | Engine,
+    facts: Sequence[Fact],
+    path: Path,
+    protocol: Protocol,
+    tell: Callable[[int, int], None],
+) -> None:
+    record = measure_mastery(engine, facts, protocol, progress=tell)
     record.write(path, {"positions": record.positions})
 
 

@@ -60,10 +60,38 @@ def _start(numbers: Any, begin: Callable[..., None] | None, given: tuple[Any, ..
         begin(*given, number)
 
 
+class Tally:
+    """Whole numbers that processes add to and any of them reads; workers get it when they begin."""
+
+    def __init__(self, size: int) -> None:
+        self._counts = multiprocessing.get_context("spawn").Array("q", size)
+
+    def add(self, *more: int) -> None:
+        """Add to each of the numbers."""
+        with self._counts.get_lock():
+            for i, one in enumerate(more):
+                self._counts[i] += one
+
+    def read(self) -> tuple[int, ...]:
+        with self._counts.get_lock():
+            return tuple(self._counts[:])
+
+
 def results(
-    pool: ProcessPoolExecutor, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], ahead: int | None
+    pool: ProcessPoolExecutor,
+    function: Callable[..., Result],
+    calls: Iterable[tuple[Any, ...]],
+    ahead: int | None,
+    *,
+    meanwhile: Callable[[], None] = lambda: None,
+    every: float | None = None,
 ) -> Iterator[Result]:
-    """What ``function`` returns for each call, as they end; ``ahead`` bounds how many are handed out at once."""
+    """What ``function`` returns for each call, as they end.
+
+    Args:
+        ahead: bounds how many calls are handed out at once.
+        meanwhile: is called after each wait of ``every`` seconds.
+    """
     waiting = iter(calls)
     running: set[Future[Result]] = set()
     while True:
@@ -71,5 +99,6 @@ def results(
         running |= {pool.submit(function, *call) for call in islice(waiting, room)}
         if not running:
             return
-        ended, running = wait(running, return_when=FIRST_COMPLETED)
+        ended, running = wait(running, timeout=every, return_when=FIRST_COMPLETED)
+        meanwhile()
         yield from (future.result() for future in ended)
