@@ -188,7 +188,12 @@ def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
             raise InputError(
                 f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws"
             )
-        least = pc.min(pc.list_flatten(mastery["prompt_draws"])).as_py()
+        made, found = (pc.list_flatten(mastery[name]) for name in ("prompt_draws", "prompt_hits"))
+        # A text's value may exceed 1 (docs/mastery.md); a draw is a hit once.
+        most = made if "prompt_squares" not in names else found
+        if not pc.all(pc.and_(pc.less_equal(0, found), pc.less_equal(found, most))).as_py():
+            raise InputError(f"{path}: not a mastery record: a prompt has fewer than 0 hits, or more than draws")
+        least = pc.min(made).as_py()
         if "prompt_squares" in names and least is not None and least < 2:
             raise InputError(f"{path}: not a mastery record: expected hits of {least} texts; expected at least 2")
 

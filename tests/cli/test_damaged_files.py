@@ -52,7 +52,7 @@ EXAMPLES = 16
 MEMORY = 4 << 30
 #: Seconds of processor that one small damaged file may take.
 SLOW = 10.0
-KINDS = 14  # tests below that share the seconds
+KINDS = 16  # tests below that share the seconds
 
 
 @pytest.fixture(autouse=True)
@@ -359,6 +359,8 @@ def test_a_mastery_record_with_a_gap_is_refused(column: str, tmp_path: Path) -> 
     [
         ([[None, 0], [0, 0]], "'prompt_hits' has rows without a value"),
         ([[1], [0, 0]], "hits of more or fewer prompts"),
+        ([[1, 0], [0, 11]], "a prompt has fewer than 0 hits, or more than draws"),
+        ([[-1, 0], [0, 0]], "a prompt has fewer than 0 hits, or more than draws"),
     ],
 )
 def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any], says: str, tmp_path: Path) -> None:
@@ -379,6 +381,7 @@ def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any]
         ({"prompt_squares": [[0.2], [0.0, 0.0]]}, "hits of more or fewer prompts"),
         ({"prompt_hits": [[0.6, None], [0.0, 0.0]]}, "'prompt_hits' has rows without a value"),
         ({"prompt_hits": [[0.6, float("nan")], [0.0, 0.0]]}, "'prompt_hits' has values that are not finite"),
+        ({"prompt_hits": [[0.6, -0.1], [0.0, 0.0]]}, "a prompt has fewer than 0 hits, or more than draws"),
         ({"rate": [float("inf"), 0.0]}, "'rate' has values that are not finite"),
         ({"prompt_draws": [[2, 1], [2, 2]]}, "expected hits of 1 texts; expected at least 2"),
     ],
