@@ -45,6 +45,8 @@ def slots() -> Iterator[Slots]:
 def test_draws_are_asked_for_in_as_few_requests_as_the_slots_allow(slots: Slots) -> None:
     session = draw(CompletionsServer(slots.url), prompts=12)
     assert slots.paths.count("/props") == 1
+    # What it remembers of a prompt is not to be relied on after a request of several texts.
+    assert all(body["cache_prompt"] is False for body in slots.draws)
     assert [
         sorted(body.get("n", 1) for body in slots.draws if body["prompt"] == f"capital {i}") for i in range(12)
     ] == [[2, 4, 4]] * 12

@@ -109,7 +109,9 @@ def test_transformers_serve_gives_the_same_records_up_to_sampling(
 def test_a_record_from_transformers_serve(transformers_serve: str, tmp_path: Path) -> None:
     facts = load_facts("world:tiny").facts[:2]
     protocol = Protocol(draws_per_prompt=1, max_new_tokens=4)
-    outcome = run_mastery(EngineSpec(transformers_serve), facts, tmp_path / "m.parquet", protocol)
+    # Under two addresses, as if they were two.
+    spec = EngineSpec(transformers_serve, servers=(transformers_serve.replace("127.0.0.1", "localhost"),))
+    outcome = run_mastery(spec, facts, tmp_path / "m.parquet", protocol)
     table, about = read_table(tmp_path / "m.parquet", MASTERY, "mastery")
     assert table["fact"].to_pylist() == [fact.id for fact in facts]
     assert outcome.draws == 2 * 21

@@ -70,6 +70,9 @@ DIALECTS = {
             "min_p": 0.0,
             "typical_p": 1.0,
             "repeat_penalty": 1.0,
+            # A prompt that it remembers may be answered as another one after a request of several texts (seen in
+            # build 11549, docs/servers.md), so every prompt is read anew.
+            "cache_prompt": False,
         },
     ),
     "tgi": Dialect("tgi", {"repetition_penalty": 1.0}, without=("top_p",)),  # refuses a top_p of 1
