@@ -19,6 +19,29 @@ from tiny_models import SMALL
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+#: The files that take longest, longest first: the files that are handed out last are short, so no worker waits long.
+LONG = (
+    "studies/test_study.py",
+    "parameters/test_adapters_peft.py",
+    "probing/test_mastery_run.py",
+    "cli/test_commands.py",
+    "docs/test_snippets.py",
+    "parameters/test_adapters_commands.py",
+    "docs/test_notebook.py",
+    "test_packages.py",
+    "cli/test_border.py",
+    "studies/test_golden_study.py",
+    "models/server/test_transformers_serve.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; a worker gets whole files, so that a file's fixtures are made once."""
+    folder = Path(__file__).parent
+    order = {folder / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
