@@ -21,23 +21,23 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: The files that take longest, longest first: the files that are handed out last are short, so no worker waits long.
 LONG = (
-    "studies/test_study.py",
-    "parameters/test_adapters_peft.py",
-    "probing/test_mastery_run.py",
-    "cli/test_commands.py",
-    "docs/test_snippets.py",
-    "parameters/test_adapters_commands.py",
-    "docs/test_notebook.py",
-    "test_packages.py",
-    "cli/test_border.py",
-    "studies/test_golden_study.py",
-    "models/server/test_transformers_serve.py",
+    "tests/studies/test_study.py",
+    "tests/parameters/test_adapters_peft.py",
+    "tests/probing/test_mastery_run.py",
+    "tests/cli/test_commands.py",
+    "tests/docs/test_snippets.py",
+    "tests/parameters/test_adapters_commands.py",
+    "tests/docs/test_notebook.py",
+    "tests/test_packages.py",
+    "tests/cli/test_border.py",
+    "tests/studies/test_golden_study.py",
+    "tests/models/server/test_transformers_serve.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first; a worker gets whole files, so that a file's fixtures are made once."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     order = {folder / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(LONG)))
 

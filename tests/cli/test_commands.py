@@ -48,7 +48,7 @@ def pipeline(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """The stages one after the other on a small world, each through its command."""
     folder = tmp_path_factory.mktemp("pipeline")
     world, mastery = f"world:{small_world}", str(folder / "mastery.parquet")
-    sampled = call("mastery", world, "--facts", world, "--output", mastery, "--seed", "1", "--json")
+    sampled = call("mastery", world, "--facts", world, "--output", mastery, "--seed", "1", "--workers", "1", "--json")
     assert sampled.returncode == 0, sampled.stderr
     told = json.loads(sampled.stdout)
     level = max(range(5), key=lambda index: told["levels"][index])
@@ -88,13 +88,13 @@ def test_evaluate_and_tokens(pipeline: dict[str, object]) -> None:
     assert isinstance(words, list)
     assert isinstance(folder, Path)
     output = str(folder / "answers.parquet")
-    done = call("evaluate", str(pipeline["tuned"]), "--output", output, "--limit", "20", *words)
+    done = call_here("evaluate", str(pipeline["tuned"]), "--output", output, "--limit", "20", *words)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert set(told["accuracy"]) == {"in_domain", "out_of_domain"}
     assert sum(sum(told["accuracy"][domain]["counts"]) for domain in told["accuracy"]) == 20
     assert told["output"] == output
-    done = call(
+    done = call_here(
         "tokens", str(pipeline["world"]), str(pipeline["tuned"]), "--output", str(folder / "kl.parquet"), *words
     )
     assert done.returncode == 0, done.stderr
@@ -122,7 +122,7 @@ def test_tokens_scores_what_the_base_completes_with_its_answer(pipeline: dict[st
     write_table(tmp_path / "m.parquet", MASTERY, columns_of(facts, [[9]] * 5, [[10]] * 5), {})
     words = ["--facts", str(source), "--mastery", str(tmp_path / "m.parquet"), "--json"]
     for tuned in (str(pipeline["tuned"]), str(pipeline["world"])):
-        done = call("tokens", str(pipeline["world"]), tuned, "--output", str(tmp_path / "kl.parquet"), *words)
+        done = call_here("tokens", str(pipeline["world"]), tuned, "--output", str(tmp_path / "kl.parquet"), *words)
         assert done.returncode == 0, done.stderr
         told = json.loads(done.stdout)
         assert (told["facts"], told["level_4_facts"]) == (4, 5)
@@ -168,7 +168,7 @@ def test_tokens_scores_what_the_base_completes_with_its_answer(pipeline: dict[st
     ],
 )
 def test_bad_input_is_one_line_and_exit_two(words: list[str], said: str, tmp_path: Path) -> None:
-    done = call(*(word.format(folder=tmp_path) for word in words))
+    done = call_here(*(word.format(folder=tmp_path) for word in words))
     assert done.returncode == 2
     assert done.stdout == ""
     assert not list(tmp_path.iterdir())
@@ -192,14 +192,14 @@ def test_too_many_facts_an_existing_folder_and_a_strange_record_are_refused(pipe
     assert isinstance(words, list)
     assert isinstance(folder, Path)
     base = ["finetune", str(pipeline["world"]), "--level", str(pipeline["level"])]
-    done = call(*base, "--size", "5000", "--output-dir", str(folder / "new"), *words)
+    done = call_here(*base, "--size", "5000", "--output-dir", str(folder / "new"), *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "5000 training facts asked" in done.stderr
     assert not (folder / "new").exists()
-    done = call(*base, "--output-dir", str(pipeline["tuned"]), *words)
+    done = call_here(*base, "--output-dir", str(pipeline["tuned"]), *words)
     assert done.returncode == 2
     assert "exists already" in done.stderr
-    done = call(
+    done = call_here(
         "evaluate",
         str(pipeline["world"]),
         "--facts",

@@ -143,7 +143,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("options", [{}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("options", [{"use_dora": True}], ids=str)  # which is merged into a folder first
 def test_an_interrupted_run_of_an_adapter_leaves_no_temporary_folder(
     options: dict[str, Any], small_world: Path, tmp_path: Path
 ) -> None:
