@@ -15,9 +15,15 @@ class Meter:
 
     def __init__(self, progress: Progress, done: int, total: int, prompts: int) -> None:
         """``done`` of ``total`` facts are recorded already; ``prompts`` are those of the others."""
-        self.tally = Tally(2)  # prompts begun, token positions
+        self._own = (0, 0)  # prompts begun and token positions, in this process
+        self._tally: Tally | None = None  # in workers
         self._progress, self._before, self._done, self._told, self._total = progress, done, done, done, total
         self._facts_of_prompt = (total - done) / max(prompts, 1)
+
+    def for_workers(self) -> Tally:
+        """What workers add prompts begun and token positions to."""
+        self._tally = Tally(2)
+        return self._tally
 
     def finished(self, done: int) -> None:
         """So many facts are recorded."""
@@ -26,7 +32,7 @@ class Meter:
 
     def look(self) -> None:
         """Tell what all processes have done since."""
-        begun, positions = self.tally.read()
+        begun, positions = self._own if self._tally is None else self._tally.read()
         # The last facts begun are not done; a run is over when its parts are.
         now = max(self._done, min(self._before + int(begun * self._facts_of_prompt), self._total - 1), self._told)
         if now > self._told:
@@ -35,5 +41,5 @@ class Meter:
 
     def tell(self, prompts: int, positions: int) -> None:
         """From this process: more prompts begun, more positions computed."""
-        self.tally.add(prompts, positions)
+        self._own = (self._own[0] + prompts, self._own[1] + positions)
         self.look()

@@ -224,7 +224,7 @@ def _measure(
             yield len(facts[start : start + PART])
         return
     calls = ((list(facts[start : start + PART]), str(_part(folder, start)), protocol) for start in missing)
-    with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.tally) as pool:
+    with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.for_workers()) as pool:
         yield from results(pool, _worker_part, calls, ahead=2 * workers, meanwhile=meter.look, every=LOOK)
 
 
