@@ -25,6 +25,7 @@ NOT_RUN = {
     "knowshift world build --output-dir my-world": "24 minutes; tests/cli/test_commands.py builds a small world",
     "knowshift world build --facts entity-questions:dataset.zip": "81 minutes",
     "knowshift mastery http://127.0.0.1:8000": "a server; tests/models/server/test_transformers_serve.py starts one",
+    "knowshift mastery --server http://127.0.0.1:8000": "servers; tests/models/server/test_several_servers.py",
 }
 #: Programs that are not run; what they are given is looked at in `test_other_programs`.
 OTHER = ("make", "python", ".venv/bin/python")

@@ -123,7 +123,9 @@ def test_one_server_that_fails_ends_the_run_in_one_line_and_parts_stay(
     asked = len(toys[0].draws)
     status, _, _ = command([*words[:1], *words[3:]], monkeypatch, capsys)
     assert status == 0
-    assert len(toys[0].draws) == asked + 24 - 4 * len(kept)
+    # What was under way when the first run ended may have been counted since.
+    missing = 24 - 4 * len(kept)
+    assert missing <= len(toys[0].draws) - asked <= missing + 16
     whole, _ = read_table(output, MASTERY, "mastery")
     assert whole.equals(knowshift.mastery(toys[2].url, facts).table)
 
