@@ -83,7 +83,8 @@ def first_token_probabilities(loaded: LoadedModel, prompts: Prompts) -> NDArray[
         rows = [i for i, row in enumerate(ids) if len(row) == length]
         for part in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH)):
             with torch.inference_mode():
-                logits = loaded.model(input_ids=torch.tensor([ids[i] for i in part])).logits[:, -1].float()
+                rows_read = torch.tensor([ids[i] for i in part])
+                logits = loaded.model(input_ids=rows_read, logits_to_keep=1).logits[:, -1].float()
             found[part] = torch.softmax(logits / 0.7, -1)[range(len(part)), [answers[i] for i in part]].numpy()
     return found
 
@@ -95,6 +96,11 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
     wanted = {"hits": (0, 0.7), "hits of other random numbers": (2, 0.7), "hits at 0.8": (3, 0.8)}
     if wanted.keys() <= told.keys():
         return told
+
+    def keep() -> None:
+        if path is not None:
+            path.write_text(json.dumps(told) + "\n")
+
     torch.set_num_threads(arguments.cores)
     loaded = load_model(arguments.model, dtype=arguments.dtype)
     if not told:
@@ -109,12 +115,12 @@ def reference(arguments: argparse.Namespace) -> dict[str, Any]:
         told = {"dtype": arguments.dtype, "prompts": [every[i] for i in asked[np.sort(order)]]}
         told["draws"] = arguments.omnibus_draws
         print(f"{len(told['prompts'])} prompts of {len(every)}", flush=True)
+        keep()
     for name, (seed, temperature) in wanted.items():
         if name not in told:
             sampling = Sampling(told["draws"], temperature, arguments.max_new_tokens, arguments.seed + seed)
             told[name] = Prompts(told["prompts"]).here(loaded, sampling).tolist()
-        if path is not None:
-            path.write_text(json.dumps(told) + "\n")
+            keep()
     return told
 
 
