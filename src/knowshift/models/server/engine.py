@@ -3,8 +3,8 @@
 The whole distribution must be sampled, and servers differ in what they do by themselves (a model's own top-k of 50,
 llama.cpp's top-k of 40 and min-p of 0.05, greedy answers of `transformers serve`), so the fields that switch this off
 are sent in each server's dialect. What a server can do is tried out, not believed: how its version spells these fields,
-how many of a prompt's draws one request returns, and whether a stop text
-stays in the text it ends (else none is sent, since a hit must be seen).
+how many of a prompt's draws one request returns, and whether a stop text stays in the text it ends (else none is sent,
+since a hit must be seen).
 
 The URL is that of the server (``http://host:8000`` or ``http://host:8000/v1``), with ``#NAME`` behind it where the
 server has several models. Settings come from the environment, see docs/servers.md. A server's numbers are its own:
