@@ -58,6 +58,9 @@ EXPECTED = pa.schema(
     ]
 )
 
+#: The columns of a mastery record by its ``--estimate``.
+MASTERY_BY_ESTIMATE = {"hits": MASTERY, "expected": EXPECTED}
+
 #: One row per fact: question, the table's answer (its aliases count too), the greedy answer as written, both grades.
 ANSWERS = pa.schema(
     [
@@ -132,8 +135,8 @@ def checked(table: pa.Table, schema: pa.Schema, kind: str, name: str) -> pa.Tabl
     Raises:
         InputError: a column that is missing or of another type, or a mastery record with gaps.
     """
-    if schema is MASTERY and estimate_of(table.column_names) == "expected":
-        schema = EXPECTED
+    if schema is MASTERY:
+        schema = MASTERY_BY_ESTIMATE[estimate_of(table.column_names)]
     for field in schema:
         if field.name not in table.column_names:
             raise InputError(f"{name}: not a {kind} record: column {field.name!r} is missing")
@@ -179,19 +182,21 @@ def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
         inner = pc.list_flatten(values) if pa.types.is_list(values.type) else values
         if name != "exposures" and (values.null_count or inner.null_count):
             raise InputError(f"{path}: not a mastery record: column {name!r} has rows without a value")
-        if pa.types.is_floating(inner.type) and not pc.all(pc.is_finite(inner)).as_py():
+        if pa.types.is_floating(inner.type) and not pc.all(pc.is_finite(inner), min_count=0).as_py():
             raise InputError(f"{path}: not a mastery record: column {name!r} has values that are not finite")
     if {"prompt_hits", "prompt_draws"} <= set(mastery.column_names):
+        if not mastery.num_rows:
+            raise InputError(f"{path}: not a mastery record: it holds no fact")
         names = {"prompt_hits", "prompt_squares"} & set(mastery.column_names)
         draws = pc.list_value_length(mastery["prompt_draws"])
-        if not all(pc.all(pc.equal(pc.list_value_length(mastery[name]), draws)).as_py() for name in names):
+        if not all(pc.all(pc.equal(pc.list_value_length(mastery[name]), draws), min_count=0).as_py() for name in names):
             raise InputError(
                 f"{path}: not a mastery record: a fact has hits of more or fewer prompts than it has draws"
             )
         made, found = (pc.list_flatten(mastery[name]) for name in ("prompt_draws", "prompt_hits"))
         # A text's value may exceed 1 (docs/mastery.md); a draw is a hit once.
         most = made if "prompt_squares" not in names else found
-        if not pc.all(pc.and_(pc.less_equal(0, found), pc.less_equal(found, most))).as_py():
+        if not pc.all(pc.and_(pc.less_equal(0, found), pc.less_equal(found, most)), min_count=0).as_py():
             raise InputError(f"{path}: not a mastery record: a prompt has fewer than 0 hits, or more than draws")
         least = pc.min(made).as_py()
         if "prompt_squares" in names and least is not None and least < 2:

@@ -375,6 +375,21 @@ def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any]
             reads()
 
 
+@pytest.mark.parametrize("schema", [MASTERY, EXPECTED], ids=["hits", "expected"])
+def test_a_mastery_record_without_facts_is_refused_as_such_and_one_without_prompts_is_read(
+    schema: pa.Schema, tmp_path: Path
+) -> None:
+    path = tmp_path / "mastery.parquet"
+    rows = mastery_rows() if schema is MASTERY else expected_rows()
+    write_table(path, schema, {name: [] for name in schema.names}, {})
+    with pytest.raises(InputError, match="it holds no fact"):
+        read_table(path, MASTERY, "mastery")
+    without: dict[str, list[Any]] = {name: [[], []] for name in schema.names if name.startswith("prompt_")}
+    write_table(path, schema, rows | without, {})
+    assert read_table(path, MASTERY, "mastery")[0].num_rows == 2
+    write_certainty(path, tmp_path / "certainty.parquet")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

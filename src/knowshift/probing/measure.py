@@ -17,10 +17,10 @@ from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.expected import TEXTS, Expected, draw_expected
 from knowshift.probing.levels import level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
-from knowshift.records import EXPECTED, MASTERY, write_table
+from knowshift.records import MASTERY_BY_ESTIMATE, estimate_of, write_table
 
 #: What is told of a prompt: how many of its draws are hits (the paper), or how many are expected to be.
-ESTIMATES = ("hits", "expected")
+ESTIMATES = tuple(MASTERY_BY_ESTIMATE)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class MasteryRecord:
 
     def write(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write the record as Parquet; ``about`` travels in the file."""
-        write_table(path, EXPECTED if "prompt_squares" in self.columns else MASTERY, self.columns, about)
+        write_table(path, MASTERY_BY_ESTIMATE[estimate_of(self.columns)], self.columns, about)
 
 
 def measure_mastery(

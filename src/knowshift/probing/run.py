@@ -28,7 +28,7 @@ from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.probing.meter import Meter, Progress
-from knowshift.records import EXPECTED, MASTERY, count_in, read_about, read_columns, read_table
+from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
 from knowshift.system.workers import Tally, process_pool, results
 
 #: Facts in a part: what a kill may lose, and what fills a few batches.
@@ -272,7 +272,7 @@ def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> Non
     """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
     positions = sum(count_in(part, read_about(part, "mastery"), "positions") for part in parts)
     told = json.dumps({**about, "positions": positions}, sort_keys=True)
-    schema = (EXPECTED if about.get("estimate") == "expected" else MASTERY).with_metadata({"knowshift": told})
+    schema = MASTERY_BY_ESTIMATE[{**UNSAID, **about}["estimate"]].with_metadata({"knowshift": told})
     with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         held: list[pa.Table] = []
         for part in parts:
