@@ -328,6 +328,7 @@ FAMILIES = {
     "GPT2Config": {"n_positions": 128},  # learned positions
     "BloomConfig": {},  # no positions but in attention
     "OPTConfig": {"ffn_dim": 64, "max_position_embeddings": 128, "word_embed_proj_dim": 32},  # positions from 2 on
+    "LlamaConfig": {**_LLAMA, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64},  # wide heads
     "MistralConfig": {**_LLAMA, "sliding_window": 4},
     "Gemma3TextConfig": {**_LLAMA, "sliding_window": 4, "head_dim": 16},  # some layers slide, some do not
     "MixtralConfig": {**_LLAMA, "num_local_experts": 4},

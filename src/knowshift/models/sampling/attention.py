@@ -1,9 +1,10 @@
-"""Attention of one new token over a short cache on the CPU, as products and sums over the cache as it lies in memory.
+"""Attention of one new token over a short cache on the CPU, over the cache as it lies in memory.
 
 PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
-than the few products in it. Rows are taken some at a time, so that the products stay in the processor's own memory.
-Same float32 precision, another order of summation. Anything else (a mask, soft capping,
-attention sinks, a long cache, another device or dtype) goes to the kernel as before.
+than the few products in it. So it is two batched matrix products over rows and key-value heads; where heads are narrow,
+a matrix product costs more than what is in it too, and plain products and sums are faster. Same float32 precision,
+another order of summation. Anything else (a mask, soft capping, attention sinks, a long cache, another device or
+dtype) goes to the kernel as before.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from transformers.masking_utils import sdpa_mask
 #: Its name in transformers; models are loaded with PyTorch's (:func:`knowshift.system.patches.attention`).
 NAME = "knowshift_one_token"
 USUAL = "sdpa"
-#: Tokens in the cache, from which the kernel is as fast.
-LONG = 64
-#: Rows at a time: their products are a megabyte or two.
+#: Width of a head, up to which products and sums are faster than matrix products.
+NARROW = 32
+#: Tokens in the cache, from which the kernel is as fast: with matrix products, and with products and sums.
+LONG, LONG_NARROW = 512, 64
+#: Rows at a time, so that products before their sum, a megabyte or two, stay in the processor's own memory.
 ROWS_AT_ONCE = 128
 
 
@@ -37,16 +40,21 @@ def one_token_attention(
     """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W]."""
     rows, heads, length, width = query.shape
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
-    plain = length == 1 and attention_mask is None and key.shape[2] <= LONG and not special
+    short = key.shape[2] <= (LONG_NARROW if width <= NARROW else LONG)
+    plain = length == 1 and attention_mask is None and short and not special
     if not plain or query.device.type != "cpu" or query.dtype != torch.float32:
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )[0]
         return output, None
     groups = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    if width > NARROW:
+        keys, values = key.flatten(0, 1), value.flatten(0, 1)  # [N G, L, W]
+        scores = torch.bmm(query.reshape(rows * groups, heads // groups, width), keys.transpose(1, 2))
+        return torch.bmm(scores.mul_(scale).softmax(dim=-1), values).view(rows, 1, heads, width), None
     queries = query.reshape(rows, 1, groups, heads // groups, width)
     keys, values = key.transpose(1, 2).unsqueeze(3), value.transpose(1, 2).unsqueeze(3)  # [N, L, G, 1, W]
-    scale = width**-0.5 if scaling is None else scaling
     result = query.new_empty(rows, 1, heads, width)
     for start in range(0, rows, ROWS_AT_ONCE):
         some = slice(start, start + ROWS_AT_ONCE)

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
+from knowshift.models.sampling.attention import NARROW
+
 Ints = NDArray[np.int64]
 
 #: Rows grow by this many token positions at a time.
@@ -25,7 +27,7 @@ ROOM = 8
 
 
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, stored as [rows, room, heads, width] and shown as [rows, heads, length, width]."""
+    """Keys and values of one layer, [rows, heads, room, width], of which [rows, heads, length, width] is shown."""
 
     def __init__(self, arena: Arena | None = None, number: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -40,7 +42,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         if self.arena is not None:
             self.stored = self.arena.lend(self.number, key_states, value_states)
         else:
-            self.stored = [new.new_empty((self.rows, 0, heads, new.shape[-1])) for new in (key_states, value_states)]
+            self.stored = [_room_for(new, self.rows, heads, 0) for new in (key_states, value_states)]
         self.is_initialized = True
 
     def update(
@@ -49,10 +51,10 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, end = self.length, self.length + key_states.shape[-2]
-        if end > self.stored[0].shape[1]:
+        if end > self.stored[0].shape[2]:
             self._reallocate(self.rows, end + ROOM)
         for stored, new in zip(self.stored, (key_states, value_states), strict=True):
-            stored[: self.rows, start:end] = new.transpose(1, 2)
+            stored[: self.rows, :, start:end] = new
         self.length = end
         return self._show()
 
@@ -64,20 +66,28 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 
         ``room`` is for tokens to come, which would otherwise have to be made by copying once more.
         """
-        picked = [old.new_empty((len(indices), self.length + room, *old.shape[2:])) for old in self.stored]
+        picked = [_room_for(old, len(indices), old.shape[1], self.length + room) for old in self.stored]
         for new, old in zip(picked, self.stored, strict=True):
-            _take_rows(old[:, : self.length], indices, new[:, : self.length])
+            _take_rows(old[:, :, : self.length], indices, new[:, :, : self.length])
         self.stored, self.arena, self.rows = picked, None, len(indices)
         self._show()
 
     def move_rows(self, source: torch.Tensor, target: torch.Tensor, rows: int) -> None:
-        """Copy rows ``source`` to ``target`` in place, no row being both, and keep the first ``rows`` rows."""
+        """Copy rows ``source`` to ``target`` in place, no row being both, and keep the first ``rows`` rows.
+
+        ``target`` ascends. Where it is one range behind the sources, as where nodes branch, rows are copied once.
+        """
         if rows > self.stored[0].shape[0]:
-            self._reallocate(rows + rows // 4, self.stored[0].shape[1])
+            self._reallocate(rows + rows // 4, self.stored[0].shape[2])
         if len(source):
+            start, end = int(target[0]), int(target[-1]) + 1
+            behind = end - start == len(source) and int(source.max()) < start
             for stored in self.stored:
-                held = stored[:, : self.length]
-                held.index_copy_(0, target, held.index_select(0, source))
+                held = stored[:, :, : self.length]
+                if behind:
+                    _take_rows(held[:start], source, held[start:end])
+                else:
+                    held.index_copy_(0, target, held.index_select(0, source))
         self.rows = rows
         self._show()
 
@@ -86,22 +96,34 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         assert self.length == other.length
         above, rows = self.rows, self.rows + len(chosen)
         if rows > self.stored[0].shape[0]:
-            self._reallocate(rows + rows // 4, self.stored[0].shape[1])
+            self._reallocate(rows + rows // 4, self.stored[0].shape[2])
         for stored, new in zip(self.stored, other.stored, strict=True):
-            _take_rows(new[:, : self.length], chosen, stored[above:rows, : self.length])
+            _take_rows(new[:, :, : self.length], chosen, stored[above:rows, :, : self.length])
         self.rows = rows
         self._show()
 
     def _reallocate(self, rows: int, room: int) -> None:
         kept = min(rows, self.rows)
         for which, old in enumerate(self.stored):
-            grown = old.new_empty((rows, room, *old.shape[2:]))
-            grown[:kept, : self.length] = old[:kept, : self.length]
+            grown = _room_for(old, rows, old.shape[1], room)
+            grown[:kept, :, : self.length] = old[:kept, :, : self.length]
             self.stored[which] = grown
 
     def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
-        self.keys, self.values = (old[: self.rows, : self.length].transpose(1, 2) for old in self.stored)
+        self.keys, self.values = (old[: self.rows, :, : self.length] for old in self.stored)
         return self.keys, self.values
+
+
+def _room_for(like: torch.Tensor, rows: int, heads: int, room: int) -> torch.Tensor:
+    """Memory for [rows, heads, room, width], of the width, dtype and device of ``like``.
+
+    The tokens of a head lie together where attention is a product for each head; where heads are narrow, the heads of
+    a token do, since rows are then copied in longer pieces (see :mod:`knowshift.models.sampling.attention`).
+    """
+    width = like.shape[3]
+    if width > NARROW:
+        return like.new_empty((rows, heads, room, width))
+    return like.new_empty((rows, room, heads, width)).transpose(1, 2)
 
 
 def _take_rows(source: torch.Tensor, rows: torch.Tensor, target: torch.Tensor) -> None:
@@ -123,11 +145,10 @@ class Arena:
     held: dict[int, list[torch.Tensor]] = field(default_factory=dict)
 
     def lend(self, number: int, keys: torch.Tensor, values: torch.Tensor) -> list[torch.Tensor]:
-        """The storage of layer ``number``, [rows, length, heads, width] for keys and for values."""
+        """The storage of layer ``number``, [rows, heads, length, width] for keys and for values."""
         if number not in self.held:
             rows = max(self.rows, keys.shape[0])
-            shapes = ((rows, self.length, new.shape[1], new.shape[3]) for new in (keys, values))
-            self.held[number] = [keys.new_empty(shape) for shape in shapes]
+            self.held[number] = [_room_for(new, rows, new.shape[1], self.length) for new in (keys, values)]
         return list(self.held[number])
 
 

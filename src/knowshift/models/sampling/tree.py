@@ -109,7 +109,9 @@ class Walk(Generic[Text]):
         for row, ids in zip(self._ids, self.prompts, strict=True):
             row[: len(ids)] = ids
         order = np.lexsort(self._ids.T[::-1])
-        size = max(1, self.max_nodes // 2)
+        # A prompt branches into its texts; of many draws, several are alike to begin with.
+        most = max(map(len, numbers), default=0)
+        size = max(1, self.max_nodes // min(max(most, 1), 4))
         arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
         with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
             for start in range(0, len(order), size):

@@ -1,0 +1,79 @@
+"""Attention of one token gives what PyTorch's kernel gives, for every width, sharing of keys and length of cache."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaConfig
+
+from knowshift.models.sampling import attention
+from knowshift.models.sampling.cache import TreeLayer, continue_rows, tree_cache
+
+
+@given(
+    rows=st.integers(1, 140),
+    groups=st.integers(1, 3),
+    shared=st.integers(1, 3),
+    width=st.sampled_from([4, attention.NARROW, attention.NARROW + 8, 64]),
+    tokens=st.integers(1, attention.LONG_NARROW // 2),
+    scaling=st.sampled_from([None, 0.3]),
+    seed=st.integers(0, 99),
+)
+def test_one_token_attends_as_by_the_kernel(
+    rows: int, groups: int, shared: int, width: int, tokens: int, scaling: float | None, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    layer = TreeLayer()
+    for _ in range(2):  # a prompt's tokens, then one more
+        key, value = layer.update(*torch.randn(2, rows, groups, tokens, width))
+    assert key.shape == (rows, groups, 2 * tokens, width)
+    query = torch.randn(rows, groups * shared, 1, width)
+    mine, nothing = attention.one_token_attention(torch.nn.Module(), query, key, value, None, scaling=scaling)
+    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True)
+    assert nothing is None
+    assert mine.shape == (rows, 1, groups * shared, width)
+    torch.testing.assert_close(mine, theirs.transpose(1, 2), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_long_caches_go_to_the_kernel(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def kernel(module: object, query: torch.Tensor, key: torch.Tensor, *more: object, **named: object) -> object:
+        asked.append(key.shape[2])
+        return query.transpose(1, 2), None
+
+    monkeypatch.setattr(attention, "sdpa_attention_forward", kernel)
+    longest = attention.LONG_NARROW if width <= attention.NARROW else attention.LONG
+    for tokens in (longest, longest + 1):
+        key = torch.zeros(1, 1, tokens, width)
+        attention.one_token_attention(torch.nn.Module(), torch.zeros(1, 1, 1, width), key, key, None)
+    assert asked == [longest + 1]
+
+
+@given(
+    moves=st.lists(st.lists(st.integers(0, 10**6), min_size=1, max_size=12), min_size=1, max_size=6),
+    width=st.sampled_from([8, 64]),
+)
+def test_rows_go_on_with_what_their_parents_held(moves: list[list[int]], width: int) -> None:
+    cache = tree_cache(LlamaConfig(num_hidden_layers=1))
+    history: list[tuple[int, ...]] = [(i,) for i in range(4)]
+
+    def add(tokens: list[int]) -> None:
+        new = torch.tensor(tokens, dtype=torch.float32)[:, None, None, None].expand(-1, 2, 1, width)
+        cache.layers[0].update(new, -new)
+
+    add([0, 1, 2, 3])
+    for turn, chosen in enumerate(moves):
+        parents = np.array(chosen) % len(history)
+        row = continue_rows(cache, parents)
+        told: list[tuple[int, ...]] = [()] * len(parents)
+        for node, its_row in enumerate(row):
+            told[its_row] = (*history[parents[node]], 100 * turn + node)
+        history = told
+        add([its[-1] for its in history])
+        assert cache.layers[0].keys[:, 1, :, width - 1].tolist() == [list(its) for its in history]
+        assert cache.layers[0].values[:, 0, :, 0].tolist() == [[-x for x in its] for its in history]
