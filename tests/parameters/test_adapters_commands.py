@@ -135,8 +135,8 @@ def test_weights_that_an_adapter_makes_infinite_are_refused(
 INTERRUPTED = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from knowshift.probing import run
-run.PART = 4
+from knowshift.probing import engines
+engines.PART = 4
 from knowshift.cli.app import main
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.known_facts import known_facts
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.probing import run
+from knowshift.probing import engines
 from knowshift.probing.agreement import agreement, agreement_of
 from knowshift.probing.certainty_record import write_certainty
 from knowshift.probing.engines import EngineSpec
@@ -127,7 +127,7 @@ def test_sequential_asks_on_only_where_the_level_is_open(chain: LoadedModel) -> 
 def test_a_record_says_what_it_holds_and_every_reader_takes_it(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "PART", 9)
+    monkeypatch.setattr(engines, "PART", 9)
     source = f"world:{small_world}"
     facts = [fact for fact in load_facts(source).facts if fact.split == "test"][:24]
     protocol = Protocol(seed=1, estimate="expected")

@@ -24,7 +24,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.probing import run
+from knowshift.probing import engines, run
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import Outcome, facts_digest, run_mastery
@@ -46,7 +46,7 @@ def spec(small_world: Path) -> EngineSpec:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "PART", 5)
+    monkeypatch.setattr(engines, "PART", 5)
 
 
 def _clean(folder: Path) -> list[str]:
@@ -180,8 +180,12 @@ def test_a_gpu_gets_one_process_and_a_small_model_on_a_cpu_one_a_core(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
     monkeypatch.setattr(ModelFiles, "bytes", megabytes << 20)
-    placed = EngineSpec("world:tiny", dtype="bfloat16").placed(device, workers, -(-facts // 256))
-    assert placed == (EngineSpec("world:tiny", dtype="bfloat16", devices=devices, threads=threads), processes)
+    monkeypatch.setattr(engines, "PART", 256)
+    placed = EngineSpec("world:tiny", dtype="bfloat16").placed(device, workers, facts)
+    heavy = megabytes > 64
+    told = EngineSpec("world:tiny", dtype="bfloat16", devices=devices, threads=threads, heavy=heavy)
+    assert placed == (told, processes)
+    assert placed[0].part == (32 if heavy else engines.PART)
 
 
 def test_the_process_that_starts_workers_takes_no_gpu_and_says_why_a_worker_cannot(
@@ -311,7 +315,7 @@ def test_killed_at_any_moment_and_run_again_the_record_is_the_same(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """SIGKILL as soon as a first part is there; then SIGINT; then to the end: byte for byte the undisturbed record."""
-    monkeypatch.setattr(run, "PART", 4)
+    monkeypatch.setattr(engines, "PART", 4)
     result = _call(_command(small_world, tmp_path / "a.parquet", *FEW, "--workers", "1"))
     assert set(result) >= {"facts", "levels", "draws", "positions", "seconds", "output"}
     assert result["facts"] == 48
@@ -342,8 +346,8 @@ def test_killed_at_any_moment_and_run_again_the_record_is_the_same(
 SMALL_PARTS = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
-from knowshift.probing import run
-run.PART = 4
+from knowshift.probing import engines
+engines.PART = 4
 from knowshift.cli.app import main
 if __name__ == "__main__":
     main()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from knowshift.cli.app import main
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server.engine import CompletionsServer
-from knowshift.probing import run
+from knowshift.probing import engines
 
 Reply = tuple[int, dict[str, str], bytes]
 
@@ -151,7 +151,7 @@ def mastery_command(
     """`knowshift mastery URL` with parts of one fact: exit status, and standard error."""
     facts = folder / "facts.jsonl"
     facts.write_text("".join(json.dumps(row) + "\n" for row in TABLE))
-    monkeypatch.setattr(run, "PART", 1)
+    monkeypatch.setattr(engines, "PART", 1)
     words = ["mastery", url, "--facts", str(facts), "--output", str(folder / "m.parquet"), "--json"]
     monkeypatch.setattr(sys, "argv", ["knowshift", *words])
     with pytest.raises(SystemExit) as ended:

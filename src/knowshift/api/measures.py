@@ -119,7 +119,7 @@ def mastery(
     """
     from knowshift.probing.engines import EngineSpec
     from knowshift.probing.measure import Protocol
-    from knowshift.probing.run import PART, run_mastery
+    from knowshift.probing.run import run_mastery
 
     if workers is not None:
         check_whole("workers", workers, 1)
@@ -134,7 +134,7 @@ def mastery(
     else:
         loaded = load_model(cast(ModelLike, model), revision=revision, base=base, base_revision=base_revision)
         spec = EngineSpec(loaded.name, dtype=loaded.dtype, devices=(loaded.device,), loaded=loaded)
-    spec, processes = spec.placed(device, workers, -(-len(asked) // PART))
+    spec, processes = spec.placed(device, workers, len(asked))
     began = time.monotonic()
     resumed: list[int] = []
     with _kept(output) as path, count("mastery", len(asked), "fact", progress) as counted:

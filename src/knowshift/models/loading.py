@@ -58,6 +58,11 @@ class LoadedModel:
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of the loaded weights."""
+        return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
+
     def stop_ids(self) -> list[int]:
         """The ids that end a text: the generation config's and the tokenizer's EOS, sorted, each once."""
         told = getattr(self.model.generation_config, "eos_token_id", None)

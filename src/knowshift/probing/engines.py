@@ -15,6 +15,10 @@ from knowshift.system.workers import cores
 
 #: Models of fewer bytes of weights are loaded once a core.
 SMALL = 1 << 30
+#: Facts in a part of a run: what a kill may lose, and what fills a few batches.
+PART = 256
+#: The same for a model of more bytes of weights than ``LIGHT``, which takes seconds for a fact.
+PART_OF_HEAVY, LIGHT = 32, 64 << 20
 
 
 def is_server(name: str) -> bool:
@@ -35,7 +39,13 @@ class EngineSpec:
     base_revision: str | None = None
     found: ModelFiles | None = None  # where it lies; looked for by name where None
     loaded: LoadedModel | None = None  # a model that is in this process already; no worker can open it
+    heavy: bool = False  # whether a fact takes seconds
     servers: tuple[str, ...] = ()  # where ``name`` is a server's URL, those of others with the same model
+
+    @property
+    def part(self) -> int:
+        """Facts in a part of a run."""
+        return PART_OF_HEAVY if self.heavy else PART
 
     @property
     def is_server(self) -> bool:
@@ -73,21 +83,25 @@ class EngineSpec:
         with prepared(files) as found:
             yield self if files.adapter is None else replace(self, found=found)
 
-    def placed(self, device: str, workers: int | None, parts: int) -> tuple[EngineSpec, int]:
-        """The same engine on its devices, and in how many processes: one a GPU, and of small models one a core.
+    def placed(self, device: str, workers: int | None, facts: int) -> tuple[EngineSpec, int]:
+        """The same engine on its devices, for so many facts, and in how many processes.
 
-        ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one. A given number of ``workers`` overrides it; where
-        none is given, there are never more than ``parts``, the pieces of work to share out.
+        That is one a GPU, and of small models one a core. ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one.
+        A given number of ``workers`` overrides it; where none is given, there are never more than parts to share out.
         """
-        if self.is_server or self.loaded is not None:
+        if self.is_server:
             return self, 1
+        if self.loaded is not None:
+            return replace(self, heavy=self.loaded.bytes > LIGHT), 1
+        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+        spec = replace(self, heavy=files.bytes > LIGHT)
+        parts = -(-facts // spec.part)
         if device in ("auto", "cuda") and torch.cuda.is_available():
             devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
-            return replace(self, devices=devices), workers or min(len(devices), parts)
+            return replace(spec, devices=devices), workers or min(len(devices), parts)
         if device not in ("auto", "cpu"):
-            return replace(self, devices=(device,)), workers or 1
-        files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
+            return replace(spec, devices=(device,)), workers or 1
         small = files.bytes < SMALL
         processes = workers or (min(cores(), parts) if small else 1)
         # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
-        return replace(self, devices=("cpu",), threads=1 if small else None), processes
+        return replace(spec, devices=("cpu",), threads=1 if small else None), processes

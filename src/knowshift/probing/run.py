@@ -1,6 +1,6 @@
 """Measuring the mastery of many facts: records written as they come, resumed where they stopped, on any workers.
 
-A run is cut into parts of :data:`PART` facts in the order of the source. A finished part is a file in
+A run is cut into parts of ``EngineSpec.part`` facts in the order of the source. A finished part is a file in
 ``OUTPUT.parts/``; when all are there they become OUTPUT and the folder goes. A part does not depend on the others, on
 who computes it or when, so a run that was killed ends in the same record as one that was not.
 """
@@ -31,8 +31,6 @@ from knowshift.probing.meter import Meter, Progress
 from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
 from knowshift.system.workers import Tally, process_pool, results
 
-#: Facts in a part: what a kill may lose, and what fills a few batches.
-PART = 256
 #: Rows of the final record that are gathered before they are written as one row group.
 ROWS_OF_A_GROUP = 1 << 15
 #: What may differ between the start of a run and its resumption, because it changes no record.
@@ -97,16 +95,16 @@ def _run_mastery(
     except Timeout:
         raise InputError(f"{folder}: another process is writing there; expected another --output") from None
     try:
-        starts = list(range(0, len(facts), PART))
-        missing = [start for start in starts if not _part(folder, start).exists()]
-        done = len(facts) - sum(len(facts[start : start + PART]) for start in missing)
+        parts = {start: facts[start : start + spec.part] for start in range(0, len(facts), spec.part)}
+        missing = {start: part for start, part in parts.items() if not _part(folder, start).exists()}
+        done = len(facts) - sum(map(len, missing.values()))
         progress(done, len(facts), 0)
-        asked = sum(len(completion_prompts(fact)) for start in missing for fact in facts[start : start + PART])
+        asked = sum(len(completion_prompts(fact)) for part in missing.values() for fact in part)
         meter = Meter(progress, done, len(facts), asked)
-        for finished in _measure(spec, engine, facts, missing, folder, protocol, workers, meter):
+        for finished in _measure(spec, engine, missing, folder, protocol, workers, meter):
             done += finished
             meter.finished(done)
-        _merge([_part(folder, start) for start in starts], output, about)
+        _merge([_part(folder, start) for start in parts], output, about)
     finally:
         lock.release()
     shutil.rmtree(folder)
@@ -126,7 +124,7 @@ def _checked_engine(
     engine = spec.open() if workers == 1 else replace(spec, devices=("cpu",)).open()
     check_engine(engine, protocol)
     _check_prompts(engine, facts, protocol.max_new_tokens)
-    about = {**engine.about(), **protocol.about(), "facts": facts_digest(facts), "part": PART}
+    about = {**engine.about(), **protocol.about(), "facts": facts_digest(facts), "part": spec.part}
     if isinstance(engine, LoadedModel):
         about["device"] = str(torch_device(spec.devices[0]))
     return engine if workers == 1 else None, about
@@ -207,8 +205,7 @@ def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) 
 def _measure(
     spec: EngineSpec,
     engine: LoadedModel | Engine | None,
-    facts: Sequence[Fact],
-    missing: Sequence[int],
+    missing: Mapping[int, Sequence[Fact]],
     folder: Path,
     protocol: Protocol,
     workers: int,
@@ -219,11 +216,11 @@ def _measure(
         return
     if workers == 1 or len(missing) == 1:
         engine = engine or _open_again(spec)
-        for start in missing:
-            _write_part(engine, facts[start : start + PART], _part(folder, start), protocol, meter.tell)
-            yield len(facts[start : start + PART])
+        for start, part in missing.items():
+            _write_part(engine, part, _part(folder, start), protocol, meter.tell)
+            yield len(part)
         return
-    calls = ((list(facts[start : start + PART]), str(_part(folder, start)), protocol) for start in missing)
+    calls = ((list(part), str(_part(folder, start)), protocol) for start, part in missing.items())
     with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.for_workers()) as pool:
         yield from results(pool, _worker_part, calls, ahead=2 * workers, meanwhile=meter.look, every=LOOK)
 

@@ -18,7 +18,7 @@ import knowshift
 from knowshift.cli.app import main
 from knowshift.errors import InputError
 from knowshift.models.server.engine import CompletionsServer, SeveralServers
-from knowshift.probing import run
+from knowshift.probing import engines
 from knowshift.records import MASTERY, read_table
 from toy_server import TABLE, Toy, draw, serving
 
@@ -32,7 +32,7 @@ def toys() -> Iterator[list[Toy]]:
 @pytest.fixture
 def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Twelve facts in parts of two."""
-    monkeypatch.setattr(run, "PART", 2)
+    monkeypatch.setattr(engines, "PART", 2)
     path = tmp_path / "facts.jsonl"
     rows = [{**TABLE[0], "id": f"f{i}", "prompts": [f"In {i} Peru it is", "{subject}'s is"]} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
