@@ -89,7 +89,7 @@ def mastery(
     base: str | None = None,
     base_revision: str | None = None,
     device: str = "cpu",
-    dtype: str = "float32",
+    dtype: str | None = None,
     progress: Shown = None,
 ) -> Mastery:
     """Sample the completion prompts of every fact; count the draws that hold an accepted answer (paper 2.3).
@@ -111,6 +111,8 @@ def mastery(
         certainty: also write intervals and level probabilities to this file.
         prompts: also write prompts.csv and prompts.svg to this folder.
         workers: processes; where not given, one a core or a GPU. A loaded model is used in this process.
+        dtype: "float32", "bfloat16", "float16", "auto" for the stored one, or None for the stored one where this
+            device is fast in it and float32 elsewhere. The record says which it was.
         progress: whether a bar is shown; None shows one in a terminal and in a notebook. A function is given lines for
             a log: one after five seconds, then one every half minute.
 

@@ -11,7 +11,6 @@ from knowshift.cli.output import (
     BaseOption,
     BaseRevisionOption,
     DeviceOption,
-    DtypeOption,
     FactsOption,
     JsonOption,
     PathOption,
@@ -63,7 +62,14 @@ def mastery(
     base: BaseOption = None,
     base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
-    dtype: DtypeOption = "float32",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            "--dtype",
+            help="float32, bfloat16, float16 or auto (as stored); where not given, as stored if this device is fast in "
+            "it, else float32.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sample the completion prompts of every fact; count the draws that hold an accepted answer; write the record.

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
+from knowshift.models.dtypes import TORCH_DTYPES, fitting_dtype
 from knowshift.models.finding import HASHED_WHOLE, ModelFiles, find_model
 from knowshift.models.prompts import PromptEncoder
 from knowshift.models.token_bytes import token_pieces
@@ -34,8 +35,6 @@ from knowshift.parameters.files.companions import VOCABULARIES, tokenizer_beside
 from knowshift.parameters.files.pair import open_tuned
 from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
-
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,8 @@ class LoadedModel:
         return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
     @property
-    def bytes(self) -> int:
-        """Bytes of the loaded weights."""
+    def weight_bytes(self) -> int:
+        """What the loaded weights take."""
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
     def stop_ids(self) -> list[int]:
@@ -99,7 +98,7 @@ def load_model(
     name: str,
     *,
     revision: str | None = None,
-    dtype: str = "float32",
+    dtype: str | None = "float32",
     device: str = "cpu",
     base: str | None = None,
     base_revision: str | None = None,
@@ -107,9 +106,9 @@ def load_model(
     """Load ``name``: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH`` (a built world), or
     an adapter (a folder or a hub id), which is loaded as the model that it and its base make.
 
-    ``dtype`` is "float32", "bfloat16", "float16", or "auto" for the stored one; ``device`` is a torch device or
-    "auto" (cuda where there is one). ``base`` and ``base_revision`` as in :func:`find_model`. Raises
-    :class:`InputError` for whatever is missing, pickled or damaged.
+    ``dtype`` is "float32", "bfloat16", "float16", "auto" for the stored one, or None for :func:`fitting_dtype`;
+    ``device`` is a torch device or "auto" (cuda where there is one). ``base`` and ``base_revision`` as in
+    :func:`find_model`. Raises :class:`InputError` for whatever is missing, pickled or damaged.
     """
     _check_asked(dtype, device)
     files = find_model(name, revision=revision, base=base, base_revision=base_revision)
@@ -140,14 +139,14 @@ def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
             shutil.rmtree(merged.folder, ignore_errors=True)  # now: a traceback may keep the folder alive
 
 
-def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu") -> LoadedModel:
+def load_found(files: ModelFiles, *, dtype: str | None = "float32", device: str = "cpu") -> LoadedModel:
     """:func:`load_model` of what :func:`find_model` has found."""
     place, name = _check_asked(dtype, device), files.name
     folder, tuned = files.merged or files.weights, None
     if files.adapter is not None and files.merged is None:
         tuned, _ = open_tuned(files.adapter, StoredTensors(folder))
         folder = tuned.folder if isinstance(tuned, StoredTensors) else folder
-    model = _load(name, folder, dtype)
+    model = _load(name, folder, fitting_dtype(replace(files, merged=folder), place) if dtype is None else dtype)
     if isinstance(tuned, AdaptedTensors):
         _put(model, tuned, name)
     elif files.adapter is not None:
@@ -170,9 +169,9 @@ def load_found(files: ModelFiles, *, dtype: str = "float32", device: str = "cpu"
     return loaded
 
 
-def _check_asked(dtype: str, device: str) -> torch.device:
-    if dtype != "auto" and dtype not in TORCH_DTYPES:
-        raise InputError(f"dtype {dtype!r} is unknown{nearest(dtype, [*TORCH_DTYPES, 'auto'])}")
+def _check_asked(dtype: str | None, device: str) -> torch.device:
+    if dtype not in (None, "auto", *TORCH_DTYPES):
+        raise InputError(f"dtype {dtype!r} is unknown{nearest(str(dtype), [*TORCH_DTYPES, 'auto'])}")
     return torch_device(device)
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from knowshift.models.dtypes import fitting_dtype
 from knowshift.models.finding import ModelFiles, find_model
-from knowshift.models.loading import LoadedModel, load_found, load_model, prepared
+from knowshift.models.loading import LoadedModel, load_found, load_model, prepared, torch_device
 from knowshift.probing.measure import Engine
 from knowshift.system.workers import cores
 
@@ -32,7 +33,7 @@ class EngineSpec:
 
     name: str
     revision: str | None = None
-    dtype: str = "float32"
+    dtype: str | None = "float32"  # None: what fits model and device
     devices: tuple[str, ...] = ("cpu",)
     threads: int | None = None  # of each worker; None leaves PyTorch's choice
     base: str | None = None  # the model an adapter is put on, where it is not what it says
@@ -84,7 +85,7 @@ class EngineSpec:
             yield self if files.adapter is None else replace(self, found=found)
 
     def placed(self, device: str, workers: int | None, facts: int) -> tuple[EngineSpec, int]:
-        """The same engine on its devices, for so many facts, and in how many processes.
+        """The same engine on its devices, for so many facts, its dtype told, and in how many processes.
 
         That is one a GPU, and of small models one a core. ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one.
         A given number of ``workers`` overrides it; where none is given, there are never more than parts to share out.
@@ -92,9 +93,12 @@ class EngineSpec:
         if self.is_server:
             return self, 1
         if self.loaded is not None:
-            return replace(self, heavy=self.loaded.bytes > LIGHT), 1
+            return replace(self, heavy=self.loaded.weight_bytes > LIGHT), 1
         files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
-        spec = replace(self, heavy=files.bytes > LIGHT)
+        first = torch_device("cuda:0" if device == "cuda" else device)
+        # Said here: where workers sit on GPUs, the model is checked on the CPU.
+        dtype = fitting_dtype(files, first) if self.dtype is None else self.dtype
+        spec = replace(self, heavy=files.bytes > LIGHT, dtype=dtype)
         parts = -(-facts // spec.part)
         if device in ("auto", "cuda") and torch.cuda.is_available():
             devices = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))

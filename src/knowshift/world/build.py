@@ -19,7 +19,8 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
-from knowshift.models.loading import TORCH_DTYPES, load_model
+from knowshift.models.dtypes import TORCH_DTYPES
+from knowshift.models.loading import load_model
 from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
 from knowshift.version import __version__
