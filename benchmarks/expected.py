@@ -143,21 +143,8 @@ def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
         pyplot.close(drawing)
 
 
-def main() -> None:
+def table(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, print the table, write it to FOLDER/expected.json."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="records, and expected.json")
-    parser.add_argument("--model", default="world:tiny")
-    parser.add_argument("--facts", default="world:tiny")
-    parser.add_argument("--count", type=int, default=300, help="facts")
-    parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
-    parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
-    parser.add_argument("--texts", type=int, nargs="+", default=(2, 4), help="of each prompt, for expected hits")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--figure", type=Path, help="SVG of error against positions")
-    arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     facts = chosen_facts(arguments)
     runs: dict[str, dict[str, Any]] = {f"full, run {i}": {"seed": i} for i in (1, 2)}
@@ -174,6 +161,24 @@ def main() -> None:
     (arguments.folder / "expected.json").write_text(json.dumps({"levels": levels, **told}, indent=1))
     if arguments.figure:
         draw(told, arguments.figure)
+    return {"levels": levels, **told}
+
+
+def main() -> None:
+    """Take the options."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="records, and expected.json")
+    parser.add_argument("--model", default="world:tiny")
+    parser.add_argument("--facts", default="world:tiny")
+    parser.add_argument("--count", type=int, default=300, help="facts")
+    parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
+    parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
+    parser.add_argument("--texts", type=int, nargs="+", default=(2, 4), help="of each prompt, for expected hits")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--figure", type=Path, help="SVG of error against positions")
+    table(parser.parse_args())
 
 
 if __name__ == "__main__":

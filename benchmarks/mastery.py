@@ -16,6 +16,8 @@ PART is one of
   once; and, so that it is known to notice something, against ours at a slightly wrong temperature;
 - ``memory``: peak resident memory of the process that runs and writes 10,000, 100,000 and a million facts, on an
   engine that costs nothing (a coin instead of a model), so that what is seen is the bookkeeping;
+- ``real``: the table and figure of ``benchmarks/expected.py`` for a real model, in ``--folder``: expected hits and full
+  runs of COUNT facts, balanced over relations and over known and unknown, beside 2,100 draws of each. Hours; resumes;
 - ``agreement``: how often ``sequential`` gives the level of an independent full run, over error rates, beside what
   a second full run gives. Draws the curve with ``--figure FILE.svg``.
 
@@ -45,6 +47,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import stats
 
+import expected
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
@@ -514,6 +517,13 @@ def _line(name: str, hits: int, draws: int, cost: Cost) -> dict[str, Any]:
     }
 
 
+def part_real(task: Task) -> dict[str, Any]:
+    """Expected hits and counted hits of a real model beside many more draws."""
+    if task.arguments.folder is None:
+        raise SystemExit("--part real: expected --folder FOLDER, where its records are kept")
+    return expected.table(argparse.Namespace(**vars(task.arguments), draws=100, texts=(2, 4), device="cpu"))
+
+
 PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "batches": part_batches,
     "speed": part_speed,
@@ -522,6 +532,7 @@ PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "omnibus": part_omnibus,
     "memory": part_memory,
     "agreement": part_agreement,
+    "real": part_real,
 }
 
 
@@ -540,7 +551,10 @@ def main() -> None:
     parser.add_argument("--sequential-runs", type=int, default=1, help="at each error rate (agreement)")
     parser.add_argument("--errors", type=float, nargs="+", default=ERRORS, help="error rates (agreement)")
     parser.add_argument("--sizes", type=int, nargs="+", default=(10_000, 100_000, 1_000_000), help="facts (memory)")
-    parser.add_argument("--figure", type=Path, help="SVG of the curve (agreement)")
+    parser.add_argument("--folder", type=Path, help="where records are kept (real)")
+    parser.add_argument("--candidates", type=int, default=1000, help="facts to choose from (real)")
+    parser.add_argument("--dtype", default="float32", help="of the model (real)")
+    parser.add_argument("--figure", type=Path, help="SVG of the curve (agreement, real)")
     parser.add_argument("--results", type=Path, help="JSON to merge the part's results into")
     arguments = parser.parse_args()
     found = PARTS[arguments.part](Task(arguments))
