@@ -38,6 +38,10 @@ def mastery(
         typer.Option(help="URL of a server with the same model, to share the work; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time that the run may take, such as 90s, 10m or 1h30m: as many facts are asked as fit."),
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a draw at most (paper: 32).")] = 32,
@@ -79,6 +83,7 @@ def mastery(
         server=server or (),
         output=output,
         limit=limit,
+        budget=budget,
         draws=draws,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
