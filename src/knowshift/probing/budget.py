@@ -57,8 +57,8 @@ class Budget:
 def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
     """Places of facts, given the relation of each, in the order in which a budget takes them.
 
-    Relations come in turn, and each gives one fact a turn; both orders are drawn by ``seed``. So any first part of it is
-    balanced: the counts of two relations that still have facts differ by at most one.
+    Relations come in turn, and each gives one fact a turn; both orders are drawn by ``seed``. So any first part of the
+    result is balanced: the counts of two relations that still have facts differ by at most one.
     """
     places: dict[str, list[int]] = {}
     for place, relation in enumerate(relations):
