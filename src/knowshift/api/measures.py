@@ -122,7 +122,7 @@ def mastery(
         InputError: bad input of any kind; nothing that was recorded is lost.
     """
     began = time.monotonic()
-    from knowshift.probing.budget import Budget, Plan, seconds_of
+    from knowshift.probing.budget.plan import Budget, Plan, seconds_of
     from knowshift.probing.engines import EngineSpec
     from knowshift.probing.measure import Protocol
     from knowshift.probing.run import run_mastery

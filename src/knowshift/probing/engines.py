@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 
-from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.models.finding import ModelFiles, find_model
 from knowshift.models.loading import LoadedModel, load_found, load_model, prepared
 from knowshift.probing.measure import Engine
@@ -107,30 +105,3 @@ class EngineSpec:
         processes = workers or (min(cores(), parts) if small else 1)
         # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
         return replace(spec, devices=("cpu",), threads=1 if small else None), processes
-
-
-def open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
-    """Open an engine that this run has opened before, and warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KnowshiftWarning)
-        return spec.open(worker)
-
-
-_engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
-
-
-def begin_worker(spec: EngineSpec, worker: int) -> None:
-    """In a worker that begins: open its engine."""
-    global _engine
-    try:
-        _engine = open_again(spec, worker)
-    except InputError as error:  # raised here, it would only say that the pool is broken
-        _engine = error
-
-
-def engine_of_worker() -> LoadedModel | Engine:
-    """In a worker: the engine that it opened, or the :class:`InputError` of one that could not be."""
-    assert _engine is not None
-    if isinstance(_engine, InputError):
-        raise _engine
-    return _engine

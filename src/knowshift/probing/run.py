@@ -24,13 +24,14 @@ from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
 from knowshift.models.loading import LoadedModel, torch_device
-from knowshift.probing.budget import Budget, Plan
-from knowshift.probing.engines import EngineSpec, begin_worker, engine_of_worker, open_again
+from knowshift.probing.budget.pace import plan_budget
+from knowshift.probing.budget.plan import Budget, Plan
+from knowshift.probing.crew import Crew, of_worker
+from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.probing.meter import Meter, Progress
-from knowshift.probing.pace import plan_budget
 from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
-from knowshift.system.workers import Tally, process_pool, results
+from knowshift.system.workers import results
 
 #: Rows of the final record that are gathered before they are written as one row group.
 ROWS_OF_A_GROUP = 1 << 15
@@ -84,23 +85,22 @@ def run_mastery(
     check_facts(facts)
     with spec.shared() if workers > 1 else nullcontext(spec) as opened:
         engine, about = _checked_engine(opened, facts, protocol, workers)
-        if budget is not None:
-            plan = _recorded_plan(output, budget, facts, protocol.seed)
-            plan = plan or plan_budget(budget, opened, engine, facts, protocol, workers)
-            facts, about = plan.facts, {**about, "budget": plan.about()}
-            planned(plan)
-        about["facts"] = facts_digest(facts)
-        return _run_mastery(opened, engine, about, facts, output, protocol, workers, progress)
+        with Crew(opened, engine, workers) as crew:
+            if budget is not None:
+                plan = _recorded_plan(output, budget, facts, protocol.seed)
+                plan = plan or plan_budget(budget, crew, facts, protocol)
+                facts, about["budget"] = plan.facts, plan.about()
+                planned(plan)
+            about["facts"] = facts_digest(facts)
+            return _run_mastery(crew, about, facts, output, protocol, progress)
 
 
 def _run_mastery(
-    spec: EngineSpec,
-    engine: LoadedModel | Engine | None,
+    crew: Crew,
     about: Mapping[str, Any],
     facts: Sequence[Fact],
     output: Path,
     protocol: Protocol,
-    workers: int,
     progress: Progress,
 ) -> Outcome:
     if output.exists():
@@ -116,13 +116,14 @@ def _run_mastery(
     except Timeout:
         raise InputError(f"{folder}: another process is writing there; expected another --output") from None
     try:
-        parts = {start: facts[start : start + spec.part] for start in range(0, len(facts), spec.part)}
+        size = crew.spec.part
+        parts = {start: facts[start : start + size] for start in range(0, len(facts), size)}
         missing = {start: part for start, part in parts.items() if not _part(folder, start).exists()}
         done = len(facts) - sum(map(len, missing.values()))
         progress(done, len(facts), 0)
         asked = sum(len(completion_prompts(fact)) for part in missing.values() for fact in part)
         meter = Meter(progress, done, len(facts), asked)
-        for finished in _measure(spec, engine, missing, folder, protocol, workers, meter):
+        for finished in _measure(crew, missing, folder, protocol, meter):
             done += finished
             meter.finished(done)
         _merge([_part(folder, start) for start in parts], output, about)
@@ -243,40 +244,26 @@ def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) 
 
 
 def _measure(
-    spec: EngineSpec,
-    engine: LoadedModel | Engine | None,
-    missing: Mapping[int, Sequence[Fact]],
-    folder: Path,
-    protocol: Protocol,
-    workers: int,
-    meter: Meter,
+    crew: Crew, missing: Mapping[int, Sequence[Fact]], folder: Path, protocol: Protocol, meter: Meter
 ) -> Iterator[int]:
     """Compute the missing parts; yields the facts of each part as it is written."""
     if not missing:
         return
-    if workers == 1 or len(missing) == 1:
-        engine = engine or open_again(spec)
+    workers = crew.pool(len(missing))
+    if workers is None:
         for start, part in missing.items():
-            _write_part(engine, part, _part(folder, start), protocol, meter.tell)
+            _write_part(crew.engine, part, _part(folder, start), protocol, meter.tell)
             yield len(part)
         return
+    pool, tally = workers
+    meter.follow(tally)
     calls = ((list(part), str(_part(folder, start)), protocol) for start, part in missing.items())
-    with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.for_workers()) as pool:
-        yield from results(pool, _worker_part, calls, ahead=2 * workers, meanwhile=meter.look, every=LOOK)
-
-
-_tally: Tally | None = None  # in a worker: what all of them have done
-
-
-def _begin_worker(spec: EngineSpec, tally: Tally, worker: int) -> None:
-    global _tally
-    _tally = tally
-    begin_worker(spec, worker)
+    yield from results(pool, _worker_part, calls, ahead=2 * crew.workers, meanwhile=meter.look, every=LOOK)
 
 
 def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
-    assert _tally is not None
-    _write_part(engine_of_worker(), facts, Path(path), protocol, _tally.add)
+    engine, tally = of_worker()
+    _write_part(engine, facts, Path(path), protocol, tally.add)
     return len(facts)
 
 

@@ -11,16 +11,16 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.models.loading import LoadedModel
-from knowshift.probing.budget import Budget, Plan, balanced_order
-from knowshift.probing.engines import EngineSpec, begin_worker, engine_of_worker, open_again
+from knowshift.probing.budget.plan import Budget, Plan, balanced_order
+from knowshift.probing.crew import Crew, of_worker
 from knowshift.probing.measure import Engine, Protocol, measure_mastery
 from knowshift.system.progress import duration
-from knowshift.system.workers import process_pool, results
+from knowshift.system.workers import results
 
 #: Share of a budget that the pace is measured for, but at least until one fact is known.
 SHARE = 0.1
@@ -40,7 +40,6 @@ class Pace:
 
     seconds: float  # of one process for one fact, in the last and largest batch
     measured: int  # facts in that batch, over all processes
-    start: float  # seconds until processes are ready
     workers: int
     part: int
 
@@ -52,26 +51,16 @@ class Pace:
         return rounds * self.part + (self.part if more else rest)
 
     def seconds_of(self, facts: int) -> float:
-        """Seconds to plan for so many facts, the start of processes included."""
-        return self.start + self.alone(facts) * self.seconds * (1 + SPREAD / math.sqrt(self.measured))
+        """Seconds to plan for so many facts."""
+        return self.alone(facts) * self.seconds * (1 + SPREAD / math.sqrt(self.measured))
 
     def fitting(self, left: float, facts: int) -> int:
         """How many of ``facts`` are done in the seconds left, less the margin; 0 where not even one is."""
         return max(0, bisect_right(range(facts + 1), left * (1 - MARGIN), key=self.seconds_of) - 1)
 
 
-def plan_budget(
-    budget: Budget,
-    spec: EngineSpec,
-    engine: LoadedModel | Engine | None,
-    facts: Sequence[Fact],
-    protocol: Protocol,
-    workers: int,
-) -> Plan:
+def plan_budget(budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Protocol) -> Plan:
     """Measure the pace, and choose as many facts as fit into what is then left of the budget.
-
-    Args:
-        engine: the opened engine; None where workers open their own.
 
     Raises:
         InputError: not even one fact fits.
@@ -79,20 +68,17 @@ def plan_budget(
     if budget.left <= 0:
         took = duration(budget.seconds - budget.left)
         raise InputError(f"budget {duration(budget.seconds)}: the start alone took {took}; expected more")
-    workers = min(workers, -(-len(facts) // spec.part))
-    began = time.monotonic()
-    if workers == 1:
-        mine = engine or open_again(spec)
-        start = time.monotonic() - began  # of the run again, where the engine is not given
+    part = crew.spec.part
+    workers = crew.pool(-(-len(facts) // part))
+    if workers is None:
 
         def ask(batches: Sequence[Sequence[Fact]]) -> list[float]:
-            return [_seconds(mine, batch, protocol) for batch in batches]
+            return [_seconds(crew.engine, batch, protocol) for batch in batches]
 
-        pace = measure_pace(budget, ask, facts, protocol.seed, 1, spec.part)
-        pace = replace(pace, start=start)
+        pace = measure_pace(budget, ask, facts, protocol.seed, 1, part)
     else:
-        with process_pool(workers, begin_worker, spec) as pool:
-            pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, workers, spec.part)
+        pool, _ = workers
+        pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, crew.workers, part)
     left = budget.left
     count = pace.fitting(left, len(facts))
     if not count:
@@ -111,17 +97,14 @@ def measure_pace(budget: Budget, ask: Ask, facts: Sequence[Fact], seed: int, wor
     The first batch is a warm-up too. A fact takes less in a large batch, as those of the run are, so the last counts.
     """
     order = balanced_order([fact.relation for fact in facts], seed)
-    size, at, spent, start = 1, 0, 0.0, 0.0
+    size, at, spent = 1, 0, 0.0
     while True:
-        before = time.monotonic()
         some = order[at : at + size * workers]
         batches = [[facts[place] for place in some[first : first + size]] for first in range(0, len(some), size)]
         took = ask(batches)
-        if at == 0:
-            start = max(0.0, time.monotonic() - before - max(took))
         spent += max(took)
         measured = sum(map(len, batches))
-        pace = Pace(sum(took) / measured, measured, start, workers, part)
+        pace = Pace(sum(took) / measured, measured, workers, part)
         at += size * workers
         size *= 2
         enough = pace.fitting(budget.left, len(facts)) == len(facts)
@@ -143,4 +126,5 @@ def _ask_in(pool: ProcessPoolExecutor, protocol: Protocol) -> Ask:
 
 
 def _seconds_in_worker(facts: list[Fact], protocol: Protocol) -> float:
-    return _seconds(engine_of_worker(), facts, protocol)
+    engine, _ = of_worker()
+    return _seconds(engine, facts, protocol)
