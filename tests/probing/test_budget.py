@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +32,7 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import run_mastery
 from knowshift.records import MASTERY, read_table
+from toy_server import Toy, serving
 
 QUICK = {"draws": 2, "max_new_tokens": 6, "workers": 1}
 
@@ -319,6 +321,42 @@ def test_workers_measure_the_pace_and_the_limit_comes_first(small_world: Path, t
     assert plans[0].pace is not None
     limited = knowshift.mastery(small_world, f"world:{small_world}", limit=8, budget="5m", **QUICK)
     assert limited.more["budget"]["of"] == len(limited.table) == 8
+
+
+def test_a_server_has_a_budget_too(tmp_path: Path) -> None:
+    """Each request takes 20 ms, so that a few of the 300 facts fit."""
+    toy = Toy()
+    toy.spoil = lambda body: time.sleep(0.02)
+    facts = [replace(fact, prompts=(f"{fact.id} is",), answer="Lima") for fact in _facts(["a", "b"] * 150)]
+    with serving(toy):
+        done = knowshift.mastery(toy.url, facts, output=tmp_path / "m.parquet", budget=2)
+        again = knowshift.mastery(toy.url, facts, output=tmp_path / "m.parquet", budget=2)
+    assert 0 < len(done.table) == done.more["budget"]["facts"] <= 300
+    assert done.seconds < 3
+    assert again.table.equals(done.table)
+
+
+def test_a_run_that_takes_longer_says_so(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from knowshift.cli.app import main
+
+    monkeypatch.setattr(Pace, "fitting", lambda self, left, facts: 8)
+    real = run.measure_mastery
+
+    def slow(*given: Any, **more: Any) -> Any:
+        time.sleep(2.2)
+        return real(*given, **more)
+
+    monkeypatch.setattr(run, "measure_mastery", slow)
+    words = ["mastery", str(small_world), "--facts", f"world:{small_world}", "--output", str(tmp_path / "m.parquet")]
+    monkeypatch.setattr(sys, "argv", ["knowshift", *words, "--budget", "2s", "--draws", "1", "--workers", "1"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err
+    assert ended.value.code in (0, None), said
+    assert "this took longer than the budget of 2s" in said
+    assert len(read_table(tmp_path / "m.parquet", MASTERY, "mastery")[0]) == 8
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def mastery(
         console.print(f"level {level}: {count:>8}  {count / facts_there:6.1%}")
     drawn = "draws" if estimate == "hits" else "texts"
     console.print(f"wrote {output} ({facts_there} facts, {done.draws} {drawn}, {done.seconds:.1f} s)", soft_wrap=True)
+    if budget is not None and done.resumed < facts_there and done.seconds > done.more["budget"]["seconds"]:
+        console.print(f"this took longer than the budget of {budget}; all facts chosen are measured")
     if compare is not None:
         found = done.more["agreement"]
         console.print(f"same level as in {compare}: {found['same']:.1%} of {found['facts']} facts", soft_wrap=True)
