@@ -288,8 +288,10 @@ def test_a_killed_run_goes_on_with_the_facts_that_it_chose(
         raise AssertionError("the pace is measured again")
 
     monkeypatch.setattr(run, "plan_budget", never)
+    source, lines = f"world:{small_world}", list[str]()
     with pytest.raises(InputError, match=r"recorded with another budget \(budget \{.*120.*, now \{.*180"):
-        CliRunner().invoke(app, [*words, "3m"], catch_exceptions=False)
+        knowshift.mastery(small_world, source, output=output, draws=3, budget="3m", workers=1, progress=lines.append)
+    assert lines == []
     with pytest.raises(InputError, match=r"recorded with another budget \(budget \{.*, now None\)"):
         CliRunner().invoke(app, words[:-1], catch_exceptions=False)
     assert sorted(parts.glob("part-*")) == before

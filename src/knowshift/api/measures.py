@@ -146,11 +146,6 @@ def mastery(
         began = time.monotonic()
     resumed: list[int] = []
     plans: list[Plan] = []
-
-    def planned(plan: Plan) -> None:
-        plans.append(plan)
-        say(plan.line(), progress)
-
     with _kept(output) as path, ExitStack() as stack:
         started, counted = began, cast("Count | None", None)
 
@@ -158,13 +153,15 @@ def mastery(
             nonlocal started, counted
             now = time.monotonic()
             if counted is None:
+                if plans:  # and not before: a run may be refused
+                    say(plans[0].line(), progress)
                 counted = stack.enter_context(count("mastery", total, "fact", progress))
                 resumed.append(done)
                 started = now
             counted(done, f"{positions / (now - started):,.0f} positions/s" if positions else "")
 
         outcome = run_mastery(
-            spec, asked, path, protocol, workers=processes, progress=tell, budget=given, planned=planned
+            spec, asked, path, protocol, workers=processes, progress=tell, budget=given, planned=plans.append
         )
         seconds = time.monotonic() - began
         table, _ = read_table(path, MASTERY, "mastery")
