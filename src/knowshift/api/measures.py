@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,7 @@ from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import check_output_file, check_parent
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, as_table, estimate_of, read_table
-from knowshift.system.progress import Shown, count
+from knowshift.system.progress import Count, Shown, count, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ class Mastery(Record):
     positions: int  # token positions computed
     seconds: float
     resumed: int = 0  # facts that were recorded before this call
-    more: dict[str, Any] = field(default_factory=dict)  # of compare, certainty and prompts, where they were asked for
+    more: dict[str, Any] = field(default_factory=dict)  # of budget, compare, certainty and prompts, where asked for
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ def mastery(
     server: str | Sequence[str] = (),
     output: str | Path | None = None,
     limit: int | None = None,
+    budget: str | float | None = None,
     draws: int = 10,
     temperature: float = 0.7,
     max_new_tokens: int = 32,
@@ -101,6 +102,9 @@ def mastery(
         output: where the record is kept. Parts of it are written as they come, and the same call goes on where an
             earlier one stopped. None keeps nothing but what is returned.
         limit: measure the first so many facts of a seeded shuffle.
+        budget: the time that the call may take, start included: seconds, or a text such as "90s", "10m" or "1h30m". As
+            many facts are measured as fit, a seeded sample balanced over relations; ``more["budget"]`` says how many,
+            and what they can tell (docs/mastery.md). A call that goes on keeps the facts that were chosen first.
         draws: of each prompt (paper: 10).
         stopping: "full": every draw (paper); "exact": the same levels with fewer; "sequential": fewer still.
         error: what "sequential" may err.
@@ -119,10 +123,13 @@ def mastery(
     Raises:
         InputError: bad input of any kind; nothing that was recorded is lost.
     """
+    began = time.monotonic()
+    from knowshift.probing.budget.plan import Budget, Plan, seconds_of
     from knowshift.probing.engines import EngineSpec
     from knowshift.probing.measure import Protocol
     from knowshift.probing.run import run_mastery
 
+    given = None if budget is None else Budget(seconds_of(budget), began)
     if workers is not None:
         check_whole("workers", workers, 1)
     servers = _servers(model, server)
@@ -137,23 +144,32 @@ def mastery(
         loaded = load_model(cast(ModelLike, model), revision=revision, base=base, base_revision=base_revision)
         spec = EngineSpec(loaded.name, dtype=loaded.dtype, devices=(loaded.device,), loaded=loaded)
     spec, processes = spec.placed(device, workers, len(asked))
-    began = time.monotonic()
+    if given is None:
+        began = time.monotonic()
     resumed: list[int] = []
-    with _kept(output) as path, count("mastery", len(asked), "fact", progress) as counted:
-        started = began
+    plans: list[Plan] = []
+    with _kept(output) as path, ExitStack() as stack:
+        started, counted = began, cast("Count | None", None)
 
         def tell(done: int, total: int, positions: int) -> None:
-            nonlocal started
+            nonlocal started, counted
             now = time.monotonic()
-            if not resumed:
+            if counted is None:
+                if plans:  # and not before: a run may be refused
+                    say(plans[0].line(), progress)
+                counted = stack.enter_context(count("mastery", total, "fact", progress))
                 resumed.append(done)
                 started = now
             counted(done, f"{positions / (now - started):,.0f} positions/s" if positions else "")
 
-        outcome = run_mastery(spec, asked, path, protocol, workers=processes, progress=tell)
+        outcome = run_mastery(
+            spec, asked, path, protocol, workers=processes, progress=tell, budget=given, planned=plans.append
+        )
         seconds = time.monotonic() - began
         table, _ = read_table(path, MASTERY, "mastery")
         more = _extras(path, compare, certainty, prompts)
+    if plans:
+        more["budget"] = plans[0].told()
     kept = None if output is None else path
     return Mastery(table, kept, outcome.levels, outcome.draws, outcome.positions, seconds, resumed[0], more)
 

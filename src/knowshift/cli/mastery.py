@@ -37,6 +37,10 @@ def mastery(
         typer.Option(help="URL of a server with the same model, to share the work; may be repeated."),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Time that the run may take, such as 90s, 10m or 1h30m: as many facts are asked as fit."),
+    ] = None,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each prompt (paper: 10).")] = 10,
     temperature: Annotated[float, typer.Option(min=0.01, help="Sampling temperature (paper: 0.7).")] = 0.7,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a draw at most (paper: 32).")] = 32,
@@ -85,6 +89,7 @@ def mastery(
         server=server or (),
         output=output,
         limit=limit,
+        budget=budget,
         draws=draws,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
@@ -112,6 +117,8 @@ def mastery(
         console.print(f"level {level}: {count:>8}  {count / facts_there:6.1%}")
     drawn = "draws" if estimate == "hits" else "texts"
     console.print(f"wrote {output} ({facts_there} facts, {done.draws} {drawn}, {done.seconds:.1f} s)", soft_wrap=True)
+    if budget is not None and done.resumed < facts_there and done.seconds > done.more["budget"]["seconds"]:
+        console.print(f"this took longer than the budget of {budget}; all facts chosen are measured")
     if compare is not None:
         found = done.more["agreement"]
         console.print(f"same level as in {compare}: {found['same']:.1%} of {found['facts']} facts", soft_wrap=True)

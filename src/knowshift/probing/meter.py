@@ -20,10 +20,9 @@ class Meter:
         self._progress, self._before, self._done, self._told, self._total = progress, done, done, done, total
         self._facts_of_prompt = (total - done) / max(prompts, 1)
 
-    def for_workers(self) -> Tally:
-        """What workers add prompts begun and token positions to."""
-        self._tally = Tally(2)
-        return self._tally
+    def follow(self, tally: Tally) -> None:
+        """From now on count what workers add to it: prompts begun and token positions."""
+        self._tally = tally
 
     def finished(self, done: int) -> None:
         """So many facts are recorded."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -20,23 +19,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.errors import InputError
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.facts.grading import gradable
 from knowshift.files import check_output_file, digest, file_beside, folder_beside, read_json, write_json
 from knowshift.models.loading import LoadedModel, torch_device
+from knowshift.probing.budget.pace import plan_budget
+from knowshift.probing.budget.plan import Budget, Plan
+from knowshift.probing.crew import Crew, of_worker
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
 from knowshift.probing.meter import Meter, Progress
 from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
-from knowshift.system.workers import Tally, process_pool, results
+from knowshift.system.workers import results
 
 #: Rows of the final record that are gathered before they are written as one row group.
 ROWS_OF_A_GROUP = 1 << 15
 #: What may differ between the start of a run and its resumption, because it changes no record.
 PLACE = ("model", "device")
 #: What a record that does not say it is.
-UNSAID = {"estimate": "hits"}
+UNSAID: dict[str, Any] = {"estimate": "hits", "budget": None}
+
+#: In the folder of parts: what they are parts of.
+LABEL = "about.json"
 
 #: Seconds between two looks at what workers have done.
 LOOK = 1.0
@@ -60,34 +65,50 @@ def run_mastery(
     *,
     workers: int = 1,
     progress: Progress = lambda done, total, positions: None,
+    budget: Budget | None = None,
+    planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Outcome:
     """Measure all facts into ``output``, going on from what an earlier run with the same inputs has left.
 
     Args:
+        budget: measure as many of the facts as fit into it; a run that goes on keeps those that were chosen first.
+        planned: called with the facts chosen, before ``progress``, where there is a budget.
         progress: called with (facts done, facts in all, positions computed), first with what was there already, then
             whenever more facts are done, those of unfinished parts included.
 
     Raises:
         InputError: a fact cannot be asked, or ``output`` cannot be written, or it or its parts belong to another
-            model, other facts, prompts or settings, or another process is writing them. Nothing that was recorded is
-            lost.
+            model, other facts, prompts or settings, or another process is writing them, or the budget is too small
+            for one fact. Nothing that was recorded is lost.
     """
     check_output_file(output)
     check_facts(facts)
     with spec.shared() if workers > 1 else nullcontext(spec) as opened:
-        return _run_mastery(opened, facts, output, protocol, workers, progress)
+        engine, about = _checked_engine(opened, facts, protocol, workers)
+        with Crew(opened, engine, workers) as crew:
+            if budget is not None:
+                plan = _recorded_plan(output, budget, facts, protocol.seed)
+                plan = plan or plan_budget(budget, crew, facts, protocol)
+                facts, about["budget"] = plan.facts, plan.about()
+                planned(plan)
+            about["facts"] = facts_digest(facts)
+            return _run_mastery(crew, about, facts, output, protocol, progress)
 
 
 def _run_mastery(
-    spec: EngineSpec, facts: Sequence[Fact], output: Path, protocol: Protocol, workers: int, progress: Progress
+    crew: Crew,
+    about: Mapping[str, Any],
+    facts: Sequence[Fact],
+    output: Path,
+    protocol: Protocol,
+    progress: Progress,
 ) -> Outcome:
-    engine, about = _checked_engine(spec, facts, protocol, workers)
     if output.exists():
         _, told = read_table(output, MASTERY, "mastery")
         _check_same(output, about, told)
         progress(len(facts), len(facts), 0)
         return _outcome(output)
-    folder = output.with_name(output.name + ".parts")
+    folder = _folder_of_parts(output)
     _check_parts(folder, about)
     lock = FileLock(folder / "lock")
     try:
@@ -95,13 +116,14 @@ def _run_mastery(
     except Timeout:
         raise InputError(f"{folder}: another process is writing there; expected another --output") from None
     try:
-        parts = {start: facts[start : start + spec.part] for start in range(0, len(facts), spec.part)}
+        size = crew.spec.part
+        parts = {start: facts[start : start + size] for start in range(0, len(facts), size)}
         missing = {start: part for start, part in parts.items() if not _part(folder, start).exists()}
         done = len(facts) - sum(map(len, missing.values()))
         progress(done, len(facts), 0)
         asked = sum(len(completion_prompts(fact)) for part in missing.values() for fact in part)
         meter = Meter(progress, done, len(facts), asked)
-        for finished in _measure(spec, engine, missing, folder, protocol, workers, meter):
+        for finished in _measure(crew, missing, folder, protocol, meter):
             done += finished
             meter.finished(done)
         _merge([_part(folder, start) for start in parts], output, about)
@@ -124,7 +146,7 @@ def _checked_engine(
     engine = spec.open() if workers == 1 else replace(spec, devices=("cpu",)).open()
     check_engine(engine, protocol)
     _check_prompts(engine, facts, protocol.max_new_tokens)
-    about = {**engine.about(), **protocol.about(), "facts": facts_digest(facts), "part": spec.part}
+    about = {**engine.about(), **protocol.about(), "part": spec.part}
     if isinstance(engine, LoadedModel):
         about["device"] = str(torch_device(spec.devices[0]))
     return engine if workers == 1 else None, about
@@ -174,13 +196,32 @@ def facts_digest(facts: Sequence[Fact]) -> str:
 # -- parts ----------------------------------------------------------------------------------------------------
 
 
+def _folder_of_parts(output: Path) -> Path:
+    return output.with_name(output.name + ".parts")
+
+
+def _recorded_plan(output: Path, budget: Budget, facts: Sequence[Fact], seed: int) -> Plan | None:
+    """What an earlier run with a budget chose, whatever the pace is now; None where nothing is recorded."""
+    label = _folder_of_parts(output) / LABEL
+    if output.exists():
+        where, told = output, read_about(output, "mastery")
+    elif label.exists():
+        where, told = label.parent, read_json(label)
+    else:
+        return None
+    chosen = told.get("budget")
+    if not isinstance(chosen, dict):
+        raise InputError(f"{where}: recorded without a budget; it stays as it is, choose another --output")
+    return Plan.of_sample(budget.seconds, facts, count_in(where, chosen, "facts"), seed)
+
+
 def _part(folder: Path, start: int) -> Path:
     return folder / f"part-{start:09d}.parquet"
 
 
 def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
     """Start the folder of parts, or make sure that the one that is there belongs to this run."""
-    label = folder / "about.json"
+    label = folder / LABEL
     if folder.exists():
         try:
             told = read_json(label)
@@ -203,54 +244,26 @@ def _check_same(where: Path, about: Mapping[str, Any], told: Mapping[str, Any]) 
 
 
 def _measure(
-    spec: EngineSpec,
-    engine: LoadedModel | Engine | None,
-    missing: Mapping[int, Sequence[Fact]],
-    folder: Path,
-    protocol: Protocol,
-    workers: int,
-    meter: Meter,
+    crew: Crew, missing: Mapping[int, Sequence[Fact]], folder: Path, protocol: Protocol, meter: Meter
 ) -> Iterator[int]:
     """Compute the missing parts; yields the facts of each part as it is written."""
     if not missing:
         return
-    if workers == 1 or len(missing) == 1:
-        engine = engine or _open_again(spec)
+    workers = crew.pool(len(missing))
+    if workers is None:
         for start, part in missing.items():
-            _write_part(engine, part, _part(folder, start), protocol, meter.tell)
+            _write_part(crew.engine, part, _part(folder, start), protocol, meter.tell)
             yield len(part)
         return
+    pool, tally = workers
+    meter.follow(tally)
     calls = ((list(part), str(_part(folder, start)), protocol) for start, part in missing.items())
-    with process_pool(min(workers, len(missing)), _begin_worker, spec, meter.for_workers()) as pool:
-        yield from results(pool, _worker_part, calls, ahead=2 * workers, meanwhile=meter.look, every=LOOK)
-
-
-def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
-    """Open an engine that this run has opened before, and warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KnowshiftWarning)
-        return spec.open(worker)
-
-
-_engine: LoadedModel | Engine | InputError | None = None  # in a worker: its engine, or why it could not be opened
-_tally: Tally | None = None  # in a worker: what all of them have done
-
-
-def _begin_worker(spec: EngineSpec, tally: Tally, worker: int) -> None:
-    global _engine, _tally
-    _tally = tally
-    try:
-        _engine = _open_again(spec, worker)
-    except InputError as error:  # raised here, it would only say that the pool is broken
-        _engine = error
+    yield from results(pool, _worker_part, calls, ahead=2 * crew.workers, meanwhile=meter.look, every=LOOK)
 
 
 def _worker_part(facts: list[Fact], path: str, protocol: Protocol) -> int:
-    assert _engine is not None
-    assert _tally is not None
-    if isinstance(_engine, InputError):
-        raise _engine
-    _write_part(_engine, facts, Path(path), protocol, _tally.add)
+    engine, tally = of_worker()
+    _write_part(engine, facts, Path(path), protocol, tally.add)
     return len(facts)
 
 

@@ -36,6 +36,14 @@ def bar(what: str, total: float | None, unit: str, shown: bool | None = None) ->
         yield advance
 
 
+def say(line: str, shown: Shown = None) -> None:
+    """A line of text, where a bar or lines for a log are shown."""
+    if callable(shown):
+        shown(line)
+    elif is_watched() if shown is None else shown:
+        tqdm.write(line, file=sys.stderr)
+
+
 class Count(Protocol):
     """What a count of things is told: how many are done of how many, and a note on the pace."""
 
