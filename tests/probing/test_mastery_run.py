@@ -188,6 +188,29 @@ def test_a_gpu_gets_one_process_and_a_small_model_on_a_cpu_one_a_core(
     assert placed[0].part == (32 if heavy else engines.PART)
 
 
+@pytest.mark.parametrize(
+    ("megabytes", "free", "workers", "processes"),
+    [
+        (270, 24, None, 4),
+        (270, 8, None, 2),  # 2.8 GB each
+        (270, 2, None, 1),
+        (900, 8, None, 1),
+        (270, 2, 3, 3),  # who says how many gets them
+        (4, 1, None, 4),
+    ],
+)
+def test_no_more_processes_than_free_memory_has_room_for(
+    monkeypatch: pytest.MonkeyPatch, megabytes: int, free: int, workers: int | None, processes: int
+) -> None:
+    import psutil
+
+    memory = psutil.virtual_memory()._replace(available=free << 30)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(4)))
+    monkeypatch.setattr(ModelFiles, "bytes", megabytes << 20)
+    assert EngineSpec("world:tiny").placed("cpu", workers, 10_000)[1] == processes
+
+
 def test_the_process_that_starts_workers_takes_no_gpu_and_says_why_a_worker_cannot(
     facts: list[Fact], spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

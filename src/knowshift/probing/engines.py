@@ -11,6 +11,7 @@ import torch
 from knowshift.models.dtypes import fitting_dtype
 from knowshift.models.finding import ModelFiles, find_model
 from knowshift.models.loading import LoadedModel, load_found, load_model, prepared, torch_device
+from knowshift.models.sampling.session import CACHE_BYTES
 from knowshift.probing.measure import Engine
 from knowshift.system.workers import cores
 
@@ -20,6 +21,8 @@ SMALL = 1 << 30
 PART = 256
 #: The same for a model of more bytes of weights than ``LIGHT``, which takes seconds for a fact.
 PART_OF_HEAVY, LIGHT = 32, 64 << 20
+#: Caches that a process holds at once: that of its batch, grown while prompts branch, and of texts that wait.
+BATCHES = 3
 
 
 def is_server(name: str) -> bool:
@@ -87,8 +90,9 @@ class EngineSpec:
     def placed(self, device: str, workers: int | None, facts: int) -> tuple[EngineSpec, int]:
         """The same engine on its devices, for so many facts, its dtype told, and in how many processes.
 
-        That is one a GPU, and of small models one a core. ``cuda`` and ``auto`` take every GPU, ``cuda:N`` that one.
-        A given number of ``workers`` overrides it; where none is given, there are never more than parts to share out.
+        That is one a GPU, and of small models one a core, as far as memory goes. ``cuda`` and ``auto`` take every GPU,
+        ``cuda:N`` that one. A given number of ``workers`` overrides it; where none is given, there are never more than
+        parts to share out.
         """
         if self.is_server:
             return self, 1
@@ -106,6 +110,17 @@ class EngineSpec:
         if device not in ("auto", "cpu"):
             return replace(spec, devices=(device,)), workers or 1
         small = files.bytes < SMALL
-        processes = workers or (min(cores(), parts) if small else 1)
+        processes = workers or (min(cores(), parts, _that_fit(files)) if small else 1)
         # One thread a process computes the same bits whatever the number of processes; a large model needs them all.
         return replace(spec, devices=("cpu",), threads=1 if small else None), processes
+
+
+def _that_fit(files: ModelFiles) -> int:
+    """Processes with a copy of the model each that free memory has room for, at least one."""
+    if files.bytes <= LIGHT:
+        return cores()
+    import psutil  # slow to import
+
+    # Weights may be widened from two bytes to four.
+    each = 2 * files.bytes + BATCHES * CACHE_BYTES["cpu"]
+    return max(1, int(psutil.virtual_memory().available // each))
