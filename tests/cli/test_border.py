@@ -347,7 +347,7 @@ def quantised(method: str, **options: Any) -> Callable[[Path], None]:
         pytest.param(written("tokenizer.json", "{"), "cannot load the tokenizer", id="tokenizer"),
         pytest.param(written("tokenizer.json", '{"version": "1.0"}'), "cannot load the tokenizer", id="no model"),
         pytest.param(written("tokenizer_config.json", "[]"), "cannot load the tokenizer", id="tokenizer config"),
-        pytest.param(written("model.safetensors", "x" * 100), "damaged safetensors file", id="weights"),
+        pytest.param(written("model.safetensors", "x" * 100), "truncated or not a safetensors file", id="weights"),
     ],
 )
 def test_real_folders_that_cannot_be_loaded_are_refused_by_command(
@@ -366,7 +366,7 @@ def test_real_folders_that_cannot_be_loaded_are_refused_by_command(
     out, err = capsys.readouterr()
     lines = err.strip().splitlines()
     assert (out, len(lines)) == ("", 1), err
-    assert lines[0].startswith(f"knowshift: {copy}: ")
+    assert re.match(rf"knowshift: {re.escape(str(copy))}(/\S+)?: ", lines[0])
     assert re.search(says, lines[0]), lines[0]
     assert not (copy.parent / "o").exists()
 

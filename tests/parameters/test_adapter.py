@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.parameters.files import adapter
 from knowshift.parameters.files.adapter import FIELDS, AdaptedTensors, not_read, read_adapter
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.parameters.files.pair import open_pair
@@ -339,3 +341,11 @@ def test_adapters_of_one_kind_or_another_base_are_refused(tmp_path: Path) -> Non
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(InputError, match=r"pickled weights \(adapter_model.bin\) are refused"):
         open_pair(base, adapter)
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations(["lm_head", "transformer.h.0.attn", "transformer.wte"])))
+def test_the_prefix_that_a_base_lacks_is_not_that_of_its_head(names: tuple[str, ...]) -> None:
+    """In whatever order names come: the head stands beside the prefix, so it has none."""
+    shapes = ["h.0.attn.weight", "lm_head.weight", "wte.weight"]
+    assert adapter._prefix([f"{name}.weight" for name in names], shapes) == "transformer."
+    assert adapter._prefix([f"{name.removeprefix('transformer.')}.weight" for name in names], shapes) == ""

@@ -47,7 +47,7 @@ FOLLOWED = 0.02
 #: The least weight of a text.
 CARRIED = 0.1
 #: The share of texts that goes on beyond so many tokens; their weight grows by its inverse.
-THINNED = {8: 0.5, 16: 0.5}
+THINNED = {4: 0.5, 8: 0.5, 16: 0.5}
 #: A weight that is left out: with 32 positions it cannot add up to what a level could notice.
 NOTHING = 1e-9
 #: What random numbers are for, where a text's own step is decided more than once; nodes of a trie stand for themselves.

@@ -414,14 +414,14 @@ def _named(module: str, names: Any) -> bool:
 
 
 def _prefix(names: Collection[str], shapes: Collection[str]) -> str:
-    """The prefix of the adapter's names that the base's names lack: "transformer." beside the hub's GPT-2."""
-    for name in names:
-        module = _module(name)
-        for suffix in (f"{module}.weight", f"{module}.bias"):
-            own = own_names(shapes)(suffix)
-            if own is not None and suffix.endswith(own):
-                return suffix.removesuffix(own)
-    return ""
+    """The prefix of the adapter's names that the base's names lack: "transformer." beside the hub's GPT-2.
+
+    An output head stands before the prefix and has none, so the longest counts.
+    """
+    own = own_names(shapes)
+    whole = {f"{_module(name)}.{kind}" for name in names for kind in ("weight", "bias")}
+    found = [(name, its) for name in whole if (its := own(name)) is not None and name.endswith(its)]
+    return max((name.removesuffix(its) for name, its in found), key=len, default="")
 
 
 def _shown(value: Any) -> str:
