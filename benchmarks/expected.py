@@ -129,12 +129,12 @@ def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
                 "o" if expected else "s",
                 color="#c8553d" if expected else "#33658a",
             )
-            axes.annotate(
-                name, (line["positions of a fact"], height), textcoords="offset points", xytext=(6, 3), fontsize=8
-            )
+            below = "sequential" in name or name.endswith("2")  # it lies close to another
+            at = (line["positions of a fact"], height)
+            axes.annotate(name, at, textcoords="offset points", xytext=(6, -10 if below else 3), fontsize=8)
         axes.set_yscale("log")
-        axes.set_xlim(0, None)
-        axes.margins(x=0.2)
+        axes.margins(y=0.15)
+        axes.set_xlim(0, 1.3 * max(line["positions of a fact"] for line in told.values()))
         axes.set_xlabel("token positions of a fact")
         axes.set_ylabel("error of R (root mean square)")
         axes.spines[["top", "right"]].set_visible(False)
