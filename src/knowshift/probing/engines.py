@@ -99,9 +99,8 @@ class EngineSpec:
         if self.loaded is not None:
             return replace(self, heavy=self.loaded.weight_bytes > LIGHT), 1
         files = find_model(self.name, revision=self.revision, base=self.base, base_revision=self.base_revision)
-        first = torch_device("cuda:0" if device == "cuda" else device)
         # Said here: where workers sit on GPUs, the model is checked on the CPU.
-        dtype = fitting_dtype(files, first) if self.dtype is None else self.dtype
+        dtype = fitting_dtype(files, torch_device(device)) if self.dtype is None else self.dtype
         spec = replace(self, heavy=files.bytes > LIGHT, dtype=dtype)
         parts = -(-facts // spec.part)
         if device in ("auto", "cuda") and torch.cuda.is_available():

@@ -22,7 +22,7 @@ NAME = "knowshift_one_token"
 USUAL = "sdpa"
 #: Width of a head, up to which products and sums are faster than matrix products.
 NARROW = 32
-#: Tokens in the cache, from which the kernel is as fast: with matrix products, and with products and sums.
+#: Tokens in the cache, up to which this was faster than the kernel: matrix products, and products and sums.
 LONG, LONG_NARROW = 512, 64
 #: Rows at a time, so that products before their sum, a megabyte or two, stay in the processor's own memory.
 ROWS_AT_ONCE = 128
