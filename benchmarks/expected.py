@@ -1,13 +1,13 @@
 """Expected hits beside counted hits: token positions, error of R, and agreement on levels, against many more draws.
 
     python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
-        [--candidates 0] [--draws 100] [--texts 2 4] [--dtype float32] [--figure FILE.svg]
+        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--figure FILE.svg]
 
 COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
-and with expected hits, with so many texts and by ``sequential``. Each is a record in FOLDER: a run that was stopped
-goes on where it was. With ``--candidates N`` the facts are chosen from N of a seeded shuffle, balanced over relations:
-half of each relation are facts that a first measurement by expected hits, with other random numbers, puts above
-R = 0.01, as far as there are any.
+and with expected hits: by spread, with so many texts, and by ``sequential``. Each is a record in FOLDER: a run that was
+stopped goes on where it was. With ``--candidates N`` the facts are chosen from N of a seeded shuffle, balanced over
+relations: half of each relation are facts that a first measurement by expected hits, with other random numbers, puts
+above R = 0.01, as far as there are any.
 
 Printed for each: token positions of a fact; the root mean square of its error of R, with the reference's own variance
 taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
@@ -50,7 +50,7 @@ def chosen_facts(arguments: argparse.Namespace) -> list[Fact]:
         of_relation[facts[i].relation].append(facts[i])
     size = -(-arguments.candidates // len(of_relation))
     candidates = [fact for relation in sorted(of_relation) for fact in of_relation[relation][:size]]
-    first = measure(arguments, "candidates", candidates, seed=1000, estimate="expected")
+    first = measure(arguments, "candidates", candidates, seed=1000, estimate="expected", texts=2)
     rate = dict(zip(first["fact"], first["rate"], strict=True))
     chosen: list[Fact] = []
     each = -(-arguments.count // len(of_relation))
@@ -120,17 +120,15 @@ def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
 
     with pyplot.rc_context({"svg.hashsalt": "knowshift", "font.size": 9}):
         drawing, axes = pyplot.subplots(figsize=(6.4, 3.8))
+        points: dict[tuple[float, float], list[str]] = {}
         for name, line in told.items():
+            height = line["told error of R" if name.startswith("expected") else "error of R"]
+            points.setdefault((line["positions of a fact"], height), []).append(name)
+        for at, names in points.items():
+            name = " = ".join(names)
             expected = name.startswith("expected")
-            height = line["told error of R"] if expected else line["error of R"]
-            axes.plot(
-                line["positions of a fact"],
-                height,
-                "o" if expected else "s",
-                color="#c8553d" if expected else "#33658a",
-            )
+            axes.plot(*at, "o" if expected else "s", color="#c8553d" if expected else "#33658a")
             below = "sequential" in name or name.endswith("2")  # it lies close to another
-            at = (line["positions of a fact"], height)
             axes.annotate(name, at, textcoords="offset points", xytext=(6, -10 if below else 3), fontsize=8)
         axes.set_yscale("log")
         axes.margins(y=0.15)
@@ -148,6 +146,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     facts = chosen_facts(arguments)
     runs: dict[str, dict[str, Any]] = {f"full, run {i}": {"seed": i} for i in (1, 2)}
+    runs["expected"] = {"seed": 3, "estimate": "expected"}
     runs |= {f"expected, {n} texts": {"seed": 3, "estimate": "expected", "texts": n} for n in arguments.texts}
     runs["expected, sequential"] = {"seed": 3, "estimate": "expected", "stopping": "sequential"}
     records = {
@@ -173,7 +172,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="facts")
     parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
     parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
-    parser.add_argument("--texts", type=int, nargs="+", default=(2, 4), help="of each prompt, for expected hits")
+    parser.add_argument("--texts", type=int, nargs="+", default=(2,), help="of each prompt, for expected hits")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)

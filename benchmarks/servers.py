@@ -39,7 +39,7 @@ from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import sample
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server.engine import CompletionsServer
-from knowshift.probing.certainty import agreement
+from knowshift.probing.agreement import agreement
 from knowshift.probing.measure import Protocol, measure_mastery
 from mastery import same_distribution
 

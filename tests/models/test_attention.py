@@ -20,22 +20,26 @@ from knowshift.models.sampling.cache import TreeLayer, continue_rows, tree_cache
     width=st.sampled_from([4, attention.NARROW, attention.NARROW + 8, 64]),
     tokens=st.integers(1, attention.LONG_NARROW // 2),
     scaling=st.sampled_from([None, 0.3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 99),
 )
 def test_one_token_attends_as_by_the_kernel(
-    rows: int, groups: int, shared: int, width: int, tokens: int, scaling: float | None, seed: int
+    rows: int, groups: int, shared: int, width: int, tokens: int, scaling: float | None, dtype: torch.dtype, seed: int
 ) -> None:
     torch.manual_seed(seed)
     layer = TreeLayer()
     for _ in range(2):  # a prompt's tokens, then one more
-        key, value = layer.update(*torch.randn(2, rows, groups, tokens, width))
+        key, value = layer.update(*torch.randn(2, rows, groups, tokens, width).to(dtype))
     assert key.shape == (rows, groups, 2 * tokens, width)
-    query = torch.randn(rows, groups * shared, 1, width)
+    query = torch.randn(rows, groups * shared, 1, width).to(dtype)
     mine, nothing = attention.one_token_attention(torch.nn.Module(), query, key, value, None, scaling=scaling)
-    theirs = torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True)
+    exact = (tensor.double() for tensor in (query, key, value))
+    theirs = torch.nn.functional.scaled_dot_product_attention(*exact, scale=scaling, enable_gqa=True)
     assert nothing is None
     assert mine.shape == (rows, 1, groups * shared, width)
-    torch.testing.assert_close(mine, theirs.transpose(1, 2), rtol=1e-5, atol=1e-5)
+    near = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    assert mine.dtype == dtype
+    torch.testing.assert_close(mine.double(), theirs.transpose(1, 2), rtol=near, atol=near)
 
 
 @pytest.mark.parametrize("width", [8, 64])

@@ -28,11 +28,12 @@ FAR = 5.0
 
 
 def _values(
-    loaded: LoadedModel, answers: Sequence[str], texts: int, length: int, seed: int = 0, **session: int
+    loaded: LoadedModel, answers: Sequence[str], texts: int, length: int, seed: int = 0, whole: bool = True
 ) -> NDArray[np.float64]:
     sampling = Sampling(seed=seed, max_new_tokens=length)
-    drawn = ExpectedSession(loaded, ["x"], [answers], sampling, texts, streams=["k"], **session)
-    drawn.draw([np.arange(texts)])
+    drawn = ExpectedSession(loaded, ["x"], [answers], sampling, texts, streams=["k"])
+    drawn.read()
+    drawn.draw([np.arange(texts)], np.array([whole]))
     return drawn.value[0]
 
 
@@ -58,8 +59,11 @@ def chains(draw: st.DrawFn) -> Chain:
     chain=chains(),
     answers=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3, unique=True),
     length=st.integers(1, 6),
+    whole=st.booleans(),
 )
-def test_its_mean_is_the_rate_for_any_chain_and_any_answers(chain: Chain, answers: list[str], length: int) -> None:
+def test_its_mean_is_the_rate_for_any_chain_and_any_answers(
+    chain: Chain, answers: list[str], length: int, whole: bool
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = markov_model(Path(folder), chain, pairs=PAIRS)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +71,7 @@ def test_its_mean_is_the_rate_for_any_chain_and_any_answers(chain: Chain, answer
         patch.setattr(expected, "THINNED", {1: 0.5, 3: 0.7})
         patch.setattr(expected, "CARRIED", 0.3)
         patch.setattr(expected, "FOLLOWED", 0.2)
-        values = _values(loaded, answers, 4000, length)
+        values = _values(loaded, answers, 4000, length, whole=whole)
     assert abs(_off(values, rate_of(chain, "x", length, answers))) < FAR
 
 
@@ -111,13 +115,13 @@ def test_texts_depend_on_no_others_and_not_on_rounds(chain: LoadedModel) -> None
     assert len(set(whole.tolist())) > 5
     prompts, accepted = ["x", "a", "x"], [["abc", "ca"], ["b"], ["cc"]]
     sampling = Sampling(seed=0, max_new_tokens=6)
-    session = ExpectedSession(
-        chain, prompts, accepted, sampling, 40, streams=["k", "other", "third"], max_nodes=8, keep=True
-    )
-    session.draw([np.arange(5, 40), np.arange(3), np.empty(0, dtype=np.int64)])
+    session = ExpectedSession(chain, prompts, accepted, sampling, 40, streams=["k", "other", "third"], max_nodes=8)
+    session.read()
+    whole_ones = np.array([True, True, False])
+    session.draw([np.arange(5, 40), np.arange(3), np.empty(0, dtype=np.int64)], whole_ones)
     assert np.isnan(session.value[0, :5]).all()
     assert np.isnan(session.value[2]).all()
-    session.draw([np.arange(5), np.arange(3, 20), np.arange(40)])
+    session.draw([np.arange(5), np.arange(3, 20), np.arange(40)], whole_ones)
     np.testing.assert_allclose(session.value[0], whole, atol=1e-6)
     assert (_values(chain, ["abc", "ca"], 40, 6, seed=1) != whole).any()
 
@@ -134,6 +138,7 @@ def test_it_agrees_with_draws_on_the_shipped_world() -> None:
     texts, accepted, streams = zip(*prompts, strict=True)
     drawn = sample(tiny, texts, accepted, Sampling(draws_per_prompt=40, seed=3), streams=streams)
     session = ExpectedSession(tiny, texts, accepted, Sampling(seed=4), 4, streams=streams)
+    session.read()
     session.draw([np.arange(4)] * len(texts))
     mine, theirs = session.value, drawn.hit
     error = np.hypot((mine.var(axis=1, ddof=1) / 4).sum() ** 0.5, (theirs.var(axis=1, ddof=1) / 40).sum() ** 0.5) / len(
@@ -145,24 +150,41 @@ def test_it_agrees_with_draws_on_the_shipped_world() -> None:
     assert mine.max() < 1.5
 
 
-def test_an_automaton_watches_for_what_completes_an_answer_and_counts_it_once(chain: LoadedModel) -> None:
+def test_no_value_exceeds_one_where_nothing_is_truncated(chain: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text is one weight that is divided among its parts, so an answer of several tokens is not counted twice."""
+    monkeypatch.setattr(expected, "FOLLOWED", 0.0)
+    monkeypatch.setattr(expected, "CARRIED", 0.0)
+    for answers in (["c"], ["abc"], ["abc", "bc", "ca"]):
+        values = _values(chain, answers, 2000, 6)
+        assert values.max() <= 1 + 1e-9
+        assert abs(_off(values, rate_of(CHAIN, "x", 6, answers))) < FAR
+
+
+def test_what_prompts_promise_is_what_comes_next(chain: LoadedModel) -> None:
+    session = ExpectedSession(
+        chain, ["x", "a", "b"], [["ab"], ["bc"], ["abc"]], Sampling(max_new_tokens=3), 2, streams=["1", "2", "3"]
+    )
+    # "ab" is a token; behind "a" come bc whole and b, with which its own spelling in tokens begins not; a of "abc".
+    assert session.read() == pytest.approx([0.2, 0.2, 0.0], abs=1e-4)
+
+
+def test_an_automaton_watches_for_what_completes_an_answer_or_goes_on_with_it(chain: LoadedModel) -> None:
     pieces = Pieces.of(chain)
     assert pieces is not None
     ids = {token: chain.tokenizer.convert_tokens_to_ids(token) for token in TOKENS}
     spelling = spelling_of(chain, pieces, ["abc"])
     start = spelling.watch(0)
-    assert start.tokens.tolist() == [ids["ab"]]
+    assert ids["ab"] in start.tokens.tolist()
     assert not start.hits.any()
     within = spelling.watch(spelling.step(0, ids["ab"]))
-    assert within.tokens[within.hits].tolist() == [ids["c"]]  # no: "c" alone; tokens that begin with it are two
-    assert not within.counted.any()  # the follower has counted it
+    assert within.tokens[within.hits].tolist() == [ids["c"]]
     other = spelling.watch(spelling.step(0, ids["a"]))
-    assert set(other.tokens[other.counted].tolist()) == {ids["bc"]}
-    follower = spelling.watch(spelling.step(0, ids["ab"]), int(start.node[0]))
-    assert follower.tokens[follower.counted].tolist() == [ids["c"]]
+    assert other.tokens[other.hits].tolist() == [ids["bc"]]
+    # What completes an answer goes on with none.
     both = Spelling(pieces, [b"abc", b"bc"], [[ids["ab"], ids["c"]], [ids["b"], ids["c"]]])
     after = both.watch(both.step(0, ids["a"]))
-    assert set(after.tokens[after.hits].tolist()) == {ids["bc"]}
+    assert after.tokens[after.hits].tolist() == [ids["bc"]]
+    assert set(after.tokens[~after.hits].tolist()) == {ids["ab"], ids["b"]}
 
 
 def test_what_it_cannot_do_is_refused(chain: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

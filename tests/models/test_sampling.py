@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from dataclasses import replace
@@ -17,6 +18,7 @@ from scipy import stats
 from knowshift.errors import InputError
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling.frontier import edges_of_parts
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import philox, stream_key, uniforms
 from knowshift.models.sampling.session import TreeSession, greedy, sample
@@ -241,6 +243,18 @@ def test_direct_is_the_rest_of_the_answer_after_its_first_token(small_model: Loa
         rest = sum(float(chances[i - 1, whole[i]]) for i in range(len(begin) + 1, len(whole)))
         assert found == pytest.approx(float(np.exp(rest)), rel=1e-3)
         assert len(whole) > len(begin) + 1
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12))
+def test_parts_of_a_front_keep_prompts_together(sizes: list[int], size: int) -> None:
+    of = np.repeat(np.arange(len(sizes)), sizes)
+    edges = edges_of_parts(of, size)
+    assert (edges[0], edges[-1]) == (0, len(of))
+    parts = [of[start:end].tolist() for start, end in itertools.pairwise(edges)]
+    assert all(0 < len(part) <= size for part in parts)
+    for number, own in enumerate(sizes):
+        holding = sum(number in part for part in parts)
+        assert holding == 1 if own <= size else holding >= -(-own // size)
 
 
 def test_greedy_is_what_generate_gives(small_model: LoadedModel) -> None:

@@ -23,10 +23,11 @@ from knowshift.probing import engines
 from knowshift.probing.agreement import agreement, agreement_of
 from knowshift.probing.certainty_record import write_certainty
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.expected import WORTH, Expected
+from knowshift.probing.expected import WORTH, Expected, draw_expected
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts
 from knowshift.probing.run import run_mastery
+from knowshift.probing.stopping import Asked
 from knowshift.records import EXPECTED, MASTERY, read_table, write_table
 from knowshift.token_shift import items_of
 from markov import Chain, markov_model
@@ -113,6 +114,61 @@ def test_rates_are_unbiased_and_probabilities_of_levels_are_those_of_full_runs(c
     assert same > ceiling
 
 
+class _Values:
+    """A session whose texts have hand-made values: ``height`` with probability ``rate`` / ``height``, else 0."""
+
+    def __init__(self, rate: float, prompts: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        height = rng.choice([0.3, 1.0, 4.0], (prompts, 1))
+        self._all = height * (rng.random((prompts, 10)) < rate / height)
+        self.value, self.positions = np.full((prompts, 10), np.nan), 0
+
+    def read(self, begun: Any) -> np.ndarray:
+        return np.ones(len(self.value))
+
+    def draw(self, numbers: Any, whole: np.ndarray) -> None:
+        for row, its, made in zip(self._all, numbers, self.value, strict=True):
+            made[its] = row[its]
+
+
+def _by_spread(seed: int, rate: float = 0.05, facts: int = 3000, prompts: int = 4) -> tuple[float, float, set[int]]:
+    """Mean error of R over many facts in standard errors, squared errors over variances told, and numbers of texts."""
+    slices = [slice(i, i + prompts) for i in range(0, facts * prompts, prompts)]
+    asked, rule = Asked([""] * facts * prompts, [], [], slices, [], 10), Protocol(estimate="expected").texts_rule
+    found, _ = draw_expected(lambda *given: _Values(rate, facts * prompts, seed), asked, rule, lambda count: None)
+    off = np.array([its.rate for its in found]) - rate
+    told = sum(its.variance for its in found)
+    return off.sum() / told**0.5, (off**2).sum() / told, {n for its in found for n in its.texts}
+
+
+def test_more_texts_where_texts_differ_leave_rates_unbiased(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean, ratio, texts = _by_spread(0)
+    assert abs(mean) < 4
+    assert 0.9 < ratio < 1.1
+    assert {2, 10} < texts
+    # A prompt's own texts must not say how many it gets: one without a hit would stay so.
+    own = lambda its: np.sqrt(its._spread)  # noqa: E731
+    monkeypatch.setattr(Expected, "deviation_of_others", own)
+    assert _by_spread(0)[0] < -8
+
+
+def test_how_many_texts_a_prompt_gets() -> None:
+    rule = Protocol(estimate="expected").texts_rule
+    none = Expected([0.0] * 4, [0.0] * 4, [0] * 4)
+    assert rule.texts(none).tolist() == [2] * 4
+    # Those of even number deviate by 0.14, which is 1.6 texts for those of odd number.
+    told = Expected([0.4, 0.0, 0.4, 0.0], [0.1, 0.0, 0.1, 0.0], [2] * 4)
+    assert rule.texts(told).tolist() == [2, 2, 2, 2]
+    told = Expected([1.0, 0.0, 1.0, 0.0], [0.75, 0.0, 0.75, 0.0], [2] * 4)  # those of even number by 0.5
+    assert rule.texts(told).tolist() == [2, 6, 2, 6]
+    assert rule.texts(Expected([0.0], [0.0], [2])).tolist() == [10]  # no other prompt tells
+    assert rule.texts(Expected([0.0] * 2, [0.0] * 2, [2, 7])).tolist() == [2, 7]  # once
+    fixed = Protocol(estimate="expected", texts=5).texts_rule
+    assert fixed.texts(none).tolist() == [5] * 4
+    assert fixed.texts(Expected([0.0] * 4, [0.0] * 4, [5] * 4)).tolist() == [5] * 4
+    assert (rule.told, fixed.told) == ("by spread", 5)
+
+
 def test_sequential_asks_on_only_where_the_level_is_open(chain: LoadedModel) -> None:
     facts = [_fact("never", "k" * 21), _fact("always", "p" * 21), _fact("between", "n" * 13 + "k" * 8)]  # 0.248
     settled: dict[float, list[int]] = {}
@@ -135,7 +191,7 @@ def test_a_record_says_what_it_holds_and_every_reader_takes_it(
     outcome = run_mastery(spec, facts, output, protocol)
     table, about = read_table(output, MASTERY, "mastery")
     assert table.schema.names == EXPECTED.names
-    assert (about["estimate"], about["texts"], about["draws_per_prompt"]) == ("expected", 2, 10)
+    assert (about["estimate"], about["texts"], about["draws_per_prompt"]) == ("expected", "by spread", 10)
     assert outcome.draws == 24 * 21 * 2
     for row in table.to_pylist():
         assert row["rate"] == pytest.approx(sum(row["prompt_hits"]) / row["draws"])

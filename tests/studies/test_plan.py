@@ -67,6 +67,8 @@ OTHER: dict[str, Any] = {
     "mastery.temperature": 0.8,
     "mastery.max_new_tokens": 33,
     "mastery.stopping": "exact",
+    "mastery.estimate": "expected",
+    "mastery.texts": 3,
     "mastery.train_facts": 7,
     "mastery.test_facts": 4,
     "mastery.facts_per_cell": 5,

@@ -146,13 +146,13 @@ TABLE = [
 
 
 def mastery_command(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, folder: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], url: str, folder: Path, *more: str
 ) -> tuple[int, str]:
     """`knowshift mastery URL` with parts of one fact: exit status, and standard error."""
     facts = folder / "facts.jsonl"
     facts.write_text("".join(json.dumps(row) + "\n" for row in TABLE))
     monkeypatch.setattr(engines, "PART", 1)
-    words = ["mastery", url, "--facts", str(facts), "--output", str(folder / "m.parquet"), "--json"]
+    words = ["mastery", url, "--facts", str(facts), "--output", str(folder / "m.parquet"), "--json", *more]
     monkeypatch.setattr(sys, "argv", ["knowshift", *words])
     with pytest.raises(SystemExit) as ended:
         main()

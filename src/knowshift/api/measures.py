@@ -109,7 +109,8 @@ def mastery(
         stopping: "full": every draw (paper); "exact": the same levels with fewer; "sequential": fewer still.
         error: what "sequential" may err.
         estimate: "hits" counts draws (paper); "expected" takes the model's probability of an answer along few texts.
-        texts: of each prompt, for "expected": how many "full" makes (2), or "sequential" makes at most (10).
+        texts: of each prompt, for "expected": how many "full" makes, or "sequential" makes at most. Without it, "full"
+            makes two, and up to 10 where they differ; "sequential" makes at most 10.
         grading: what a hit is: "substring" (paper), or "word", at word boundaries.
         compare: another record of these facts: ``more["agreement"]`` says how far levels agree.
         certainty: also write intervals and level probabilities to this file.

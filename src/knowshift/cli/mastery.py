@@ -52,7 +52,8 @@ def mastery(
         str, typer.Option(help="hits: count draws (paper). expected: the model's own probabilities along few texts.")
     ] = "hits",
     texts: Annotated[
-        int | None, typer.Option(min=2, help="Texts of each prompt for expected (full: 2; sequential: at most 10).")
+        int | None,
+        typer.Option(min=2, help="Texts of each prompt for expected. Without it: 2, and up to 10 where they differ."),
     ] = None,
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"

@@ -14,7 +14,7 @@ from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.expected import ExpectedSession
 from knowshift.models.sampling.session import TreeSession, prompts_that_stay
 from knowshift.models.sampling.settings import Sampling
-from knowshift.probing.expected import TEXTS, Expected, draw_expected
+from knowshift.probing.expected import MOST, Expected, Rule, draw_expected
 from knowshift.probing.levels import level_of
 from knowshift.probing.stopping import ERROR, STOPPING, Asked, Found, draw_exact, draw_full, draw_sequential
 from knowshift.records import MASTERY_BY_ESTIMATE, estimate_of, write_table
@@ -34,7 +34,8 @@ class Protocol(Sampling):
     stopping: str = "full"  # "full", "exact" or "sequential"; see :mod:`knowshift.probing.stopping`
     error: float = ERROR  # of ``sequential``, between 0 and 1; the other rules make no error
     estimate: str = "hits"  # "hits" (the paper's) or "expected"; see :mod:`knowshift.probing.expected`
-    texts: int | None = None  # of each prompt, for "expected": how many ``full`` makes, the most of ``sequential``
+    texts: int | None = None  # of each prompt, for "expected": how many ``full`` makes, the most of ``sequential``;
+    # None: as many as their spread asks for
 
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:
@@ -55,15 +56,17 @@ class Protocol(Sampling):
         super().__post_init__()
 
     @property
-    def most_texts(self) -> int:
-        """Texts of each prompt, at most, with ``estimate`` "expected"."""
-        return TEXTS[self.stopping] if self.texts is None else self.texts
+    def texts_rule(self) -> Rule:
+        """How many texts each prompt gets with ``estimate`` "expected"."""
+        error = self.error if self.stopping == "sequential" else None
+        most = MOST if self.texts is None else self.texts
+        return Rule(most, self.texts is not None and error is None, error, self.draws_per_prompt)
 
     def about(self) -> dict[str, Any]:
         """What records say of it. A record of hits does not say so: its columns do."""
         told = asdict(self)
         del told["estimate"], told["texts"]
-        return told if self.estimate == "hits" else {**told, "estimate": self.estimate, "texts": self.most_texts}
+        return told if self.estimate == "hits" else {**told, "estimate": self.estimate, "texts": self.texts_rule.told}
 
 
 #: The protocol of the paper.
@@ -85,6 +88,23 @@ class Engine(typing.Protocol):
         streams: Sequence[str],
     ) -> Any:
         """What :class:`knowshift.models.sampling.session.TreeSession` is: ``draw``, ``hit``, ``positions``."""
+
+    def check_expected(self) -> None:
+        """Raise InputError where :meth:`expected` cannot work."""
+
+    def expected(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        texts: int,
+        *,
+        streams: Sequence[str],
+    ) -> Any:
+        """As :class:`knowshift.models.sampling.expected.ExpectedSession`: ``read``, ``draw``, ``value``, ``positions``.
+
+        Its values are draws, in part at least: what no text has met is unknown.
+        """
 
 
 @dataclass(frozen=True)
@@ -128,7 +148,6 @@ def measure_mastery(
     """
     check_engine(engine, protocol)
     if protocol.estimate == "expected":
-        assert isinstance(engine, LoadedModel)
         return _expected(engine, facts, protocol, _Progress(progress))
 
     told = _Progress(progress)
@@ -147,7 +166,7 @@ def measure_mastery(
     hits: list[list[int]] = []
     draws: list[list[int]] = []
     positions = 0
-    for group in _groups(engine, facts, protocol.stopping):
+    for group in _groups(engine, facts, lasting=protocol.stopping == "sequential"):
         asked = _asked(group, protocol.draws_per_prompt)
         if protocol.stopping == "full":
             found: Found = draw_full(open_session, asked, protocol.seed, told.begun)
@@ -186,25 +205,27 @@ def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
     if protocol.grading != "substring" and not isinstance(engine, LoadedModel):
         raise InputError(f"grading {protocol.grading!r}: {engine.about()['engine']} is graded by substring only")
     if protocol.estimate == "expected" and not isinstance(engine, LoadedModel):
-        raise InputError(
-            f"--estimate expected: {engine.about()['engine']} shows no probabilities at the sampling temperature; "
-            "use --estimate hits, or a model in this process"
-        )
+        engine.check_expected()
 
 
-def _expected(engine: LoadedModel, facts: Sequence[Fact], protocol: Protocol, told: _Progress) -> MasteryRecord:
+def _expected(
+    engine: LoadedModel | Engine, facts: Sequence[Fact], protocol: Protocol, told: _Progress
+) -> MasteryRecord:
     """Mastery by expected hits."""
-    texts, draws = protocol.most_texts, protocol.draws_per_prompt
-    lasting = protocol.stopping == "sequential"
+    rule, draws = protocol.texts_rule, protocol.draws_per_prompt
+    texts, drawn = rule.most, not isinstance(engine, LoadedModel)
 
     def open_session(prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str]) -> Any:
-        return told.of(ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams, keep=lasting))
+        if isinstance(engine, LoadedModel):
+            session: Any = ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams)
+        else:
+            session = engine.expected(prompts, accepted, protocol, texts, streams=streams)
+        return told.of(session)
 
     found: list[Expected] = []
     positions = 0
-    for group in _groups(engine, facts, protocol.stopping):
-        error = protocol.error if lasting else None
-        its, used = draw_expected(open_session, _asked(group, draws), texts, error, draws, told.begun)
+    for group in _groups(engine, facts, lasting=True):
+        its, used = draw_expected(open_session, _asked(group, draws), rule, told.begun, drawn=drawn)
         told.begun(0)
         found += its
         positions += used
@@ -267,10 +288,10 @@ def _asked(facts: Sequence[Fact], draws: int) -> Asked:
     return asked
 
 
-def _groups(engine: LoadedModel | Engine, facts: Sequence[Fact], stopping: str) -> Iterator[Sequence[Fact]]:
+def _groups(engine: LoadedModel | Engine, facts: Sequence[Fact], lasting: bool) -> Iterator[Sequence[Fact]]:
     """All facts at once, but as many as memory bounds allow where their prompts stay read between rounds."""
     size = len(facts)
-    if stopping == "sequential" and isinstance(engine, LoadedModel) and facts:
+    if lasting and isinstance(engine, LoadedModel) and facts:
         size = max(1, prompts_that_stay(engine) // len(completion_prompts(facts[0])))
     for start in range(0, len(facts), max(1, size)):
         yield facts[start : start + size]

@@ -39,6 +39,8 @@ class MasteryConfig(_Strict):
     temperature: float = Field(0.7, gt=0, allow_inf_nan=False)
     max_new_tokens: int = Field(32, ge=1)
     stopping: Literal["full", "exact", "sequential"] = "full"  # exact: the same levels from fewer draws
+    estimate: Literal["hits", "expected"] = "hits"  # expected: the model's own probabilities along few texts
+    texts: int | None = Field(None, ge=2)  # of each prompt, for expected; where not given, as many as they differ by
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
@@ -153,6 +155,7 @@ def parse_config(text: str, origin: str) -> StudyConfig:
             ) from None
         raise InputError(f"{origin}: {where}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
     check_trainable(f"{origin}: dtype", config.dtype)
+    _check_mastery(origin, config.mastery)
     if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
     restoration = config.restoration
@@ -169,6 +172,16 @@ def parse_config(text: str, origin: str) -> StudyConfig:
     if restoration.region not in REGIONS:
         raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
     return config
+
+
+def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
+    """Refuse now what measuring would refuse."""
+    from knowshift.probing.measure import Protocol  # imports torch
+
+    try:
+        Protocol(estimate=mastery.estimate, texts=mastery.texts, stopping=mastery.stopping)
+    except InputError as error:
+        raise InputError(f"{origin}: mastery: {error}") from None
 
 
 def _keys(path: tuple[int | str, ...]) -> list[str]:

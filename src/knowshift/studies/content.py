@@ -46,6 +46,8 @@ def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> Mas
         max_new_tokens=settings["mastery.max_new_tokens"],
         seed=settings["seed"],
         stopping=settings["mastery.stopping"],
+        estimate=settings["mastery.estimate"],
+        texts=settings["mastery.texts"],
     )
     return measure_mastery(base, facts, protocol)
 

@@ -47,6 +47,8 @@ CONTENT: Mapping[str, Content] = {
             "mastery.temperature",
             "mastery.max_new_tokens",
             "mastery.stopping",
+            "mastery.estimate",
+            "mastery.texts",
         )
     ),
     "base": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),

@@ -54,7 +54,7 @@ def test_the_seeds_of_all_texts_are_distinct(toy: Toy, draws: int, at_once: int,
     toy.draws.clear()
     asked = completions(toy.url)
     for key in "abc":
-        texts, _ = asked.texts("p", (), Sampling(seed=seed), key, draws, at_once=at_once)
+        texts = asked.texts("p", (), Sampling(seed=seed), key, draws, at_once=at_once).texts
         assert len(texts) == draws
     assert max(body.get("n", 1) for body in toy.draws) <= at_once
     assert len(toy.draws) == 3 * -(-draws // at_once)
@@ -97,7 +97,8 @@ def test_texts_that_the_server_has_cut(toy: Toy, made: Any, ended: Collection[in
     toy.always, toy.spoil = True, cutting
     ask = lambda: completions(toy.url).texts("p", (), Sampling(max_new_tokens=8), "k", 10)  # noqa: E731
     if passes:
-        assert ask() == (["x"] * 10, 0 if made is None else 100)
+        drawn = ask()
+        assert (drawn.texts, drawn.total) == (["x"] * 10, 0 if made is None else 100)
     else:
         says = f"cut {len(ended)} of 10 texts after {made} tokens in all; expected 8 each"
         with pytest.raises(ServerError, match=says):
@@ -121,7 +122,8 @@ def test_a_server_that_counts_the_first_of_several_texts_alone_cuts_none(toy: To
     toy.always, toy.spoil = True, counting_the_first([first, *[8] * 9])
     asked = completions(toy.url)
     assert asked.at_once(10) == 10
-    assert asked.texts("p", (), Sampling(max_new_tokens=8), "k", 10) == (["x"] * 10, first + 5)
+    drawn = asked.texts("p", (), Sampling(max_new_tokens=8), "k", 10)
+    assert (drawn.texts, drawn.total) == (["x"] * 10, first + 5)
 
 
 def test_a_server_that_counts_the_first_text_alone_is_caught_by_it(toy: Toy) -> None:

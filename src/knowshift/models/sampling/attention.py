@@ -3,8 +3,9 @@
 PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
 than the few products in it. So it is two batched matrix products over rows and key-value heads; where heads are narrow,
 a matrix product costs more than what is in it too, and plain products and sums are faster. Same float32 precision,
-another order of summation. Anything else (a mask, soft capping, attention sinks, a long cache, another device or
-dtype) goes to the kernel as before.
+another order of summation. Keys and values of two bytes are widened first: that costs less than products that a
+processor without instructions for them makes one by one. Anything else (a mask, soft capping, attention sinks, a long
+cache, another device) goes to the kernel as before.
 """
 
 from __future__ import annotations
@@ -42,17 +43,19 @@ def one_token_attention(
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
     short = key.shape[2] <= (LONG_NARROW if width <= NARROW else LONG)
     plain = length == 1 and attention_mask is None and short and not special
-    if not plain or query.device.type != "cpu" or query.dtype != torch.float32:
+    if not plain or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )[0]
         return output, None
+    dtype = query.dtype
+    query, key, value = query.float(), key.float(), value.float()  # themselves where they are wide already
     groups = key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     if width > NARROW:
         keys, values = key.flatten(0, 1), value.flatten(0, 1)  # [N G, L, W]
         scores = torch.bmm(query.reshape(rows * groups, heads // groups, width), keys.transpose(1, 2))
-        return torch.bmm(scores.mul_(scale).softmax(dim=-1), values).view(rows, 1, heads, width), None
+        return torch.bmm(scores.mul_(scale).softmax(dim=-1), values).view(rows, 1, heads, width).to(dtype), None
     queries = query.reshape(rows, 1, groups, heads // groups, width)
     keys, values = key.transpose(1, 2).unsqueeze(3), value.transpose(1, 2).unsqueeze(3)  # [N, L, G, 1, W]
     result = query.new_empty(rows, 1, heads, width)
@@ -62,7 +65,7 @@ def one_token_attention(
         torch.sum(
             values[some] * weights.unsqueeze(-1), dim=1, out=result[some].view(-1, groups, heads // groups, width)
         )
-    return result, None
+    return result.to(dtype), None
 
 
 AttentionInterface.register(NAME, one_token_attention)

@@ -8,16 +8,20 @@ counted, the rest goes on as a text drawn among the other tokens:
     weight         <- weight x (1 - P(the next token completes an answer))
 
 The expectation of the value is R, the probability that an ordinary text holds an answer: each step replaces what an
-ordinary draw would have decided by its expectation (docs/mastery.md has the proof). An answer of several tokens would
-still need a text that happens to begin it, so its usual spellings (:mod:`.spelling`) are also followed from every
-position: a *follower* has weight x P(first token) and goes on with the answer's own tokens. What it comes to is counted
-there, and not where the text itself goes the same way. Positions are spent where they matter by random truncation,
-which leaves expectations as they are: a follower below the weight :data:`FOLLOWED` is made with a probability, and then
-has that weight; a text below the weight :data:`CARRIED` goes on in the same way; and only a share of the texts goes on
-beyond each of :data:`THINNED`, with more weight.
+ordinary draw would have decided by its expectation (docs/mastery.md has the proof).
 
-Values of texts are independent, so their variance is that of a sample. They are between 0 and 1 but for what
-followers and random truncation add.
+An answer of several tokens would still need a text that happens to begin it. So a text is divided where it may go on
+with a usual spelling of an answer (:mod:`.spelling`): the token that does so becomes a *part* with weight x P(token),
+and the text goes on among the other tokens with the rest of its weight. At the next position each part counts what
+completes an answer, and of all rests of a text one goes on, drawn by its weight, with the weight of all.
+
+Positions are spent where they matter by random truncation, which leaves expectations as they are: a part below the
+weight :data:`FOLLOWED` is made with a probability, and then has that weight; a text below the weight :data:`CARRIED`
+goes on in the same way; and of texts that need not stay whole, those of facts that the model does not seem to know,
+only a share goes on beyond each of :data:`THINNED`, with more weight.
+
+Values of texts are independent, so their variance is that of a sample. They are between 0 and 1 but for what random
+truncation adds.
 """
 
 from __future__ import annotations
@@ -37,61 +41,64 @@ from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import stream_key, uniforms
 from knowshift.models.sampling.session import nodes_that_fit
 from knowshift.models.sampling.settings import Sampling
-from knowshift.models.sampling.spelling import Pieces, Spelling, Watch, spelling_of
+from knowshift.models.sampling.spelling import Pieces, Spelling, spelling_of
 from knowshift.models.sampling.tree import Chosen, Walk
 
 Floats = NDArray[np.float64]
 
-#: The least weight of a follower.
+#: The least weight of a part that goes on with an answer.
 FOLLOWED = 0.02
 #: The least weight of a text.
 CARRIED = 0.1
-#: The share of texts that goes on beyond so many tokens; their weight grows by its inverse.
-THINNED = {4: 0.5, 8: 0.5, 16: 0.5}
+#: The share of texts that goes on beyond so many tokens, unless they are to stay whole; their weight grows by its
+#: inverse.
+THINNED = {1: 0.5, 4: 0.5, 8: 0.5}
+#: What the probability that an answer is begun counts beside that of one that is complete, in what a prompt promises.
+BEGINNING = 0.1
 #: A weight that is left out: with 32 positions it cannot add up to what a level could notice.
 NOTHING = 1e-9
-#: What random numbers are for, where a text's own step is decided more than once; nodes of a trie stand for themselves.
-_AGAIN, _CARRY, _THIN = 1 << 30, (1 << 30) + 1, (1 << 30) + 2
+#: What random numbers are for, where more than a token is decided.
+_AGAIN, _CARRY, _THIN, _MERGE, _FOLLOW = range(1, 6)
 
 
 @dataclass
-class _Particles:
-    """Texts and followers by number, in arrays that grow.
+class _Parts:
+    """Texts and their parts by number, in arrays that grow. A text is its own first part.
 
     Attributes:
         weight: float64.
-        text: int64, the text that a particle belongs to; its own number for a text.
+        text: int64, the text that a part belongs to; its own number for a text.
         spelling: int64, which automaton.
         state: int64, the automaton's state.
-        node: int64, the node of the trie that a follower has come to; 0 for a text.
+        stream: int64, names its random numbers among those of its prompt: a text's own number, or more than any.
     """
 
     weight: Floats
     text: Ints
     spelling: Ints
     state: Ints
-    node: Ints
+    stream: Ints
     count: int
 
     @classmethod
-    def of_texts(cls, spelling: Ints) -> _Particles:
+    def of_texts(cls, spelling: Ints, texts: int) -> _Parts:
         count = len(spelling)
-        zeros = np.zeros(count, dtype=np.int64)
-        return cls(np.ones(count), np.arange(count), spelling, zeros, zeros.copy(), count)
+        number = np.arange(count)
+        return cls(np.ones(count), number, spelling, np.zeros(count, dtype=np.int64), number % texts, count)
 
-    def add(self, weight: Floats, text: Ints, spelling: Ints, state: Ints, node: Ints) -> Ints:
-        """Numbers of new particles."""
+    def add(self, weight: Floats, text: Ints, spelling: Ints, state: Ints, stream: Ints) -> Ints:
+        """Numbers of new parts."""
         first, self.count = self.count, self.count + len(weight)
         if self.count > len(self.weight):
             room = self.count + self.count // 2
-            for name in ("weight", "text", "spelling", "state", "node"):
+            for name in ("weight", "text", "spelling", "state", "stream"):
                 old = getattr(self, name)
                 grown = np.zeros(room, dtype=old.dtype)
                 grown[:first] = old[:first]
                 setattr(self, name, grown)
         mine = slice(first, self.count)
         self.weight[mine], self.text[mine], self.spelling[mine] = weight, text, spelling
-        self.state[mine], self.node[mine] = state, node
+        self.state[mine], self.stream[mine] = state, stream
         return np.arange(first, self.count)
 
 
@@ -116,15 +123,16 @@ class ExpectedSession:
         *,
         streams: Sequence[str],
         max_nodes: int | None = None,
-        keep: bool = False,
     ) -> None:
-        """``texts``: the most that will be drawn of a prompt; ``keep`` lets prompts stay read between rounds."""
+        """``texts``: the most that will be drawn of a prompt."""
         self.loaded, self.sampling, self.texts = loaded, sampling, texts
         self._spellings, which = _spellings(loaded, accepted, streams)
         self._encoded = loaded.encoder.prompts(prompts, sampling.max_new_tokens)
         self._streams = np.array([stream_key(sampling.seed, key) for key in streams], dtype=np.uint64)
-        self._particles = _Particles.of_texts(np.repeat(which, texts))
+        self._parts = _Parts.of_texts(np.repeat(which, texts), texts)
         self._sum = np.zeros(len(prompts) * texts)
+        self._whole = np.zeros(len(prompts), dtype=bool)
+        self._which = which
         self._made = np.zeros(len(prompts) * texts, dtype=bool)
         self._walk: Walk[None] = Walk(
             loaded,
@@ -137,9 +145,8 @@ class ExpectedSession:
             sampling.max_new_tokens,
             loaded.stop_ids(),
             max_nodes or nodes_that_fit(loaded, self._encoded, sampling.max_new_tokens),
-            keep=keep,
+            keep=True,
         )
-        self._begun = False
 
     @property
     def positions(self) -> int:
@@ -151,69 +158,91 @@ class ExpectedSession:
         result: Floats = np.where(self._made, self._sum, np.nan).reshape(len(self._encoded), self.texts)
         return result
 
-    def draw(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
-        """Make the texts ``numbers[p]`` of every prompt p; ``begun`` hears of prompts begun, in the first round."""
+    def read(self, begun: Callable[[int], None] = lambda count: None) -> Floats:
+        """Read the prompts, before any text is made; ``begun`` hears of prompts that are read.
+
+        Returns:
+            What each prompt promises, float64 [prompts]: the probability that the next token completes an answer, and
+            a tenth of the probability that it begins one.
+        """
+        self._walk.run([np.empty(0, dtype=np.int64)] * len(self._encoded), begun)
+        promise = np.zeros(len(self._encoded))
+        for prompts, logits_KV in self._walk.read():
+            tokens, hits = self._watched(self._which[prompts], np.zeros_like(prompts))
+            rows = np.arange(len(prompts))
+            _, chance = draw_tokens(logits_KV, rows, np.zeros(len(rows)), self.sampling.temperature, tokens)
+            promise[prompts] = (chance * np.where(hits, 1.0, BEGINNING)).sum(axis=1)
+        return promise
+
+    def draw(self, numbers: Sequence[Ints], whole: NDArray[np.bool_] | None = None) -> None:
+        """Make the texts ``numbers[p]`` of every prompt p, which have been read.
+
+        ``whole`` [prompts]: whose texts are not thinned out; none where it is not given.
+        """
+        if whole is not None:
+            self._whole = whole
         own = [prompt * self.texts + its for prompt, its in enumerate(numbers)]
-        if self._begun:
-            self._walk.again(own)
-        else:
-            self._begun = True
-            self._walk.run(own, begun)
+        self._walk.again(own)
         self._made[np.concatenate(own)] = True
 
     def _choose(self, logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Chosen:
-        kept = self._particles
-        own, node, before = kept.text[number], kept.node[number], kept.weight[number].copy()
-        draw, streams = own % self.texts, self._streams[prompt]
-        watch = self._watch(number)
-        temperature = self.sampling.temperature
-        token, chance = draw_tokens(logits_KV, row, uniforms(streams, draw, step), temperature, watch.tokens)
-        np.add.at(self._sum, own, before * np.where(watch.counted, chance, 0.0).sum(axis=1))
-        texts = node == 0
-        self._go_on(texts, before, watch, chance, number, streams, draw, step)
-        token[~texts | (kept.weight[number] <= NOTHING)] = -1
-        ran_into = np.flatnonzero((token >= 0) & ((token[:, None] == watch.tokens) & watch.hits).any(axis=1))
+        kept = self._parts
+        own, stream, before = kept.text[number], kept.stream[number], kept.weight[number].copy()
+        keys = self._streams[prompt]
+        tokens, hits = self._watched(kept.spelling[number], kept.state[number])
+        token, chance = draw_tokens(logits_KV, row, uniforms(keys, stream, step), self.sampling.temperature, tokens)
+        np.add.at(self._sum, own, before * np.where(hits, chance, 0.0).sum(axis=1))
+        rest = before * np.clip(1 - chance.sum(axis=1), 0.0, 1.0)
+        kept.weight[number] = self._thinned(self._merged(rest, own, stream, keys, step), own, keys, step)
+        token[kept.weight[number] <= NOTHING] = -1
+        ran_into = np.flatnonzero((token >= 0) & (token[:, None] == tokens).any(axis=1))
         if len(ran_into):
-            token[ran_into] = self._again(
-                logits_KV, row[ran_into], watch.tokens[ran_into], watch.hits[ran_into],
-                uniforms(streams[ran_into], draw[ran_into], step[ran_into], _AGAIN),
-            )  # fmt: skip
-        followers = self._follow(before, watch, chance, number, streams, draw, step)
+            again = uniforms(keys[ran_into], stream[ran_into], step[ran_into], _AGAIN)
+            token[ran_into] = self._again(logits_KV, row[ran_into], tokens[ran_into], again)
+        branches = self._branch(before, tokens, hits, chance, number, keys, step)
         self._step(number, token)
-        return Chosen(token, *followers)
+        return Chosen(token, *branches)
 
-    def _go_on(
-        self,
-        texts: NDArray[np.bool_],
-        before: Floats,
-        watch: Watch,
-        chance: Floats,
-        number: Ints,
-        streams: Any,
-        draw: Ints,
-        step: Ints,
-    ) -> None:
-        """The weights of texts after their hits are taken out, and after random truncation."""
-        weight = before * np.clip(1 - np.where(watch.hits, chance, 0.0).sum(axis=1), 0.0, 1.0)
-        light = weight < CARRIED
-        lives = uniforms(streams, draw, step, _CARRY) * CARRIED < weight
-        weight = np.where(light, np.where(lives, CARRIED, 0.0), weight)
+    def _merged(self, rest: Floats, own: Ints, stream: Ints, keys: Any, step: Ints) -> Floats:
+        """Of all parts of a text one goes on, with the weight of all: part i with probability rest_i / their sum.
+
+        They are computed together (:meth:`.frontier.Front.parts`), so this does not depend on which other prompts there
+        are.
+        """
+        order = np.lexsort((stream, own))
+        starts = np.flatnonzero(np.r_[True, np.diff(own[order]) != 0])
+        passed = np.cumsum(rest[order])
+        ends = np.r_[starts[1:], len(order)] - 1
+        begin = np.r_[0.0, passed[ends[:-1]]]
+        total = np.maximum(passed[ends] - begin, 0.0)
+        first = order[starts]
+        goal = begin + total * uniforms(keys[first], own[first] % self.texts, step[first], _MERGE)
+        chosen = order[np.clip(np.searchsorted(passed, goal, side="right"), starts, ends)]
+        merged = np.zeros(len(rest))
+        merged[chosen] = np.where(rest[chosen] > 0, total, 0.0)
+        return merged
+
+    def _thinned(self, weight: Floats, own: Ints, keys: Any, step: Ints) -> Floats:
+        """Weights after random truncation."""
+        draw = own % self.texts
+        lives = uniforms(keys, draw, step, _CARRY) * CARRIED < weight
+        weight = np.where(weight < CARRIED, np.where(lives, CARRIED, 0.0), weight)
+        thin = ~self._whole[own // self.texts]
         for after, share in THINNED.items():
-            here = step == after
-            lives = uniforms(streams, draw, step, _THIN) < share
-            weight = np.where(here, np.where(lives, weight / share, 0.0), weight)
-        self._particles.weight[number[texts]] = weight[texts]
+            lives = uniforms(keys, draw, step, _THIN) < share
+            weight = np.where(thin & (step == after), np.where(lives, weight / share, 0.0), weight)
+        return weight
 
-    def _follow(
-        self, before: Floats, watch: Watch, chance: Floats, number: Ints, streams: Any, draw: Ints, step: Ints
+    def _branch(
+        self, before: Floats, tokens: Ints, hits: NDArray[np.bool_], chance: Floats, number: Ints, keys: Any, step: Ints
     ) -> tuple[Ints, Ints, Ints]:
-        """New followers: which of these particles each goes on from, its number, its token."""
-        kept = self._particles
-        of, which = np.nonzero(watch.node > 0)
-        weight, node, token = before[of] * chance[of, which], watch.node[of, which], watch.tokens[of, which]
-        sure = np.minimum(1.0, weight / FOLLOWED)
-        lives = uniforms(streams[of], draw[of], step[of], node) < sure
-        of, node, token, weight = of[lives], node[lives], token[lives], np.maximum(weight[lives], FOLLOWED)
+        """The parts that go on with an answer: which of these parts each comes from, its number, its token."""
+        kept = self._parts
+        of, which = np.nonzero((tokens >= 0) & ~hits)
+        weight, token = before[of] * chance[of, which], tokens[of, which]
+        stream = (kept.stream[number[of]] * 1_000_003 + step[of] * 8_191 + token) % (1 << 31) + (1 << 31)
+        lives = uniforms(keys[of], stream, step[of], _FOLLOW) * FOLLOWED < weight
+        of, stream, token, weight = of[lives], stream[lives], token[lives], np.maximum(weight[lives], FOLLOWED)
         parent = number[of]
         spelling = kept.spelling[parent]
         state = np.array(
@@ -223,37 +252,31 @@ class ExpectedSession:
             ],
             dtype=np.int64,
         )
-        return of, kept.add(weight, kept.text[parent], spelling, state, node), token
+        return of, kept.add(weight, kept.text[parent], spelling, state, stream), token
 
     def _step(self, number: Ints, token: Ints) -> None:
         """The states of the texts that go on."""
-        kept, spellings = self._particles, self._spellings
+        kept, spellings = self._parts, self._spellings
         on = number[token >= 0]
         of_text = zip(*_lists(kept.spelling[on], kept.state[on], token[token >= 0]), strict=True)
         kept.state[on] = [spellings[s].step(a, t) for s, a, t in of_text]
 
-    def _watch(self, number: Ints) -> Watch:
-        """What each of the particles watches for, as arrays [particles, most]; -1 where one watches for fewer."""
-        kept = self._particles
-        keys = np.stack([kept.spelling[number], kept.state[number], kept.node[number]], axis=1)
+    def _watched(self, spelling: Ints, state: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """What is watched for in each of these states [states, most], -1 where it is less; which are hits."""
+        keys = np.stack([spelling, state], axis=1)
         distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
-        found = [self._spellings[s].watch(a, n) for s, a, n in distinct.tolist()]
+        found = [self._spellings[s].watch(a) for s, a in distinct.tolist()]
         width = max((len(one.tokens) for one in found), default=0)
-        shape = (len(found), width)
-        padded = Watch(np.full(shape, -1), np.zeros(shape, bool), np.zeros(shape, bool), np.full(shape, -1))
+        tokens, hits = np.full((len(found), width), -1), np.zeros((len(found), width), bool)
         for i, one in enumerate(found):
-            size = len(one.tokens)
-            padded.tokens[i, :size], padded.hits[i, :size] = one.tokens, one.hits
-            padded.counted[i, :size], padded.node[i, :size] = one.counted, one.node
+            tokens[i, : len(one.tokens)], hits[i, : len(one.tokens)] = one.tokens, one.hits
         where = inverse.reshape(-1)
-        return Watch(padded.tokens[where], padded.hits[where], padded.counted[where], padded.node[where])
+        return tokens[where], hits[where]
 
-    def _again(
-        self, logits_KV: torch.Tensor, row: Ints, tokens: Ints, hits: NDArray[np.bool_], uniform: Floats
-    ) -> Ints:
-        """Another token for draws that ran into a hit, from the distribution without hits; -1 where nothing is left."""
+    def _again(self, logits_KV: torch.Tensor, row: Ints, tokens: Ints, uniform: Floats) -> Ints:
+        """Another token for draws that ran into one of ``tokens``, from the others; -1 where nothing is left."""
         rows = logits_KV[torch.from_numpy(row).to(logits_KV.device)].float()
-        of, which = np.nonzero(hits)
+        of, which = np.nonzero(tokens >= 0)
         where = torch.from_numpy(np.stack([of, tokens[of, which]])).to(rows.device)
         rows[where[0], where[1]] = -torch.inf
         left = torch.isfinite(rows.amax(dim=1)).cpu().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
@@ -67,8 +68,10 @@ class Front(Generic[Text]):
         )
 
     def parts(self, size: int) -> list[Front[Text]]:
-        """Fronts of at most ``size`` nodes."""
-        return [self.part(start, start + size) for start in range(0, len(self.texts), size)]
+        """Fronts of at most ``size`` nodes. The texts of a prompt stay together, if they are not more than that."""
+        prompt_T = np.empty(len(self.texts), dtype=np.int64)
+        prompt_T[self.text] = self.prompt
+        return [self.part(start, end) for start, end in itertools.pairwise(edges_of_parts(prompt_T, size))]
 
     def join(self, other: Front[Text]) -> None:
         """Take in a front of the same depth that reads no prompt."""
@@ -92,6 +95,18 @@ def first_front(cache: DynamicCache, prompts: Ints, ids: Ints) -> Front[Any]:
     none = np.empty(0, dtype=np.int64)
     tokens = ids[starts, 0]
     return Front(0, cache, np.arange(len(tokens)), tokens, prompts, node, [], none, none, none, none)
+
+
+def edges_of_parts(of_T: Ints, size: int) -> list[int]:
+    """Where parts of at most ``size`` elements begin, and the end; equal neighbours part only if they are more."""
+    edges = [0]
+    starts, _ = distinct_runs(of_T[:, None])
+    for start, end in itertools.pairwise([*starts.tolist(), len(of_T)]):
+        if end - edges[-1] > size and start > edges[-1]:
+            edges.append(start)
+        while end - edges[-1] > size:
+            edges.append(edges[-1] + size)
+    return [*edges, len(of_T)]
 
 
 def distinct_runs(rows: Ints) -> tuple[Ints, Ints]:

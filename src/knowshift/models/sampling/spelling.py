@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -69,29 +69,17 @@ class Pieces:
         return found
 
 
-@dataclass
-class _Node:
-    """A node of the trie of paths."""
-
-    last: set[int] = field(default_factory=set)  # tokens that complete an answer here
-    children: dict[int, int] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class Watch:
     """What a text in some state may do next, by token.
 
     Attributes:
-        tokens: int64 [F], all that matter.
-        hits: bool [F], tokens that complete an answer.
-        counted: bool [F], those of them whose probability belongs to R here, and not to a path followed from before.
-        node: int64 [F], the node of the trie that a token leads to from where this text follows; -1 for none.
+        tokens: int64 [F], all that complete an answer or go on with a usual spelling of one.
+        hits: bool [F], which of them complete an answer.
     """
 
     tokens: Ints
     hits: np.ndarray
-    counted: np.ndarray
-    node: Ints
 
 
 class Spelling:
@@ -104,53 +92,27 @@ class Spelling:
         """``paths``: the usual spellings in tokens of the answers, whole; those of one token say nothing here."""
         self._pieces, self._answers = pieces, sorted(set(answers))
         self._whole = {token for answer in self._answers for token in pieces.holding(answer)}
-        self._nodes = [_Node()]
-        self._way: list[tuple[int, ...]] = [()]
+        self._onward: list[dict[int, int]] = [{}]  # of each node of the trie, its children by token
         for path in sorted({tuple(path) for path in paths if len(path) > 1}):
             self._add(path)
-        self._make_distinct()
         self._states: dict[tuple[bytes, tuple[int, ...]], int] = {}
         self._known: list[tuple[bytes, tuple[int, ...]]] = []
         self._next: dict[tuple[int, int], int] = {}
-        self._watched: dict[tuple[int, int], Watch] = {}
+        self._watched: dict[int, Watch] = {}
         self._hits: dict[bytes, set[int]] = {}
         self._number(b"", ())
 
     def _add(self, path: tuple[int, ...]) -> None:
         """Add a spelling whose tokens before the last spell a beginning of an answer, with a space or without."""
         begun = b"".join(self._pieces.bytes_of[token] for token in path[:-1])
-        bare = begun.removeprefix(b" ")
-        ends = {
-            token
-            for answer in self._answers
-            if 0 < len(bare) < len(answer) and answer.startswith(bare)
-            for token in self._pieces.starting(answer[len(bare) :])
-        }
-        if path[-1] not in ends or any(answer in begun for answer in self._answers):
+        if path[-1] not in self._hits_behind(begun.removeprefix(b" ")) or any(a in begun for a in self._answers):
             return
         at = 0
         for token in path[:-1]:
-            if token not in self._nodes[at].children:
-                self._nodes[at].children[token] = len(self._nodes)
-                self._nodes.append(_Node())
-                self._way.append((*self._way[at], token))
-            at = self._nodes[at].children[token]
-        self._nodes[at].last |= ends
-
-    def _make_distinct(self) -> None:
-        """Let no hit complete two paths: it belongs to the shortest, and to none where one token holds an answer."""
-        for number in sorted(range(1, len(self._nodes)), key=lambda n: len(self._way[n])):
-            node, way = self._nodes[number], self._way[number]
-            node.last -= self._whole
-            for other in range(1, len(self._nodes)):
-                if len(self._way[other]) < len(way) and way[-len(self._way[other]) :] == self._way[other]:
-                    node.last -= self._nodes[other].last
-        for node in reversed(self._nodes):  # children have higher numbers
-            alive = {token: to for token, to in node.children.items() if self._leads_on(to)}
-            node.children = alive
-
-    def _leads_on(self, node: int) -> bool:
-        return bool(self._nodes[node].last or self._nodes[node].children)
+            if token not in self._onward[at]:
+                self._onward[at][token] = len(self._onward)
+                self._onward.append({})
+            at = self._onward[at][token]
 
     def _number(self, end: bytes, within: tuple[int, ...]) -> int:
         key = (end, within)
@@ -166,8 +128,8 @@ class Spelling:
             end, within = self._known[state]
             text = end + self._pieces.bytes_of[token]
             longest = max((_overlap(text, answer) for answer in self._answers), default=0)
-            paths = (self._nodes[node].children.get(token) for node in (0, *within))
-            after = self._number(text[len(text) - longest :], tuple(sorted(node for node in paths if node is not None)))
+            nodes = (self._onward[node].get(token) for node in (0, *within))
+            after = self._number(text[len(text) - longest :], tuple(sorted(node for node in nodes if node is not None)))
             self._next[state, token] = after
         return after
 
@@ -175,33 +137,31 @@ class Spelling:
         """Tokens that complete an answer behind ``end``."""
         if end not in self._hits:
             found = set(self._whole)
-            for answer in self._answers:
-                for size in range(1, min(len(end), len(answer) - 1) + 1):
-                    if end.endswith(answer[:size]):
-                        found.update(self._pieces.starting(answer[size:]))
+            for size in range(1, len(end) + 1):
+                found |= self._hits_behind(end[len(end) - size :])
             self._hits[end] = found
         return self._hits[end]
 
-    def watch(self, state: int, node: int = 0) -> Watch:
-        """What to watch for in a text of this state; with a ``node``, in a text that only follows the paths from it."""
-        key = (state, node)
-        if key not in self._watched:
+    def _hits_behind(self, begun: bytes) -> set[int]:
+        """Tokens that complete an answer of which ``begun`` is the beginning, and no less than one byte."""
+        return {
+            token
+            for answer in self._answers
+            if 0 < len(begun) < len(answer) and answer.startswith(begun)
+            for token in self._pieces.starting(answer[len(begun) :])
+        }
+
+    def watch(self, state: int) -> Watch:
+        """What to watch for in a text of this state."""
+        if state not in self._watched:
             end, within = self._known[state]
             hits = self._hits_of(end)
-            if node:
-                counted = self._nodes[node].last
-            else:
-                counted = hits - {token for other in within for token in self._nodes[other].last}
-            onward = {token: to for token, to in self._nodes[node].children.items() if token not in hits}
-            relevant = counted if node else hits
-            tokens = [*sorted(relevant), *sorted(onward)]
-            self._watched[key] = Watch(
-                np.array(tokens, dtype=np.int64),
-                np.array([token in relevant for token in tokens], dtype=bool),
-                np.array([token in counted for token in tokens], dtype=bool),
-                np.array([onward.get(token, -1) for token in tokens], dtype=np.int64),
+            onward = {token for node in (0, *within) for token in self._onward[node]} - hits
+            self._watched[state] = Watch(
+                np.array([*sorted(hits), *sorted(onward)], dtype=np.int64),
+                np.repeat([True, False], [len(hits), len(onward)]),
             )
-        return self._watched[key]
+        return self._watched[state]
 
 
 def spelling_of(loaded: LoadedModel, pieces: Pieces, answers: Sequence[str]) -> Spelling:

@@ -144,6 +144,10 @@ class Walk(Generic[Text]):
             while self._aside:
                 self._follow(self._take(min(self._aside)), last=True)
 
+    def read(self) -> Iterator[tuple[Ints, torch.Tensor]]:
+        """Prompts that :meth:`run` has read, with the logits [prompts, V] of what follows each."""
+        return ((leaves.prompts, leaves.logits) for leaves in self._leaves)
+
     def share(self, other: Walk[Any]) -> None:
         """Draw from the prompts that ``other`` has read, which must be the same."""
         self._lengths, self._ids, self._leaves = other._lengths, other._ids, other._leaves

@@ -12,6 +12,7 @@ from knowshift.models.sampling.philox import stream_key
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.server.connection import PASSING, Connection, RefusedError, ServerError
 from knowshift.models.server.dialects import Dialect
+from knowshift.models.server.logprobs import Position, positions_of
 
 PATH = "/v1/completions"
 #: Stop texts in one request: OpenAI's limit, which others share.
@@ -27,8 +28,20 @@ class Answer:
 
     texts: list[str]
     full: list[bool]  # for each text, whether it ended at the limit of tokens
+    shown: list[list[Position]]  # for each text, what its positions could have been, where that was asked for
     made: int | None  # tokens generated, as far as the server counts them
+    read: int | None  # tokens of the prompt, likewise
     total: int  # tokens processed, 0 where the server does not say
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Texts of one prompt, from as many requests as it took."""
+
+    texts: list[str]
+    shown: list[list[Position]]  # as in :class:`Answer`
+    read: int | None
+    total: int
 
 
 class Completions:
@@ -57,8 +70,12 @@ class Completions:
         texts: int = 1,
         temperature: float = 1.0,
         max_new_tokens: int = 1,
+        likely: int = 0,
     ) -> dict[str, Any]:
-        """The request for so many texts from the whole distribution; at most :data:`STOPS` stop texts are sent."""
+        """The request for so many texts from the whole distribution; at most :data:`STOPS` stop texts are sent.
+
+        ``likely`` asks for so many of the most likely tokens at each position.
+        """
         body: dict[str, Any] = {
             "prompt": prompt,
             "max_tokens": max_new_tokens,
@@ -73,6 +90,8 @@ class Completions:
             body["model"] = self.model
         if texts > 1:
             body["n"] = texts
+        if likely:
+            body["logprobs"] = likely
         if stops:
             body["stop"] = list(stops)[:STOPS]
         if self.dialect.generation_config:
@@ -98,9 +117,12 @@ class Completions:
             raise ServerError(f"{self.connection.url}: expected a completion with choices of text, got {told}")
         usage = answer.get("usage")
         counted = usage if isinstance(usage, dict) else {}
-        made, total = (_count(counted.get(name)) for name in ("completion_tokens", "total_tokens"))
+        read, made, total = (
+            _count(counted.get(name)) for name in ("prompt_tokens", "completion_tokens", "total_tokens")
+        )
         full = [choice.get("finish_reason") == "length" for choice in choices]
-        return Answer([choice["text"] for choice in choices], full, made, total or 0)
+        shown = [positions_of(choice) for choice in choices]
+        return Answer([choice["text"] for choice in choices], full, shown, made, read, total or 0)
 
     def try_out(self, body: dict[str, Any]) -> Answer | RefusedError:
         """The answer to a request, or why the server does not take it as it is written.
@@ -165,17 +187,18 @@ class Completions:
         stopped: threading.Event | None = None,
         *,
         at_once: int | None = None,
-    ) -> tuple[list[str], int]:
-        """So many texts for one prompt, and the tokens the server says it has processed (0 if it does not say).
+        likely: int = 0,
+    ) -> Drawn:
+        """So many texts for one prompt.
 
         ``key`` and the seed of ``sampling`` name the random numbers; ``at_once`` is how many texts one request is for
-        at most, all where not given. What is under way ends soon after ``stopped`` is set.
+        at most, all where not given; ``likely`` is that of :meth:`body`. What is under way ends soon after ``stopped``
+        is set.
 
         Raises:
             ServerError: see :meth:`ask`; or texts are missing or cut short.
         """
-        texts: list[str] = []
-        used = 0
+        drawn = Drawn([], [], None, 0)
         step = draws if at_once is None else at_once
         for turn in range(0, draws, step):
             wanted = min(step, draws - turn)
@@ -188,6 +211,7 @@ class Completions:
                 texts=wanted,
                 temperature=sampling.temperature,
                 max_new_tokens=sampling.max_new_tokens,
+                likely=likely,
             )
             answer = self.ask(body, stopped=stopped)
             if len(answer.texts) != wanted:
@@ -197,9 +221,10 @@ class Completions:
                     f"{url}: gave {len(answer.texts)} of {wanted} texts for {prompt!r}; expected all of them"
                 )
             self._check_whole(answer, sampling.max_new_tokens)
-            texts += answer.texts
-            used += answer.total
-        return texts, used
+            drawn = Drawn(
+                drawn.texts + answer.texts, drawn.shown + answer.shown, answer.read, drawn.total + answer.total
+            )
+        return drawn
 
     def _check_whole(self, answer: Answer, most: int) -> None:
         """Refuse texts that the server has cut: those that ended at the limit have that many tokens each."""

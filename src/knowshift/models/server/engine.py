@@ -14,18 +14,22 @@ records say which engine made them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 from knowshift.errors import InputError
 from knowshift.files import digest
 from knowshift.models.sampling.settings import Sampling
-from knowshift.models.server.connection import Connection
+from knowshift.models.server.connection import Connection, ServerError
+from knowshift.models.server.direct import DirectSession
+from knowshift.models.server.logprobs import Shown
 from knowshift.models.server.recognition import (
     chosen_model,
     keeps_stop_texts,
     listed_models,
     open_completions,
     recognised_dialect,
+    shown_by,
 )
 from knowshift.models.server.session import Served, ServerSession
 from knowshift.models.server.settings import Address, Settings, key_for
@@ -103,6 +107,36 @@ class CompletionsServer:
         """Prompts to draw from, with the server's own random numbers."""
         return ServerSession([self.served], prompts, accepted, sampling, streams)
 
+    @cached_property
+    def shown(self) -> Shown:
+        """What the server shows of the next token; tried out once.
+
+        Raises:
+            ServerError: it shows no log-probabilities, or such as cannot be read.
+        """
+        found = shown_by(self.completions)
+        if found is None:
+            raise ServerError(
+                f"{self.url}: shows no log-probabilities, which --estimate expected needs; use --estimate hits"
+            )
+        return found
+
+    def check_expected(self) -> None:
+        """Raises ServerError where :meth:`expected` cannot work."""
+        _ = self.shown
+
+    def expected(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        texts: int,
+        *,
+        streams: Sequence[str],
+    ) -> DirectSession:
+        """Prompts to estimate R of, with the server's own random numbers and log-probabilities."""
+        return DirectSession([self.served], self.shown, prompts, accepted, sampling, texts, streams)
+
 
 class SeveralServers:
     """Servers of one model, asked together as one engine: they share the prompts of every session.
@@ -141,6 +175,29 @@ class SeveralServers:
     ) -> ServerSession:
         """Prompts to draw from, with the servers' own random numbers."""
         return ServerSession([server.served for server in self._servers], prompts, accepted, sampling, streams)
+
+    def check_expected(self) -> None:
+        """Raises ServerError where :meth:`expected` cannot work on all of them alike."""
+        first, *others = self._servers
+        for other in others:
+            if other.shown != first.shown:
+                raise ServerError(
+                    f"{first.url} and {other.url}: expected servers that show alike, got {first.shown} and "
+                    f"{other.shown}"
+                )
+
+    def expected(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        texts: int,
+        *,
+        streams: Sequence[str],
+    ) -> DirectSession:
+        """Prompts to estimate R of, with the servers' own random numbers and log-probabilities."""
+        served = [server.served for server in self._servers]
+        return DirectSession(served, self._servers[0].shown, prompts, accepted, sampling, texts, streams)
 
 
 def _model(server: CompletionsServer) -> str:

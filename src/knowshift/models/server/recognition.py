@@ -1,18 +1,28 @@
-"""Getting to know a server: its models, its kind, how its version spells a field, whether stop texts stay."""
+"""Getting to know a server: its models and kind, how it spells a field, whether stop texts stay, what it shows."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from knowshift.errors import KnowshiftWarning
 from knowshift.models.server.completions import PATH, Answer, Completions
 from knowshift.models.server.connection import Connection, RefusedError, ServerError
 from knowshift.models.server.dialects import DIALECTS, LEFT_OUT, ORDINARY, Dialect
+from knowshift.models.server.logprobs import Shown
 
 #: Beginnings of which a model is likely to continue one at least.
 OPENINGS = ("The capital of France is", "The", "It is said that the", "a")
+#: How many of the most likely tokens are asked for, in the order in which it is tried: the most that vLLM gives by
+#: default, and the most that OpenAI's own interface gives.
+ASKED = (20, 5)
+#: A temperature at which log-probabilities are looked at again: it must not change them, or divide them.
+TRIED = 0.5
+#: What number formats may make of a ratio.
+TOLERANCE = 0.05
 
 
 def listed_models(connection: Connection) -> list[dict[str, Any]]:
@@ -129,3 +139,35 @@ def keeps_stop_texts(completions: Completions) -> bool:
         ended = completions.try_out(completions.body(prompt, (stop,), temperature=0.0, max_new_tokens=8))
         return isinstance(ended, Answer) and any(stop in text for text in ended.texts)
     return False
+
+
+def shown_by(completions: Completions) -> Shown | None:
+    """What the server shows of a position; None where it shows nothing. Tried out.
+
+    Raises:
+        ServerError: it shows log-probabilities that a temperature changes in another way than dividing them.
+    """
+    for count in ASKED:
+        at_one = _first(completions, count, 1.0)
+        if at_one is not None and len(at_one) > 1:
+            break
+    else:
+        return None
+    tried = _first(completions, count, TRIED) or {}
+    common = sorted(at_one.keys() & tried.keys(), key=lambda token: -at_one[token])
+    steps = [(at_one[a] - at_one[b], tried[a] - tried[b]) for a, b in pairwise(common)]
+    ratio = sum(after for _, after in steps) / max(sum(before for before, _ in steps), 1e-9) if steps else math.nan
+    for told, tempered in ((1.0, False), (1 / TRIED, True)):
+        if abs(ratio / told - 1) < TOLERANCE:
+            return Shown(count, tempered)
+    raise ServerError(
+        f"{completions.connection.url}: its log-probabilities at a temperature of {TRIED} are neither those at 1 nor "
+        f"those divided by it (their differences are {ratio:.3g} times as large); use --estimate hits"
+    )
+
+
+def _first(completions: Completions, count: int, temperature: float) -> Mapping[str, float] | None:
+    answer = completions.try_out(completions.body(OPENINGS[0], temperature=temperature, likely=count))
+    if isinstance(answer, RefusedError) or not answer.shown or not answer.shown[0]:
+        return None
+    return answer.shown[0][0].likely
