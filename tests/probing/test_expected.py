@@ -123,10 +123,10 @@ class _Values:
         self._all = height * (rng.random((prompts, 10)) < rate / height)
         self.value, self.positions = np.full((prompts, 10), np.nan), 0
 
-    def read(self, begun: Any) -> np.ndarray:
+    def read(self) -> np.ndarray:
         return np.ones(len(self.value))
 
-    def draw(self, numbers: Any, whole: np.ndarray) -> None:
+    def draw(self, numbers: Any, whole: np.ndarray, begun: Any) -> None:
         for row, its, made in zip(self._all, numbers, self.value, strict=True):
             made[its] = row[its]
 

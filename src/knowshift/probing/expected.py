@@ -137,7 +137,7 @@ def draw_expected(
 ) -> tuple[list[Expected], int]:
     """What the texts of every fact say, and the token positions computed; ``drawn``: see :class:`Expected`."""
     session = open_session(asked.prompts, asked.accepted, asked.streams)
-    promise = session.read(begun)
+    promise = session.read()
     whole = np.zeros(len(promise), dtype=bool)
     for where in asked.facts:
         whole[where] = promise[where].mean() >= PROMISING
@@ -149,7 +149,8 @@ def draw_expected(
             wanted[where] = rule.texts(its)
         if (wanted <= made).all():
             return found, session.positions
-        session.draw([np.arange(some, all_) for some, all_ in zip(made, wanted, strict=True)], whole)
+        numbers = [np.arange(some, all_) for some, all_ in zip(made, wanted, strict=True)]
+        session.draw(numbers, whole, (lambda count: None) if made.any() else begun)
         made = np.maximum(made, wanted)
 
 

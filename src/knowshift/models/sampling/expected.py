@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.cache import Ints
+from knowshift.models.sampling.frontier import distinct_runs
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import stream_key, uniforms
 from knowshift.models.sampling.session import nodes_that_fit
@@ -158,14 +159,14 @@ class ExpectedSession:
         result: Floats = np.where(self._made, self._sum, np.nan).reshape(len(self._encoded), self.texts)
         return result
 
-    def read(self, begun: Callable[[int], None] = lambda count: None) -> Floats:
-        """Read the prompts, before any text is made; ``begun`` hears of prompts that are read.
+    def read(self) -> Floats:
+        """Read the prompts, before any text is made.
 
         Returns:
             What each prompt promises, float64 [prompts]: the probability that the next token completes an answer, and
             a tenth of the probability that it begins one.
         """
-        self._walk.run([np.empty(0, dtype=np.int64)] * len(self._encoded), begun)
+        self._walk.run([np.empty(0, dtype=np.int64)] * len(self._encoded))
         promise = np.zeros(len(self._encoded))
         for prompts, logits_KV in self._walk.read():
             tokens, hits = self._watched(self._which[prompts], np.zeros_like(prompts))
@@ -174,15 +175,21 @@ class ExpectedSession:
             promise[prompts] = (chance * np.where(hits, 1.0, BEGINNING)).sum(axis=1)
         return promise
 
-    def draw(self, numbers: Sequence[Ints], whole: NDArray[np.bool_] | None = None) -> None:
+    def draw(
+        self,
+        numbers: Sequence[Ints],
+        whole: NDArray[np.bool_] | None = None,
+        begun: Callable[[int], None] = lambda count: None,
+    ) -> None:
         """Make the texts ``numbers[p]`` of every prompt p, which have been read.
 
-        ``whole`` [prompts]: whose texts are not thinned out; none where it is not given.
+        ``whole`` [prompts]: whose texts are not thinned out; none where it is not given. ``begun`` hears of prompts as
+        they are done with.
         """
         if whole is not None:
             self._whole = whole
         own = [prompt * self.texts + its for prompt, its in enumerate(numbers)]
-        self._walk.again(own)
+        self._walk.again(own, begun)
         self._made[np.concatenate(own)] = True
 
     def _choose(self, logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Chosen:
@@ -210,14 +217,18 @@ class ExpectedSession:
         are.
         """
         order = np.lexsort((stream, own))
-        starts = np.flatnonzero(np.r_[True, np.diff(own[order]) != 0])
-        passed = np.cumsum(rest[order])
-        ends = np.r_[starts[1:], len(order)] - 1
-        begin = np.r_[0.0, passed[ends[:-1]]]
-        total = np.maximum(passed[ends] - begin, 0.0)
+        starts, _ = distinct_runs(own[order, None])
+        ends = np.r_[starts[1:], len(order)]
+        total = np.add.reduceat(rest[order], starts)
         first = order[starts]
-        goal = begin + total * uniforms(keys[first], own[first] % self.texts, step[first], _MERGE)
-        chosen = order[np.clip(np.searchsorted(passed, goal, side="right"), starts, ends)]
+        goal = total * uniforms(keys[first], own[first] % self.texts, step[first], _MERGE)
+        chosen = first.copy()
+        several = np.flatnonzero(ends - starts > 1)
+        if len(several):
+            passed = np.cumsum(rest[order])
+            before = passed[starts[several]] - rest[first[several]]
+            at = np.searchsorted(passed, before + goal[several], side="right")
+            chosen[several] = order[np.clip(at, starts[several], ends[several] - 1)]
         merged = np.zeros(len(rest))
         merged[chosen] = np.where(rest[chosen] > 0, total, 0.0)
         return merged

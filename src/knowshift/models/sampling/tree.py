@@ -124,14 +124,20 @@ class Walk(Generic[Text]):
             while self._aside:
                 self._follow(self._take(min(self._aside)), last=True)
 
-    def again(self, numbers: Sequence[Ints]) -> None:
-        """More draws from prompts that :meth:`run` has read; only new nodes are computed."""
+    def again(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
+        """More draws from prompts that :meth:`run` has read; only new nodes are computed.
+
+        All go down together, so ``begun`` hears of a share of the prompts with every level.
+        """
         assert self.keep
         self._numbers = numbers
         none = np.empty(0, dtype=np.int64)
+        asked = np.array([len(own) > 0 for own in numbers])
+        lengths = self._lengths[asked]
+        told = 0
         with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
             for leaves in self._leaves:
-                rows = np.flatnonzero([len(numbers[p]) > 0 for p in leaves.prompts])
+                rows = np.flatnonzero(asked[leaves.prompts])
                 if not len(rows):
                     continue
                 front: Front[Text] = Front(
@@ -142,7 +148,14 @@ class Walk(Generic[Text]):
                     here.borrowed = True
                     self._set_aside(here)
             while self._aside:
-                self._follow(self._take(min(self._aside)), last=True)
+                front = self._take(min(self._aside))
+                while front.nodes:
+                    levels = front.depth - int(lengths.min()) + 1
+                    now = len(lengths) * levels // (int(lengths.max() - lengths.min()) + self.max_new_tokens)
+                    begun(max(0, now - told))
+                    told = max(now, told)
+                    front = self._down(front)
+        begun(len(lengths) - told)
 
     def read(self) -> Iterator[tuple[Ints, torch.Tensor]]:
         """Prompts that :meth:`run` has read, with the logits [prompts, V] of what follows each."""
@@ -159,13 +172,17 @@ class Walk(Generic[Text]):
             if not reading and not last and front.nodes < self.few and can_append(front.cache):
                 self._set_aside(front.part(0, front.nodes))
                 return
-            if not reading and front.nodes > self.max_nodes:
-                front, *rest = front.parts(self.max_nodes)
-                for part in rest:
-                    self._set_aside(part)
-            else:
-                self._take_in(front)
-            front = self._step(front)
+            front = self._down(front)
+
+    def _down(self, front: Front[Text]) -> Front[Text]:
+        """One level down, with what waits there, as far as it fits."""
+        if not len(front.reading) and front.nodes > self.max_nodes:
+            front, *rest = front.parts(self.max_nodes)
+            for part in rest:
+                self._set_aside(part)
+        else:
+            self._take_in(front)
+        return self._step(front)
 
     def _set_aside(self, front: Front[Text]) -> None:
         self._aside.setdefault(front.depth, []).append(front)

@@ -92,7 +92,6 @@ class DirectSession(Rounds[Corrected]):
     ) -> None:
         super().__init__(servers, prompts, accepted, sampling, texts, streams)
         self._shown = shown
-        self._begun: Callable[[int], None] = lambda count: None
         shape = (len(prompts), texts)
         self._made, self._hit, self._direct = (np.zeros(shape, dtype=bool) for _ in range(3))
         self._chance = np.zeros(shape)
@@ -111,17 +110,18 @@ class DirectSession(Rounds[Corrected]):
         result: Floats = np.where(self._made, value, np.nan)
         return result
 
-    def read(self, begun: Callable[[int], None] = lambda count: None) -> Floats:
-        """What prompts promise, which is not known before texts are drawn: float64 [prompts], infinite.
-
-        ``begun`` will hear of prompts that are done.
-        """
-        self._begun = begun
+    def read(self) -> Floats:
+        """What prompts promise, which is not known before texts are drawn: float64 [prompts], infinite."""
         return np.full(len(self.prompts), np.inf)
 
-    def draw(self, numbers: Sequence[Ints], whole: NDArray[np.bool_] | None = None) -> None:  # type: ignore[override]
+    def draw(  # type: ignore[override]
+        self,
+        numbers: Sequence[Ints],
+        whole: NDArray[np.bool_] | None = None,
+        begun: Callable[[int], None] = lambda count: None,
+    ) -> None:
         """Make the texts ``numbers[p]`` of every prompt p; all stay ``whole``."""
-        super().draw(numbers, self._begun)
+        super().draw(numbers, begun)
 
     def ask(self, index: int, numbers: Ints, drawing: Drawing) -> tuple[Corrected, int]:
         prompt, accepted, key = self.prompts[index], self.accepted[index], self.key(index, numbers)
