@@ -44,6 +44,20 @@ def test_no_line_without_progress_or_at_the_end(clock: list[float]) -> None:
     assert lines == []
 
 
+def test_few_units_tell_no_time_left(clock: list[float]) -> None:
+    lines: list[str] = []
+    with count("mastery", 1000, "fact", lines.append) as tell:
+        tell(0)
+        for done in (1, 4, 5):
+            clock[0] += 40
+            tell(done)
+    assert lines == [
+        "mastery: 1 of 1000 facts",
+        "mastery: 4 of 1000 facts",
+        "mastery: 5 of 1000 facts, about 6 h 38 min left",
+    ]
+
+
 def test_a_bar_begins_at_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
     with count("mastery", 10, "fact", True) as tell:
         tell(8)

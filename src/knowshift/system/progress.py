@@ -16,6 +16,8 @@ Advance = Callable[[float], None]
 Shown = bool | Callable[[str], None] | None
 #: Seconds until the first line of a log, and between two later ones.
 FIRST_LINE, LINES = 5.0, 30.0
+#: Units whose pace tells a time left, at least.
+TELLING = 5
 
 
 def is_watched() -> bool:
@@ -89,7 +91,8 @@ class _Lines:
         self._next = now + LINES
         left = (now - self._began) / (done - self._before) * (self._total - done)
         pace = f", {note}" if note else ""
-        self._write(f"{self._what}: {done} of {self._total} {self._unit}s{pace}, about {duration(left)} left")
+        told = f", about {duration(left)} left" if done - self._before >= TELLING else ""
+        self._write(f"{self._what}: {done} of {self._total} {self._unit}s{pace}{told}")
 
 
 def duration(seconds: float) -> str:

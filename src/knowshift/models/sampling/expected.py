@@ -18,7 +18,7 @@ completes an answer, and of all rests of a text one goes on, drawn by its weight
 Positions are spent where they matter by random truncation, which leaves expectations as they are: a part below the
 weight :data:`FOLLOWED` is made with a probability, and then has that weight; a text below the weight :data:`CARRIED`
 goes on in the same way; and of texts that need not stay whole, those of facts that the model does not seem to know,
-only a share goes on beyond each of :data:`THINNED`, with more weight.
+and that have come to nothing yet, only a share goes on beyond each of :data:`THINNED`, with more weight.
 
 Values of texts are independent, so their variance is that of a sample. They are between 0 and 1 but for what random
 truncation adds.
@@ -53,7 +53,9 @@ FOLLOWED = 0.02
 CARRIED = 0.1
 #: The share of texts that goes on beyond so many tokens, unless they are to stay whole; their weight grows by its
 #: inverse.
-THINNED = {1: 0.5, 4: 0.5, 8: 0.5}
+THINNED = {1: 1 / 3, 4: 0.5, 8: 0.5}
+#: A text that has come to as much stays whole.
+SOMETHING = 1e-3
 #: What the probability that an answer is begun counts beside that of one that is complete, in what a prompt promises.
 BEGINNING = 0.1
 #: A weight that is left out: with 32 positions it cannot add up to what a level could notice.
@@ -238,7 +240,7 @@ class ExpectedSession:
         draw = own % self.texts
         lives = uniforms(keys, draw, step, _CARRY) * CARRIED < weight
         weight = np.where(weight < CARRIED, np.where(lives, CARRIED, 0.0), weight)
-        thin = ~self._whole[own // self.texts]
+        thin = ~self._whole[own // self.texts] & (self._sum[own] < SOMETHING)
         for after, share in THINNED.items():
             lives = uniforms(keys, draw, step, _THIN) < share
             weight = np.where(thin & (step == after), np.where(lives, weight / share, 0.0), weight)
