@@ -1,7 +1,7 @@
 """Expected hits beside counted hits: token positions, error of R, and agreement on levels, against many more draws.
 
     python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
-        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--figure FILE.svg]
+        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--figure FILE.svg] [--told]
 
 COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
 and with expected hits: by spread, with so many texts, and by ``sequential``. Each is a record in FOLDER: a run that was
@@ -13,6 +13,10 @@ Printed for each: token positions of a fact; the root mean square of its error o
 taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
 a run of 210 draws has most probably at the reference's rates (of 2,100 draws without a hit there are fewer);
 and for expected hits the squared errors over the variances that the records tell, which is 1 where those are right.
+
+``--told`` measures expected hits alone and prints what the record tells of itself, for facts of level 0 and for the
+others: token positions, texts of a prompt, the error of R by its variances, and that of a full run with these rates,
+the root of the mean over facts and prompts of r (1 - r) / (draws of a fact), r² without bias from the texts.
 """
 
 from __future__ import annotations
@@ -35,6 +39,8 @@ from knowshift.facts.sources.load import load_facts
 Floats = NDArray[np.float64]
 
 DRAWS = 10
+#: The options of a run by expected hits.
+EXPECTED: dict[str, Any] = {"seed": 3, "estimate": "expected"}
 #: R above which a fact counts as known where facts are chosen.
 KNOWN = 0.01
 
@@ -111,6 +117,26 @@ def compare(name: str, record: dict[str, Any], reference: dict[str, Any], draws:
     return told
 
 
+def tell(arguments: argparse.Namespace) -> None:
+    """Print what a record of expected hits says of its own error, beside that of a full run."""
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    record = measure(arguments, "expected", chosen_facts(arguments), **EXPECTED)
+    sums, squares, texts = (np.array(record[name]) for name in ("prompt_hits", "prompt_squares", "prompt_draws"))
+    rates = sums / texts
+    spread = np.maximum(squares - sums**2 / texts, 0.0) / (texts - 1)
+    of_full = (rates - (rates**2 - spread / texts)).mean(axis=1) / (DRAWS * rates.shape[1])
+    level, variance = np.array(record["level"]), np.array(record["variance"])
+    print(f"{record['positions'] / len(level):.1f} positions of a fact, {record['seconds']:.0f} s")
+    for name, mine in {"all": level >= 0, "level 0": level == 0, "levels 1 to 4": level > 0}.items():
+        told = {
+            "facts": int(mine.sum()),
+            "texts of a prompt": round(float(texts[mine].mean()), 2),
+            "told error of R": round(float(variance[mine].mean() ** 0.5), 5),
+            "of a full run": round(float(max(of_full[mine].mean(), 0.0) ** 0.5), 5),
+        }
+        print(f"{name:<14} {told}")
+
+
 def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
     """Error of R against token positions of a fact, for hits and for expected hits."""
     import matplotlib
@@ -146,9 +172,9 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     facts = chosen_facts(arguments)
     runs: dict[str, dict[str, Any]] = {f"full, run {i}": {"seed": i} for i in (1, 2)}
-    runs["expected"] = {"seed": 3, "estimate": "expected"}
-    runs |= {f"expected, {n} texts": {"seed": 3, "estimate": "expected", "texts": n} for n in arguments.texts}
-    runs["expected, sequential"] = {"seed": 3, "estimate": "expected", "stopping": "sequential"}
+    runs["expected"] = EXPECTED
+    runs |= {f"expected, {n} texts": {**EXPECTED, "texts": n} for n in arguments.texts}
+    runs["expected, sequential"] = {**EXPECTED, "stopping": "sequential"}
     records = {
         name: measure(arguments, name.replace(", ", "-").replace(" ", "-"), facts, **options)
         for name, options in reversed(runs.items())  # the cheap ones first
@@ -173,11 +199,13 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
     parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
     parser.add_argument("--texts", type=int, nargs="+", default=(2,), help="of each prompt, for expected hits")
+    parser.add_argument("--told", action="store_true", help="expected hits alone, and what their record tells")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--figure", type=Path, help="SVG of error against positions")
-    table(parser.parse_args())
+    arguments = parser.parse_args()
+    (tell if arguments.told else table)(arguments)
 
 
 if __name__ == "__main__":

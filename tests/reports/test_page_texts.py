@@ -49,6 +49,7 @@ CONFIG_TEXTS = {
     "dtype",
     "device",
     "mastery.stopping",
+    "mastery.estimate",
     "training.schedule",
     "training.report_to",
     "restoration.criteria",

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
@@ -212,6 +213,10 @@ def test_every_shipped_config_loads_and_plans(name: str) -> None:
         ("- a list", "not YAML"),
         ("restoration: {fractions: [1.5]}", "restoration.fractions.0"),
         ("restoration: {criteria: [same-nor]}", "'same-nor' is not known; nearest: 'same-norm'"),
+        ("mastery: {estimate: guess}", "mastery.estimate: Input should be 'hits' or 'expected'"),
+        ("mastery: {estimate: expected, stopping: exact}", "mastery: stopping rule 'exact' counts hits"),
+        ("mastery: {texts: 2}", "mastery: 2 texts: expected with --estimate expected only"),
+        ("mastery: {estimate: expected, texts: 1}", "mastery.texts: Input should be greater than or equal to 2"),
         ("restoration: {criteria: [dg-hard]}", "'dg-hard' sets its own threshold and takes no fraction"),
     ],
 )
@@ -259,8 +264,11 @@ def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp
     text = SMALL.replace("[0, 4]", "[0]").replace("[8, 16]", "[8]").replace("draws: 2", "draws: 1", 1)
     text = text.replace("train_facts: 160, test_facts: 60", "train_facts: 60, test_facts: 20")
     text = text.replace("keep_checkpoints: false", "control_rate: null").replace("3.0e-4}", "3.0e-4, bfloat16: true}")
+    text = text.replace("max_new_tokens: 8}", "max_new_tokens: 8, estimate: expected}")
     config, run = parse_config(text, "small"), tmp_path / "run"
     run_study(config, run, executor="here")
+    (record,) = run.glob("cells/mastery/*/mastery.parquet")
+    assert "variance" in pq.read_schema(record).names
     (tuned,) = run.glob("cells/tuned/*/model")
     tiny = load_model("world:tiny").folder
     beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
