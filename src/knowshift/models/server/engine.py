@@ -35,7 +35,37 @@ from knowshift.models.server.session import Served, ServerSession
 from knowshift.models.server.settings import Address, Settings, key_for
 
 
-class CompletionsServer:
+class _Sessions:
+    """Sessions on the servers of one model, which share their prompts."""
+
+    _all: Sequence[CompletionsServer]
+
+    def session(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        *,
+        streams: Sequence[str],
+    ) -> ServerSession:
+        """Prompts to draw from, with the servers' own random numbers."""
+        return ServerSession([server.served for server in self._all], prompts, accepted, sampling, streams)
+
+    def expected(
+        self,
+        prompts: Sequence[str],
+        accepted: Sequence[Sequence[str]],
+        sampling: Sampling,
+        texts: int,
+        *,
+        streams: Sequence[str],
+    ) -> DirectSession:
+        """Prompts to estimate R of, with the servers' own random numbers and log-probabilities."""
+        served = [server.served for server in self._all]
+        return DirectSession(served, self._all[0].shown, prompts, accepted, sampling, texts, streams)
+
+
+class CompletionsServer(_Sessions):
     """One completions server, asked concurrently; an engine for :func:`knowshift.probing.measure_mastery`.
 
     Args:
@@ -76,6 +106,7 @@ class CompletionsServer:
         self._told = next((entry for entry in listed if entry["id"] == self.model), {})
         self.completions = open_completions(connection, recognised_dialect(connection, listed, sent), sent)
         self.keeps_stops = keeps_stop_texts(self.completions)
+        self._all = (self,)
         self.served = Served(self.completions, self._settings.concurrency, self.keeps_stops)
 
     def told(self) -> dict[str, Any]:
@@ -96,17 +127,6 @@ class CompletionsServer:
             "device": "server",
         }
 
-    def session(
-        self,
-        prompts: Sequence[str],
-        accepted: Sequence[Sequence[str]],
-        sampling: Sampling,
-        *,
-        streams: Sequence[str],
-    ) -> ServerSession:
-        """Prompts to draw from, with the server's own random numbers."""
-        return ServerSession([self.served], prompts, accepted, sampling, streams)
-
     @cached_property
     def shown(self) -> Shown:
         """What the server shows of the next token; tried out once.
@@ -125,20 +145,8 @@ class CompletionsServer:
         """Raises ServerError where :meth:`expected` cannot work."""
         _ = self.shown
 
-    def expected(
-        self,
-        prompts: Sequence[str],
-        accepted: Sequence[Sequence[str]],
-        sampling: Sampling,
-        texts: int,
-        *,
-        streams: Sequence[str],
-    ) -> DirectSession:
-        """Prompts to estimate R of, with the server's own random numbers and log-probabilities."""
-        return DirectSession([self.served], self.shown, prompts, accepted, sampling, texts, streams)
 
-
-class SeveralServers:
+class SeveralServers(_Sessions):
     """Servers of one model, asked together as one engine: they share the prompts of every session.
 
     Args:
@@ -153,7 +161,7 @@ class SeveralServers:
         for number, url in enumerate(urls):
             if Address.parse(url) in map(Address.parse, urls[:number]):
                 raise InputError(f"{url}: named twice; expected servers of different addresses")
-        first, *others = self._servers = [CompletionsServer(url) for url in urls]
+        first, *others = self._all = [CompletionsServer(url) for url in urls]
         for other in others:
             if other.about() != first.about():
                 raise InputError(
@@ -163,41 +171,17 @@ class SeveralServers:
 
     def about(self) -> dict[str, Any]:
         """What records say, which is the same of each of them."""
-        return self._servers[0].about()
-
-    def session(
-        self,
-        prompts: Sequence[str],
-        accepted: Sequence[Sequence[str]],
-        sampling: Sampling,
-        *,
-        streams: Sequence[str],
-    ) -> ServerSession:
-        """Prompts to draw from, with the servers' own random numbers."""
-        return ServerSession([server.served for server in self._servers], prompts, accepted, sampling, streams)
+        return self._all[0].about()
 
     def check_expected(self) -> None:
         """Raises ServerError where :meth:`expected` cannot work on all of them alike."""
-        first, *others = self._servers
+        first, *others = self._all
         for other in others:
             if other.shown != first.shown:
                 raise ServerError(
                     f"{first.url} and {other.url}: expected servers that show alike, got {first.shown} and "
                     f"{other.shown}"
                 )
-
-    def expected(
-        self,
-        prompts: Sequence[str],
-        accepted: Sequence[Sequence[str]],
-        sampling: Sampling,
-        texts: int,
-        *,
-        streams: Sequence[str],
-    ) -> DirectSession:
-        """Prompts to estimate R of, with the servers' own random numbers and log-probabilities."""
-        served = [server.served for server in self._servers]
-        return DirectSession(served, self._servers[0].shown, prompts, accepted, sampling, texts, streams)
 
 
 def _model(server: CompletionsServer) -> str:
