@@ -26,7 +26,7 @@ MOST = 10
 #: Texts of each prompt after which ``sequential`` looks.
 LOOKS = (2, 4, 7)
 #: What the prompts of a fact promise on the mean (:meth:`.ExpectedSession.read`) if its texts are to stay whole. On a
-#: real model 72% of the facts of levels 1 to 4 promise as much, with 98% of their R, and 10% of those of level 0.
+#: real model (SmolLM2-135M, 160 facts, 2026-11-26) most facts of levels 1 to 4 promise as much, and few of level 0.
 PROMISING = 3e-4
 #: Texts of a prompt for each unit of the standard deviation of one text (``full``). The sum of all facts' variances is
 #: smallest for its cost if texts are as this deviation (Neyman, "On the two different aspects of the representative
