@@ -34,7 +34,7 @@ lint: $(STAMP) ## check style and types
 install: $(STAMP) ## install into .venv, with the pinned packages
 
 # torch first and by itself, at its pinned version: an index may then serve a small CPU build of it.
-$(STAMP): pyproject.toml constraints.txt hatch_build.py src/knowshift/parameters/kernels/kernels.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard src/knowshift/*/*/*.c)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

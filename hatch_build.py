@@ -1,7 +1,8 @@
-"""Compiles src/knowshift/parameters/kernels/kernels.c when knowshift is installed.
+"""Compiles the loops in C when knowshift is installed: of every source NAME.c, the library _NAME.so beside it.
 
 Where there is no C compiler, or it fails, knowshift is installed without: the same results, but weights are compared
-and restored more slowly (docs/weights.md). ``CC`` names another compiler.
+and restored more slowly (docs/weights.md), and models read more slowly on a CPU (docs/mastery.md). ``CC`` names another
+compiler.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from packaging.tags import platform_tags
 
-FOLDER = Path("src", "knowshift", "parameters", "kernels")
+SOURCES = [
+    Path("src", "knowshift", "parameters", "kernels", "kernels.c"),
+    Path("src", "knowshift", "models", "sampling", "attention.c"),
+]
 #: No contraction: a fused multiply-add rounds differently. The others change no value, only what may be vectorised.
 FLAGS = ["-O3", "-shared", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 #: Tried first: loops for several generations of x86-64 processors in one library, chosen as it is loaded.
@@ -33,21 +37,25 @@ class CompileKernels(BuildHookInterface):  # type: ignore[type-arg]
         if self.target_name != "wheel":
             return
         try:
-            built = _compile(Path(self.root) / FOLDER)
+            built = [source for source in SOURCES if _compile(Path(self.root) / source)]
         except (OSError, ValueError):  # a tree that cannot be written to, a CC that cannot be read
-            built = False
+            built = []
         if not built:
             print("knowshift: no C compiler that works; installed without compiled loops", file=sys.stderr)
             return
         platform = next(tag for tag in platform_tags() if not tag.startswith(("manylinux", "musllinux")))
         build_data["pure_python"] = False
         build_data["tag"] = f"py3-none-{platform}"
-        build_data["artifacts"].append(str(FOLDER / "_kernels.so"))
+        build_data["artifacts"] += [str(_library(source)) for source in built]
 
 
-def _compile(folder: Path) -> bool:
-    """Build ``_kernels.so`` beside its source and put it in place at once; whether that was possible."""
-    source, library, beside = (folder / name for name in ("kernels.c", "_kernels.so", "_kernels.new.so"))
+def _library(source: Path) -> Path:
+    return source.with_name(f"_{source.stem}.so")
+
+
+def _compile(source: Path) -> bool:
+    """Build the library beside its source and put it in place at once; whether that was possible."""
+    library, beside = _library(source), source.with_name(f"_{source.stem}.new.so")
     library.unlink(missing_ok=True)
     digest = f'-DKNOWSHIFT_SOURCE="{hashlib.sha256(source.read_bytes()).hexdigest()}"'
     compiler = shlex.split(os.environ.get("CC", "cc"))

@@ -23,14 +23,17 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NAME = f"knowshift-{knowshift.__version__}"
-LIBRARY = "knowshift/parameters/kernels/_kernels.so"
+LIBRARIES = {"knowshift/parameters/kernels/_kernels.so", "knowshift/models/sampling/_attention.so"}
 #: Whether a build finds a compiler where nothing hides it.
 HAS_COMPILER = shutil.which("cc") is not None
 #: Says where knowshift was imported from and whether it has its compiled loops.
 PROBE = """
 import json, knowshift
-from knowshift.parameters.kernels.compiled import library
-print(json.dumps({"file": knowshift.__file__, "compiled": library() is not None}))
+from knowshift.models.sampling import attention
+from knowshift.parameters.kernels import compiled
+found = {module.library() is not None for module in (attention, compiled)}
+assert len(found) == 1
+print(json.dumps({"file": knowshift.__file__, "compiled": found.pop()}))
 """
 
 
@@ -122,7 +125,7 @@ def test_what_is_in_the_packages(built: tuple[Path, Path]) -> None:
         installed = {name for name in archive.namelist() if ".dist-info/" not in name}
         (about,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         metadata = archive.read(about).decode()
-    assert installed - {LIBRARY} == {name.removeprefix("src/") for name in _files(ROOT / "src")}
+    assert installed - LIBRARIES == {name.removeprefix("src/") for name in _files(ROOT / "src")}
     assert "knowshift/py.typed" in installed
     assert "Classifier: Typing :: Typed\n" in metadata
     assert f"Version: {knowshift.__version__}\n" in metadata
@@ -149,5 +152,5 @@ def test_the_sdist_without_a_compiler(built: tuple[Path, Path], tmp_path: Path) 
     wheel = _wheel_of(sdist, tmp_path / "second", **hidden)
     assert wheel.name == none_on_path.name == f"{NAME}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
-        assert LIBRARY not in archive.namelist()
+        assert not LIBRARIES & set(archive.namelist())
     assert not _works(_installed(wheel, tmp_path / "environment", **hidden), **hidden)

@@ -141,7 +141,7 @@ def checked(table: pa.Table, schema: pa.Schema, kind: str, name: str) -> pa.Tabl
         if field.name not in table.column_names:
             raise InputError(f"{name}: not a {kind} record: column {field.name!r} is missing")
     if schema in (MASTERY, EXPECTED):
-        refuse_gaps(name, table.select(schema.names))
+        refuse_gaps(name, table.select(schema.names), estimate_of(schema.names))
     with border(f"{name}: not a {kind} record"):
         return table.select(schema.names).cast(schema)
 
@@ -151,7 +151,7 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     table, names = read_parquet(path, columns)
     if missing := sorted(set(columns) - set(names)):
         raise InputError(f"{path}: not a mastery record: column {missing[0]!r} is missing")
-    refuse_gaps(path, table)
+    refuse_gaps(path, table, estimate_of(names))
     return table.select(list(columns))
 
 
@@ -175,8 +175,11 @@ def read_parquet(path: Path, columns: Collection[str] | None = None) -> tuple[pa
     return table, names
 
 
-def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
-    """Every fact of a mastery record was measured: only how often a corpus states it may be unknown."""
+def refuse_gaps(path: Path | str, mastery: pa.Table, estimate: str) -> None:
+    """Every fact of a mastery record was measured: only how often a corpus states it may be unknown.
+
+    ``mastery`` may lack columns of the record; ``estimate`` is what the record holds (:func:`estimate_of`).
+    """
     for name in mastery.column_names:
         values = mastery[name]
         inner = pc.list_flatten(values) if pa.types.is_list(values.type) else values
@@ -195,11 +198,11 @@ def refuse_gaps(path: Path | str, mastery: pa.Table) -> None:
             )
         made, found = (pc.list_flatten(mastery[name]) for name in ("prompt_draws", "prompt_hits"))
         # A text's value may exceed 1 (docs/mastery.md); a draw is a hit once.
-        most = made if "prompt_squares" not in names else found
+        most = made if estimate == "hits" else found
         if not pc.all(pc.and_(pc.less_equal(0, found), pc.less_equal(found, most)), min_count=0).as_py():
             raise InputError(f"{path}: not a mastery record: a prompt has fewer than 0 hits, or more than draws")
         least = pc.min(made).as_py()
-        if "prompt_squares" in names and least is not None and least < 2:
+        if estimate == "expected" and least is not None and least < 2:
             raise InputError(f"{path}: not a mastery record: expected hits of {least} texts; expected at least 2")
 
 

@@ -375,6 +375,15 @@ def test_prompts_of_a_mastery_record_that_do_not_fit_are_refused(hits: list[Any]
             reads()
 
 
+def test_expected_hits_of_more_than_one_a_text_are_read_by_all(tmp_path: Path) -> None:
+    """Random truncation gives texts weights above 1; a reader that asks for few columns must know that too."""
+    path = tmp_path / "mastery.parquet"
+    write_table(path, EXPECTED, expected_rows() | {"prompt_hits": [[2.5, 0.1], [0.0, 0.0]]}, {})
+    assert read_table(path, MASTERY, "mastery")[0]["prompt_hits"][0].as_py() == [2.5, 0.1]
+    assert read_columns(path, ["prompt_hits", "prompt_draws"])["prompt_hits"][0].as_py() == [2.5, 0.1]
+    write_certainty(path, tmp_path / "certainty.parquet")
+
+
 @pytest.mark.parametrize("schema", [MASTERY, EXPECTED], ids=["hits", "expected"])
 def test_a_mastery_record_without_facts_is_refused_as_such_and_one_without_prompts_is_read(
     schema: pa.Schema, tmp_path: Path

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
@@ -13,11 +15,26 @@ from knowshift.models.sampling import attention
 from knowshift.models.sampling.cache import TreeLayer, continue_rows, tree_cache
 
 
+@pytest.fixture(params=["compiled", "by PyTorch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """The loop in C, which runs where PyTorch has one thread, and what PyTorch does without it: whether it is C."""
+    if request.param == "by PyTorch":
+        monkeypatch.setattr(attention, "library", lambda: None)
+    elif attention.library() is None:
+        pytest.skip("not compiled")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield request.param == "compiled"
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("way")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     rows=st.integers(1, 140),
     groups=st.integers(1, 3),
     shared=st.integers(1, 3),
-    width=st.sampled_from([4, attention.NARROW, attention.NARROW + 8, 64]),
+    width=st.sampled_from([4, 16, attention.NARROW, attention.NARROW + 8, 48, 64, 128, 256]),
     tokens=st.integers(1, attention.LONG_NARROW // 2),
     scaling=st.sampled_from([None, 0.3]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
@@ -42,8 +59,39 @@ def test_one_token_attends_as_by_the_kernel(
     torch.testing.assert_close(mine.double(), theirs.transpose(1, 2), rtol=near, atol=near)
 
 
-@pytest.mark.parametrize("width", [8, 64])
-def test_long_caches_go_to_the_kernel(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_heads_the_loop_in_c_takes(way: bool) -> None:
+    def taken(width: int, dtype: torch.dtype = torch.float32) -> bool:
+        one = torch.zeros(1, 1, 1, width, dtype=dtype)
+        return attention._compiled(one, one, one, 1.0) is not None
+
+    assert [taken(width) for width in (8, 16, 40, 256, 272)] == [False, way, False, way, False]
+    assert [taken(32, dtype) for dtype in (torch.bfloat16, torch.float16)] == [way, False]
+    torch.set_num_threads(2)
+    assert not taken(32)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_seen(bad: float) -> None:
+    """Only the row that has one, in all of what it attends to."""
+    key, value = torch.randn(2, 3, 1, 20, 32)
+    key[1, 0, 7, 3] = bad
+    found = attention.one_token_attention(torch.nn.Module(), torch.ones(3, 1, 1, 32), key, value, None)[0]
+    assert found.isnan().all(dim=-1).flatten().tolist() == [False, True, False]
+
+
+@pytest.mark.usefixtures("way")
+def test_scores_far_apart() -> None:
+    """Of scores that differ by more than a float32 can hold the powers of, the largest alone counts."""
+    key = torch.zeros(1, 1, 3, 32)
+    key[..., 0] = torch.tensor([-1e4, 300.0, 100.0])
+    value = torch.arange(3.0)[None, None, :, None].expand(1, 1, 3, 32)
+    found = attention.one_token_attention(torch.nn.Module(), torch.ones(1, 1, 1, 32), key, value, None, scaling=1.0)[0]
+    assert found.flatten().tolist() == [1.0] * 32
+
+
+@pytest.mark.parametrize("width", [8, 32, 64])
+def test_long_caches_go_to_the_kernel(width: int, way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
     def kernel(module: object, query: torch.Tensor, key: torch.Tensor, *more: object, **named: object) -> object:
@@ -51,7 +99,8 @@ def test_long_caches_go_to_the_kernel(width: int, monkeypatch: pytest.MonkeyPatc
         return query.transpose(1, 2), None
 
     monkeypatch.setattr(attention, "sdpa_attention_forward", kernel)
-    longest = attention.LONG_NARROW if width <= attention.NARROW else attention.LONG
+    by_c = way and width % attention.LANES == 0
+    longest = attention.LONG_NARROW if width <= attention.NARROW and not by_c else attention.LONG
     for tokens in (longest, longest + 1):
         key = torch.zeros(1, 1, tokens, width)
         attention.one_token_attention(torch.nn.Module(), torch.zeros(1, 1, 1, width), key, key, None)

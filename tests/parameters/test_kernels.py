@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -229,22 +228,3 @@ def test_counting_lower_bits_in_chosen_bins(both) -> None:  # type: ignore[no-un
     inside = np.isin(held >> 16, (-2, 0, 1))
     assert len(places) == int(inside.sum())
     assert int(counts.sum()) == len(places) + 10
-
-
-def test_a_library_of_another_source_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if kernels.library() is None:
-        pytest.skip("not compiled")
-    for name in ("_kernels.so", "kernels.c"):
-        shutil.copy(kernels._FILE.with_name(name), tmp_path / name)
-    monkeypatch.setattr(kernels, "_FILE", tmp_path / "_kernels.so")
-    load = kernels.library.__wrapped__
-    assert load() is not None
-    (tmp_path / "kernels.c").write_text("/* edited since */\n")
-    assert load() is None
-    (tmp_path / "_kernels.so").unlink()
-    assert load() is None
-    (tmp_path / "_kernels.so").write_bytes(b"no library")
-    assert load() is None
-    monkeypatch.undo()
-    monkeypatch.setenv("KNOWSHIFT_COMPILED", "0")
-    assert load() is None

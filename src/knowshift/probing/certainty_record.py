@@ -15,7 +15,7 @@ from knowshift.files import file_beside
 from knowshift.probing.certainty import level_probabilities, rate_interval
 from knowshift.probing.expected import Expected
 from knowshift.probing.levels import DRAWS
-from knowshift.records import count_in, read_about, refuse_gaps
+from knowshift.records import count_in, estimate_of, read_about, refuse_gaps
 
 #: One row per fact: the interval for R and the probability of each level in another full run.
 CERTAINTY = pa.schema(
@@ -46,7 +46,7 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
         for batch in file.iter_batches(1 << 14, columns=columns):
             with border(f"{record}: not a mastery record"):
                 batch.validate(full=True)
-            refuse_gaps(record, pa.Table.from_batches([batch]))
+            refuse_gaps(record, pa.Table.from_batches([batch]), estimate_of(file.schema_arrow.names))
             rows = [_certainty(row, each, confidence, seed, drawn) for row in batch.to_pylist()]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 

@@ -1,15 +1,20 @@
 """Attention of one new token over a short cache on the CPU, over the cache as it lies in memory.
 
 PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
-than the few products in it. So it is two batched matrix products over rows and key-value heads; where heads are narrow,
-a matrix product costs more than what is in it too, and plain products and sums are faster. Same float32 precision,
-another order of summation. Keys and values of two bytes are widened first: on an Intel Xeon without instructions for
-bfloat16, 160 rows of 9 heads over 3 of keys, 24 tokens, took 1.4 ms and the kernel 6.4 (one thread, 2026-11-26).
+than the few products in it. So rows are gone through by a loop in C (attention.c), 16 numbers at a time, which reads
+keys and values once and, of two bytes, as they are. Where it was not compiled, for heads that are no multiple of 16
+wide, for float16 and with several threads, PyTorch does it: two batched matrix products over rows and key-value heads;
+or, where heads are narrow, plain products and sums, since a matrix product costs more than what is in it. All in
+float32, sums in another order each. docs/mastery.md has the times.
+
 Anything else (a mask, soft capping, attention sinks, a long cache, another device) goes to the kernel as before.
 """
 
 from __future__ import annotations
 
+import ctypes
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,15 +23,30 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from knowshift.system.compiled import open_library
+
 #: Its name in transformers; models are loaded with PyTorch's (:func:`knowshift.system.patches.attention`).
 NAME = "knowshift_one_token"
 USUAL = "sdpa"
 #: Width of a head, up to which products and sums are faster than matrix products.
 NARROW = 32
-#: Tokens in the cache, up to which this was faster than the kernel: matrix products, and products and sums.
+#: Tokens in the cache, up to which this was faster than the kernel: by the loop and matrix products, and otherwise.
 LONG, LONG_NARROW = 512, 64
 #: Rows at a time, so that products before their sum, a megabyte or two, stay in the processor's own memory.
 ROWS_AT_ONCE = 128
+#: The width of a head that the loop takes: any multiple up to a largest one.
+LANES, WIDEST = 16, 256
+
+_long, _pointer = ctypes.c_int64, ctypes.c_void_p
+_SIGNATURES = {
+    "attention": (None, [ctypes.c_int, *[_long] * 5, *[_pointer] * 6, ctypes.c_float, _pointer, _pointer]),
+}
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled loop, or None where there is none."""
+    return open_library(Path(__file__).with_name("attention.c"), _SIGNATURES)
 
 
 def one_token_attention(
@@ -41,9 +61,12 @@ def one_token_attention(
     """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W]."""
     rows, heads, length, width = query.shape
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
+    plain = length == 1 and attention_mask is None and not special and query.device.type == "cpu"
+    scale = width**-0.5 if scaling is None else scaling
+    if plain and key.shape[2] <= LONG and (compiled := _compiled(query, key, value, scale)) is not None:
+        return compiled, None
     short = key.shape[2] <= (LONG_NARROW if width <= NARROW else LONG)
-    plain = length == 1 and attention_mask is None and short and not special
-    if not plain or query.device.type != "cpu" or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if not plain or not short or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         output: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )[0]
@@ -51,7 +74,6 @@ def one_token_attention(
     dtype = query.dtype
     query, key, value = query.float(), key.float(), value.float()  # themselves where they are wide already
     groups = key.shape[1]
-    scale = width**-0.5 if scaling is None else scaling
     if width > NARROW:
         keys, values = key.flatten(0, 1), value.flatten(0, 1)  # [N G, L, W]
         scores = torch.bmm(query.reshape(rows * groups, heads // groups, width), keys.transpose(1, 2))
@@ -66,6 +88,36 @@ def one_token_attention(
             values[some] * weights.unsqueeze(-1), dim=1, out=result[some].view(-1, groups, heads // groups, width)
         )
     return result.to(dtype), None
+
+
+def _compiled(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor | None:
+    """The same by the loop in C, on one thread; None where it cannot be had."""
+    loop = library()
+    rows, heads, _, width = query.shape
+    groups, length = key.shape[1:3]
+    plain = all(of.stride(3) == 1 and of.dtype == query.dtype for of in (query, key, value))
+    if loop is None or not plain or width % LANES or width > WIDEST:
+        return None
+    if query.dtype not in (torch.float32, torch.bfloat16) or torch.get_num_threads() > 1:
+        return None
+    result = torch.empty(rows, 1, heads, width)
+    scores = torch.empty(length + LANES - 1)
+    places = []
+    for of in (query, key, value):
+        places += [of.data_ptr(), (_long * 3)(*(step * of.element_size() for step in of.stride()[:3]))]
+    loop.knowshift_attention(
+        query.dtype == torch.bfloat16,
+        rows,
+        heads,
+        groups,
+        length,
+        width,
+        *places,
+        scale,
+        scores.data_ptr(),
+        result.data_ptr(),
+    )
+    return result.to(query.dtype)
 
 
 AttentionInterface.register(NAME, one_token_attention)

@@ -53,7 +53,7 @@ FOLLOWED = 0.02
 CARRIED = 0.1
 #: The share of texts that goes on beyond so many tokens, unless they are to stay whole; their weight grows by its
 #: inverse.
-THINNED = {1: 1 / 3, 4: 0.5, 8: 0.5}
+THINNED = {1: 0.5, 4: 0.5}
 #: A text that has come to as much stays whole.
 SOMETHING = 1e-3
 #: What the probability that an answer is begun counts beside that of one that is complete, in what a prompt promises.

@@ -9,8 +9,6 @@ caller's own code, which is the definition, then does the work.
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.parameters.tensors import BFLOAT16, Array, single
+from knowshift.system.compiled import open_library
 
 #: Criteria with compiled sort keys, as kernels.c numbers them.
 _KEYED = ("relative", "absolute", "least", "magnitude", "authors", "ties", "fapm")
 #: Dtypes that they read; weights of other dtypes are widened first.
 _LOADED = (BFLOAT16, np.dtype(np.float32))
-_FILE = Path(__file__).with_name("_kernels.so")
+_SOURCE = Path(__file__).with_name("kernels.c")
 
 _int, _long, _word, _pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_uint32, ctypes.c_void_p
 _SIGNATURES = {
@@ -46,19 +45,7 @@ _SIGNATURES = {
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled library, or None where there is none."""
-    if os.environ.get("KNOWSHIFT_COMPILED") == "0":
-        return None
-    try:
-        found = ctypes.CDLL(str(_FILE))
-        built_from = ctypes.string_at(ctypes.addressof(ctypes.c_char.in_dll(found, "knowshift_source")))
-        if built_from.decode() != hashlib.sha256(_FILE.with_name("kernels.c").read_bytes()).hexdigest():
-            return None
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(found, f"knowshift_{name}")
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError, ValueError):  # not built, for another machine, or something else altogether
-        return None
-    return found
+    return open_library(_SOURCE, _SIGNATURES)
 
 
 def _usable(*pieces: Array) -> ctypes.CDLL | None:

@@ -1,0 +1,134 @@
+/* Attention of one new token over a cache as it lies in memory, compiled (attention.py says what and why).
+ *
+ * Sixteen numbers at a time, in the same order whatever the processor, so that results do not depend on it. Built by
+ * hatch_build.py with floating-point contraction off.
+ */
+#include <stdint.h>
+#include <string.h>
+
+#if defined(KNOWSHIFT_CLONES)
+#define EXPORT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define EXPORT
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+const char knowshift_source[] = KNOWSHIFT_SOURCE; /* a digest of this file, so that an older build is noticed */
+
+enum { LANES = 16, WIDEST = 16 }; /* numbers at a time; the widest head, in lanes */
+
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(32)));
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+
+/* Sixteen numbers, float32 or bfloat16. */
+INLINE floats load(int half, const char *from) {
+    floats loaded;
+    if (half) {
+        halves bits;
+        memcpy(&bits, from, sizeof bits);
+        words wide = __builtin_convertvector(bits, words) << 16;
+        memcpy(&loaded, &wide, sizeof loaded);
+    } else {
+        memcpy(&loaded, from, sizeof loaded);
+    }
+    return loaded;
+}
+
+INLINE float sum_of(floats all) {
+    eight low, high;
+    memcpy(&low, &all, sizeof low);
+    memcpy(&high, (const char *)&all + sizeof low, sizeof high);
+    low += high;
+    four first, second;
+    memcpy(&first, &low, sizeof first);
+    memcpy(&second, (const char *)&low + sizeof first, sizeof second);
+    first += second;
+    return (first[0] + first[2]) + (first[1] + first[3]);
+}
+
+/* e^x for x <= 0 or NaN, to two units in the last place: 2^n e^r with |r| <= log(2) / 2, and 0 below -87.
+ * The Taylor series of e^r to r^7 is off by less than 2e-8 there; log(2) is taken in two parts. */
+INLINE floats exponential(floats x) {
+    const floats shift = (floats){0} + 12582912.0f; /* 1.5 x 2^23: what is added to it is rounded to a whole number */
+    words tiny = x < -87.0f;
+    floats held = x * 1.44269504f + shift, n = held - shift;
+    words power, bits;
+    memcpy(&power, &held, sizeof power);
+    floats r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    floats e = r * (1.0f / 5040) + 1.0f / 720;
+    e = e * r + 1.0f / 120;
+    e = e * r + 1.0f / 24;
+    e = e * r + 1.0f / 6;
+    e = e * r + 0.5f;
+    e = e * r + 1.0f;
+    e = e * r + 1.0f;
+    power = (power - 0x4B400000 + 127) << 23;
+    floats scale;
+    memcpy(&scale, &power, sizeof scale);
+    e *= scale;
+    memcpy(&bits, &e, sizeof bits);
+    bits &= ~tiny;
+    memcpy(&e, &bits, sizeof e);
+    return e;
+}
+
+/* A group of heads that share keys and values, in one row; numbers of bytes where it says "step". */
+INLINE void attend(
+    int half, const int lanes, int64_t heads, int64_t length, const char *query, int64_t head_step, const char *key,
+    int64_t key_step, const char *value, int64_t value_step, float scale, float *scores, float *out
+) {
+    const int bytes = LANES * (half ? 2 : 4);
+    const int64_t room = (length + LANES - 1) / LANES * LANES;
+    for (int64_t h = 0; h < heads; h++) {
+        floats own[WIDEST], sum[WIDEST];
+        for (int i = 0; i < lanes; i++) own[i] = load(half, query + h * head_step + i * bytes) * scale;
+        float most = -1.0f / 0.0f;
+        for (int64_t l = 0; l < length; l++) {
+            floats part = own[0] * load(half, key + l * key_step);
+            for (int i = 1; i < lanes; i++) part += own[i] * load(half, key + l * key_step + i * bytes);
+            scores[l] = sum_of(part);
+            most = scores[l] > most ? scores[l] : most;
+        }
+        for (int64_t l = length; l < room; l++) scores[l] = -1.0f / 0.0f;
+        floats total = {0};
+        for (int64_t l = 0; l < room; l += LANES) {
+            floats some = exponential(load(0, (const char *)(scores + l)) - most);
+            memcpy(scores + l, &some, sizeof some);
+            total += some;
+        }
+        float share = 1.0f / sum_of(total);
+        for (int i = 0; i < lanes; i++) sum[i] = (floats){0};
+        for (int64_t l = 0; l < length; l++)
+            for (int i = 0; i < lanes; i++) sum[i] += load(half, value + l * value_step + i * bytes) * scores[l];
+        for (int i = 0; i < lanes; i++) {
+            sum[i] *= share;
+            memcpy(out + (h * lanes + i) * LANES, &sum[i], sizeof sum[i]);
+        }
+    }
+}
+
+/* softmax(scale q k) v: query [rows, heads, width], key and value [rows, groups, length, width] with steps in bytes for
+ * all but the last, out float32 [rows, heads, width] without gaps, scores room for `length` numbers and 15 more. */
+EXPORT void knowshift_attention(
+    int half, int64_t rows, int64_t heads, int64_t groups, int64_t length, int64_t width, const char *query,
+    const int64_t *query_steps, const char *key, const int64_t *key_steps, const char *value,
+    const int64_t *value_steps, float scale, float *scores, float *out
+) {
+    const int64_t each = heads / groups;
+#define ATTEND(HALF, WIDTH) \
+    attend(HALF, WIDTH, each, length, query + r * query_steps[0] + g * each * query_steps[1], query_steps[1], \
+           key + r * key_steps[0] + g * key_steps[1], key_steps[2], value + r * value_steps[0] + g * value_steps[1], \
+           value_steps[2], scale, scores, out + (r * heads + g * each) * width)
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t g = 0; g < groups; g++) {
+            if (width == 32 && !half) ATTEND(0, 2);
+            else if (width == 64 && !half) ATTEND(0, 4);
+            else if (width == 64) ATTEND(1, 4);
+            else if (width == 128 && !half) ATTEND(0, 8);
+            else if (width == 128) ATTEND(1, 8);
+            else ATTEND(half, (int)(width / LANES));
+        }
+}
