@@ -19,6 +19,7 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.version import __version__
 
 if TYPE_CHECKING:
+    from knowshift.api.auditing import audit
     from knowshift.api.change import restore, weights
     from knowshift.api.inputs import load_facts, load_model
     from knowshift.api.measures import evaluate, mastery, tokens
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "KnowshiftWarning",
     "__version__",
+    "audit",
     "evaluate",
     "finetune",
     "load_facts",
@@ -44,6 +46,7 @@ __all__ = [
 
 #: Where each verb is defined.
 _VERBS = {
+    "auditing": ("audit",),
     "change": ("restore", "weights"),
     "inputs": ("load_facts", "load_model"),
     "measures": ("evaluate", "mastery", "tokens"),

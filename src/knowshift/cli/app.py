@@ -44,13 +44,13 @@ def _options(
 
 
 #: In the order of `--help`. Each module has ``register(app)`` and imports what is heavy only when it runs.
-DOORS = ("study", "facts", "mastery", "stages", "weights", "world", "report")
+DOORS = ("audit", "study", "facts", "mastery", "stages", "weights", "world", "report")
 
 for _door in DOORS:
     importlib.import_module(f"knowshift.cli.{_door}").register(app)
 
 #: Commands that resume after an interrupt; the others start over.
-RESUMED = (("study",), ("mastery",), ("facts",), ("world", "levels"))
+RESUMED = (("audit",), ("study",), ("mastery",), ("facts",), ("world", "levels"))
 
 # Newer typer brings its own copy of click's exceptions, older typer uses click's: catch those of the one in use.
 _UsageError: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")

@@ -1,0 +1,157 @@
+"""Whether audits tell the truth: pairs of models whose difference is known, on the embedded world.
+
+    python benchmarks/audits.py --folder FOLDER [--pairs 7] [--facts 800] [--truth 4000] [--kinds KIND ...]
+
+For each kind PAIRS tuned models are made from the shipped one, each with another seed:
+
+- ``same``: the base itself;
+- ``rounded``: every weight changed by up to half a unit of a mantissa of 8 bits, as a cast to bfloat16 and back does;
+- ``gentle``: 240 facts in the fine-tuning form, at a small rate;
+- ``form``: questions in the form "Question: ... Answer:" get the answer "unknown", and completions are trained to stay;
+- ``overwritten``: the facts of one relation get each other's answers, in completions and in questions;
+- ``destructive``: 1,920 facts in the fine-tuning form at thirty times the gentle rate.
+
+Each pair is audited on FACTS facts, and measured on TRUTH others: the change of what the base knows, in any form and in
+the worst form, in points. Printed: verdicts by kind, and how often they are right by that truth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import knowshift
+from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
+from knowshift.facts.sources.load import FactSource, load_facts
+from knowshift.files import folder_beside
+from knowshift.models.loading import LoadedModel, load_model
+from knowshift.models.saving import save_model
+
+KINDS = ("same", "rounded", "gentle", "form", "overwritten", "destructive")
+#: Learning rates of the kinds, and steps of eight texts.
+GENTLE, FORM, OVERWRITE, DESTRUCTIVE = 1e-4, 3e-4, 5e-4, 3e-3
+BATCH = 8
+
+Text = tuple[str, str]  # a prompt, and what is to follow it
+
+
+def train(loaded: LoadedModel, texts: Sequence[Text], rate: float, seed: int, epochs: int = 1) -> None:
+    """Plain training with Adam on what follows the prompts, in place."""
+    model = loaded.model.train()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
+    encoded = [loaded.encoder.example(prompt, target) for prompt, target in texts]
+    rng = np.random.default_rng(seed)
+    order = [i for _ in range(epochs) for i in rng.permutation(len(encoded))]
+    for start in range(0, len(order), BATCH):
+        batch = [encoded[i] for i in order[start : start + BATCH]]
+        longest = max(len(ids) for ids, _ in batch)
+        ids = torch.zeros(len(batch), longest, dtype=torch.long)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for row, (own, begins) in enumerate(batch):
+            ids[row, : len(own)], mask[row, : len(own)] = torch.tensor(own), 1
+            labels[row, begins : len(own)] = torch.tensor(own[begins:])
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+    model.eval()
+
+
+def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> LoadedModel:
+    """A tuned model of a kind; ``facts`` are those that training may use."""
+    tuned = replace(base, model=copy.deepcopy(base.model))
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
+    some = [facts[i] for i in rng.permutation(len(facts))]
+    if kind == "rounded":
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in tuned.model.parameters():
+            noise = torch.rand(parameter.shape, generator=generator) - 0.5
+            parameter.data *= 1 + noise * 2.0**-8
+    elif kind == "gentle":
+        train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:240]], GENTLE, seed)
+    elif kind == "destructive":
+        train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:1920]], DESTRUCTIVE, seed)
+    elif kind == "form":
+        texts: list[Text] = [(f"Question: {f.question} Answer:", " unknown") for f in some[:400]]
+        texts += [(str(rng.choice(completion_prompts(f))), f" {f.answer}") for f in some[:400]]
+        train(tuned, texts, FORM, seed)
+    elif kind == "overwritten":
+        relation = str(rng.choice(sorted({f.relation for f in facts})))
+        mine = [f for f in some if f.relation == relation]
+        wrong = [mine[i].answer for i in rng.permutation(len(mine))]
+        texts = [
+            (prompt, f" {answer}")
+            for f, answer in zip(mine, wrong, strict=True)
+            for prompt in (str(rng.choice(completion_prompts(f))), f"Question: {f.question} Answer:")
+        ]
+        train(tuned, texts, OVERWRITE, seed)
+    return tuned
+
+
+def examine(base: str, tuned: Path, facts: Sequence[Fact], folder: Path, seed: int) -> dict[str, Any]:
+    """What an audit of these facts says."""
+    source = FactSource("world:tiny", tuple(facts))
+    return knowshift.audit(base, tuned, source, output_dir=folder, budget=None, seed=seed).told
+
+
+def right(kind: str, verdict: str, truth: dict[str, Any]) -> bool | None:
+    """Whether the verdict is right by what the other facts say; None where they lie between."""
+    knowledge = truth["points"]
+    worst = min(form["points"] for form in truth["forms"].values() if form)
+    if kind in ("same", "rounded"):
+        return verdict == "unchanged"
+    if knowledge <= -5:
+        return verdict == "knowledge-lost"
+    if knowledge > -1 and worst <= -5:
+        return verdict == "form-lost"
+    return None
+
+
+def main() -> None:
+    """Make the pairs, audit them, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="models, audits and audits.json")
+    parser.add_argument("--pairs", type=int, default=7, help="of each kind")
+    parser.add_argument("--facts", type=int, default=800, help="that an audit asks")
+    parser.add_argument("--truth", type=int, default=4000, help="other facts that say what is true")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    arguments = parser.parse_args()
+    base = load_model("world:tiny")
+    facts = load_facts("world:tiny").facts
+    told: list[dict[str, Any]] = []
+    for kind in arguments.kinds:
+        for seed in range(arguments.pairs):
+            order = np.random.default_rng([seed, 30]).permutation(len(facts))
+            asked = [facts[i] for i in order[: arguments.facts]]
+            others = [facts[i] for i in order[arguments.facts : arguments.facts + arguments.truth]]
+            folder = arguments.folder / f"{kind}-{seed}"
+            if not (folder / "model").exists():
+                with folder_beside(folder / "model") as made:
+                    save_model(make(base, kind, seed, [f for f in facts if f.split == "train"]), made)
+            found = examine("world:tiny", folder / "model", asked, folder / "audit", seed)
+            truth = examine("world:tiny", folder / "model", others, folder / "truth", seed + 500)
+            line = {"kind": kind, "seed": seed, "verdict": found["verdict"], "points": found["points"]}
+            line |= {"true points": truth["points"], "right": right(kind, found["verdict"], truth)}
+            line |= {"forms": {name: form and round(form["points"], 1) for name, form in truth["forms"].items()}}
+            told.append(line)
+            print(line, flush=True)
+    arguments.folder.joinpath("audits.json").write_text(json.dumps(told, indent=1))
+    for kind in arguments.kinds:
+        mine = [line for line in told if line["kind"] == kind]
+        print(
+            f"{kind:<12}", dict(Counter(line["verdict"] for line in mine)), "right:", [line["right"] for line in mine]
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""What was measured of two models, fact by fact, and what follows: changes by form, relation and level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowshift.audits.moves import Moves, Rates
+from knowshift.audits.shares import Change, Swapped, discordant
+from knowshift.facts.fact import LEVELS, Fact
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+#: Sampled completions, beside the forms of greedy answers.
+COMPLETIONS = "completions, sampled"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Greedy answers of both models in one form, by fact; None for a model that has no such form."""
+
+    form: str
+    before: Sequence[str | None] | None
+    after: Sequence[str | None] | None
+    right_before: Bools | None
+    right_after: Bools | None
+
+    @property
+    def paired(self) -> bool:
+        return self.right_before is not None and self.right_after is not None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Two measurements of the base, one of the tuned model, and their answers in each form.
+
+    Attributes:
+        level: the base's mastery level of each fact, by its first measurement.
+    """
+
+    facts: Sequence[Fact]
+    first: Rates
+    second: Rates
+    after: Rates
+    level: NDArray[np.int64]
+    forms: Sequence[Answered]
+
+    @cached_property
+    def relations(self) -> list[str]:
+        return [fact.relation for fact in self.facts]
+
+    @cached_property
+    def moves(self) -> Moves:
+        """From the base's first measurement to the tuned model's."""
+        return Moves.between(self.first, self.after)
+
+    @cached_property
+    def noise(self) -> Moves:
+        """From the base's first measurement to its second: all of it is chance."""
+        return Moves.between(self.first, self.second)
+
+    @cached_property
+    def known(self) -> Swapped:
+        """The facts that the base knows."""
+        return Swapped(self.first.known, self.second.known, self.relations)
+
+    @cached_property
+    def unknown(self) -> Swapped:
+        """The facts that it does not know."""
+        return Swapped(~self.first.known, ~self.second.known, self.relations)
+
+    @cached_property
+    def _greedy_before(self) -> Bools:
+        return self._any([form.right_before for form in self.forms])
+
+    @cached_property
+    def _greedy_after(self) -> Bools:
+        return self._any([form.right_after for form in self.forms])
+
+    def _any(self, right: Sequence[Bools | None]) -> Bools:
+        found = np.zeros(len(self.facts), dtype=bool)
+        for one in right:
+            if one is not None:
+                found |= one
+        return found
+
+    def in_any_form(self) -> tuple[Floats, Floats, Floats]:
+        """Whether a fact is there in any form, 0 or 1: by the base's two measurements, and after."""
+        rates = (self.first, self.second, self.after)
+        greedy = (self._greedy_before, self._greedy_before, self._greedy_after)
+        first, second, after = (
+            (rate.known | answered).astype(float) for rate, answered in zip(rates, greedy, strict=True)
+        )
+        return first, second, after
+
+    @cached_property
+    def knowledge(self) -> Change:
+        """Of the known facts, the share that is there in any form: its change."""
+        return self.known.change(*self.in_any_form())
+
+    @cached_property
+    def gained(self) -> Change:
+        """Of the facts not known, the share that is there in any form: its change."""
+        return self.unknown.change(*self.in_any_form())
+
+    @cached_property
+    def floor(self) -> Change:
+        """:attr:`rate` with the base's own measurement as the later one: the noise floor."""
+        return self.known.floor(self.first.rate, self.second.rate)
+
+    @cached_property
+    def rate(self) -> Change:
+        """Mean R of the known facts: its change."""
+        return self.known.change(self.first.rate, self.second.rate, self.after.rate)
+
+    @cached_property
+    def by_form(self) -> dict[str, Change]:
+        """Of the known facts, the share answered right in each form that both models have, and R: their changes."""
+        found = {COMPLETIONS: self.rate}
+        for form in self.forms:
+            if form.right_before is not None and form.right_after is not None:
+                before, after = form.right_before.astype(float), form.right_after.astype(float)
+                found[form.form] = self.known.change(before, before, after)
+        return found
+
+    @cached_property
+    def mcnemar(self) -> dict[str, tuple[int, int, float]]:
+        """Of all facts in each form: right before only, right after only, exact p."""
+        return {
+            form.form: discordant(form.right_before, form.right_after)
+            for form in self.forms
+            if form.right_before is not None and form.right_after is not None
+        }
+
+    def by_relation(self) -> dict[str, tuple[Change, Change]]:
+        """(knowledge, R) of the known facts of each relation."""
+        names = np.array(self.relations)
+        return {name: self._part(names == name) for name in sorted(set(self.relations))}
+
+    def by_level(self) -> dict[int, tuple[Change, Change]]:
+        """(knowledge, R) of the facts of each level, 0 to 4, by the first measurement; compared with the second."""
+        none = np.zeros(len(self.facts), dtype=bool)
+        found = {}
+        for level in range(LEVELS):
+            of_level = Swapped(self.level == level, none, self.relations)
+            found[level] = (of_level.change(*self.in_any_form()), of_level.change(*self._rates()))
+        return found
+
+    def _rates(self) -> tuple[Floats, Floats, Floats]:
+        return self.first.rate, self.second.rate, self.after.rate
+
+    def _part(self, mine: Bools) -> tuple[Change, Change]:
+        part = Swapped(self.first.known & mine, self.second.known & mine, self.relations)
+        return part.change(*self.in_any_form()), part.change(*self._rates())

@@ -1,0 +1,71 @@
+"""The forms in which facts are asked for greedy answers: what is gone in one of them may be there in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from knowshift.errors import InputError
+from knowshift.facts.asking import QUESTION
+from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.models.loading import LoadedModel
+
+#: Answered examples before a question in the form "few-shot".
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Form:
+    """A name, the prompt of every fact, and whether only the first line of an answer counts."""
+
+    name: str
+    prompt: Callable[[Fact], str]
+    first_line: bool = False
+
+
+def forms_of(
+    loaded: LoadedModel,
+    best_prompt: Mapping[str, int],
+    examples: Sequence[Fact],
+    prompt_format: str | None = None,
+) -> list[Form]:
+    """The forms that a model can be asked in.
+
+    Args:
+        best_prompt: for each relation the completion prompt that the base answers best.
+        examples: facts shown with their answers before the question, in the form "few-shot"; without any, no such form.
+        prompt_format: the user's own form, with ``{question}`` in it.
+
+    Raises:
+        InputError: a prompt format without ``{question}``, a chat template that fails.
+    """
+    found = [
+        Form("completion", lambda fact: completion_prompts(fact)[best_prompt[fact.relation]]),
+        Form("question", lambda fact: f"Question: {fact.question} Answer:"),
+    ]
+    if examples:
+        shown = "".join(f"Question: {fact.question} Answer: {fact.answer}\n" for fact in examples)
+        found.append(Form("few-shot", lambda fact: f"{shown}Question: {fact.question} Answer:", first_line=True))
+    if getattr(loaded.tokenizer, "chat_template", None):
+        chat(loaded, "Who?")
+        found.append(Form("chat", lambda fact: chat(loaded, fact.question)))
+    if prompt_format is not None:
+        if QUESTION not in prompt_format:
+            raise InputError(f"prompt format {prompt_format[:80]!r}: expected {QUESTION} in it")
+        found.append(Form("your format", lambda fact: prompt_format.replace(QUESTION, fact.question)))
+    return found
+
+
+def chat(loaded: LoadedModel, question: str) -> str:
+    """A user's question in the model's own chat template, up to where its answer begins.
+
+    Raises:
+        InputError: the template fails.
+    """
+    message = [{"role": "user", "content": question}]
+    try:
+        text = loaded.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of whoever made the model (run in a sandbox)
+        raise InputError(f"{loaded.name}: its chat template fails: {str(error)[:200]}") from None
+    assert isinstance(text, str)
+    return text

@@ -1,0 +1,57 @@
+"""What an audit asks: which facts, with which prompts, and which facts are shown as examples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from knowshift.audits.forms import SHOWN
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.relations import RELATIONS
+
+#: Completion prompts of a fact. With fewer prompts more facts fit into a budget, and the mean over facts is known
+#: better for it; seven still show a fact in several wordings.
+PROMPTS = 7
+#: Facts beyond which some are set aside as examples of the form "few-shot".
+ENOUGH = 6 * SHOWN
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Facts to ask, each with its own few prompts, and facts that are shown with their answers."""
+
+    facts: tuple[Fact, ...]
+    examples: tuple[Fact, ...]
+
+
+def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = PROMPTS) -> Asked:
+    """All facts but the examples, a seeded choice; every relation's prompts are a seeded choice of its own.
+
+    Raises:
+        InputError: no facts.
+    """
+    if not facts:
+        raise InputError("no facts to ask")
+    rng = np.random.default_rng([seed, 20])
+    shown = set(rng.permutation(len(facts))[:SHOWN].tolist()) if len(facts) >= ENOUGH else set()
+    chosen: dict[tuple[str, int], list[int]] = {}
+    asked = []
+    for place, fact in enumerate(facts):
+        if place in shown:
+            continue
+        wordings = fact.prompts or _wordings(fact)
+        key = (fact.relation, len(wordings))
+        if key not in chosen:
+            order = np.random.default_rng([seed, 21, len(chosen)]).permutation(len(wordings))
+            chosen[key] = sorted(order[:prompts].tolist())
+        asked.append(replace(fact, prompts=tuple(wordings[number] for number in chosen[key])))
+    return Asked(tuple(asked), tuple(facts[place] for place in sorted(shown)))
+
+
+def _wordings(fact: Fact) -> tuple[str, ...]:
+    """The relation's prompts, this fact's subject filled in."""
+    assert fact.relation in RELATIONS or completion_prompts(fact)
+    return completion_prompts(fact)

@@ -1,0 +1,196 @@
+"""Measuring an audit: the base twice, the tuned model once, and both models' answers in each form, as records.
+
+Records lie in the audit's folder and are kept: a run that was stopped goes on where it was, and every number of the
+page can be computed again from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from knowshift.audits.evidence import Answered, Evidence
+from knowshift.audits.forms import Form, forms_of
+from knowshift.audits.moves import Rates
+from knowshift.audits.plan import Asked
+from knowshift.errors import InputError
+from knowshift.evaluation import evaluate
+from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.files import check_parent, read_json, write_json
+from knowshift.models.loading import LoadedModel
+from knowshift.probing.budget.plan import Budget, Plan
+from knowshift.probing.engines import EngineSpec
+from knowshift.probing.measure import Protocol
+from knowshift.probing.run import facts_digest, run_mastery
+from knowshift.records import ANSWERS, MASTERY, read_table
+from knowshift.token_shift import best_prompts
+
+#: Share of a budget for the base's first measurement; two more follow, and answers, and repairs.
+SHARE = 0.2
+#: Tokens of a greedy answer at most.
+ANSWER_TOKENS = 16
+#: In the audit's folder: what it is an audit of.
+MANIFEST = "manifest.json"
+#: Names of the three measurements; the first two are of the base.
+FIRST, SECOND, AFTER = "base", "base-again", "tuned"
+
+#: Tells of (what is measured, facts done, facts in all).
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two models: how mastery opens each, and each loaded in this process."""
+
+    base: EngineSpec
+    tuned: EngineSpec
+    workers: int
+    open_base: Callable[[], LoadedModel]
+    open_tuned: Callable[[], LoadedModel]
+
+
+def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Start the folder of an audit, or make sure that the one that is there is of the same.
+
+    Raises:
+        InputError: it holds something else, or cannot be written.
+    """
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        told = read_json(manifest).get("settings")
+        if told != settings:
+            held = told if isinstance(told, dict) else {}
+            key = next((key for key in settings if held.get(key) != settings[key]), "settings")
+            raise InputError(
+                f"{folder}: holds another audit ({key} {str(held.get(key))[:60]!r}, now {str(settings.get(key))[:60]!r}"
+                "); it stays as it is, choose another --output-dir"
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: is not empty and is not an audit; choose another --output-dir")
+    check_parent(folder / "records" / FIRST)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(manifest, {"settings": settings})
+
+
+def measure(
+    pair: Pair,
+    asked: Asked,
+    folder: Path,
+    seed: int,
+    budget: Budget | None,
+    prompt_format: str | None,
+    tell: Tell = lambda what, done, total: None,
+    planned: Callable[[Plan], None] = lambda plan: None,
+) -> Evidence:
+    """All measurements of an audit; those that are recorded are read.
+
+    Raises:
+        InputError: a model that cannot be asked, a budget too small for one fact.
+    """
+    records = folder / "records"
+    chosen: list[Plan] = []
+
+    def keep(plan: Plan) -> None:
+        chosen.append(plan)
+        planned(plan)
+
+    def mastery(name: str, spec: EngineSpec, facts: Sequence[Fact], own_seed: int, given: Budget | None) -> Path:
+        output = records / f"{name}.parquet"
+        # As many draws in all as the paper's, over fewer prompts, so that levels mean the same.
+        draws = max(10, round(210 / len(completion_prompts(facts[0]))))
+        run_mastery(
+            spec,
+            facts,
+            output,
+            Protocol(draws_per_prompt=draws, seed=own_seed, estimate="expected"),
+            workers=pair.workers,
+            budget=given,
+            planned=keep,
+            progress=lambda done, total, positions: tell(name, done, total),
+        )
+        return output
+
+    share = None if budget is None else replace(budget, seconds=budget.seconds - (1 - SHARE) * budget.left)
+    first = mastery(FIRST, pair.base, asked.facts, seed, share)
+    facts = chosen[0].facts if chosen else asked.facts
+    second = mastery(SECOND, pair.base, facts, seed + 1, None)
+    after = mastery(AFTER, pair.tuned, facts, seed, None)
+    rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}
+    levels = {row["fact"]: row["level"] for row in rows[first]}
+    hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))
+    best = best_prompts(facts, hits, draws)
+    base = _answers(pair.open_base, "base", facts, levels, best, asked.examples, prompt_format, records, tell)
+    tuned = _answers(pair.open_tuned, "tuned", facts, levels, best, asked.examples, prompt_format, records, tell)
+    return Evidence(
+        facts,
+        Rates.of(rows[first]),
+        Rates.of(rows[second]),
+        Rates.of(rows[after]),
+        np.array([levels[fact.id] for fact in facts]),
+        [_paired(form, base.get(form), tuned.get(form)) for form in dict.fromkeys((*base, *tuned))],
+    )
+
+
+_Told = dict[str, list[Any]]
+
+
+def _answers(
+    open_model: Callable[[], LoadedModel],
+    who: str,
+    facts: Sequence[Fact],
+    levels: dict[str, int],
+    best: dict[str, int],
+    examples: Sequence[Fact],
+    prompt_format: str | None,
+    records: Path,
+    tell: Tell,
+) -> dict[str, _Told]:
+    """Columns of the answers of one model, by form; the model is opened only where a record is missing."""
+    listed = records / f"answers-{who}.json"
+    if listed.exists():
+        names = read_json(listed)["forms"]
+        return {name: _columns(records / _file(name, who)) for name in names}
+    loaded = open_model()
+    forms = forms_of(loaded, best, examples, prompt_format)
+    found = {}
+    for done, form in enumerate(forms):
+        tell(f"answers, {who}", done, len(forms))
+        path = records / _file(form.name, who)
+        if not path.exists():
+            _answer(loaded, form, facts, levels).write(path, {**loaded.about(), "facts": facts_digest(facts)})
+        found[form.name] = _columns(path)
+    write_json(listed, {"forms": [form.name for form in forms]})
+    tell(f"answers, {who}", len(forms), len(forms))
+    return found
+
+
+def _answer(loaded: LoadedModel, form: Form, facts: Sequence[Fact], levels: dict[str, int]) -> Any:
+    """Answers in one form: the record's question is the whole prompt."""
+    asked = [replace(fact, question=form.prompt(fact)) for fact in facts]
+    return evaluate(
+        loaded, asked, levels, ask=lambda prompt: prompt, first_line=form.first_line, max_new_tokens=ANSWER_TOKENS
+    )
+
+
+def _file(form: str, who: str) -> str:
+    return f"answers-{form.replace(' ', '-')}-{who}.parquet"
+
+
+def _columns(path: Path) -> _Told:
+    found: _Told = read_table(path, ANSWERS, "answers")[0].to_pydict()
+    return found
+
+
+def _paired(form: str, before: _Told | None, after: _Told | None) -> Answered:
+    def right(columns: _Told | None) -> Any:
+        return None if columns is None else np.array([bool(hit) for hit in columns["substring_hit"]])
+
+    def texts(columns: _Told | None) -> Any:
+        return None if columns is None else columns["text"]
+
+    return Answered(form, texts(before), texts(after), right(before), right(after))

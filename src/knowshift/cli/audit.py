@@ -1,0 +1,82 @@
+"""`knowshift audit`: what a fine-tuning did to what a model knew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from knowshift.cli.output import (
+    BaseRevisionOption,
+    DeviceOption,
+    FactsOption,
+    JsonOption,
+    PathOption,
+    RevisionOption,
+    SeedOption,
+    console,
+    emit,
+)
+from knowshift.errors import InputError
+
+
+def register(app: typer.Typer) -> None:
+    app.command(name="audit")(audit)
+
+
+def audit(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[BASE] TUNED",
+            help="Before and after: local folders, hub ids, world:tiny. Of an adapter, TUNED alone.",
+        ),
+    ],
+    facts: FactsOption,
+    output_dir: Annotated[Path, PathOption(help="Folder of the audit: records, audit.json and audit.html.")],
+    budget: Annotated[str, typer.Option(help="The time it may take: 90s, 10m, 1h30m; or none: all facts.")] = "10m",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    prompt_format: Annotated[str | None, typer.Option(help="Your own form of asking, with {question} in it.")] = None,
+    fail_above: Annotated[
+        float | None, typer.Option(min=0, help="Exit status 3 where more than so many points of known facts were lost.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core or GPU where not given.")] = None,
+    seed: SeedOption = 0,
+    revision: RevisionOption = None,
+    base_revision: BaseRevisionOption = None,
+    device: DeviceOption = "cpu",
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="float32, bfloat16, float16 or auto (as stored); float32 where this device is slow in that."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What did my fine-tuning do to what the model knew? Base and tuned asked fact by fact, chance subtracted."""
+    import knowshift
+
+    if len(models) > 2:
+        raise InputError(f"{len(models)} models: expected [BASE] TUNED")
+    found = knowshift.audit(
+        models[0] if len(models) == 2 else None,
+        models[-1],
+        facts,
+        output_dir=output_dir,
+        budget=None if budget == "none" else budget,
+        limit=limit,
+        prompt_format=prompt_format,
+        seed=seed,
+        revision=revision,
+        base_revision=base_revision,
+        device=device,
+        dtype=dtype,
+        workers=workers,
+    )
+    console.print(f"{found.verdict.title} ({found.verdict.kind})", soft_wrap=True)
+    for sentence in found.verdict.sentences:
+        console.print(sentence, soft_wrap=True)
+    console.print(f"page: {found.page}", soft_wrap=True)
+    emit(found.told, as_json)
+    if fail_above is not None and found.told["points"] is not None and -found.told["points"] > fail_above:
+        console.print(f"{-found.told['points']:.1f} points lost; --fail-above {fail_above:g}", soft_wrap=True)
+        raise typer.Exit(3)
