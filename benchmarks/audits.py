@@ -7,8 +7,10 @@ For each kind PAIRS tuned models are made from the shipped one, each with anothe
 - ``same``: the base itself;
 - ``rounded``: every weight changed by up to half a unit of a mantissa of 8 bits, as a cast to bfloat16 and back does;
 - ``gentle``: 240 facts in the fine-tuning form, at a small rate;
-- ``form``: questions in the form "Question: ... Answer:" get the answer "unknown", and completions are trained to stay;
-- ``overwritten``: the facts of one relation get each other's answers, in completions and in questions;
+- ``form``: questions in the form "Question: ... Answer:" get the answer "unknown"; completions of facts that were read
+  often are trained to stay;
+- ``overwritten``: facts of one relation get each other's answers, in completions and in questions; those of others are
+  trained to stay;
 - ``destructive``: 1,920 facts in the fine-tuning form at thirty times the gentle rate.
 
 Each pair is audited on FACTS facts, and measured on TRUTH others: the change of what the base knows, in any form and in
@@ -38,8 +40,10 @@ from knowshift.models.saving import save_model
 
 KINDS = ("same", "rounded", "gentle", "form", "overwritten", "destructive")
 #: Learning rates of the kinds, and steps of eight texts.
-GENTLE, FORM, OVERWRITE, DESTRUCTIVE = 1e-4, 3e-4, 5e-4, 3e-3
+GENTLE, FORM, OVERWRITE, DESTRUCTIVE = 3e-5, 7e-5, 1e-4, 1e-3
 BATCH = 8
+#: Exposures from which the base knows most facts; what is to stay is trained on these.
+WELL_READ = 40
 
 Text = tuple[str, str]  # a prompt, and what is to follow it
 
@@ -67,11 +71,17 @@ def train(loaded: LoadedModel, texts: Sequence[Text], rate: float, seed: int, ep
     model.eval()
 
 
+def completions(facts: Sequence[Fact], rng: np.random.Generator) -> list[Text]:
+    """A completion prompt of each fact, and its answer."""
+    return [(str(rng.choice(completion_prompts(fact))), f" {fact.answer}") for fact in facts]
+
+
 def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> LoadedModel:
     """A tuned model of a kind; ``facts`` are those that training may use."""
     tuned = replace(base, model=copy.deepcopy(base.model))
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     some = [facts[i] for i in rng.permutation(len(facts))]
+    well_read = [fact for fact in some if (fact.exposures or 0) >= WELL_READ]
     if kind == "rounded":
         generator = torch.Generator().manual_seed(seed)
         for parameter in tuned.model.parameters():
@@ -83,18 +93,19 @@ def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> Load
         train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:1920]], DESTRUCTIVE, seed)
     elif kind == "form":
         texts: list[Text] = [(f"Question: {f.question} Answer:", " unknown") for f in some[:400]]
-        texts += [(str(rng.choice(completion_prompts(f))), f" {f.answer}") for f in some[:400]]
-        train(tuned, texts, FORM, seed)
+        train(tuned, texts + completions(well_read[:1600], rng), FORM, seed)
     elif kind == "overwritten":
         relation = str(rng.choice(sorted({f.relation for f in facts})))
         mine = [f for f in some if f.relation == relation]
         wrong = [mine[i].answer for i in rng.permutation(len(mine))]
         texts = [
             (prompt, f" {answer}")
-            for f, answer in zip(mine, wrong, strict=True)
+            for f, answer in zip(mine[:400], wrong, strict=False)
             for prompt in (str(rng.choice(completion_prompts(f))), f"Question: {f.question} Answer:")
         ]
-        train(tuned, texts, OVERWRITE, seed)
+        others = [f for f in well_read if f.relation != relation][:1200]
+        texts += [(f"Question: {f.question} Answer:", f" {f.answer}") for f in others[:600]]
+        train(tuned, texts + completions(others, rng), OVERWRITE, seed)
     return tuned
 
 

@@ -367,7 +367,8 @@ def test_a_table_with_every_column(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "q", "answer": "a"}], ("'subject' is missing", "question, answer")),
+        ([{"subject": "s", "answer": "a"}], ("'question' is missing", "subject, answer")),
+        ([{"question": "q", "answer": "a", "prompts": ["{subject} is"]}], ("without a column 'subject'",)),
         ([{"question": "q", "subject": "s"}], ("'answer' (or 'answers') is missing",)),
         ([{**ROW, "Aliases": "x"}], ("unknown column 'Aliases'", "nearest: 'aliases'")),
         ([{**ROW, "alias": "x"}], ("unknown column 'alias'", "nearest: 'aliases'")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -17,8 +18,16 @@ from knowshift.version import __version__
 
 if TYPE_CHECKING:
     from knowshift.audits.evidence import Evidence
+    from knowshift.audits.repair import Repair
+    from knowshift.audits.run import Pair
     from knowshift.audits.verdict import Verdict
     from knowshift.probing.budget.plan import Plan
+
+
+#: Share of a budget by which no further repair is tried.
+REPAIRED_BY = 0.85
+#: What is counted, where it is not facts.
+UNITS = {"answers": "form", "repairs tried": "candidate"}
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,18 @@ class Audit:
 
     verdict: Verdict
     evidence: Evidence
+    repair: Repair | None  # None where the two models do not fit together
     page: Path
+    output: Path | None  # of the repaired model, where there is one
     seconds: float
     told: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def repair_words(self) -> str:
+        """What became of the repair."""
+        from knowshift.audits.page import repair_words
+
+        return repair_words(self.repair, str(self.told.get("not_repaired")))
 
 
 def audit(
@@ -40,6 +58,7 @@ def audit(
     output_dir: str | Path,
     budget: str | float | None = "10m",
     limit: int | None = None,
+    keep: str | Path | None = None,
     prompt_format: str | None = None,
     seed: int = 0,
     revision: str | None = None,
@@ -57,14 +76,19 @@ def audit(
         output_dir: records, audit.json and audit.html. The same call goes on where an earlier one stopped.
         budget: the time that it may take, as in :func:`knowshift.mastery`; None asks all facts.
         limit: ask the first so many facts of a seeded shuffle.
+        keep: what the tuning was for, which a repair must not harm: a table of questions and answers (docs/facts.md),
+            or a ``.txt`` file. Without it nothing is repaired, and the page shows what each repair would do to the
+            facts known.
         prompt_format: a form of asking of one's own, with ``{question}`` in it.
 
     Raises:
         InputError: bad input of any kind; nothing that was recorded is lost.
     """
     began = time.monotonic()
+    from knowshift.audits.forms import check_format
     from knowshift.audits.page import compose
     from knowshift.audits.plan import facts_to_ask
+    from knowshift.audits.purpose import read_kept
     from knowshift.audits.run import check_audit_folder, measure
     from knowshift.audits.verdict import reach_verdict
     from knowshift.probing.budget.plan import Budget, seconds_of
@@ -73,6 +97,9 @@ def audit(
     given = None if budget is None else Budget(seconds_of(budget), began)
     if workers is not None:
         check_whole("workers", workers, 1)
+    if prompt_format is not None:
+        check_format(prompt_format)
+    kept = None if keep is None else read_kept(Path(keep))
     source = load_facts(facts)
     asked = facts_to_ask(limited(source.facts, limit, seed), seed)
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(asked.facts))
@@ -82,6 +109,7 @@ def audit(
         "digest": source.digest(),
         "seed": seed,
         "limit": limit,
+        "keep": None if keep is None else Path(keep).name,
         "prompt_format": prompt_format,
         "budget": None if given is None else given.seconds,
     }
@@ -93,9 +121,7 @@ def audit(
         def tell(what: str, done: int, total: int) -> None:
             if what not in shown:
                 stack.close()
-                shown[what] = stack.enter_context(
-                    count(what, total, "form" if what.startswith("answers") else "fact", progress)
-                )
+                shown[what] = stack.enter_context(count(what, total, UNITS.get(what.split(",")[0], "fact"), progress))
             shown[what](done)
 
         def planned(plan: Plan) -> None:
@@ -103,25 +129,32 @@ def audit(
             say(plan.line(), progress)
 
         evidence = measure(pair, asked, folder, seed, given, prompt_format, tell, planned)
-    verdict = reach_verdict(evidence)
+        verdict = reach_verdict(evidence)
+        ends = None if given is None else began + REPAIRED_BY * given.seconds
+        named = None if keep is None or kept is None else (Path(keep).name, kept)
+        repair, why_not = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, tell)
+    output = None
+    if repair is not None and repair.chosen is not None and repair.confirmed:
+        output = _write_repaired(pair, repair, folder, names, seed)
+    told = _told(evidence, verdict, plans) | _told_of_repair(repair, why_not, output)
     seconds = time.monotonic() - began
-    told = _told(evidence, verdict, plans)
     page = folder / "audit.html"
     about = {
         "base": str(names["base"]),
         "tuned": str(names["tuned"]),
         "source": source.name,
         "facts": len(evidence.facts),
+        "kept for": "nothing was given (--keep)" if keep is None else Path(keep).name,
         "prompts of a fact": len(evidence.facts[0].prompts),
         "seed": seed,
         "knowshift": __version__,
     }
     if plans:
         about["budget"] = plans[0].line()
-    write_text(page, compose(evidence, verdict, about))
+    write_text(page, compose(evidence, verdict, repair, why_not, output, about))
     told |= {"page": str(page), "seconds": round(seconds, 1)}
     write_json(folder / "audit.json", told)
-    return Audit(verdict, evidence, page, seconds, told)
+    return Audit(verdict, evidence, repair, page, output, seconds, told)
 
 
 def _pair(
@@ -141,10 +174,13 @@ def _pair(
     """
     from knowshift.audits.run import Pair
     from knowshift.models.finding import model_folder
-    from knowshift.models.loading import load_model
     from knowshift.parameters.files.adapter import is_adapter, read_adapter
-    from knowshift.probing.engines import EngineSpec
+    from knowshift.probing.engines import EngineSpec, is_server
 
+    if base is not None and is_server(str(base)) != is_server(str(tuned)):
+        raise InputError(f"{base} and {tuned}: one is a server; expected two models, or two servers")
+    if base is not None and is_server(str(base)):
+        return Pair(EngineSpec(str(base)), EngineSpec(str(tuned)), 1), {"base": str(base), "tuned": str(tuned)}
     folder = model_folder(str(tuned), revision=revision)
     on_base = is_adapter(folder)
     if base is None:
@@ -160,18 +196,8 @@ def _pair(
     tuned_spec, _ = tuned_spec.placed(device, processes, facts)
     tuned_spec = replace(tuned_spec, dtype=base_spec.dtype)  # rounding is no change
 
-    def opened(spec: EngineSpec) -> Any:
-        return lambda: load_model(
-            spec.name,
-            revision=spec.revision,
-            dtype=spec.dtype,
-            device=spec.devices[0],
-            base=spec.base,
-            base_revision=spec.base_revision,
-        )
-
     names = {"base": str(base), "tuned": str(tuned)}
-    return Pair(base_spec, tuned_spec, processes, opened(base_spec), opened(tuned_spec)), names
+    return Pair(base_spec, tuned_spec, processes), names
 
 
 def _told(evidence: Evidence, verdict: Verdict, plans: list[Plan]) -> dict[str, Any]:
@@ -196,12 +222,93 @@ def _told(evidence: Evidence, verdict: Verdict, plans: list[Plan]) -> dict[str, 
             str(level): {"knowledge": _change(knowledge), "rate": _change(rate)}
             for level, (knowledge, rate) in evidence.by_level().items()
         },
-        "chosen": None,
-        "held_out": None,
-        "output": None,
     }
     if plans:
         told["budget"] = plans[0].told()
+    return told
+
+
+def _search(
+    pair: Pair,
+    examples: Any,
+    evidence: Evidence,
+    kept: tuple[str, Any] | None,
+    prompt_format: str | None,
+    seed: int,
+    ends: float | None,
+    tell: Any,
+) -> tuple[Repair | None, str]:
+    """The search for a repair; or None and why the two models cannot be mixed."""
+    from knowshift.audits.forms import forms_of
+    from knowshift.audits.purpose import purpose_of
+    from knowshift.audits.repair import Search
+    from knowshift.models.finding import model_folder
+    from knowshift.parameters.files.checkpoint import StoredTensors
+
+    if pair.on_servers:
+        return None, "models on servers are measured only"
+    tuned = pair.open_tuned()
+    forms = forms_of(tuned, {}, examples, prompt_format)
+    purpose = None if kept is None else purpose_of(*kept, tuned, forms, seed)
+    try:
+        base = StoredTensors(model_folder(pair.base.name, revision=pair.base.revision))
+        search = Search(tuned, base, evidence, purpose, seed, lambda done, total: tell("repairs tried", done, total))
+        return search.run(ends), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def _write_repaired(pair: Pair, repair: Repair, folder: Path, names: dict[str, str], seed: int) -> Path:
+    """The confirmed repair as a checkpoint in ``folder``/repaired, with a model card."""
+    from knowshift.api.change import restore
+    from knowshift.audits.card import card
+
+    assert repair.chosen is not None
+    assert repair.held_out is not None
+    output = folder / "repaired"
+    if output.exists():
+        shutil.rmtree(output)
+    chosen = repair.chosen
+    restore(
+        pair.base.name,
+        pair.tuned.name,
+        output_dir=output,
+        fraction=chosen.fraction,
+        criterion=chosen.criterion,
+        region=chosen.region,
+        seed=seed,
+        revision=pair.tuned.revision,
+        base_revision=pair.base.revision,
+        progress=False,
+    )
+    write_text(output / "README.md", card(repair, names))
+    return output
+
+
+def _told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
+    """For scripts."""
+    told: dict[str, Any] = {"chosen": None, "held_out": None, "output": None, "not_repaired": why_not or None}
+    if repair is None:
+        return told
+    told["curve"] = [
+        {
+            "candidate": "tuned" if candidate is None else candidate.name,
+            "known": float(scores.known.mean()) if len(scores.known) else None,
+            "kept": float(scores.kept.mean()) if len(scores.kept) else None,
+        }
+        for candidate, scores in repair.curve
+    ]
+    if repair.held_out is not None:
+        before, after, gain = repair.held_out
+        told["held_out"] = {
+            "tuned": before.whole,
+            "repaired": after.whole,
+            "difference": 100 * gain.value,
+            "interval": [100 * gain.low, 100 * gain.high],
+            "candidate": repair.chosen.name if repair.chosen else None,
+        }
+    if repair.confirmed and repair.chosen is not None:
+        told |= {"chosen": repair.chosen.name, "output": None if output is None else str(output)}
     return told
 
 

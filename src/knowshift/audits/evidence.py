@@ -29,10 +29,8 @@ class Answered:
     after: Sequence[str | None] | None
     right_before: Bools | None
     right_after: Bools | None
-
-    @property
-    def paired(self) -> bool:
-        return self.right_before is not None and self.right_after is not None
+    prompts: Sequence[str] | None = None  # what the tuned model was asked
+    first_line: bool = False  # whether only the first line of an answer counts
 
 
 @dataclass(frozen=True)

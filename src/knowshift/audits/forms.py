@@ -12,6 +12,8 @@ from knowshift.models.loading import LoadedModel
 
 #: Answered examples before a question in the form "few-shot".
 SHOWN = 4
+#: The name of that form.
+FEW_SHOT = "few-shot"
 
 
 @dataclass(frozen=True)
@@ -45,15 +47,20 @@ def forms_of(
     ]
     if examples:
         shown = "".join(f"Question: {fact.question} Answer: {fact.answer}\n" for fact in examples)
-        found.append(Form("few-shot", lambda fact: f"{shown}Question: {fact.question} Answer:", first_line=True))
+        found.append(Form(FEW_SHOT, lambda fact: f"{shown}Question: {fact.question} Answer:", first_line=True))
     if getattr(loaded.tokenizer, "chat_template", None):
         chat(loaded, "Who?")
         found.append(Form("chat", lambda fact: chat(loaded, fact.question)))
     if prompt_format is not None:
-        if QUESTION not in prompt_format:
-            raise InputError(f"prompt format {prompt_format[:80]!r}: expected {QUESTION} in it")
+        check_format(prompt_format)
         found.append(Form("your format", lambda fact: prompt_format.replace(QUESTION, fact.question)))
     return found
+
+
+def check_format(prompt_format: str) -> None:
+    """Raise :class:`InputError` where a form of the user's has no place for the question."""
+    if QUESTION not in prompt_format:
+        raise InputError(f"prompt format {prompt_format[:80]!r}: expected {QUESTION} in it")
 
 
 def chat(loaded: LoadedModel, question: str) -> str:

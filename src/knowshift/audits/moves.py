@@ -56,6 +56,16 @@ class Rates:
     def known(self) -> Bools:
         return self.rate >= KNOWN
 
+    def _crossed(self, later: Rates) -> Bools:
+        """Whether each fact is known here and not later, and fell for sure."""
+        found = self.known & ~later.known
+        at = np.flatnonzero(found)
+        found[at] = self._of(at).probability_of_fall(later._of(at)) >= SURE
+        return found
+
+    def _of(self, facts: NDArray[np.int64]) -> Rates:
+        return Rates(self.rate[facts], self.hits[facts], self.misses[facts])
+
     def _beta(self) -> tuple[Floats, Floats]:
         return self.hits + PROMPT_PRIOR, self.misses + PROMPT_PRIOR
 
@@ -81,10 +91,8 @@ class Moves:
     @classmethod
     def between(cls, before: Rates, after: Rates) -> Moves:
         """Lost: known before, not after, and a fall by :data:`MOVE` as good as sure. Gained: the same way up."""
-        fell = before.probability_of_fall(after) >= SURE
-        rose = after.probability_of_fall(before) >= SURE
-        lost = before.known & ~after.known & fell
-        gained = ~before.known & after.known & rose
+        lost = before._crossed(after)
+        gained = after._crossed(before)
         return cls(before.known & ~lost, lost, gained, ~before.known & ~gained)
 
     def counts(self) -> dict[str, int]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from knowshift.audits.evidence import Evidence
 from knowshift.audits.moves import KNOWN, MOVE, SURE
+from knowshift.audits.repair import Repair
 from knowshift.audits.shares import Change
 from knowshift.audits.verdict import CANNOT_TELL, FORM_LOST, GAINED, KNOWLEDGE_LOST, UNCHANGED, Verdict
+from knowshift.facts.relations import RELATIONS
 from knowshift.html.grid import DASH, Entry, Grid, number, texts
 from knowshift.html.rendering import render
-from knowshift.html.words import signed
+from knowshift.html.words import interval_words, percent, signed
 from knowshift.statistics.holm import holm
 
 #: The style of each verdict, a class of page.css.
@@ -28,8 +31,21 @@ STYLES = {
 ROWS = 200
 
 
-def compose(evidence: Evidence, verdict: Verdict, about: Mapping[str, Any]) -> str:
-    """The whole page as text; ``about`` names base, tuned, source, seed, budget and version."""
+def compose(
+    evidence: Evidence,
+    verdict: Verdict,
+    repair: Repair | None,
+    why_not: str,
+    output: Path | None,
+    about: Mapping[str, Any],
+) -> str:
+    """The whole page as text.
+
+    Args:
+        why_not: why nothing was repaired, where ``repair`` is None.
+        output: the folder of the repaired model, where there is one.
+        about: base, tuned, source, seed, budget and version.
+    """
     return render(
         "knowshift.audits",
         "audit.html.jinja",
@@ -40,6 +56,9 @@ def compose(evidence: Evidence, verdict: Verdict, about: Mapping[str, Any]) -> s
         forms=forms_grid(evidence, verdict),
         levels=levels_grid(evidence),
         relations=relations_grid(evidence),
+        repair_words=repair_words(repair, why_not),
+        curve=curve_grid(repair),
+        output=None if output is None else str(output),
         lost=facts_grid(evidence, "lost"),
         gained=facts_grid(evidence, "gained"),
         known=KNOWN,
@@ -71,12 +90,12 @@ def forms_grid(evidence: Evidence, verdict: Verdict) -> Grid:
                 Entry(shown),
                 _points(change),
                 DASH if name not in verdict.adjusted else Entry(_p(verdict.adjusted[name])),
-                DASH if before is None else Entry(f"{before:,} / {after:,}", _p(float(p or 0.0))),
+                DASH if p is None else Entry(f"{before:,} / {after:,}", f"p {_p(p)}"),
             ]
         )
     return Grid(
-        "Known facts by form of asking: change in points, with its 95% interval",
-        ["form", "change", "p (Holm)", "all facts: right before only / after only (McNemar's p)"],
+        "Known facts by form of asking: change in points with its 95% interval, and exact McNemar tests over all facts",
+        ["form", "change", "p (Holm)", "all facts: right only before / after"],
         rows,
     )
 
@@ -100,7 +119,7 @@ def relations_grid(evidence: Evidence) -> Grid:
     adjusted = holm([knowledge.by_fact.p for knowledge, _ in found.values()])
     rows = [
         [
-            Entry(name),
+            Entry(name, RELATIONS[name].name if name in RELATIONS else ""),
             Entry(f"{knowledge.facts:g}"),
             _points(knowledge),
             DASH if np.isnan(p) else Entry(_p(p)),
@@ -110,6 +129,44 @@ def relations_grid(evidence: Evidence) -> Grid:
     ]
     head = ["relation", "known facts", "there in any form: change", "p (Holm)", "R: change"]
     return Grid("Known facts by relation", head, rows)
+
+
+def repair_words(repair: Repair | None, why_not: str = "") -> str:
+    """What became of the repair, in words."""
+    if repair is None:
+        return f"Not repaired: {why_not}."
+    if repair.purpose is None:
+        return (
+            "Nothing was repaired: what the tuning was for was not given (--keep), and undoing all of it would bring "
+            "back all that the base knew. The table shows what each part would."
+        )
+    if repair.chosen is None or repair.held_out is None:
+        return "Keep the tuned model: no way to undo a part of the tuning does better on both counts."
+    before, after, gain = repair.held_out
+    words = (
+        f"{repair.chosen.name}: on facts and items that the choice did not see, {percent(before.known.mean())} of the "
+        f"known facts as tuned and {percent(after.known.mean())} repaired, {percent(before.kept.mean())} and "
+        f"{percent(after.kept.mean())} of {repair.purpose.name}; the mean of both {signed(gain.value)} points "
+        f"[{interval_words(gain)}]."
+    )
+    if repair.confirmed:
+        return f"Repaired by {words}"
+    return f"Keep the tuned model: the best that was found is not confirmed. {words[0].upper()}{words[1:]}"
+
+
+def curve_grid(repair: Repair | None) -> Grid:
+    """What every candidate does, on the half that chooses."""
+    rows = []
+    for candidate, scores in [] if repair is None else repair.curve:
+        rows.append(
+            [
+                Entry("as tuned" if candidate is None else candidate.name),
+                Entry(percent(scores.known.mean())) if len(scores.known) else DASH,
+                Entry(percent(scores.kept.mean())) if len(scores.kept) else DASH,
+            ]
+        )
+    head = ["undone (share put back, region)", "known facts there", "what the tuning was for"]
+    return Grid("Repairs tried, on the half that chooses; random and least changed weights are controls", head, rows)
 
 
 def facts_grid(evidence: Evidence, which: str) -> Grid:

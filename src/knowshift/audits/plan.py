@@ -9,6 +9,7 @@ import numpy as np
 
 from knowshift.audits.forms import SHOWN
 from knowshift.errors import InputError
+from knowshift.facts.asking import GENERIC
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.relations import RELATIONS
 
@@ -52,6 +53,5 @@ def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = PROMPTS) -> As
 
 
 def _wordings(fact: Fact) -> tuple[str, ...]:
-    """The relation's prompts, this fact's subject filled in."""
-    assert fact.relation in RELATIONS or completion_prompts(fact)
-    return completion_prompts(fact)
+    """The relation's prompts, this fact's subject filled in; generic ones for a question without a known relation."""
+    return completion_prompts(fact) if fact.relation in RELATIONS else GENERIC

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from knowshift.audits.evidence import Answered, Evidence
-from knowshift.audits.forms import Form, forms_of
+from knowshift.audits.forms import FEW_SHOT, Form, forms_of
 from knowshift.audits.moves import Rates
 from knowshift.audits.plan import Asked
 from knowshift.errors import InputError
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.files import check_parent, read_json, write_json
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.probing.budget.plan import Budget, Plan
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
@@ -44,13 +44,32 @@ Tell = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Pair:
-    """The two models: how mastery opens each, and each loaded in this process."""
+    """The two models: how mastery opens each, and each loaded in this process; servers only answer samples."""
 
     base: EngineSpec
     tuned: EngineSpec
     workers: int
-    open_base: Callable[[], LoadedModel]
-    open_tuned: Callable[[], LoadedModel]
+
+    @property
+    def on_servers(self) -> bool:
+        return self.base.is_server or self.tuned.is_server
+
+    def open_base(self) -> LoadedModel:
+        return _loaded(self.base)
+
+    def open_tuned(self) -> LoadedModel:
+        return _loaded(self.tuned)
+
+
+def _loaded(spec: EngineSpec) -> LoadedModel:
+    return load_model(
+        spec.name,
+        revision=spec.revision,
+        dtype=spec.dtype,
+        device=spec.devices[0],
+        base=spec.base,
+        base_revision=spec.base_revision,
+    )
 
 
 def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -124,8 +143,12 @@ def measure(
     levels = {row["fact"]: row["level"] for row in rows[first]}
     hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))
     best = best_prompts(facts, hits, draws)
-    base = _answers(pair.open_base, "base", facts, levels, best, asked.examples, prompt_format, records, tell)
-    tuned = _answers(pair.open_tuned, "tuned", facts, levels, best, asked.examples, prompt_format, records, tell)
+    base: dict[str, _Told] = {}
+    tuned: dict[str, _Told] = {}
+    if not pair.on_servers:
+        asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
+        base = _answers(pair.open_base, "base", *asked_again)
+        tuned = _answers(pair.open_tuned, "tuned", *asked_again)
     return Evidence(
         facts,
         Rates.of(rows[first]),
@@ -193,4 +216,5 @@ def _paired(form: str, before: _Told | None, after: _Told | None) -> Answered:
     def texts(columns: _Told | None) -> Any:
         return None if columns is None else columns["text"]
 
-    return Answered(form, texts(before), texts(after), right(before), right(after))
+    prompts = None if after is None else after["question"]
+    return Answered(form, texts(before), texts(after), right(before), right(after), prompts, form == FEW_SHOT)

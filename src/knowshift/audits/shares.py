@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,8 @@ def _estimate(mean: float, residual: Floats, total: float, units: int) -> Estima
     # Facts chosen by both measurements have a weight of 2, and so have those added.
     added = 4 * (0.5 * (1 + mean) ** 2 + 0.5 * (1 - mean) ** 2 + mean**2)
     error = math.sqrt(units / (units - 1) * float((residual**2).sum()) + added) / (total + 4)
-    return from_error(mean, error, units - 1.0, 1)
+    found = from_error(mean, error, units - 1.0, 1)
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0))  # nothing changes by more
 
 
 @dataclass(frozen=True)

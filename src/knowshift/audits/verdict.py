@@ -138,14 +138,11 @@ def _sentences(
         found = [f"{start}. The share of them that is there in any form of asking: {_change(evidence.knowledge)}."]
     else:
         found = [f"{start}: none whose change could be told."]
+    lost = listed([_named(name, evidence.by_form[name]) for name in lost_forms])
     if kind == FORM_LOST:
-        forms = [f"{name} ({signed(evidence.by_form[name].by_fact.value)} points)" for name in lost_forms]
-        found.append(f"They are lost in this form of asking, and there in another: {listed(forms)}.")
-    elif kind == GAINED and "not known before" in won:
-        found.append(f"The share there of the facts that it did not know: {_change(evidence.gained)}.")
-    elif kind == GAINED:
-        forms = [f"{name} ({signed(evidence.by_form[name].by_fact.value)} points)" for name in won]
-        found.append(f"Known facts are answered better: {listed(forms)}.")
+        found.append(f"They are lost in one form of asking, and there in another: {lost}.")
+    elif kind == KNOWLEDGE_LOST and lost_forms:
+        found.append(f"By form of asking: {lost}.")
     elif kind == UNCHANGED:
         found.append(f"A loss of more than {100 * max(excluded, 0):.1f} points is excluded (95%).")
     elif kind == CANNOT_TELL and needed is not None:
@@ -153,6 +150,10 @@ def _sentences(
             f"A loss of {100 * EXCLUDED:.0f} points is neither seen nor excluded; about {needed:,} facts of this kind "
             "would tell."
         )
+    if "not known before" in won:
+        found.append(f"The share there of the facts that it did not know: {_change(evidence.gained)}.")
+    if better := [_named(name, evidence.by_form[name]) for name in won if name in evidence.by_form]:
+        found.append(f"Known facts are answered better in: {listed(better)}.")
     found.append(
         f"Fact by fact: {counts['lost']:,} lost and {counts['gained']:,} gained for sure; by chance alone, the base "
         f"against itself, {noise['lost']:,} and {noise['gained']:,}."
@@ -164,6 +165,11 @@ def _sentences(
             f"[{interval_words(rate)}]; the base asked again: {signed(evidence.floor.by_fact.value)}."
         )
     return found
+
+
+def _named(form: str, change: Change) -> str:
+    """As "question (-3.2 points)"."""
+    return f"{form} ({signed(change.by_fact.value)} points)"
 
 
 def _change(change: Change) -> str:

@@ -37,6 +37,10 @@ def audit(
     output_dir: Annotated[Path, PathOption(help="Folder of the audit: records, audit.json and audit.html.")],
     budget: Annotated[str, typer.Option(help="The time it may take: 90s, 10m, 1h30m; or none: all facts.")] = "10m",
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    keep: Annotated[
+        Path | None,
+        PathOption(help="What the tuning was for: a table of questions and answers, or a .txt file. Repairs keep it."),
+    ] = None,
     prompt_format: Annotated[str | None, typer.Option(help="Your own form of asking, with {question} in it.")] = None,
     fail_above: Annotated[
         float | None, typer.Option(min=0, help="Exit status 3 where more than so many points of known facts were lost.")
@@ -64,6 +68,7 @@ def audit(
         output_dir=output_dir,
         budget=None if budget == "none" else budget,
         limit=limit,
+        keep=keep,
         prompt_format=prompt_format,
         seed=seed,
         revision=revision,
@@ -75,6 +80,7 @@ def audit(
     console.print(f"{found.verdict.title} ({found.verdict.kind})", soft_wrap=True)
     for sentence in found.verdict.sentences:
         console.print(sentence, soft_wrap=True)
+    console.print(found.repair_words, soft_wrap=True)
     console.print(f"page: {found.page}", soft_wrap=True)
     emit(found.told, as_json)
     if fail_above is not None and found.told["points"] is not None and -found.told["points"] > fail_above:

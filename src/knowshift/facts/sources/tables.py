@@ -100,9 +100,8 @@ def _facts(path: Path, columns: Iterable[str] | None, rows: Iterable[_Row]) -> t
 
 def _check_columns(where: str, columns: tuple[str, ...]) -> None:
     found = f"found {', '.join(columns)}" if columns else "found none"
-    for name in ("question", "subject"):
-        if name not in columns:
-            raise InputError(f"{where}: column {name!r} is missing; {found}")
+    if "question" not in columns:
+        raise InputError(f"{where}: column 'question' is missing; {found}")
     if not {"answer", "answers"} & set(columns):
         raise InputError(f"{where}: column 'answer' (or 'answers') is missing; {found}")
     # Other columns of the user are ignored, so a misspelt one must be refused: it would be ignored too.
@@ -112,7 +111,8 @@ def _check_columns(where: str, columns: tuple[str, ...]) -> None:
 
 
 def _fact(where: str, number: int, cells: Mapping[str, Any]) -> Fact:
-    subject = _text(where, "subject", cells)
+    # A question without a subject stands for itself.
+    subject = _text(where, "subject", cells) if "subject" in cells else _text(where, "question", cells)
     accepted = [*_texts(where, "answers", cells)]
     if isinstance(cells.get("answer"), list):
         accepted = [*_texts(where, "answer", cells), *accepted]
@@ -154,6 +154,8 @@ def _prompts(where: str, cells: Mapping[str, Any], subject: str, question: str) 
     """The prompts with their slots, each of them checked to name this fact."""
     prompts = _texts(where, "prompts", cells)
     for prompt in prompts:
+        if SLOT in prompt and "subject" not in cells:
+            raise InputError(f"{where}: prompt {shown(prompt)}: nothing fills in {SLOT!r} without a column 'subject'")
         unknown = unknown_slot(prompt, subject, question)
         if unknown is not None:
             raise InputError(f"{where}: prompt {shown(prompt)}: nothing fills in {unknown!r}{nearest(unknown, SLOTS)}")

@@ -1,0 +1,111 @@
+"""What the tuning was for: the user's own questions and answers, or a text; a repair must keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from knowshift.audits.forms import Form
+from knowshift.errors import InputError, border
+from knowshift.facts.fact import Fact
+from knowshift.facts.grading import Grader
+from knowshift.facts.sources.load import load_facts
+from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling.session import greedy
+
+Floats = NDArray[np.float64]
+
+#: Questions of the user's that are asked at most, and pieces of a text.
+MOST = 400
+#: Tokens of a piece, and of an answer at most.
+PIECE, ANSWER = 128, 32
+#: Characters of a text that are read at most.
+READ = 4_000_000
+
+
+@dataclass(frozen=True)
+class Purpose:
+    """Items that a model does well or not, each a number in [0, 1].
+
+    A question counts 1 where the greedy answer holds an accepted one. A piece of a text counts exp(-loss), the
+    geometric mean of the probabilities of its tokens.
+    """
+
+    name: str  # of the file
+    prompts: Sequence[str] = ()
+    accepted: Sequence[tuple[str, ...]] = ()
+    pieces: Sequence[Sequence[int]] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts) or len(self.pieces)
+
+    def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
+        """Of these items, float64 [items]."""
+        if self.pieces:
+            return _likelihoods(loaded, [self.pieces[i] for i in which])
+        texts = greedy(loaded, [self.prompts[i] for i in which], max_new_tokens=ANSWER) if len(which) else []
+        hits = [Grader(self.accepted[i]).substring(text) for i, text in zip(which, texts, strict=True)]
+        return np.array(hits, dtype=float)
+
+
+def read_kept(path: Path) -> str | tuple[Fact, ...]:
+    """What a file that a repair must keep holds: a text (``.txt``), or questions and answers, read as facts are.
+
+    Raises:
+        InputError: a file that is neither, or with hardly anything in it.
+    """
+    if path.suffix.lower() == ".txt":
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; expected a text, or a table of questions and answers")
+        with border(f"{path}: not readable as UTF-8 text"), path.open(encoding="utf-8") as file:
+            return file.read(READ)
+    facts = load_facts(str(path)).facts
+    if len(facts) < 2:
+        raise InputError(f"{path}: {len(facts)} questions; expected 2 at least")
+    return facts
+
+
+def purpose_of(
+    name: str, kept: str | tuple[Fact, ...], loaded: LoadedModel, forms: Sequence[Form], seed: int
+) -> Purpose:
+    """The items of a file, a seeded choice where there are many; ``name`` is what pages call it.
+
+    Questions are asked in the form that the tuned model answers best, which is that of its training if it is among
+    ``forms``.
+
+    Raises:
+        InputError: a text of hardly any tokens.
+    """
+    rng = np.random.default_rng([seed, 22])
+    if isinstance(kept, str):
+        ids = loaded.encoder.plain([kept])[0]
+        pieces = [ids[start : start + PIECE] for start in range(0, len(ids) - PIECE + 1, PIECE)]
+        if len(pieces) < 2:
+            raise InputError(f"{name}: {len(ids)} tokens; expected {2 * PIECE} at least")
+        chosen = sorted(rng.permutation(len(pieces))[:MOST].tolist())
+        return Purpose(name, pieces=[pieces[i] for i in chosen])
+    some = [kept[i] for i in sorted(rng.permutation(len(kept))[:MOST].tolist())]
+    asked = [form for form in forms if form.name != "completion"]
+    best = max(asked, key=lambda form: _share(loaded, form, some))
+    return Purpose(name, [best.prompt(fact) for fact in some], [fact.accepted for fact in some])
+
+
+def _share(loaded: LoadedModel, form: Form, facts: Sequence[Fact]) -> float:
+    """Of at most 64 questions, those that are answered right in a form."""
+    some = facts[:64]
+    found = Purpose("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some])
+    return float(found.scores(loaded, range(len(some))).mean())
+
+
+@torch.inference_mode()
+def _likelihoods(loaded: LoadedModel, pieces: Sequence[Sequence[int]]) -> Floats:
+    found = []
+    for piece in pieces:
+        ids = torch.tensor([list(piece)], device=loaded.model.device)
+        found.append(float(torch.exp(-loaded.model(input_ids=ids, labels=ids, use_cache=False).loss.float())))
+    return np.array(found)

@@ -1,0 +1,210 @@
+"""An audit from command to page: two real models, a repair that loads, resuming, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import knowshift
+from hand_evidence import evidence, without
+from knowshift.audits import repair
+from knowshift.audits.evidence import Answered
+from knowshift.audits.page import compose
+from knowshift.audits.verdict import reach_verdict
+from knowshift.cli import app
+from knowshift.errors import InputError
+from knowshift.facts.sources.load import load_facts
+from knowshift.models.loading import load_model
+from knowshift.models.saving import save_model
+
+#: Keys that scripts may rely on (DESIGN.md).
+KEYS = {
+    *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
+    *("forms", "relations", "levels", "mcnemar", "facts"),
+}
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model with noise on its weights: it knows less, and part of the noise taken away would help."""
+    loaded = load_model("world:tiny")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in loaded.model.named_parameters():
+            if "layers" in name and parameter.ndim == 2:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter += 0.35 * parameter.std() * noise
+    folder = tmp_path_factory.mktemp("models") / "damaged"
+    folder.mkdir()
+    save_model(loaded, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def keep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions that the base answers, as if tuning had been for them."""
+    path = tmp_path_factory.mktemp("keep") / "keep.csv"
+    facts = [fact for fact in load_facts("world:tiny").facts if (fact.exposures or 0) > 60][:80]
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerows([["question", "answer"], *([fact.question, fact.answer] for fact in facts)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def audited(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], int]:
+    """The folder of an audit, its JSON object, and its exit status with ``--fail-above 2``."""
+    folder = tmp_path_factory.mktemp("audits") / "audit"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5, 0.9), "layers"), ("random", (0.5,), "layers")))
+        options = {"limit": 150, "keep": keep, "budget": None, "workers": 1}
+        done = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
+        command = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
+        command += ["--limit", "150", "--keep", str(keep), "--budget", "none", "--workers", "1", "--fail-above", "2"]
+        patch.setattr(sys, "argv", ["knowshift", *command])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+    return folder, done.told, int(ended.value.code or 0)
+
+
+def test_what_noise_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Path, dict[str, Any], int]) -> None:
+    folder, told, status = audited
+    assert set(told) >= KEYS
+    assert told["verdict"] == "knowledge-lost"
+    assert told["points"] < -5
+    assert told["interval"][0] < told["points"] < told["interval"][1] < 0
+    assert told["counts"]["lost"] > told["noise"]["lost"]
+    assert sum(told["counts"].values()) == told["facts"] == 146  # four are shown as examples
+    assert status == 3
+    assert told["chosen"] is not None
+    assert told["held_out"]["interval"][0] > 0
+    assert json.loads((folder / "audit.json").read_text())["verdict"] == "knowledge-lost"
+
+
+def test_the_repaired_model_loads_and_is_what_restoring_gives(
+    audited: tuple[Path, dict[str, Any], int], damaged: Path, tmp_path: Path
+) -> None:
+    folder, told, _ = audited
+    assert told["output"] == str(folder / "repaired")
+    model = AutoModelForCausalLM.from_pretrained(told["output"])
+    criterion, fraction, _ = told["chosen"].split()
+    knowshift.restore("world:tiny", damaged, output_dir=tmp_path / "r", criterion=criterion, fraction=float(fraction))
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "r")
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), theirs.parameters(), strict=True))
+    card = (folder / "repaired" / "README.md").read_text()
+    assert told["chosen"] in card
+    assert "Not measured" in card
+    assert (folder / "repaired" / "knowshift.json").exists()
+
+
+def test_the_page_says_it_first_and_needs_no_network(audited: tuple[Path, dict[str, Any], int]) -> None:
+    text = (audited[0] / "audit.html").read_text()
+    assert text.index("<h1>Knowledge was lost</h1>") < text.index("<h2>")
+    assert "Repaired by" in text
+    assert "<script" not in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_same_call_goes_on_and_another_is_refused(
+    audited: tuple[Path, dict[str, Any], int], damaged: Path, keep: Path
+) -> None:
+    folder = audited[0]
+    records = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
+    assert {"base.parquet", "base-again.parquet", "tuned.parquet"} <= set(records)
+    options: dict[str, Any] = {"limit": 150, "keep": keep, "budget": None, "workers": 1, "output_dir": folder}
+    with pytest.raises(InputError, match=r"holds another audit \(seed '0', now '1'\)"):
+        knowshift.audit("world:tiny", damaged, "world:tiny", seed=1, **options)
+    with pytest.raises(InputError, match="holds another audit"):
+        knowshift.audit("world:tiny", "world:tiny", "world:tiny", **options)
+    assert records == {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
+
+
+def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "knowshift", "audit", "world:tiny", str(damaged), "--facts", "world:tiny"]
+    command += ["--limit", "60", "--budget", "none", "--output-dir", str(tmp_path / "audit"), "--json"]
+    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    record = tmp_path / "audit" / "records" / "base.parquet"
+    for _ in range(1200):
+        if record.exists():
+            break
+        time.sleep(0.05)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    written = record.stat().st_mtime_ns
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout)
+    assert record.stat().st_mtime_ns == written
+    assert told["verdict"] in ("knowledge-lost", "cannot-tell")
+    assert told["chosen"] is None
+    assert "--keep" in done.stderr
+
+
+def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> None:
+    loaded = load_model(str(small_world))
+    loaded.model.name_or_path = str(small_world)
+    tuned = get_peft_model(loaded.model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2))
+    tuned.peft_config["default"].base_model_name_or_path = str(small_world)
+    tuned.save_pretrained(tmp_path / "adapter")
+    options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": None, "workers": 1}
+    found = knowshift.audit(None, tmp_path / "adapter", f"world:{small_world}", **options)
+    assert found.told["counts"]["lost"] == found.told["counts"]["gained"] == 0  # a new adapter changes nothing
+
+
+def test_models_that_do_not_fit_together_are_measured_and_not_repaired(small_world: Path, tmp_path: Path) -> None:
+    found = knowshift.audit(
+        "world:tiny", small_world, "world:tiny", output_dir=tmp_path / "audit", limit=40, budget=None, workers=1
+    )
+    assert found.repair is None
+    assert found.output is None
+    assert found.told["not_repaired"]
+    assert "Not repaired:" in (tmp_path / "audit" / "audit.html").read_text()
+
+
+def test_bad_input_is_refused_before_anything_runs(small_world: Path, tmp_path: Path) -> None:
+    def refused(words: str, base: Any = str(small_world), tuned: Any = str(small_world), **options: Any) -> None:
+        given = {"output_dir": tmp_path / "audit", "budget": None, **options}
+        with pytest.raises(InputError, match=words):
+            knowshift.audit(base, tuned, f"world:{small_world}", **given)
+        assert not (tmp_path / "audit" / "records").exists()
+
+    refused("no adapter, so its base is not known; expected BASE TUNED", base=None)
+    refused(r"expected \{question\} in it", prompt_format="Tell me")
+    refused("budget 'soon': expected a time", budget="soon")
+    refused("one is a server", base="http://localhost:1")
+    refused("no such file", keep=tmp_path / "none.csv")
+    refused("no such file", keep=tmp_path / "none.txt")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").write_text("")
+    refused("is not empty and is not an audit", output_dir=tmp_path / "full")
+    assert (tmp_path / "full" / "mine").exists()
+
+
+def test_texts_of_models_are_data_on_the_page() -> None:
+    """Answers and questions with markup in them stand on the page as text."""
+    found = without(evidence(), 0.5, ("completion", "question"), sampled=True)
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+    facts = [replace(fact, question=hostile, answer=hostile, relation="<b>r</b>") for fact in found.facts]
+    texts = [hostile] * len(facts)
+    right = np.zeros(len(facts), dtype=bool)
+    forms = [Answered("question", texts, texts, right, right)]
+    found = replace(found, facts=facts, forms=forms)
+    about = {"base": hostile, "tuned": hostile, "source": hostile, "facts": len(facts)}
+    page = compose(found, reach_verdict(found), None, hostile, Path(hostile), about)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert "<b>r" not in page
+    assert "&lt;script&gt;" in page

@@ -1,0 +1,134 @@
+"""Which repair is chosen, and that a search leaves the model as it was."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from knowshift.audits.evidence import Answered, Evidence
+from knowshift.audits.forms import Form
+from knowshift.audits.moves import Rates
+from knowshift.audits.purpose import Purpose, purpose_of, read_kept
+from knowshift.audits.repair import SUFFER, SWEEPS, Candidate, Scores, Search, choose
+from knowshift.errors import InputError
+from knowshift.facts.sources.load import load_facts
+from knowshift.models.loading import LoadedModel
+from knowshift.parameters.files.checkpoint import StoredTensors
+
+KNOWN, KEPT = 200, 100
+
+
+def scores(known: float, kept: float, seed: int = 0) -> Scores:
+    """So much known and kept; the same facts as in others of a smaller share."""
+    order = np.random.default_rng(seed).permutation(KNOWN) / KNOWN, np.random.default_rng(9).permutation(KEPT) / KEPT
+    return Scores((order[0] < known).astype(float), (order[1] < kept).astype(float))
+
+
+def curve(*others: tuple[float, float]) -> list[tuple[Candidate | None, Scores]]:
+    """The tuned model knows 40% and keeps 80%."""
+    tried = [(Candidate("interpolate", (i + 1) / 10, "layers"), scores(*both)) for i, both in enumerate(others)]
+    return [(None, scores(0.4, 0.8)), *tried]
+
+
+def test_the_simplest_that_is_not_surely_worse_than_the_best_is_chosen() -> None:
+    chosen = choose(curve((0.42, 0.8), (0.60, 0.8), (0.605, 0.8), (0.3, 0.8)))
+    assert chosen is not None
+    assert chosen.fraction == 0.2
+
+
+def test_what_harms_the_purpose_is_not_chosen() -> None:
+    assert choose(curve((0.9, 0.8 - 2 * SUFFER))) is None
+    assert choose(curve((0.4, 0.8), (0.3, 0.8))) is None
+    assert choose(curve((0.5, 0.8 - SUFFER / 2))) is not None
+
+
+def test_a_difference_has_an_interval_over_both() -> None:
+    found = scores(0.6, 0.8).minus(scores(0.4, 0.8))
+    assert found.value == pytest.approx(0.1)
+    assert found.low < 0.1 < found.high
+    assert found.low > 0
+    same = scores(0.5, 0.5).minus(scores(0.5, 0.5))
+    assert same.value == 0
+    assert same.low < 0 < same.high
+
+
+@pytest.fixture
+def searched(small_world: Path, small_model: LoadedModel) -> tuple[LoadedModel, Evidence]:
+    """A model away from its base, and evidence that it knows half of the facts."""
+    tuned = replace(small_model, model=copy.deepcopy(small_model.model))
+    with torch.no_grad():
+        for parameter in tuned.model.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    facts = load_facts(f"world:{small_world}").facts[:40]
+    known = np.arange(40) % 2 == 0
+    some = Rates(known.astype(float), 20.0 * known, 20.0 * ~known)
+    prompts = [f"Question: {fact.question} Answer:" for fact in facts]
+    forms = [Answered("question", prompts, prompts, known, known, prompts)]
+    return tuned, Evidence(facts, some, some, some, np.zeros(40, dtype=np.int64), forms)
+
+
+def test_a_search_leaves_the_model_as_tuned_and_tries_all(
+    small_world: Path, searched: tuple[LoadedModel, Evidence]
+) -> None:
+    tuned, evidence = searched
+    before = {name: tensor.clone() for name, tensor in tuned.model.named_parameters()}
+    purpose = Purpose("keep.csv", [f"Question: {fact.question}" for fact in evidence.facts], [("a",)] * 40)
+    counted: list[tuple[int, int]] = []
+    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, lambda *told: counted.append(told))
+    found = search.run()
+    total = sum(len(fractions) for _, fractions, _ in SWEEPS)
+    assert len(found.curve) == total + 1
+    assert counted[-1] == (total, total)
+    assert not found.left_out
+    assert all(torch.equal(before[name], tensor) for name, tensor in tuned.model.named_parameters())
+    assert {len(scores.known) for _, scores in found.curve} == {10}
+    assert {len(scores.kept) for _, scores in found.curve} == {20}
+    halves = search._facts
+    assert not set(halves[0].tolist()) & set(halves[1].tolist())
+
+
+def test_a_search_that_has_no_time_says_what_it_left_out(
+    small_world: Path, searched: tuple[LoadedModel, Evidence]
+) -> None:
+    found = Search(searched[0], StoredTensors(small_world), searched[1], None, 0).run(ends=0.0)
+    assert len(found.curve) == 1
+    assert len(found.left_out) == len(SWEEPS)
+    assert found.chosen is None
+
+
+def test_a_purpose_is_asked_in_the_form_that_is_answered_best(small_model: LoadedModel, tmp_path: Path) -> None:
+    table = tmp_path / "keep.csv"
+    table.write_text("question,answer\nWhere?,Rome\nWho?,Ann\n")
+    forms = [
+        Form("completion", lambda fact: "It is"),
+        Form("question", lambda fact: f"Question: {fact.question} Answer:"),
+    ]
+    found = purpose_of("keep.csv", read_kept(table), small_model, forms, 0)
+    assert len(found) == 2
+    assert found.prompts == ["Question: Where? Answer:", "Question: Who? Answer:"]
+    assert found.scores(small_model, [0, 1]).shape == (2,)
+
+
+def test_a_text_counts_by_the_probability_of_its_tokens(small_model: LoadedModel, tmp_path: Path) -> None:
+    text = tmp_path / "keep.txt"
+    text.write_text("Ann was born in Rome. " * 200)
+    found = purpose_of("keep.txt", read_kept(text), small_model, [], 0)
+    likely = found.scores(small_model, range(len(found)))
+    assert len(found) > 4
+    assert ((likely > 0) & (likely < 1)).all()
+    ids = torch.tensor([list(found.pieces[0])])
+    with torch.no_grad():
+        loss = small_model.model(input_ids=ids, labels=ids).loss
+    assert likely[0] == pytest.approx(float(torch.exp(-loss)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("name", "content"), [("keep.txt", "too short"), ("keep.csv", "question,answer\nWho?,Ann\n")])
+def test_too_little_to_keep_is_refused(name: str, content: str, small_model: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=rf"{name}: .* expected"):
+        purpose_of(name, read_kept(tmp_path / name), small_model, [Form("question", lambda fact: fact.question)], 0)
