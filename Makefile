@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: help study test lint docs mutants install clean
+.PHONY: demo help study test lint docs mutants install clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## make a pair of models from the shipped world and audit it: runs/demo/audit/audit.html
+	$(BIN)/python docs/demo.py runs/demo
 
 study: $(STAMP) ## run the default study: runs/tiny/report.html
 	$(BIN)/knowshift study --preset tiny --output-dir runs/tiny

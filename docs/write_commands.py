@@ -26,6 +26,7 @@ HEAD = """\
 |---|---|
 | 0 | the command is done |
 | 2 | bad input: one line says where, what was found and what was expected; nothing is written, nothing is lost |
+| 3 | `audit --fail-above`: more was lost than that |
 | 130 | interrupted; one line says whether the same command goes on or starts over |
 | 1 | a bug, with a traceback |
 

@@ -33,6 +33,7 @@ def test_the_names_that_are_offered() -> None:
         "InputError",
         "KnowshiftWarning",
         "__version__",
+        "audit",
         "evaluate",
         "finetune",
         "load_facts",

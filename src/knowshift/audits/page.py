@@ -13,9 +13,13 @@ from knowshift.audits.moves import KNOWN, MOVE, SURE
 from knowshift.audits.repair import Repair
 from knowshift.audits.shares import Change
 from knowshift.audits.verdict import CANNOT_TELL, FORM_LOST, GAINED, KNOWLEDGE_LOST, UNCHANGED, Verdict
+from knowshift.facts.fact import LEVELS
 from knowshift.facts.relations import RELATIONS
 from knowshift.html.grid import DASH, Entry, Grid, number, texts
+from knowshift.html.plotting import legend_above, panels, svg_text
 from knowshift.html.rendering import render
+from knowshift.html.style import BASE, CONTROL, RUN
+from knowshift.html.table import is_missing
 from knowshift.html.words import interval_words, percent, signed
 from knowshift.statistics.holm import holm
 
@@ -52,6 +56,7 @@ def compose(
         about=about,
         verdict=verdict,
         style=STYLES[verdict.kind],
+        drawing=levels_figure(evidence),
         counts=counts_grid(evidence),
         forms=forms_grid(evidence, verdict),
         levels=levels_grid(evidence),
@@ -65,6 +70,26 @@ def compose(
         move=100 * MOVE,
         sure=SURE,
     )
+
+
+def levels_figure(evidence: Evidence) -> str:
+    """SVG text: mean R of the facts of each level, asked again and tuned; levels are the first measurement's."""
+    levels = [level for level in range(LEVELS) if (evidence.level == level).any()]
+    found = evidence.by_level()
+    with panels(6.4, 2.9) as (figure, (axes,)):
+        again = [float(evidence.second.rate[evidence.level == level].mean()) for level in levels]
+        tuned = [before + found[level][1].by_fact.value for level, before in zip(levels, again, strict=True)]
+        errors = [found[level][1].by_fact for level in levels]
+        spread = [0.0 if is_missing(one.low) else (one.high - one.low) / 2 for one in errors]
+        axes.plot(levels, again, "s", color=BASE, label="base, asked again", markersize=7)
+        axes.errorbar(levels, tuned, yerr=spread, fmt="o", color=RUN, capsize=3, label="tuned")
+        for level, before, after in zip(levels, again, tuned, strict=True):
+            axes.annotate("", (level, after), (level, before), arrowprops={"arrowstyle": "->", "color": CONTROL})
+        axes.set_xticks(levels, [f"level {level}\n{int((evidence.level == level).sum()):,} facts" for level in levels])
+        axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel("mean R")
+        legend_above(figure, axes)
+        return svg_text(figure)
 
 
 def counts_grid(evidence: Evidence) -> Grid:

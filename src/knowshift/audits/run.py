@@ -116,7 +116,7 @@ def measure(
 
     def keep(plan: Plan) -> None:
         chosen.append(plan)
-        planned(plan)
+        planned(plan if budget is None else replace(plan, budget=budget.seconds))
 
     def mastery(name: str, spec: EngineSpec, facts: Sequence[Fact], own_seed: int, given: Budget | None) -> Path:
         output = records / f"{name}.parquet"
