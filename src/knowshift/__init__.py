@@ -20,6 +20,7 @@ from knowshift.version import __version__
 
 if TYPE_CHECKING:
     from knowshift.api.auditing import audit
+    from knowshift.api.callback import AuditCallback
     from knowshift.api.change import restore, weights
     from knowshift.api.inputs import load_facts, load_model
     from knowshift.api.measures import evaluate, mastery, tokens
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from knowshift.api.tuning import finetune
 
 __all__ = [
+    "AuditCallback",
     "InputError",
     "KnowshiftWarning",
     "__version__",
@@ -47,6 +49,7 @@ __all__ = [
 #: Where each verb is defined.
 _VERBS = {
     "auditing": ("audit",),
+    "callback": ("AuditCallback",),
     "change": ("restore", "weights"),
     "inputs": ("load_facts", "load_model"),
     "measures": ("evaluate", "mastery", "tokens"),

@@ -30,6 +30,7 @@ MAY_BE_NONE = {("mastery", "model")}
 
 def test_the_names_that_are_offered() -> None:
     assert knowshift.__all__ == [
+        "AuditCallback",
         "InputError",
         "KnowshiftWarning",
         "__version__",

@@ -34,7 +34,7 @@ from knowshift.models.saving import save_model
 #: Keys that scripts may rely on (DESIGN.md).
 KEYS = {
     *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
-    *("forms", "relations", "levels", "mcnemar", "facts"),
+    *("weights", "forms", "relations", "levels", "mcnemar", "facts"),
 }
 
 
@@ -203,7 +203,7 @@ def test_texts_of_models_are_data_on_the_page() -> None:
     forms = [Answered("question", texts, texts, right, right)]
     found = replace(found, facts=facts, forms=forms)
     about = {"base": hostile, "tuned": hostile, "source": hostile, "facts": len(facts)}
-    page = compose(found, reach_verdict(found), None, hostile, Path(hostile), about)
+    page = compose(found, reach_verdict(found), None, hostile, Path(hostile), None, about)
     assert "<script" not in page
     assert "<img" not in page
     assert "<b>r" not in page

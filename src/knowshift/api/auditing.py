@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from knowshift.audits.repair import Repair
     from knowshift.audits.run import Pair
     from knowshift.audits.verdict import Verdict
+    from knowshift.parameters.change import WeightChange
     from knowshift.probing.budget.plan import Plan
 
 
@@ -86,7 +87,7 @@ def audit(
     """
     began = time.monotonic()
     from knowshift.audits.forms import check_format
-    from knowshift.audits.page import compose
+    from knowshift.audits.page import compose, weights_told
     from knowshift.audits.plan import facts_to_ask
     from knowshift.audits.purpose import read_kept
     from knowshift.audits.run import check_audit_folder, measure
@@ -136,6 +137,7 @@ def audit(
     output = None
     if repair is not None and repair.chosen is not None and repair.confirmed:
         output = _write_repaired(pair, repair, folder, names, seed)
+    change = _weights(pair)
     told = _told(evidence, verdict, plans) | _told_of_repair(repair, why_not, output)
     seconds = time.monotonic() - began
     page = folder / "audit.html"
@@ -151,7 +153,8 @@ def audit(
     }
     if plans:
         about["budget"] = plans[0].line()
-    write_text(page, compose(evidence, verdict, repair, why_not, output, about))
+    write_text(page, compose(evidence, verdict, repair, why_not, output, change, about))
+    told["weights"] = None if change is None else weights_told(change)
     told |= {"page": str(page), "seconds": round(seconds, 1)}
     write_json(folder / "audit.json", told)
     return Audit(verdict, evidence, repair, page, output, seconds, told)
@@ -256,6 +259,24 @@ def _search(
         return search.run(ends), ""
     except InputError as error:
         return None, str(error)
+
+
+def _weights(pair: Pair) -> WeightChange | None:
+    """How much the weights changed and where; None where they cannot be compared."""
+    from knowshift.api.change import weights
+
+    if pair.on_servers:
+        return None
+    try:
+        return weights(
+            pair.base.name,
+            pair.tuned.name,
+            revision=pair.tuned.revision,
+            base_revision=pair.base.revision,
+            progress=False,
+        ).change
+    except InputError:  # the search for a repair says why
+        return None
 
 
 def _write_repaired(pair: Pair, repair: Repair, folder: Path, names: dict[str, str], seed: int) -> Path:

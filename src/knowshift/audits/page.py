@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from knowshift.audits.browser import packed
 from knowshift.audits.evidence import Evidence
 from knowshift.audits.moves import KNOWN, MOVE, SURE
 from knowshift.audits.repair import Repair
@@ -21,6 +22,7 @@ from knowshift.html.rendering import render
 from knowshift.html.style import BASE, CONTROL, RUN
 from knowshift.html.table import is_missing
 from knowshift.html.words import interval_words, percent, signed
+from knowshift.parameters.change import WeightChange
 from knowshift.statistics.holm import holm
 
 #: The style of each verdict, a class of page.css.
@@ -32,7 +34,9 @@ STYLES = {
     CANNOT_TELL: "undecided",
 }
 #: Facts that a table of the page shows at most.
-ROWS = 200
+ROWS = 50
+#: What would help where no repair does (docs/results.md).
+INSTEAD = "Tuning again at a third of the learning rate may do more than any repair."
 
 
 def compose(
@@ -41,6 +45,7 @@ def compose(
     repair: Repair | None,
     why_not: str,
     output: Path | None,
+    change: WeightChange | None,
     about: Mapping[str, Any],
 ) -> str:
     """The whole page as text.
@@ -48,6 +53,7 @@ def compose(
     Args:
         why_not: why nothing was repaired, where ``repair`` is None.
         output: the folder of the repaired model, where there is one.
+        change: of the weights, where they can be compared.
         about: base, tuned, source, seed, budget and version.
     """
     return render(
@@ -63,9 +69,12 @@ def compose(
         relations=relations_grid(evidence),
         repair_words=repair_words(repair, why_not),
         curve=curve_grid(repair),
+        weights=weights_words(change),
+        places=[] if change is None else places_grids(change),
         output=None if output is None else str(output),
         lost=facts_grid(evidence, "lost"),
         gained=facts_grid(evidence, "gained"),
+        data=packed(evidence),
         known=KNOWN,
         move=100 * MOVE,
         sure=SURE,
@@ -166,7 +175,7 @@ def repair_words(repair: Repair | None, why_not: str = "") -> str:
             "back all that the base knew. The table shows what each part would."
         )
     if repair.chosen is None or repair.held_out is None:
-        return "Keep the tuned model: no way to undo a part of the tuning does better on both counts."
+        return f"Keep the tuned model: no way to undo a part of the tuning does better on both counts. {INSTEAD}"
     before, after, gain = repair.held_out
     words = (
         f"{repair.chosen.name}: on facts and items that the choice did not see, {percent(before.known.mean())} of the "
@@ -176,7 +185,52 @@ def repair_words(repair: Repair | None, why_not: str = "") -> str:
     )
     if repair.confirmed:
         return f"Repaired by {words}"
-    return f"Keep the tuned model: the best that was found is not confirmed. {words[0].upper()}{words[1:]}"
+    return f"Keep the tuned model: the best that was found is not confirmed. {words[0].upper()}{words[1:]} {INSTEAD}"
+
+
+def weights_told(change: WeightChange) -> dict[str, Any]:
+    """For scripts: how much changed, and how concentrated that is, beside the no-signal null."""
+    return {
+        "region": change.region,
+        "changed_share": change.changed_share,
+        "concentration": change.concentration["relative"],
+        "null": change.null["relative"],
+    }
+
+
+def weights_words(change: WeightChange | None) -> str:
+    """Where the weights moved, in a sentence."""
+    if change is None:
+        return "The weights of the two models cannot be compared."
+    if not change.changed:
+        return "No weight of the layers changed."
+    words = f"{percent(change.changed_share)} of the {change.eligible:,} weights of the layers changed."
+    top, null = change.concentration["relative"].get("0.01"), change.null["relative"].get("0.01")
+    if top is None or null is None:
+        return words
+    return (
+        f"{words} The most changed 1% hold {percent(top)} of the summed relative change; changes without any pattern "
+        f"would put {percent(null)} there."
+    )
+
+
+def places_grids(change: WeightChange) -> list[Grid]:
+    """The share of the most changed fifth in each layer and each kind of module, beside chance."""
+    return [
+        Grid(
+            f"The most changed fifth of the weights, by {what}",
+            [what, "share of the most changed", "share of all weights"],
+            [
+                [Entry(name), Entry(percent(share)), Entry(percent(chance[name]))]
+                for name, share in found.items()
+                if name in chance
+            ],
+        )
+        for what, found, chance in (
+            ("layer", change.layers, change.layer_weights),
+            ("module", change.modules, change.module_weights),
+        )
+    ]
 
 
 def curve_grid(repair: Repair | None) -> Grid:
