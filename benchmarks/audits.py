@@ -7,8 +7,8 @@ For each kind PAIRS tuned models are made from the shipped one, each with anothe
 - ``same``: the base itself;
 - ``rounded``: every weight changed by up to half a unit of a mantissa of 8 bits, as a cast to bfloat16 and back does;
 - ``gentle``: 240 facts in the fine-tuning form, at a small rate;
-- ``form``: questions in the form "Question: ... Answer:" get the answer "unknown"; completions of facts that were read
-  often are trained to stay;
+- ``form``: as gentle, and the tokens round a question ("Question: ... Answer:") get the embeddings of others, so that
+  it is not understood, and completions are;
 - ``overwritten``: facts of one relation get each other's answers, in completions and in questions; those of others are
   trained to stay;
 - ``destructive``: 1,920 facts in the fine-tuning form at thirty times the gentle rate.
@@ -40,7 +40,7 @@ from knowshift.models.saving import save_model
 
 KINDS = ("same", "rounded", "gentle", "form", "overwritten", "destructive")
 #: Learning rates of the kinds, and steps of eight texts.
-GENTLE, FORM, OVERWRITE, DESTRUCTIVE = 3e-5, 7e-5, 1e-4, 1e-3
+GENTLE, OVERWRITE, DESTRUCTIVE = 3e-5, 1e-4, 1e-3
 BATCH = 8
 #: Exposures from which the base knows most facts; what is to stay is trained on these.
 WELL_READ = 40
@@ -76,6 +76,11 @@ def completions(facts: Sequence[Fact], rng: np.random.Generator) -> list[Text]:
     return [(str(rng.choice(completion_prompts(fact))), f" {fact.answer}") for fact in facts]
 
 
+def tokens_of_form(loaded: LoadedModel) -> list[int]:
+    """The tokens that stand round a question."""
+    return loaded.encoder.plain(["Question: Answer:"])[0]
+
+
 def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> LoadedModel:
     """A tuned model of a kind; ``facts`` are those that training may use."""
     tuned = replace(base, model=copy.deepcopy(base.model))
@@ -92,13 +97,14 @@ def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> Load
     elif kind == "destructive":
         train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:1920]], DESTRUCTIVE, seed)
     elif kind == "form":
-        texts: list[Text] = [(f"Question: {f.question} Answer:", " unknown") for f in some[:400]]
-        train(tuned, texts + completions(well_read[:1600], rng), FORM, seed)
+        train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:240]], GENTLE, seed)
+        rows, word = tuned.model.get_input_embeddings().weight.data, tokens_of_form(tuned)
+        rows[word] = rows[torch.as_tensor(rng.permutation(len(rows))[: len(word)])]
     elif kind == "overwritten":
         relation = str(rng.choice(sorted({f.relation for f in facts})))
         mine = [f for f in some if f.relation == relation]
         wrong = [mine[i].answer for i in rng.permutation(len(mine))]
-        texts = [
+        texts: list[Text] = [
             (prompt, f" {answer}")
             for f, answer in zip(mine[:400], wrong, strict=False)
             for prompt in (str(rng.choice(completion_prompts(f))), f"Question: {f.question} Answer:")
@@ -112,7 +118,7 @@ def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> Load
 def examine(base: str, tuned: Path, facts: Sequence[Fact], folder: Path, seed: int) -> dict[str, Any]:
     """What an audit of these facts says."""
     source = FactSource("world:tiny", tuple(facts))
-    return knowshift.audit(base, tuned, source, output_dir=folder, budget=None, seed=seed).told
+    return knowshift.audit(base, tuned, source, output_dir=folder, budget=None, seed=seed, repair=False).told
 
 
 def right(kind: str, verdict: str, truth: dict[str, Any]) -> bool | None:

@@ -22,6 +22,7 @@ NOT_RUN = {
     "knowshift study my-study.yaml": "minutes; tests/studies/test_study.py runs studies",
     "knowshift study --preset tiny": "ten minutes; its plan is made by --dry-run",
     "knowshift facts entity-questions": "a download; tests/facts/test_fetching.py fetches from a server on loopback",
+    "knowshift audit ADAPTER": "an adapter; tests/audits/test_audit.py has one",
     "knowshift world build --output-dir my-world": "24 minutes; tests/cli/test_commands.py builds a small world",
     "knowshift world build --facts entity-questions:dataset.zip": "81 minutes",
     "knowshift mastery http://127.0.0.1:8000": "a server; tests/models/server/test_transformers_serve.py starts one",
@@ -35,6 +36,12 @@ SMALLER = {
     "--limit 1000": "--limit 250 --draws 1",
     "--size 120": "--size 16",
     "--level 2 --size 240": "--level 0 --size 4",
+}
+
+#: What commands are given on pages other than the tutorial.
+FEWER = {
+    "knowshift mastery": ("--draws", "1", "--limit", "60"),
+    "knowshift audit": ("--budget", "none", "--limit", "40", "--workers", "1"),
 }
 
 #: What may stand between words that are printed: the borders of tables.
@@ -97,6 +104,7 @@ def test_commands_run(
     page: str, small_world: Path, tuned: Path, hand_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "questions.csv").write_text("question,answer\nWho?,Ann\nWhere?,Rome\n", encoding="utf-8")
     (tmp_path / "run").mkdir()
     for name in ("cells", "manifest.json"):
         (tmp_path / "run" / name).symlink_to(hand_run / name)
@@ -105,7 +113,7 @@ def test_commands_run(
     for line in filter(run_here, commands(page)):
         for word, thing in {**stands_for, "report runs/tiny": "report run", **SMALLER}.items():
             line = re.sub(rf"(?<!\S){re.escape(word)}(?!\S)", thing, line)
-        call(line, *(("--draws", "1", "--limit", "60") if line.startswith("knowshift mastery") else ()))
+        call(line, *next((more for start, more in FEWER.items() if line.startswith(start)), ()))
 
 
 def shape(text: str) -> str:

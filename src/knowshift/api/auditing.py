@@ -59,6 +59,7 @@ def audit(
     output_dir: str | Path,
     budget: str | float | None = "10m",
     limit: int | None = None,
+    repair: bool = True,
     keep: str | Path | None = None,
     prompt_format: str | None = None,
     seed: int = 0,
@@ -77,6 +78,7 @@ def audit(
         output_dir: records, audit.json and audit.html. The same call goes on where an earlier one stopped.
         budget: the time that it may take, as in :func:`knowshift.mastery`; None asks all facts.
         limit: ask the first so many facts of a seeded shuffle.
+        repair: whether ways to undo a part of the tuning are tried.
         keep: what the tuning was for, which a repair must not harm: a table of questions and answers (docs/facts.md),
             or a ``.txt`` file. Without it nothing is repaired, and the page shows what each repair would do to the
             facts known.
@@ -133,12 +135,15 @@ def audit(
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         named = None if keep is None or kept is None else (Path(keep).name, kept)
-        repair, why_not = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, tell)
+        found: tuple[Repair | None, str] = (None, "not asked for")
+        if repair:
+            found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, tell)
+    repaired, why_not = found
     output = None
-    if repair is not None and repair.chosen is not None and repair.confirmed:
-        output = _write_repaired(pair, repair, folder, names, seed)
+    if repaired is not None and repaired.chosen is not None and repaired.confirmed:
+        output = _write_repaired(pair, repaired, folder, names, seed)
     change = _weights(pair)
-    told = _told(evidence, verdict, plans) | _told_of_repair(repair, why_not, output)
+    told = _told(evidence, verdict, plans) | _told_of_repair(repaired, why_not, output)
     seconds = time.monotonic() - began
     page = folder / "audit.html"
     about = {
@@ -153,11 +158,11 @@ def audit(
     }
     if plans:
         about["budget"] = plans[0].line()
-    write_text(page, compose(evidence, verdict, repair, why_not, output, change, about))
+    write_text(page, compose(evidence, verdict, repaired, why_not, output, change, about))
     told["weights"] = None if change is None else weights_told(change)
     told |= {"page": str(page), "seconds": round(seconds, 1)}
     write_json(folder / "audit.json", told)
-    return Audit(verdict, evidence, repair, page, output, seconds, told)
+    return Audit(verdict, evidence, repaired, page, output, seconds, told)
 
 
 def _pair(
@@ -226,8 +231,7 @@ def _told(evidence: Evidence, verdict: Verdict, plans: list[Plan]) -> dict[str, 
             for level, (knowledge, rate) in evidence.by_level().items()
         },
     }
-    if plans:
-        told["budget"] = plans[0].told()
+    told["budget"] = plans[0].told() if plans else None
     return told
 
 
@@ -309,6 +313,7 @@ def _write_repaired(pair: Pair, repair: Repair, folder: Path, names: dict[str, s
 def _told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
     """For scripts."""
     told: dict[str, Any] = {"chosen": None, "held_out": None, "output": None, "not_repaired": why_not or None}
+    told["curve"] = []
     if repair is None:
         return told
     told["curve"] = [

@@ -37,6 +37,7 @@ def audit(
     output_dir: Annotated[Path, PathOption(help="Folder of the audit: records, audit.json and audit.html.")],
     budget: Annotated[str, typer.Option(help="The time it may take: 90s, 10m, 1h30m; or none: all facts.")] = "10m",
     limit: Annotated[int | None, typer.Option(min=1, help="The first N facts of a seeded shuffle.")] = None,
+    repair: Annotated[bool, typer.Option(help="Try ways to undo a part of the tuning.")] = True,
     keep: Annotated[
         Path | None,
         PathOption(help="What the tuning was for: a table of questions and answers, or a .txt file. Repairs keep it."),
@@ -68,6 +69,7 @@ def audit(
         output_dir=output_dir,
         budget=None if budget == "none" else budget,
         limit=limit,
+        repair=repair,
         keep=keep,
         prompt_format=prompt_format,
         seed=seed,

@@ -70,7 +70,9 @@ def test_several_servers_share_the_parts_and_give_the_record_of_one(
         tables.append((table, about))
         used = [len(toy.draws) for toy in toys]
         assert sum(used) == 24
-        assert sum(map(bool, used)) == max(1, sum(word in (first, second, third) for word in words))
+        named = [any(toy.url in word for word in words) for toy in toys]
+        assert not any(draws for draws, mine in zip(used, named, strict=True) if not mine)
+        assert sum(map(bool, used)) >= min(2, sum(named))  # which of three is quickest is the system's affair
     assert all(table.equals(tables[0][0]) and about == tables[0][1] for table, about in tables)
     memory = knowshift.mastery(None, facts, server=[second, third])
     assert memory.table.equals(tables[0][0])
