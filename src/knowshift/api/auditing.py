@@ -89,10 +89,11 @@ def audit(
     """
     began = time.monotonic()
     from knowshift.audits.forms import check_format
-    from knowshift.audits.page import compose, weights_told
+    from knowshift.audits.page import compose
     from knowshift.audits.plan import facts_to_ask
     from knowshift.audits.purpose import read_kept
     from knowshift.audits.run import check_audit_folder, measure
+    from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
     from knowshift.probing.budget.plan import Budget, seconds_of
 
@@ -139,11 +140,10 @@ def audit(
         if repair:
             found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, tell)
     repaired, why_not = found
-    output = None
-    if repaired is not None and repaired.chosen is not None and repaired.confirmed:
-        output = _write_repaired(pair, repaired, folder, names, seed)
+    output = _write_repaired(pair, repaired, folder / "repaired", names, seed)
     change = _weights(pair)
-    told = _told(evidence, verdict, plans) | _told_of_repair(repaired, why_not, output)
+    told = told_of_evidence(evidence, verdict, plans[0] if plans else None)
+    told |= told_of_repair(repaired, why_not, output) | {"weights": told_of_weights(change)}
     seconds = time.monotonic() - began
     page = folder / "audit.html"
     about = {
@@ -159,7 +159,6 @@ def audit(
     if plans:
         about["budget"] = plans[0].line()
     write_text(page, compose(evidence, verdict, repaired, why_not, output, change, about))
-    told["weights"] = None if change is None else weights_told(change)
     told |= {"page": str(page), "seconds": round(seconds, 1)}
     write_json(folder / "audit.json", told)
     return Audit(verdict, evidence, repaired, page, output, seconds, told)
@@ -206,33 +205,6 @@ def _pair(
 
     names = {"base": str(base), "tuned": str(tuned)}
     return Pair(base_spec, tuned_spec, processes), names
-
-
-def _told(evidence: Evidence, verdict: Verdict, plans: list[Plan]) -> dict[str, Any]:
-    """For scripts."""
-    told: dict[str, Any] = {
-        **verdict.told(),
-        "title": verdict.title,
-        "sentences": list(verdict.sentences),
-        "facts": len(evidence.facts),
-        "counts": evidence.moves.counts(),
-        "noise": evidence.noise.counts(),
-        "forms": {name: _change(change) for name, change in evidence.by_form.items()},
-        "mcnemar": {
-            name: {"before_only": before, "after_only": after, "p": p}
-            for name, (before, after, p) in evidence.mcnemar.items()
-        },
-        "relations": {
-            name: {"knowledge": _change(knowledge), "rate": _change(rate)}
-            for name, (knowledge, rate) in evidence.by_relation().items()
-        },
-        "levels": {
-            str(level): {"knowledge": _change(knowledge), "rate": _change(rate)}
-            for level, (knowledge, rate) in evidence.by_level().items()
-        },
-    }
-    told["budget"] = plans[0].told() if plans else None
-    return told
 
 
 def _search(
@@ -283,16 +255,15 @@ def _weights(pair: Pair) -> WeightChange | None:
         return None
 
 
-def _write_repaired(pair: Pair, repair: Repair, folder: Path, names: dict[str, str], seed: int) -> Path:
-    """The confirmed repair as a checkpoint in ``folder``/repaired, with a model card."""
+def _write_repaired(pair: Pair, repair: Repair | None, output: Path, names: dict[str, str], seed: int) -> Path | None:
+    """A confirmed repair as a checkpoint with a model card; None without one, and nothing of an earlier call stays."""
     from knowshift.api.change import restore
-    from knowshift.audits.card import card
+    from knowshift.audits.told import card
 
-    assert repair.chosen is not None
-    assert repair.held_out is not None
-    output = folder / "repaired"
     if output.exists():
         shutil.rmtree(output)
+    if repair is None or repair.chosen is None or not repair.confirmed:
+        return None
     chosen = repair.chosen
     restore(
         pair.base.name,
@@ -308,48 +279,3 @@ def _write_repaired(pair: Pair, repair: Repair, folder: Path, names: dict[str, s
     )
     write_text(output / "README.md", card(repair, names))
     return output
-
-
-def _told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
-    """For scripts."""
-    told: dict[str, Any] = {"chosen": None, "held_out": None, "output": None, "not_repaired": why_not or None}
-    told["curve"] = []
-    if repair is None:
-        return told
-    told["curve"] = [
-        {
-            "candidate": "tuned" if candidate is None else candidate.name,
-            "known": float(scores.known.mean()) if len(scores.known) else None,
-            "kept": float(scores.kept.mean()) if len(scores.kept) else None,
-        }
-        for candidate, scores in repair.curve
-    ]
-    if repair.held_out is not None:
-        before, after, gain = repair.held_out
-        told["held_out"] = {
-            "tuned": before.whole,
-            "repaired": after.whole,
-            "difference": 100 * gain.value,
-            "interval": [100 * gain.low, 100 * gain.high],
-            "candidate": repair.chosen.name if repair.chosen else None,
-        }
-    if repair.confirmed and repair.chosen is not None:
-        told |= {"chosen": repair.chosen.name, "output": None if output is None else str(output)}
-    return told
-
-
-def _change(change: Any) -> dict[str, Any] | None:
-    """Points with their intervals; None where there was nothing to average."""
-    if not change.by_fact.known:
-        return None
-
-    def interval(estimate: Any) -> list[float] | None:
-        return None if estimate.low != estimate.low else [100 * estimate.low, 100 * estimate.high]
-
-    return {
-        "points": 100 * change.by_fact.value,
-        "interval": interval(change.by_fact),
-        "interval_over_relations": interval(change.by_relation),
-        "facts": change.facts,
-        "smallest_seen": None if change.seen != change.seen else 100 * change.seen,
-    }

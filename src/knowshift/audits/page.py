@@ -188,16 +188,6 @@ def repair_words(repair: Repair | None, why_not: str = "") -> str:
     return f"Keep the tuned model: the best that was found is not confirmed. {words[0].upper()}{words[1:]} {INSTEAD}"
 
 
-def weights_told(change: WeightChange) -> dict[str, Any]:
-    """For scripts: how much changed, and how concentrated that is, beside the no-signal null."""
-    return {
-        "region": change.region,
-        "changed_share": change.changed_share,
-        "concentration": change.concentration["relative"],
-        "null": change.null["relative"],
-    }
-
-
 def weights_words(change: WeightChange | None) -> str:
     """Where the weights moved, in a sentence."""
     if change is None:

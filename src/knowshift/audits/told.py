@@ -1,0 +1,125 @@
+"""What scripts and readers of a model card are told: the object of ``--json`` (docs/records.md), and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from knowshift.audits.evidence import Evidence
+from knowshift.audits.repair import Repair
+from knowshift.audits.shares import Change
+from knowshift.audits.verdict import Verdict
+from knowshift.html.words import interval_words, percent, signed
+from knowshift.parameters.change import WeightChange
+from knowshift.probing.budget.plan import Plan
+from knowshift.statistics.estimates import Estimate
+
+
+def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) -> dict[str, Any]:
+    """What was measured and what follows."""
+    told: dict[str, Any] = {
+        **verdict.told(),
+        "title": verdict.title,
+        "sentences": list(verdict.sentences),
+        "facts": len(evidence.facts),
+        "counts": evidence.moves.counts(),
+        "noise": evidence.noise.counts(),
+        "forms": {name: _change(change) for name, change in evidence.by_form.items()},
+        "mcnemar": {
+            name: {"before_only": before, "after_only": after, "p": p}
+            for name, (before, after, p) in evidence.mcnemar.items()
+        },
+        "relations": {
+            name: {"knowledge": _change(knowledge), "rate": _change(rate)}
+            for name, (knowledge, rate) in evidence.by_relation().items()
+        },
+        "levels": {
+            str(level): {"knowledge": _change(knowledge), "rate": _change(rate)}
+            for level, (knowledge, rate) in evidence.by_level().items()
+        },
+    }
+    told["budget"] = None if plan is None else plan.told()
+    return told
+
+
+def told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
+    """What became of the repair."""
+    told: dict[str, Any] = {"chosen": None, "held_out": None, "output": None, "not_repaired": why_not or None}
+    told["curve"] = []
+    if repair is None:
+        return told
+    told["curve"] = [
+        {
+            "candidate": "tuned" if candidate is None else candidate.name,
+            "known": float(scores.known.mean()) if len(scores.known) else None,
+            "kept": float(scores.kept.mean()) if len(scores.kept) else None,
+        }
+        for candidate, scores in repair.curve
+    ]
+    if repair.held_out is not None:
+        before, after, gain = repair.held_out
+        told["held_out"] = {
+            "tuned": before.whole,
+            "repaired": after.whole,
+            "difference": 100 * gain.value,
+            "interval": [100 * gain.low, 100 * gain.high],
+            "candidate": repair.chosen.name if repair.chosen else None,
+        }
+    if repair.confirmed and repair.chosen is not None:
+        told |= {"chosen": repair.chosen.name, "output": None if output is None else str(output)}
+    return told
+
+
+def told_of_weights(change: WeightChange | None) -> dict[str, Any] | None:
+    """How much changed, and how concentrated that is, beside the no-signal null."""
+    if change is None:
+        return None
+    return {
+        "region": change.region,
+        "changed_share": change.changed_share,
+        "concentration": change.concentration["relative"],
+        "null": change.null["relative"],
+    }
+
+
+def _change(change: Change) -> dict[str, Any] | None:
+    """Points with their intervals; None where there was nothing to average."""
+    if not change.by_fact.known:
+        return None
+
+    def interval(estimate: Estimate) -> list[float] | None:
+        return None if estimate.low != estimate.low else [100 * estimate.low, 100 * estimate.high]
+
+    return {
+        "points": 100 * change.by_fact.value,
+        "interval": interval(change.by_fact),
+        "interval_over_relations": interval(change.by_relation),
+        "facts": change.facts,
+        "smallest_seen": None if change.seen != change.seen else 100 * change.seen,
+    }
+
+
+def card(repair: Repair, names: Mapping[str, str]) -> str:
+    """What was done, measured and left open, as Markdown; ``names`` are those of base and tuned model."""
+    assert repair.chosen is not None
+    assert repair.held_out is not None
+    assert repair.purpose is not None
+    before, after, gain = repair.held_out
+    lines = [
+        f"# {Path(names['tuned']).name}, repaired by knowshift",
+        "",
+        f"A part of the fine-tuning of `{names['tuned']}` on `{names['base']}` was undone: {repair.chosen.name}.",
+        "",
+        "Measured on facts and items that the choice did not see:",
+        "",
+        f"- facts that the base knows, there in some form: {percent(before.known.mean())} as tuned, "
+        f"{percent(after.known.mean())} repaired ({len(before.known):,} facts);",
+        f"- {repair.purpose.name}: {percent(before.kept.mean())} as tuned, {percent(after.kept.mean())} repaired "
+        f"({len(before.kept):,} items);",
+        f"- the mean of both: {signed(gain.value)} points [{interval_words(gain)}].",
+        "",
+        "Not measured: anything else that the tuned model can do.",
+        "",
+    ]
+    return "\n".join(lines)
