@@ -156,13 +156,15 @@ def test_python_snippets_of_the_guides(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     found = [(page, text) for page in NAMES if page != "docs/tutorial.md" for text in snippets(page, "python")]
-    assert [page for page, _ in found] == ["docs/api.md", "docs/weights.md"]
+    assert [page for page, _ in found] == ["docs/api.md", "docs/audit.md", "docs/weights.md"]
     monkeypatch.chdir(tmp_path)
     exec(found[0][1].replace("limit=300", "limit=100").replace("size=8", "size=2"), {})
     assert "question" in capsys.readouterr().out
+    exec(found[1][1], {})
+    assert "'knowledge/known': 1.0" in capsys.readouterr().out
     model, base = load_model(str(tuned)).model, load_model(str(small_world)).model
     before = {name: tensor.clone() for name, tensor in model.named_parameters()}
-    exec(found[1][1], {"model": model, "base": base})
+    exec(found[2][1], {"model": model, "base": base})
     assert len(capsys.readouterr().out.splitlines()) == 8
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.named_parameters())
 
