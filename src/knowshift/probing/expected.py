@@ -30,7 +30,8 @@ LOOKS = (2, 4, 7)
 PROMISING = 3e-4
 #: Texts of a prompt for each unit of the standard deviation of one text (``full``). The sum of all facts' variances is
 #: smallest for its cost if texts are as this deviation (Neyman, "On the two different aspects of the representative
-#: method", 1934); with this factor it is meant to be no larger than that of counted hits on a real model (docs/mastery.md).
+#: method", 1934); with this factor it is meant to be no larger than that of counted hits on a real
+#: model (docs/mastery.md).
 ALLOTTED = 18.0
 #: Draws that one text is taken to be worth at most, however little its values vary: what few texts have not met is
 #: not known to be absent.
