@@ -27,10 +27,14 @@ from knowshift.audits.page import compose
 from knowshift.audits.verdict import reach_verdict
 from knowshift.cli import app
 from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
+from knowshift.training.sft import TrainingRecipe, finetune
 
+#: The form that fine-tuning asks in.
+FORMAT = "<|question|> {question} <|answer|>"
 #: Keys that scripts may rely on (DESIGN.md).
 KEYS = {
     *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
@@ -39,15 +43,18 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model with noise on its weights: it knows less, and part of the noise taken away would help."""
+def trained() -> list[Fact]:
+    """Facts that the shipped model has read often enough to know some of."""
+    return [fact for fact in load_facts("world:tiny").facts if fact.split == "train" and (fact.exposures or 0) < 30][
+        :480
+    ]
+
+
+@pytest.fixture(scope="module")
+def damaged(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model tuned on them at a rate that costs it more than it gains."""
     loaded = load_model("world:tiny")
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in loaded.model.named_parameters():
-            if "layers" in name and parameter.ndim == 2:
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter += 0.35 * parameter.std() * noise
+    finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
     folder = tmp_path_factory.mktemp("models") / "damaged"
     folder.mkdir()
     save_model(loaded, folder)
@@ -55,13 +62,11 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def keep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions that the base answers, as if tuning had been for them."""
+def keep(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the tuning was for."""
     path = tmp_path_factory.mktemp("keep") / "keep.csv"
-    facts = [fact for fact in load_facts("world:tiny").facts if (fact.exposures or 0) > 60][:80]
     with path.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerows([["question", "answer"], *([fact.question, fact.answer] for fact in facts)])
+        csv.writer(file).writerows([["question", "answer"], *([fact.question, fact.answer] for fact in trained)])
     return path
 
 
@@ -71,10 +76,11 @@ def audited(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("audits") / "audit"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(repair, "SWEEPS", (("interpolate", (0.5, 0.9), "layers"), ("random", (0.5,), "layers")))
-        options = {"limit": 150, "keep": keep, "budget": None, "workers": 1}
+        options = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
         done = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
         command = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
-        command += ["--limit", "150", "--keep", str(keep), "--budget", "none", "--workers", "1", "--fail-above", "2"]
+        command += ["--limit", "300", "--keep", str(keep), "--budget", "none", "--workers", "1", "--fail-above", "2"]
+        command += ["--prompt-format", FORMAT]
         patch.setattr(sys, "argv", ["knowshift", *command])
         with pytest.raises(SystemExit) as ended:
             app.main()
@@ -88,7 +94,7 @@ def test_what_noise_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Pat
     assert told["points"] < -5
     assert told["interval"][0] < told["points"] < told["interval"][1] < 0
     assert told["counts"]["lost"] > told["noise"]["lost"]
-    assert sum(told["counts"].values()) == told["facts"] == 146  # four are shown as examples
+    assert sum(told["counts"].values()) == told["facts"] == 296  # four are shown as examples
     assert status == 3
     assert told["chosen"] is not None
     assert told["held_out"]["interval"][0] > 0
@@ -111,6 +117,23 @@ def test_the_repaired_model_loads_and_is_what_restoring_gives(
     assert (folder / "repaired" / "knowshift.json").exists()
 
 
+def test_a_purpose_that_the_tuned_model_does_not_serve_repairs_nothing(damaged: Path, tmp_path: Path) -> None:
+    """And a file of too few words is said in the page, after all that was measured."""
+    table = tmp_path / "nonsense.csv"
+    table.write_text("question,answer\n" + "".join(f"What is {i}?,zzqx\n" for i in range(60)))
+    text = tmp_path / "short.txt"
+    text.write_text("hi")
+    options: dict[str, Any] = {"limit": 60, "budget": None, "workers": 1, "output_dir": tmp_path / "audit"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        for kept, words in ((table, "does not show what the tuning was for"), (text, "tokens; expected")):
+            found = knowshift.audit("world:tiny", damaged, "world:tiny", keep=kept, **options)
+            assert found.told["chosen"] is None
+            assert found.output is None
+            assert not (tmp_path / "audit" / "repaired").exists()
+            assert words in found.page.read_text()
+
+
 def test_the_page_says_it_first_and_needs_no_network(audited: tuple[Path, dict[str, Any], int]) -> None:
     text = (audited[0] / "audit.html").read_text()
     assert text.index("<h1>Knowledge was lost</h1>") < text.index("<h2>")
@@ -125,7 +148,7 @@ def test_the_same_call_goes_on_and_another_is_refused(
     folder = audited[0]
     records = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
     assert {"base.parquet", "base-again.parquet", "tuned.parquet"} <= set(records)
-    options: dict[str, Any] = {"limit": 150, "keep": keep, "budget": None, "workers": 1, "output_dir": folder}
+    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "output_dir": folder}
     with pytest.raises(InputError, match=r"holds another audit \(seed '0', now '1'\)"):
         knowshift.audit("world:tiny", damaged, "world:tiny", seed=1, **options)
     with pytest.raises(InputError, match="holds another audit"):

@@ -14,13 +14,14 @@ from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.forms import Form
 from knowshift.audits.moves import Rates
 from knowshift.audits.purpose import Purpose, purpose_of, read_kept
-from knowshift.audits.repair import SUFFER, SWEEPS, Candidate, Scores, Search, choose
+from knowshift.audits.repair import SWEEPS, Candidate, Scores, Search, choose
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.checkpoint import StoredTensors
 
 KNOWN, KEPT = 200, 100
+SUFFER = 0.02
 
 
 def scores(known: float, kept: float, seed: int = 0) -> Scores:
@@ -36,15 +37,15 @@ def curve(*others: tuple[float, float]) -> list[tuple[Candidate | None, Scores]]
 
 
 def test_the_simplest_that_is_not_surely_worse_than_the_best_is_chosen() -> None:
-    chosen = choose(curve((0.42, 0.8), (0.60, 0.8), (0.605, 0.8), (0.3, 0.8)))
+    chosen = choose(curve((0.42, 0.8), (0.60, 0.8), (0.605, 0.8), (0.3, 0.8)), SUFFER)
     assert chosen is not None
     assert chosen.fraction == 0.2
 
 
 def test_what_harms_the_purpose_is_not_chosen() -> None:
-    assert choose(curve((0.9, 0.8 - 2 * SUFFER))) is None
-    assert choose(curve((0.4, 0.8), (0.3, 0.8))) is None
-    assert choose(curve((0.5, 0.8 - SUFFER / 2))) is not None
+    assert choose(curve((0.9, 0.8 - 2 * SUFFER)), SUFFER) is None
+    assert choose(curve((0.4, 0.8), (0.3, 0.8)), SUFFER) is None
+    assert choose(curve((0.5, 0.8 - SUFFER / 2)), SUFFER) is not None
 
 
 def test_a_difference_has_an_interval_over_both() -> None:
@@ -86,9 +87,10 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
     assert counted[-1] == (total, total)
     assert not found.left_out
     assert all(torch.equal(before[name], tensor) for name, tensor in tuned.model.named_parameters())
-    assert {len(scores.known) for _, scores in found.curve} == {10}
-    assert {len(scores.kept) for _, scores in found.curve} == {20}
     halves = search._facts
+    assert {len(scores.known) for _, scores in found.curve} == {len(halves[0])}
+    assert {len(scores.kept) for _, scores in found.curve} == {len(search._items[0])}
+    assert found.chosen is None  # what the tuning was for is not known to be served
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
 
 
@@ -108,27 +110,68 @@ def test_a_purpose_is_asked_in_the_form_that_is_answered_best(small_model: Loade
         Form("completion", lambda fact: "It is"),
         Form("question", lambda fact: f"Question: {fact.question} Answer:"),
     ]
-    found = purpose_of("keep.csv", read_kept(table), small_model, forms, 0)
+    found = purpose_of("keep.csv", read_kept(table), small_model, small_model, forms, 0)
     assert len(found) == 2
     assert found.prompts == ["Question: Where? Answer:", "Question: Who? Answer:"]
     assert found.scores(small_model, [0, 1]).shape == (2,)
 
 
-def test_a_text_counts_by_the_probability_of_its_tokens(small_model: LoadedModel, tmp_path: Path) -> None:
+def test_a_text_counts_by_the_loglikelihood_of_its_tokens(small_model: LoadedModel, tmp_path: Path) -> None:
     text = tmp_path / "keep.txt"
     text.write_text("Ann was born in Rome. " * 200)
-    found = purpose_of("keep.txt", read_kept(text), small_model, [], 0)
+    found = purpose_of("keep.txt", read_kept(text), small_model, small_model, [], 0)
     likely = found.scores(small_model, range(len(found)))
     assert len(found) > 4
-    assert ((likely > 0) & (likely < 1)).all()
+    assert (likely < 0).all()
     ids = torch.tensor([list(found.pieces[0])])
     with torch.no_grad():
         loss = small_model.model(input_ids=ids, labels=ids).loss
-    assert likely[0] == pytest.approx(float(torch.exp(-loss)), rel=1e-5)
+    assert likely[0] == pytest.approx(-float(loss), rel=1e-5)
 
 
 @pytest.mark.parametrize(("name", "content"), [("keep.txt", "too short"), ("keep.csv", "question,answer\nWho?,Ann\n")])
 def test_too_little_to_keep_is_refused(name: str, content: str, small_model: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=rf"{name}: .* expected"):
-        purpose_of(name, read_kept(tmp_path / name), small_model, [Form("question", lambda fact: fact.question)], 0)
+        purpose_of(
+            name,
+            read_kept(tmp_path / name),
+            small_model,
+            small_model,
+            [Form("question", lambda fact: fact.question)],
+            0,
+        )
+
+
+def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(
+    small_world: Path, searched: tuple[LoadedModel, Evidence]
+) -> None:
+    tuned, evidence = searched
+    asked = [fact.question for fact in evidence.facts]
+    purpose = Purpose("keep.csv", asked, [("a",)] * len(asked), questions=asked)
+    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0)
+    for facts, items in ((0, 1), (1, 0)):
+        mine = {evidence.facts[i].question for i in search._facts[facts].tolist()}
+        assert not mine & {asked[i] for i in search._items[items].tolist()}
+
+
+def test_too_few_items_choose_nothing(small_world: Path, searched: tuple[LoadedModel, Evidence]) -> None:
+    tuned, evidence = searched
+    for items in (2, 3, 12):
+        purpose = Purpose(
+            "keep.csv", ["Question: Who?"] * items, [("e",)] * items, questions=[str(i) for i in range(items)]
+        )
+        search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=np.zeros(items))
+        assert search.run(ends=0.0).chosen is None
+
+
+def test_a_text_is_kept_by_the_share_of_what_tuning_has_gained(
+    small_world: Path, searched: tuple[LoadedModel, Evidence]
+) -> None:
+    tuned, evidence = searched
+    purpose = Purpose("keep.txt", pieces=[[5 + i, 6, 7, 8] for i in range(40)])
+    as_tuned = purpose.scores(tuned, range(40))
+    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=as_tuned - 0.5)
+    assert search.served is not None
+    assert search.served.value == pytest.approx(0.5)
+    assert search.score(0, tuned).kept.tolist() == pytest.approx([1.0] * len(search._items[0]))

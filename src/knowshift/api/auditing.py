@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from knowshift.api.inputs import FactsLike, load_facts
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
-from knowshift.files import write_json, write_text
+from knowshift.files import folder_beside, write_json, write_text
 from knowshift.system.progress import Count, Shown, count, say
 from knowshift.version import __version__
 
 if TYPE_CHECKING:
     from knowshift.audits.evidence import Evidence
-    from knowshift.audits.repair import Repair
+    from knowshift.audits.repair import Candidate, Repair
     from knowshift.audits.run import Pair
     from knowshift.audits.verdict import Verdict
     from knowshift.parameters.change import WeightChange
@@ -92,7 +92,7 @@ def audit(
     from knowshift.audits.page import compose
     from knowshift.audits.plan import facts_to_ask
     from knowshift.audits.purpose import read_kept
-    from knowshift.audits.run import check_audit_folder, measure
+    from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
     from knowshift.probing.budget.plan import Budget, seconds_of
@@ -113,7 +113,6 @@ def audit(
         "digest": source.digest(),
         "seed": seed,
         "limit": limit,
-        "keep": None if keep is None else Path(keep).name,
         "prompt_format": prompt_format,
         "budget": None if given is None else given.seconds,
     }
@@ -138,9 +137,9 @@ def audit(
         named = None if keep is None or kept is None else (Path(keep).name, kept)
         found: tuple[Repair | None, str] = (None, "not asked for")
         if repair:
-            found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, tell)
+            found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, folder / REPAIRED, tell)
     repaired, why_not = found
-    output = _write_repaired(pair, repaired, folder / "repaired", names, seed)
+    output = folder / REPAIRED if repaired is not None and repaired.confirmed else None
     change = _weights(pair)
     told = told_of_evidence(evidence, verdict, plans[0] if plans else None)
     told |= told_of_repair(repaired, why_not, output) | {"weights": told_of_weights(change)}
@@ -184,6 +183,8 @@ def _pair(
     from knowshift.parameters.files.adapter import is_adapter, read_adapter
     from knowshift.probing.engines import EngineSpec, is_server
 
+    if base is None and is_server(str(tuned)):
+        raise InputError(f"{tuned}: a server; expected those of BASE and TUNED")
     if base is not None and is_server(str(base)) != is_server(str(tuned)):
         raise InputError(f"{base} and {tuned}: one is a server; expected two models, or two servers")
     if base is not None and is_server(str(base)):
@@ -215,26 +216,77 @@ def _search(
     prompt_format: str | None,
     seed: int,
     ends: float | None,
+    output: Path,
     tell: Any,
 ) -> tuple[Repair | None, str]:
-    """The search for a repair; or None and why the two models cannot be mixed."""
+    """The search for a repair, whose confirmed result is then at ``output``; or None and why there was none.
+
+    What is confirmed is the checkpoint as it was written. Nothing of an earlier search stays.
+    """
     from knowshift.audits.forms import forms_of
     from knowshift.audits.purpose import purpose_of
     from knowshift.audits.repair import Search
+    from knowshift.audits.told import card
     from knowshift.models.finding import model_folder
+    from knowshift.models.loading import load_model
     from knowshift.parameters.files.checkpoint import StoredTensors
 
     if pair.on_servers:
         return None, "models on servers are measured only"
     tuned = pair.open_tuned()
-    forms = forms_of(tuned, {}, examples, prompt_format)
-    purpose = None if kept is None else purpose_of(*kept, tuned, forms, seed)
     try:
+        purpose = untuned = None
+        if kept is not None:
+            before = pair.open_base()
+            purpose = purpose_of(*kept, tuned, before, forms_of(tuned, {}, examples, prompt_format), seed)
+            untuned = purpose.scores(before, range(len(purpose)))
+            del before  # two models at once are enough
         base = StoredTensors(model_folder(pair.base.name, revision=pair.base.revision))
-        search = Search(tuned, base, evidence, purpose, seed, lambda done, total: tell("repairs tried", done, total))
-        return search.run(ends), ""
+        search = Search(
+            tuned,
+            base,
+            evidence,
+            purpose,
+            seed,
+            lambda done, total: tell("repairs tried", done, total),
+            untuned=untuned,
+        )
+        repair = search.run(ends)
     except InputError as error:
         return None, str(error)
+    if repair.chosen is None:
+        shutil.rmtree(output, ignore_errors=True)
+        return repair, ""
+    with folder_beside(output.with_name("trying")) as trying:
+        written = trying / "model"
+        _write(pair, repair.chosen, written, seed)
+        repair = search.confirm(repair, load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device))
+        if repair.confirmed:
+            write_text(written / "README.md", card(repair, {"base": pair.base.name, "tuned": pair.tuned.name}))
+            shutil.rmtree(output, ignore_errors=True)
+            written.rename(output)
+    shutil.rmtree(output.with_name("trying"), ignore_errors=True)
+    if not repair.confirmed:
+        shutil.rmtree(output, ignore_errors=True)
+    return repair, ""
+
+
+def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> None:
+    """A candidate as a checkpoint."""
+    from knowshift.api.change import restore
+
+    restore(
+        pair.base.name,
+        pair.tuned.name,
+        output_dir=output,
+        fraction=chosen.fraction,
+        criterion=chosen.criterion,
+        region=chosen.region,
+        seed=seed,
+        revision=pair.tuned.revision,
+        base_revision=pair.base.revision,
+        progress=False,
+    )
 
 
 def _weights(pair: Pair) -> WeightChange | None:
@@ -253,29 +305,3 @@ def _weights(pair: Pair) -> WeightChange | None:
         ).change
     except InputError:  # the search for a repair says why
         return None
-
-
-def _write_repaired(pair: Pair, repair: Repair | None, output: Path, names: dict[str, str], seed: int) -> Path | None:
-    """A confirmed repair as a checkpoint with a model card; None without one, and nothing of an earlier call stays."""
-    from knowshift.api.change import restore
-    from knowshift.audits.told import card
-
-    if output.exists():
-        shutil.rmtree(output)
-    if repair is None or repair.chosen is None or not repair.confirmed:
-        return None
-    chosen = repair.chosen
-    restore(
-        pair.base.name,
-        pair.tuned.name,
-        output_dir=output,
-        fraction=chosen.fraction,
-        criterion=chosen.criterion,
-        region=chosen.region,
-        seed=seed,
-        revision=pair.tuned.revision,
-        base_revision=pair.base.revision,
-        progress=False,
-    )
-    write_text(output / "README.md", card(repair, names))
-    return output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from knowshift.api.inputs import FactsLike, MasteryLike, load_facts, load_model, with_mastery
-from knowshift.errors import InputError, check_whole
+from knowshift.errors import InputError, KnowshiftWarning, check_whole
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
@@ -79,6 +80,12 @@ class AuditCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Ask the model as it is, and remember a sample of its weights."""
+        if state.global_step:
+            warnings.warn(
+                f"AuditCallback: the training goes on at step {state.global_step}; what is known is compared with that",
+                KnowshiftWarning,
+                stacklevel=2,
+            )
         model = self._trainer.accelerator.unwrap_model(self._trainer.model)
         inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         tokenizer = getattr(self._trainer.processing_class, "tokenizer", self._trainer.processing_class)

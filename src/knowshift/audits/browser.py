@@ -32,7 +32,7 @@ def packed(evidence: Evidence) -> str:
         "moves": MOVES,
         "relations": [f"{name} {RELATIONS[name].name}" if name in RELATIONS else name for name in names],
         "relation": [place[name] for name in evidence.relations],
-        "question": [fact.question for fact in evidence.facts],
+        "question": [fact.question[: 2 * LONGEST] for fact in evidence.facts],
         "answer": [kept(fact.answer) for fact in evidence.facts],
         "move": moved,
         "before": _thousandths(evidence.first.rate),

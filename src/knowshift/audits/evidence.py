@@ -72,25 +72,20 @@ class Evidence:
         """The facts that it does not know."""
         return Swapped(~self.first.known, ~self.second.known, self.relations)
 
-    @cached_property
-    def _greedy_before(self) -> Bools:
-        return self._any([form.right_before for form in self.forms])
-
-    @cached_property
-    def _greedy_after(self) -> Bools:
-        return self._any([form.right_after for form in self.forms])
-
-    def _any(self, right: Sequence[Bools | None]) -> Bools:
-        found = np.zeros(len(self.facts), dtype=bool)
-        for one in right:
-            if one is not None:
-                found |= one
-        return found
+    def _greedy(self) -> tuple[Bools, Bools]:
+        """Whether each fact is answered right, before and after, in any of the forms that both models have."""
+        before, after = np.zeros((2, len(self.facts)), dtype=bool)
+        for form in self.forms:
+            if form.right_before is not None and form.right_after is not None:
+                before |= form.right_before
+                after |= form.right_after
+        return before, after
 
     def in_any_form(self) -> tuple[Floats, Floats, Floats]:
-        """Whether a fact is there in any form, 0 or 1: by the base's two measurements, and after."""
+        """Whether a fact is there in a form that both models have, 0 or 1: by the base's measurements, and after."""
         rates = (self.first, self.second, self.after)
-        greedy = (self._greedy_before, self._greedy_before, self._greedy_after)
+        before, later = self._greedy()
+        greedy = (before, before, later)
         first, second, after = (
             (rate.known | answered).astype(float) for rate, answered in zip(rates, greedy, strict=True)
         )

@@ -14,6 +14,8 @@ from knowshift.models.loading import LoadedModel
 SHOWN = 4
 #: The name of that form.
 FEW_SHOT = "few-shot"
+#: That of the user's own form.
+OWN = "your format"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def forms_of(
         found.append(Form("chat", lambda fact: chat(loaded, fact.question)))
     if prompt_format is not None:
         check_format(prompt_format)
-        found.append(Form("your format", lambda fact: prompt_format.replace(QUESTION, fact.question)))
+        found.append(Form(OWN, lambda fact: prompt_format.replace(QUESTION, fact.question)))
     return found
 
 

@@ -174,18 +174,27 @@ def repair_words(repair: Repair | None, why_not: str = "") -> str:
             "Nothing was repaired: what the tuning was for was not given (--keep), and undoing all of it would bring "
             "back all that the base knew. The table shows what each part would."
         )
+    if not repair.is_served:
+        return (
+            f"Nothing was repaired: the tuned model does not do {repair.purpose.name} surely better than the base, so "
+            "it does not show what the tuning was for. Give the form that the model was tuned in (--prompt-format), or "
+            "more of it."
+        )
     if repair.chosen is None or repair.held_out is None:
-        return f"Keep the tuned model: no way to undo a part of the tuning does better on both counts. {INSTEAD}"
+        return (
+            "Keep the tuned model: no way to undo a part of the tuning does better on both counts, or too few known "
+            f"facts or items of {repair.purpose.name} were there to confirm it. {INSTEAD}"
+        )
     before, after, gain = repair.held_out
     words = (
         f"{repair.chosen.name}: on facts and items that the choice did not see, {percent(before.known.mean())} of the "
-        f"known facts as tuned and {percent(after.known.mean())} repaired, {percent(before.kept.mean())} and "
-        f"{percent(after.kept.mean())} of {repair.purpose.name}; the mean of both {signed(gain.value)} points "
+        f"known facts are answered as tuned and {percent(after.known.mean())} repaired, {percent(before.kept.mean())} "
+        f"and {percent(after.kept.mean())} of {repair.purpose.name}; the mean of both {signed(gain.value)} points "
         f"[{interval_words(gain)}]."
     )
     if repair.confirmed:
         return f"Repaired by {words}"
-    return f"Keep the tuned model: the best that was found is not confirmed. {words[0].upper()}{words[1:]} {INSTEAD}"
+    return f"Keep the tuned model: the repair that was chosen is not confirmed. {words[0].upper()}{words[1:]} {INSTEAD}"
 
 
 def weights_words(change: WeightChange | None) -> str:
@@ -248,7 +257,7 @@ def facts_grid(evidence: Evidence, which: str) -> Grid:
     for i in order:
         fact = evidence.facts[i]
         entry = [
-            Entry(fact.question, fact.answer, "words"),
+            Entry(fact.question[:400], fact.answer[:200], "words"),
             Entry(fact.relation),
             Entry(f"{evidence.first.rate[i]:.2f}"),
             Entry(f"{evidence.after.rate[i]:.2f}"),

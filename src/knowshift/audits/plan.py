@@ -29,13 +29,14 @@ class Asked:
 
 
 def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = PROMPTS) -> Asked:
-    """All facts but the examples, a seeded choice; every relation's prompts are a seeded choice of its own.
+    """All facts but the examples, a seeded choice, equal ones once; every relation has a seeded choice of prompts.
 
     Raises:
         InputError: no facts.
     """
     if not facts:
         raise InputError("no facts to ask")
+    facts = list({(fact.question, fact.accepted): fact for fact in reversed(facts)}.values())[::-1]
     rng = np.random.default_rng([seed, 20])
     shown = set(rng.permutation(len(facts))[:SHOWN].tolist()) if len(facts) >= ENOUGH else set()
     chosen: dict[tuple[str, int], list[int]] = {}

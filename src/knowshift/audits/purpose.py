@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from knowshift.audits.forms import Form
+from knowshift.audits.forms import OWN, Form
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.facts.grading import Grader
@@ -30,25 +30,34 @@ READ = 4_000_000
 
 @dataclass(frozen=True)
 class Purpose:
-    """Items that a model does well or not, each a number in [0, 1].
+    """Items that a model does well or not.
 
-    A question counts 1 where the greedy answer holds an accepted one. A piece of a text counts exp(-loss), the
-    geometric mean of the probabilities of its tokens.
+    A question counts 1 where the greedy answer holds an accepted one. A piece of a text counts its loglikelihood, from
+    which :class:`.repair.Search` makes the share of what tuning has gained.
     """
 
     name: str  # of the file
     prompts: Sequence[str] = ()
     accepted: Sequence[tuple[str, ...]] = ()
     pieces: Sequence[Sequence[int]] = ()
+    first_line: bool = False  # whether only the first line of an answer counts
+    questions: Sequence[str] = ()  # without the form
+
+    @property
+    def suffer(self) -> float:
+        """How much of it a repair may lose: 2 points of the questions, a tenth of what a text has gained."""
+        return 0.1 if self.pieces else 0.02
 
     def __len__(self) -> int:
         return len(self.prompts) or len(self.pieces)
 
     def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
-        """Of these items, float64 [items]."""
+        """Of these items, float64 [items]: 1 for a right answer; of a piece of text its nats a token, negative."""
         if self.pieces:
-            return _likelihoods(loaded, [self.pieces[i] for i in which])
+            return _loglikelihoods(loaded, [self.pieces[i] for i in which])
         texts = greedy(loaded, [self.prompts[i] for i in which], max_new_tokens=ANSWER) if len(which) else []
+        if self.first_line:
+            texts = [text.lstrip().split("\n")[0] for text in texts]
         hits = [Grader(self.accepted[i]).substring(text) for i, text in zip(which, texts, strict=True)]
         return np.array(hits, dtype=float)
 
@@ -71,12 +80,17 @@ def read_kept(path: Path) -> str | tuple[Fact, ...]:
 
 
 def purpose_of(
-    name: str, kept: str | tuple[Fact, ...], loaded: LoadedModel, forms: Sequence[Form], seed: int
+    name: str,
+    kept: str | tuple[Fact, ...],
+    loaded: LoadedModel,
+    base: LoadedModel,
+    forms: Sequence[Form],
+    seed: int,
 ) -> Purpose:
     """The items of a file, a seeded choice where there are many; ``name`` is what pages call it.
 
-    Questions are asked in the form that the tuned model answers best, which is that of its training if it is among
-    ``forms``.
+    Questions are asked in the user's own form; without one, in the form that the tuned model answers most better in
+    than the base, which is that of its training if it is among ``forms``.
 
     Raises:
         InputError: a text of hardly any tokens.
@@ -91,21 +105,29 @@ def purpose_of(
         return Purpose(name, pieces=[pieces[i] for i in chosen])
     some = [kept[i] for i in sorted(rng.permutation(len(kept))[:MOST].tolist())]
     asked = [form for form in forms if form.name != "completion"]
-    best = max(asked, key=lambda form: _share(loaded, form, some))
-    return Purpose(name, [best.prompt(fact) for fact in some], [fact.accepted for fact in some])
+    own = next((form for form in asked if form.name == OWN), None)
+    best = own or max(asked, key=lambda form: _share(loaded, form, some) - _share(base, form, some))
+    return Purpose(
+        name,
+        [best.prompt(fact) for fact in some],
+        [fact.accepted for fact in some],
+        (),
+        best.first_line,
+        [fact.question for fact in some],
+    )
 
 
 def _share(loaded: LoadedModel, form: Form, facts: Sequence[Fact]) -> float:
     """Of at most 64 questions, those that are answered right in a form."""
     some = facts[:64]
-    found = Purpose("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some])
+    found = Purpose("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some], (), form.first_line)
     return float(found.scores(loaded, range(len(some))).mean())
 
 
 @torch.inference_mode()
-def _likelihoods(loaded: LoadedModel, pieces: Sequence[Sequence[int]]) -> Floats:
+def _loglikelihoods(loaded: LoadedModel, pieces: Sequence[Sequence[int]]) -> Floats:
     found = []
     for piece in pieces:
         ids = torch.tensor([list(piece)], device=loaded.model.device)
-        found.append(float(torch.exp(-loaded.model(input_ids=ids, labels=ids, use_cache=False).loss.float())))
+        found.append(-float(loaded.model(input_ids=ids, labels=ids, use_cache=False).loss))
     return np.array(found)

@@ -1,16 +1,19 @@
 """Repair: which part of a fine-tuning to undo, chosen on one half of what is asked and confirmed on the other.
 
 Candidates are swept in memory, simplest first. Each is scored on the first half: the share of the facts that the base
-knows which are there in any form, and how well the model still does what its tuning was for; both count the same. The
-simplest candidate that is not surely worse than the best is chosen, and measured beside the tuned model on the other
-half. It is a repair only if its gain there is surely above 0 and the purpose has not suffered.
+knows which are answered greedily in some form, and how well the model still does what its tuning was for; both count
+the same. The simplest candidate that is not surely worse than the best is chosen, written, and measured as it is
+written, beside the tuned model, on the other half. It is a repair only if its gain there is surely above 0 and the
+purpose has surely not suffered. Without a purpose that the tuned model surely serves better than the base, nothing is
+chosen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +42,10 @@ SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
     ("fapm", (0.2, 0.4), "layers"),
     ("dg-hard", (1.0,), "layers"),
 )
-#: How much worse a repair may do what the tuning was for: a fraction of 1.
-SUFFER = 0.02
+#: What the interval of the loss on the purpose must exclude, in units of :attr:`.Purpose.suffer`.
+EXCLUDED = 2.5
+#: Facts, and items of the purpose, of a half below which nothing is chosen.
+FEWEST = 10
 #: Tokens of an answer at most.
 ANSWER = 16
 
@@ -72,10 +77,18 @@ class Scores:
 
     def minus(self, other: Scores) -> Estimate:
         """The paired difference of :attr:`whole`, with its interval over facts and items."""
-        parts = [a - b for a, b in ((self.known, other.known), (self.kept, other.kept)) if len(a)]
-        value = float(np.mean([part.mean() for part in parts]))
-        error = float(np.sqrt(sum(_variance(part) for part in parts)) / len(parts))
-        return from_error(value, error, min(len(part) for part in parts) - 1.0, 1)
+        return _paired([a - b for a, b in ((self.known, other.known), (self.kept, other.kept)) if len(a)])
+
+    def kept_minus(self, other: Scores) -> Estimate:
+        """The same of what is kept alone."""
+        return _paired([self.kept - other.kept])
+
+
+def _paired(parts: Sequence[Floats]) -> Estimate:
+    """The mean of the means of paired differences."""
+    value = float(np.mean([part.mean() for part in parts]))
+    error = float(np.sqrt(sum(_variance(part) for part in parts)) / len(parts))
+    return from_error(value, error, max(min(len(part) for part in parts) - 1.0, 1.0), 1)
 
 
 def _variance(part: Floats) -> float:
@@ -91,21 +104,32 @@ class Repair:
     Attributes:
         curve: candidates in the order tried, with their scores on the first half; the tuned model is the first, as
             None.
-        chosen: the candidate that was measured on the other half; None where none was better.
+        served: how much better the tuned model serves the purpose than the base: shares of right answers, or nats a
+            token of a text; None without a purpose.
+        chosen: the candidate that was measured on the other half; None where none was better, or too little is asked.
         held_out: tuned and repaired on the other half, with the difference; None without a choice.
-        confirmed: whether the gain is sure, and the purpose kept.
+        confirmed: whether the gain is sure, and the purpose surely kept.
     """
 
     curve: list[tuple[Candidate | None, Scores]]
     purpose: Purpose | None
+    served: Estimate | None = None
     chosen: Candidate | None = None
     held_out: tuple[Scores, Scores, Estimate] | None = None
     confirmed: bool = False
     left_out: list[str] = field(default_factory=list)
 
+    @property
+    def is_served(self) -> bool:
+        """Whether the tuned model surely serves the purpose better than the base."""
+        return self.served is not None and self.served.low > 0
+
 
 class Search:
-    """One search for a repair of ``tuned``, whose weights are as they were when it ends."""
+    """One search for a repair of ``tuned``, whose weights are as they were when it ends.
+
+    ``untuned``: the base's own scores of the purpose's items.
+    """
 
     def __init__(
         self,
@@ -115,17 +139,27 @@ class Search:
         purpose: Purpose | None,
         seed: int,
         tell: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        untuned: Floats | None = None,
     ) -> None:
         self.tuned, self.base, self.purpose, self.seed, self._tell = tuned, base, purpose, seed, tell
         self._evidence = evidence
         known = np.flatnonzero(evidence.first.known | evidence.second.known)
-        rng = np.random.default_rng([seed, 23])
-        self._facts = _halves(known, rng)
-        self._items = _halves(np.arange(len(purpose) if purpose else 0), rng)
+        self._facts = self._halves(known, [evidence.facts[i].question for i in known.tolist()])
+        count = len(purpose) if purpose else 0
+        names = list(purpose.questions) if purpose and purpose.questions else [f"piece {i}" for i in range(count)]
+        self._items = self._halves(np.arange(count), names)
+        self.served: Estimate | None = None
+        self._untuned, self._gain = np.zeros(count), 1.0
+        if purpose is not None and untuned is not None:
+            gained = purpose.scores(tuned, range(count)) - untuned
+            self.served = _paired([gained])
+            if purpose.pieces:
+                self._untuned, self._gain = untuned, max(float(gained.mean()), 1e-9)
 
     def run(self, ends: float | None = None) -> Repair:
-        """Sweep, choose, confirm; ``ends`` is the time of :func:`time.monotonic` at which the sweeps stop."""
-        curve: list[tuple[Candidate | None, Scores]] = [(None, self._score(0))]
+        """Sweep and choose; ``ends`` is the time of :func:`time.monotonic` at which the sweeps stop."""
+        curve: list[tuple[Candidate | None, Scores]] = [(None, self.score(0, self.tuned))]
         total = sum(len(fractions) for _, fractions, _ in SWEEPS)
         left_out = []
         for criterion, fractions, region in SWEEPS:
@@ -133,21 +167,22 @@ class Search:
                 left_out.append(f"{criterion} ({region})")
                 continue
             for fraction in self._sweep(criterion, fractions, region):
-                curve.append((Candidate(criterion, fraction, region), self._score(0)))
+                curve.append((Candidate(criterion, fraction, region), self.score(0, self.tuned)))
                 self._tell(len(curve) - 1, total)
-        if self.purpose is None or not len(self._facts[0]) or not len(self._facts[1]):
-            return Repair(curve, self.purpose, left_out=left_out)
-        chosen = choose(curve)
-        if chosen is None:
-            return Repair(curve, self.purpose, left_out=left_out)
-        before = self._score(1)
-        after = before
-        for _ in self._sweep(chosen.criterion, (chosen.fraction,), chosen.region):
-            after = self._score(1)
-        gain = after.minus(before)
-        kept = float(after.kept.mean() - before.kept.mean())
-        confirmed = gain.low > 0 and kept >= -SUFFER
-        return Repair(curve, self.purpose, chosen, (before, after, gain), confirmed, left_out)
+        found = Repair(curve, self.purpose, self.served, left_out=left_out)
+        enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
+        if self.purpose is None or not found.is_served or not enough:
+            return found
+        return replace(found, chosen=choose(curve, self.purpose.suffer))
+
+    def confirm(self, repair: Repair, repaired: LoadedModel) -> Repair:
+        """The same with what the chosen repair does, as it was written, on the half that the choice did not see."""
+        assert repair.purpose is not None
+        before, after = self.score(1, self.tuned), self.score(1, repaired)
+        gain, kept = after.minus(before), after.kept_minus(before)
+        suffer = repair.purpose.suffer
+        sure = gain.low > 0 and kept.value >= -suffer and kept.low >= -EXCLUDED * suffer
+        return replace(repair, held_out=(before, after, gain), confirmed=bool(sure))
 
     def _sweep(self, criterion: str, fractions: Sequence[float], region: str) -> Iterator[float]:
         """Yield each fraction while the model stands restored to it; afterwards it is as tuned."""
@@ -158,8 +193,8 @@ class Search:
         finally:
             sweep.undo()
 
-    def _score(self, half: int) -> Scores:
-        """Of the model as it stands, on one half."""
+    def score(self, half: int, loaded: LoadedModel) -> Scores:
+        """Of a model as it stands, on one half."""
         facts = self._facts[half]
         known = np.zeros(len(facts), dtype=bool)
         for form in self._evidence.forms:
@@ -168,31 +203,38 @@ class Search:
             left = np.flatnonzero(~known)  # what one form has shown need not be asked in another
             if not len(left):
                 break
-            texts = greedy(self.tuned, [form.prompts[facts[i]] for i in left], max_new_tokens=ANSWER)
+            texts = greedy(loaded, [form.prompts[facts[i]] for i in left], max_new_tokens=ANSWER)
             for i, text in zip(left, texts, strict=True):
                 shown = text.lstrip().split("\n")[0] if form.first_line else text
                 known[i] = Grader.of(self._evidence.facts[facts[i]]).substring(shown)
-        kept = np.empty(0) if self.purpose is None else self.purpose.scores(self.tuned, self._items[half].tolist())
-        return Scores(known.astype(float), kept)
+        return Scores(known.astype(float), self._kept(self._items[half], loaded))
+
+    def _kept(self, items: NDArray[np.int64], loaded: LoadedModel) -> Floats:
+        """Right answers; of a text the share of what tuning has gained: 0 as the base, 1 as tuned on the mean."""
+        if self.purpose is None or not len(items):
+            return np.empty(0)
+        scores = self.purpose.scores(loaded, items.tolist())
+        return (scores - self._untuned[items]) / self._gain
+
+    def _halves(self, places: NDArray[np.int64], questions: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
+        """By a hash of the question: a question that is a fact and an item too is in one half."""
+        told = [hashlib.sha256(f"{self.seed} {text.casefold().strip()}".encode()).digest()[0] & 1 for text in questions]
+        second = np.array(told, dtype=bool)
+        return places[~second], places[second]
 
 
-def choose(curve: Sequence[tuple[Candidate | None, Scores]]) -> Candidate | None:
+def choose(curve: Sequence[tuple[Candidate | None, Scores]], suffer: float) -> Candidate | None:
     """The simplest candidate, in order, that is not surely worse than the best; None where none beats the tuned model.
 
-    A candidate that does worse by :data:`SUFFER` or more what the tuning was for is none.
+    A candidate that loses more than ``suffer`` of what the tuning was for is none.
     """
     tuned = curve[0][1]
     fit = [
         (candidate, scores)
         for candidate, scores in curve[1:]
-        if scores.kept.mean() >= tuned.kept.mean() - SUFFER and scores.whole > tuned.whole
+        if scores.kept.mean() >= tuned.kept.mean() - suffer and scores.whole > tuned.whole
     ]
     if not fit:
         return None
     best = max(fit, key=lambda one: one[1].whole)[1]
-    return next(candidate for candidate, scores in fit if scores.minus(best).high >= 0)
-
-
-def _halves(places: NDArray[np.int64], rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    order = rng.permutation(places)
-    return np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :])
+    return next(candidate for candidate, scores in fit if not scores.minus(best).high < 0)

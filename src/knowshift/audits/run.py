@@ -35,6 +35,8 @@ SHARE = 0.2
 ANSWER_TOKENS = 16
 #: In the audit's folder: what it is an audit of.
 MANIFEST = "manifest.json"
+#: In the audit's folder: the repaired model, where there is one.
+REPAIRED = "repaired"
 #: Names of the three measurements; the first two are of the base.
 FIRST, SECOND, AFTER = "base", "base-again", "tuned"
 
@@ -79,7 +81,11 @@ def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
         InputError: it holds something else, or cannot be written.
     """
     manifest = folder / MANIFEST
-    if manifest.exists():
+    recorded = (folder / "records").is_dir() and any((folder / "records").iterdir())
+    repaired = folder / REPAIRED
+    if repaired.is_symlink() or (repaired.exists() and not (repaired / "knowshift.json").exists()):
+        raise InputError(f"{repaired}: is no repaired model of an audit; expected it to be free")
+    if manifest.exists() and recorded:
         told = read_json(manifest).get("settings")
         if told != settings:
             held = told if isinstance(told, dict) else {}
@@ -89,9 +95,9 @@ def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
                 "); it stays as it is, choose another --output-dir"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not manifest.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder}: is not empty and is not an audit; choose another --output-dir")
-    check_parent(folder / "records" / FIRST)
+    check_parent(folder / "records")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(manifest, {"settings": settings})
 
@@ -134,11 +140,13 @@ def measure(
         )
         return output
 
+    if budget is not None and budget.left <= 0:
+        raise InputError(f"budget {budget.seconds:g} s: the start alone took longer; expected more")
     share = None if budget is None else replace(budget, seconds=budget.seconds - (1 - SHARE) * budget.left)
     first = mastery(FIRST, pair.base, asked.facts, seed, share)
     facts = chosen[0].facts if chosen else asked.facts
     second = mastery(SECOND, pair.base, facts, seed + 1, None)
-    after = mastery(AFTER, pair.tuned, facts, seed, None)
+    after = mastery(AFTER, pair.tuned, facts, seed + 2, None)
     rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}
     levels = {row["fact"]: row["level"] for row in rows[first]}
     hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))

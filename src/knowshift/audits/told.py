@@ -113,7 +113,7 @@ def card(repair: Repair, names: Mapping[str, str]) -> str:
         "",
         "Measured on facts and items that the choice did not see:",
         "",
-        f"- facts that the base knows, there in some form: {percent(before.known.mean())} as tuned, "
+        f"- facts that the base knows, answered in some form: {percent(before.known.mean())} as tuned, "
         f"{percent(after.known.mean())} repaired ({len(before.known):,} facts);",
         f"- {repair.purpose.name}: {percent(before.kept.mean())} as tuned, {percent(after.kept.mean())} repaired "
         f"({len(before.kept):,} items);",

@@ -33,6 +33,8 @@ TITLES = {
 ALPHA = 0.05
 #: The smallest change worth the name, and the loss that must be excluded for "unchanged": fractions of 1.
 MARGIN, EXCLUDED = 0.01, 0.05
+#: Known facts below which nothing is said of how many more would tell.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,17 @@ def reach_verdict(evidence: Evidence) -> Verdict:
     needed = None
     if moved("knowledge", -1):
         kind = KNOWLEDGE_LOST
-    elif lost_forms:
+    elif lost_forms and -knowledge.low <= EXCLUDED:
         kind = FORM_LOST
-    elif won:
+    elif "not known before" in won and not lost_forms and excluded <= EXCLUDED:
         kind = GAINED
+    elif lost_forms:
+        kind = CANNOT_TELL
     elif not math.isnan(excluded) and excluded <= EXCLUDED:
         kind = UNCHANGED
     else:
         kind = CANNOT_TELL
+    if kind == CANNOT_TELL:
         needed = _needed(evidence)
     has_interval = knowledge.known and not math.isnan(knowledge.low)
     return Verdict(
@@ -122,6 +127,8 @@ def _excluded(evidence: Evidence) -> float:
 
 def _needed(evidence: Evidence) -> int | None:
     """Facts of the same kind that would bring the interval within :data:`EXCLUDED`; None where nothing says."""
+    if evidence.knowledge.facts < FEW:
+        return None
     widest = max((c.by_fact.error for c in (evidence.knowledge, evidence.rate) if c.by_fact.known), default=math.nan)
     if math.isnan(widest):
         return None
@@ -145,6 +152,8 @@ def _sentences(
         found.append(f"By form of asking: {lost}.")
     elif kind == UNCHANGED:
         found.append(f"A loss of more than {100 * max(excluded, 0):.1f} points is excluded (95%).")
+    elif kind == CANNOT_TELL and lost_forms:
+        found.append(f"Lost in some form of asking: {lost}; whether it is there in another cannot be told.")
     elif kind == CANNOT_TELL and needed is not None:
         found.append(
             f"A loss of {100 * EXCLUDED:.0f} points is neither seen nor excluded; about {needed:,} facts of this kind "

@@ -85,6 +85,11 @@ def audit(
     console.print(found.repair_words, soft_wrap=True)
     console.print(f"page: {found.page}", soft_wrap=True)
     emit(found.told, as_json)
-    if fail_above is not None and found.told["points"] is not None and -found.told["points"] > fail_above:
-        console.print(f"{-found.told['points']:.1f} points lost; --fail-above {fail_above:g}", soft_wrap=True)
+    points, interval = found.told["points"], found.told["interval"]
+    if fail_above is None:
+        return
+    if points is None or interval is None:
+        console.print(f"--fail-above {fail_above:g}: these facts cannot tell", soft_wrap=True)
+    elif -points > fail_above and interval[1] < 0:
+        console.print(f"{-points:.1f} points lost; --fail-above {fail_above:g}", soft_wrap=True)
         raise typer.Exit(3)

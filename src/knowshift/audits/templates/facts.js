@@ -34,12 +34,12 @@
     for (const [i, name] of data.relations.entries()) $("facts-relation").append(new Option(name, String(i)));
 
     function read() {
-      for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (name in state) state[name] = value;
-      if (!(state.sort in keys)) state.sort = "change";
+      for (const [name, value] of new URLSearchParams(location.hash.slice(1))) if (Object.hasOwn(state, name)) state[name] = value;
+      if (!Object.hasOwn(keys, state.sort)) state.sort = "change";
       const move = data.moves.indexOf(state.move);
       $("facts-search").value = state.q;
       $("facts-move").value = move < 0 ? "" : String(move);
-      $("facts-relation").value = String(Math.max(-1, data.relations.findIndex((name) => name.split(" ")[0] === state.relation)));
+      $("facts-relation").value = String(Math.max(-1, data.relations.indexOf(state.relation)));
       if (!$("facts-relation").value) $("facts-relation").value = "";
     }
 
@@ -51,7 +51,7 @@
 
     function choose() {
       const wanted = state.q.toLowerCase(), move = data.moves.indexOf(state.move);
-      const relation = data.relations.findIndex((name) => name.split(" ")[0] === state.relation);
+      const relation = data.relations.indexOf(state.relation);
       order = [];
       for (let i = 0; i < count; i++) {
         if ((move < 0 || data.move[i] === move) && (relation < 0 || data.relation[i] === relation) &&
@@ -146,7 +146,7 @@
     $("facts-search").addEventListener("input", (event) => { state.q = event.target.value; choose(); });
     $("facts-move").addEventListener("change", (event) => { state.move = data.moves[event.target.value] ?? ""; choose(); });
     $("facts-relation").addEventListener("change", (event) => {
-      state.relation = (data.relations[event.target.value] ?? "").split(" ")[0];
+      state.relation = data.relations[event.target.value] ?? "";
       choose();
     });
     for (const button of document.querySelectorAll("#facts-head button")) {
@@ -174,7 +174,7 @@
   }
 
   // After the first paint: what can be read without a script comes first.
-  requestAnimationFrame(() => setTimeout(() => unpacked().then(begin, (error) => {
+  requestAnimationFrame(() => setTimeout(() => unpacked().then(begin).catch((error) => {
     $("browser").hidden = false;
     $("facts-count").textContent = `The list cannot be shown here (${error.message}).`;
   })));
