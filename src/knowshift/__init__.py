@@ -20,12 +20,12 @@ from knowshift.version import __version__
 
 if TYPE_CHECKING:
     from knowshift.api.auditing import audit
-    from knowshift.api.callback import AuditCallback
     from knowshift.api.change import restore, weights
     from knowshift.api.inputs import load_facts, load_model
     from knowshift.api.measures import evaluate, mastery, tokens
     from knowshift.api.studies import plan_study, report, study
     from knowshift.api.tuning import finetune
+    from knowshift.callback import AuditCallback
 
 __all__ = [
     "AuditCallback",
@@ -48,20 +48,20 @@ __all__ = [
 
 #: Where each verb is defined.
 _VERBS = {
-    "auditing": ("audit",),
+    "api.auditing": ("audit",),
+    "api.change": ("restore", "weights"),
+    "api.inputs": ("load_facts", "load_model"),
+    "api.measures": ("evaluate", "mastery", "tokens"),
+    "api.studies": ("plan_study", "report", "study"),
+    "api.tuning": ("finetune",),
     "callback": ("AuditCallback",),
-    "change": ("restore", "weights"),
-    "inputs": ("load_facts", "load_model"),
-    "measures": ("evaluate", "mastery", "tokens"),
-    "studies": ("plan_study", "report", "study"),
-    "tuning": ("finetune",),
 }
 
 
 def __getattr__(name: str) -> Any:
     for module, verbs in _VERBS.items():
         if name in verbs:
-            return getattr(importlib.import_module(f"knowshift.api.{module}"), name)
+            return getattr(importlib.import_module(f"knowshift.{module}"), name)
     raise AttributeError(f"module 'knowshift' has no attribute {name!r}")
 
 

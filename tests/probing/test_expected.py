@@ -156,11 +156,11 @@ def test_how_many_texts_a_prompt_gets() -> None:
     rule = Protocol(estimate="expected").texts_rule
     none = Expected([0.0] * 4, [0.0] * 4, [0] * 4)
     assert rule.texts(none).tolist() == [2] * 4
-    # Those of even number deviate by 0.14, which is 1.6 texts for those of odd number.
+    # Those of even number deviate by 0.14, which is 2.5 texts for those of odd number.
     told = Expected([0.4, 0.0, 0.4, 0.0], [0.1, 0.0, 0.1, 0.0], [2] * 4)
-    assert rule.texts(told).tolist() == [2, 2, 2, 2]
+    assert rule.texts(told).tolist() == [2, 3, 2, 3]
     told = Expected([1.0, 0.0, 1.0, 0.0], [0.75, 0.0, 0.75, 0.0], [2] * 4)  # those of even number by 0.5
-    assert rule.texts(told).tolist() == [2, 6, 2, 6]
+    assert rule.texts(told).tolist() == [2, 9, 2, 9]
     assert rule.texts(Expected([0.0], [0.0], [2])).tolist() == [10]  # no other prompt tells
     assert rule.texts(Expected([0.0] * 2, [0.0] * 2, [2, 7])).tolist() == [2, 7]  # once
     fixed = Protocol(estimate="expected", texts=5).texts_rule

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from knowshift.api.inputs import FactsLike, load_facts
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
-from knowshift.files import folder_beside, write_json, write_text
+from knowshift.files import folder_beside, take_name, write_json, write_text
 from knowshift.system.progress import Count, Shown, count, say
 from knowshift.version import __version__
 
@@ -264,7 +264,7 @@ def _search(
         if repair.confirmed:
             write_text(written / "README.md", card(repair, {"base": pair.base.name, "tuned": pair.tuned.name}))
             shutil.rmtree(output, ignore_errors=True)
-            written.rename(output)
+            take_name(written, output)
     shutil.rmtree(output.with_name("trying"), ignore_errors=True)
     if not repair.confirmed:
         shutil.rmtree(output, ignore_errors=True)

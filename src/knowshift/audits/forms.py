@@ -51,8 +51,8 @@ def forms_of(
         shown = "".join(f"Question: {fact.question} Answer: {fact.answer}\n" for fact in examples)
         found.append(Form(FEW_SHOT, lambda fact: f"{shown}Question: {fact.question} Answer:", first_line=True))
     if getattr(loaded.tokenizer, "chat_template", None):
-        chat(loaded, "Who?")
-        found.append(Form("chat", lambda fact: chat(loaded, fact.question)))
+        loaded.encoder.chat("Who?")
+        found.append(Form("chat", lambda fact: loaded.encoder.chat(fact.question)))
     if prompt_format is not None:
         check_format(prompt_format)
         found.append(Form(OWN, lambda fact: prompt_format.replace(QUESTION, fact.question)))
@@ -63,18 +63,3 @@ def check_format(prompt_format: str) -> None:
     """Raise :class:`InputError` where a form of the user's has no place for the question."""
     if QUESTION not in prompt_format:
         raise InputError(f"prompt format {prompt_format[:80]!r}: expected {QUESTION} in it")
-
-
-def chat(loaded: LoadedModel, question: str) -> str:
-    """A user's question in the model's own chat template, up to where its answer begins.
-
-    Raises:
-        InputError: the template fails.
-    """
-    message = [{"role": "user", "content": question}]
-    try:
-        text = loaded.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-    except Exception as error:  # a template is a program of whoever made the model (run in a sandbox)
-        raise InputError(f"{loaded.name}: its chat template fails: {str(error)[:200]}") from None
-    assert isinstance(text, str)
-    return text

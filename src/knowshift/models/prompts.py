@@ -105,6 +105,22 @@ class PromptEncoder:
             )
         return whole, len(ids)
 
+    def chat(self, message: str) -> str:
+        """A user's message in the model's own chat template, up to where the answer begins.
+
+        Raises:
+            InputError: the tokenizer has no template, or it fails.
+        """
+        said = [{"role": "user", "content": message}]
+        try:
+            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+        except (
+            Exception
+        ) as error:  # a template is a program of whoever made the model; transformers runs it in a sandbox
+            raise InputError(f"the model's chat template fails: {str(error)[:200]}") from None
+        assert isinstance(text, str)
+        return text
+
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the texts themselves, with nothing put round them."""
         return self._encode(texts, False)
