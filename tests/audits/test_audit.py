@@ -176,6 +176,14 @@ def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
     assert "--keep" in done.stderr
 
 
+def test_an_audit_with_a_budget_goes_on_with_the_same_facts(small_world: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1, "repair": False}
+    first = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
+    again = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
+    assert again.told["counts"] == first.told["counts"]
+    assert first.told["budget"]["seconds"] == again.told["budget"]["seconds"]
+
+
 def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> None:
     loaded = load_model(str(small_world))
     loaded.model.name_or_path = str(small_world)

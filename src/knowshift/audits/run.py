@@ -6,6 +6,7 @@ page can be computed again from them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -142,7 +143,9 @@ def measure(
 
     if budget is not None and budget.left <= 0:
         raise InputError(f"budget {budget.seconds:g} s: the start alone took longer; expected more")
-    share = None if budget is None else replace(budget, seconds=budget.seconds - (1 - SHARE) * budget.left)
+    # The share that is recorded is that of the whole budget, so that a call that goes on asks for the same.
+    now = time.monotonic()
+    share = None if budget is None else Budget(SHARE * budget.seconds, now - SHARE * (now - budget.began))
     first = mastery(FIRST, pair.base, asked.facts, seed, share)
     facts = chosen[0].facts if chosen else asked.facts
     second = mastery(SECOND, pair.base, facts, seed + 1, None)
