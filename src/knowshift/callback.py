@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from knowshift.api.inputs import FactsLike, MasteryLike, load_facts, load_model, with_mastery
 from knowshift.errors import InputError, KnowshiftWarning, check_whole
+from knowshift.evaluation import ANSWER_TOKENS, plain_question
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
@@ -21,9 +22,6 @@ from knowshift.models.sampling.session import greedy
 from knowshift.probing.budget.plan import balanced_sample
 from knowshift.token_shift import TOP_TOKENS, renormalised_kl
 from knowshift.training.guard import sample
-
-#: Tokens of an answer at most.
-ANSWER = 16
 
 
 class AuditCallback(TrainerCallback):  # type: ignore[misc]
@@ -125,12 +123,12 @@ class AuditCallback(TrainerCallback):  # type: ignore[misc]
 
     def _answered(self) -> Any:
         """Whether each fact is answered right, in a completion or as a question: bool [facts]."""
-        asked = [[_completion(fact) for fact in self._facts], [_question(fact) for fact in self._facts]]
+        asked = [[_completion(fact) for fact in self._facts], [plain_question(fact.question) for fact in self._facts]]
         graders = [Grader.of(fact) for fact in self._facts]
         found = np.zeros(len(self._facts), dtype=bool)
         with _evaluating(self._loaded):
             for prompts in asked:
-                texts = greedy(self._loaded, prompts, max_new_tokens=ANSWER)
+                texts = greedy(self._loaded, prompts, max_new_tokens=ANSWER_TOKENS)
                 found |= [grader.substring(text) for grader, text in zip(graders, texts, strict=True)]
         return found
 
@@ -179,7 +177,3 @@ def _evaluating(loaded: LoadedModel) -> Iterator[None]:
 
 def _completion(fact: Fact) -> str:
     return completion_prompts(fact)[0]
-
-
-def _question(fact: Fact) -> str:
-    return f"Question: {fact.question} Answer:"

@@ -87,7 +87,7 @@ def audited(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder, done.told, int(ended.value.code or 0)
 
 
-def test_what_noise_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Path, dict[str, Any], int]) -> None:
+def test_what_tuning_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Path, dict[str, Any], int]) -> None:
     folder, told, status = audited
     assert set(told) >= KEYS
     assert told["verdict"] == "knowledge-lost"
@@ -97,6 +97,7 @@ def test_what_noise_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Pat
     assert sum(told["counts"].values()) == told["facts"] == 296  # four are shown as examples
     assert status == 3
     assert told["chosen"] is not None
+    assert told["left_out"] == []
     assert told["held_out"]["interval"][0] > 0
     assert json.loads((folder / "audit.json").read_text())["verdict"] == "knowledge-lost"
 
@@ -240,3 +241,13 @@ def test_texts_of_models_are_data_on_the_page() -> None:
     assert "<img" not in page
     assert "<b>r" not in page
     assert "&lt;script&gt;" in page
+
+
+def test_repairs_without_time_are_named_on_the_page(small_world: Path, tmp_path: Path) -> None:
+    """A budget that measuring has used up."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("knowshift.api.auditing.REPAIRED_BY", 0.0)
+        options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1}
+        found = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
+    assert found.told["left_out"][0] == "interpolate (layers)"
+    assert "The budget left no time for: interpolate (layers)" in found.page.read_text()

@@ -32,6 +32,13 @@ class Answered:
     prompts: Sequence[str] | None = None  # what the tuned model was asked
     first_line: bool = False  # whether only the first line of an answer counts
 
+    @property
+    def both(self) -> tuple[Bools, Bools] | None:
+        """Whether each fact is answered right, before and after; None where a model lacks the form."""
+        if self.right_before is None or self.right_after is None:
+            return None
+        return self.right_before, self.right_after
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -75,11 +82,15 @@ class Evidence:
     def _greedy(self) -> tuple[Bools, Bools]:
         """Whether each fact is answered right, before and after, in any of the forms that both models have."""
         before, after = np.zeros((2, len(self.facts)), dtype=bool)
-        for form in self.forms:
-            if form.right_before is not None and form.right_after is not None:
-                before |= form.right_before
-                after |= form.right_after
+        for right in self._paired.values():
+            before |= right[0]
+            after |= right[1]
         return before, after
+
+    @property
+    def _paired(self) -> dict[str, tuple[Bools, Bools]]:
+        """The forms that both models have."""
+        return {form.form: form.both for form in self.forms if form.both is not None}
 
     def in_any_form(self) -> tuple[Floats, Floats, Floats]:
         """Whether a fact is there in a form that both models have, 0 or 1: by the base's measurements, and after."""
@@ -115,20 +126,15 @@ class Evidence:
     def by_form(self) -> dict[str, Change]:
         """Of the known facts, the share answered right in each form that both models have, and R: their changes."""
         found = {COMPLETIONS: self.rate}
-        for form in self.forms:
-            if form.right_before is not None and form.right_after is not None:
-                before, after = form.right_before.astype(float), form.right_after.astype(float)
-                found[form.form] = self.known.change(before, before, after)
+        for form, right in self._paired.items():
+            before, after = (one.astype(float) for one in right)
+            found[form] = self.known.change(before, before, after)
         return found
 
     @cached_property
     def mcnemar(self) -> dict[str, tuple[int, int, float]]:
         """Of all facts in each form: right before only, right after only, exact p."""
-        return {
-            form.form: discordant(form.right_before, form.right_after)
-            for form in self.forms
-            if form.right_before is not None and form.right_after is not None
-        }
+        return {form: discordant(*right) for form, right in self._paired.items()}
 
     def by_relation(self) -> dict[str, tuple[Change, Change]]:
         """(knowledge, R) of the known facts of each relation."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from knowshift.errors import InputError
+from knowshift.evaluation import plain_question
 from knowshift.facts.asking import QUESTION
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
@@ -45,11 +46,11 @@ def forms_of(
     """
     found = [
         Form("completion", lambda fact: completion_prompts(fact)[best_prompt[fact.relation]]),
-        Form("question", lambda fact: f"Question: {fact.question} Answer:"),
+        Form("question", lambda fact: plain_question(fact.question)),
     ]
     if examples:
-        shown = "".join(f"Question: {fact.question} Answer: {fact.answer}\n" for fact in examples)
-        found.append(Form(FEW_SHOT, lambda fact: f"{shown}Question: {fact.question} Answer:", first_line=True))
+        shown = "".join(f"{plain_question(fact.question)} {fact.answer}\n" for fact in examples)
+        found.append(Form(FEW_SHOT, lambda fact: shown + plain_question(fact.question), first_line=True))
     if getattr(loaded.tokenizer, "chat_template", None):
         loaded.encoder.chat("Who?")
         found.append(Form("chat", lambda fact: loaded.encoder.chat(fact.question)))

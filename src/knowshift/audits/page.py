@@ -69,6 +69,7 @@ def compose(
         relations=relations_grid(evidence),
         repair_words=repair_words(repair, why_not),
         curve=curve_grid(repair),
+        left_out=[] if repair is None else repair.left_out,
         weights=weights_words(change),
         places=[] if change is None else places_grids(change),
         output=None if output is None else str(output),

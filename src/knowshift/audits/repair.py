@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from knowshift.audits.evidence import Evidence
 from knowshift.audits.purpose import Purpose
+from knowshift.audits.shares import mean_change
+from knowshift.evaluation import ANSWER_TOKENS
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.session import greedy
@@ -46,8 +48,6 @@ SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
 EXCLUDED = 2.5
 #: Facts, and items of the purpose, of a half below which nothing is chosen.
 FEWEST = 10
-#: Tokens of an answer at most.
-ANSWER = 16
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,8 @@ def _paired(parts: Sequence[Floats]) -> Estimate:
 
 
 def _variance(part: Floats) -> float:
-    """Of a mean of paired differences, as of matched proportions (Agresti and Min 2005)."""
-    n = len(part)
-    return float((n / max(n - 1, 1) * ((part - part.mean()) ** 2).sum() + 1) / (n + 2) ** 2)
+    """Of a mean of paired differences [items], at least two."""
+    return mean_change(2 * part, np.full(len(part), 2.0), [""] * len(part)).by_fact.error ** 2
 
 
 @dataclass(frozen=True)
@@ -203,7 +202,7 @@ class Search:
             left = np.flatnonzero(~known)  # what one form has shown need not be asked in another
             if not len(left):
                 break
-            texts = greedy(loaded, [form.prompts[facts[i]] for i in left], max_new_tokens=ANSWER)
+            texts = greedy(loaded, [form.prompts[facts[i]] for i in left], max_new_tokens=ANSWER_TOKENS)
             for i, text in zip(left, texts, strict=True):
                 shown = text.lstrip().split("\n")[0] if form.first_line else text
                 known[i] = Grader.of(self._evidence.facts[facts[i]]).substring(shown)

@@ -32,8 +32,6 @@ from knowshift.token_shift import best_prompts
 
 #: Share of a budget for the base's first measurement; two more follow, and answers, and repairs.
 SHARE = 0.2
-#: Tokens of a greedy answer at most.
-ANSWER_TOKENS = 16
 #: In the audit's folder: what it is an audit of.
 MANIFEST = "manifest.json"
 #: In the audit's folder: the repaired model, where there is one.
@@ -206,9 +204,7 @@ def _answers(
 def _answer(loaded: LoadedModel, form: Form, facts: Sequence[Fact], levels: dict[str, int]) -> Any:
     """Answers in one form: the record's question is the whole prompt."""
     asked = [replace(fact, question=form.prompt(fact)) for fact in facts]
-    return evaluate(
-        loaded, asked, levels, ask=lambda prompt: prompt, first_line=form.first_line, max_new_tokens=ANSWER_TOKENS
-    )
+    return evaluate(loaded, asked, levels, ask=lambda prompt: prompt, first_line=form.first_line)
 
 
 def _file(form: str, who: str) -> str:

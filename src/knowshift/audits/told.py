@@ -46,9 +46,10 @@ def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) ->
 def told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
     """What became of the repair."""
     told: dict[str, Any] = {"chosen": None, "held_out": None, "output": None, "not_repaired": why_not or None}
-    told["curve"] = []
+    told |= {"curve": [], "left_out": []}
     if repair is None:
         return told
+    told["left_out"] = repair.left_out
     told["curve"] = [
         {
             "candidate": "tuned" if candidate is None else candidate.name,
