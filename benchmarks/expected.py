@@ -1,13 +1,15 @@
 """Expected hits beside counted hits: token positions, error of R, and agreement on levels, against many more draws.
 
     python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
-        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--figure FILE.svg] [--told]
+        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--reference FILE.json] [--figure FILE.svg]
+        [--told]
 
 COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
 and with expected hits: by spread, with so many texts, and by ``sequential``. Each is a record in FOLDER: a run that was
 stopped goes on where it was. With ``--candidates N`` the facts are chosen from N of a seeded shuffle, balanced over
 relations: half of each relation are facts that a first measurement by expected hits, with other random numbers, puts
-above R = 0.01, as far as there are any.
+above R = 0.01, as far as there are any. ``--reference`` is what ``benchmarks/reference.py`` has written: facts, many
+draws and full runs, by ``generate``; then expected hits alone are measured here.
 
 Printed for each: token positions of a fact; the root mean square of its error of R, with the reference's own variance
 taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
@@ -24,6 +26,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +38,7 @@ from numpy.typing import NDArray
 import knowshift
 from knowshift.facts.fact import LEVELS, Fact
 from knowshift.facts.sources.load import load_facts
+from knowshift.probing.levels import level_of
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +52,9 @@ KNOWN = 0.01
 def chosen_facts(arguments: argparse.Namespace) -> list[Fact]:
     """``count`` facts by a seeded shuffle, or of candidates, balanced over relations and over known and unknown."""
     facts = load_facts(arguments.facts).facts
+    if arguments.reference:
+        of_name = {fact.id: fact for fact in facts}
+        return [of_name[name] for name in json.loads(arguments.reference.read_text())["facts"]]
     order = np.random.default_rng([arguments.seed, 4]).permutation(len(facts))
     if not arguments.candidates:
         return [facts[i] for i in sorted(order[: arguments.count].tolist())]
@@ -82,6 +89,12 @@ def measure(arguments: argparse.Namespace, name: str, facts: Sequence[Fact], **o
     )
     columns: dict[str, Any] = found.table.to_pydict()
     return {**columns, "positions": found.positions, "seconds": found.seconds}
+
+
+def columns_of(hits: Sequence[Sequence[int]], draws: int) -> dict[str, Any]:
+    """The columns that a record of these hits [facts][prompts] of ``draws`` each would have."""
+    levels = [level_of(sum(own), draws * len(own)) for own in hits]
+    return {"prompt_hits": hits, "rate": [sum(own) / (draws * len(own)) for own in hits], "level": levels}
 
 
 def likeliest_levels(rates: Floats, seed: int = 0, runs: int = 4000) -> list[int]:
@@ -171,7 +184,8 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, print the table, write it to FOLDER/expected.json."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     facts = chosen_facts(arguments)
-    runs: dict[str, dict[str, Any]] = {f"full, run {i}": {"seed": i} for i in (1, 2)}
+    given = json.loads(arguments.reference.read_text()) if arguments.reference else None
+    runs: dict[str, dict[str, Any]] = {} if given else {f"full, run {i}": {"seed": i} for i in (1, 2)}
     runs["expected"] = EXPECTED
     runs |= {f"expected, {n} texts": {**EXPECTED, "texts": n} for n in arguments.texts}
     runs["expected, sequential"] = {**EXPECTED, "stopping": "sequential"}
@@ -179,8 +193,17 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
         name: measure(arguments, name.replace(", ", "-").replace(" ", "-"), facts, **options)
         for name, options in reversed(runs.items())  # the cheap ones first
     }
-    reference = measure(arguments, "reference", facts, seed=100, draws=arguments.draws)
-    told = {name: compare(name, records[name], reference, arguments.draws) for name in runs}
+    if given is None:
+        reference, draws = measure(arguments, "reference", facts, seed=100, draws=arguments.draws), arguments.draws
+    else:
+        reference, draws = columns_of(given["reference"], given["draws"]), given["draws"]
+        of_full = zip(given["runs"], given["positions"], strict=True)
+        counted = {
+            f"full, run {i}": {**columns_of(hits, DRAWS), "positions": read, "seconds": math.nan}
+            for i, (hits, read) in enumerate(of_full, 1)
+        }
+        records |= dict(reversed(counted.items()))
+    told = {name: compare(name, record, reference, draws) for name, record in reversed(records.items())}
     levels = [reference["level"].count(level) for level in range(LEVELS)]
     print(f"{len(facts)} facts, levels of the reference {levels}, mean R {np.mean(reference['rate']):.4f}")
     (arguments.folder / "expected.json").write_text(json.dumps({"levels": levels, **told}, indent=1))
@@ -203,6 +226,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", type=Path, help="of benchmarks/reference.py, with its facts")
     parser.add_argument("--figure", type=Path, help="SVG of error against positions")
     arguments = parser.parse_args()
     (tell if arguments.told else table)(arguments)

@@ -554,6 +554,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where records are kept (real)")
     parser.add_argument("--candidates", type=int, default=1000, help="facts to choose from (real)")
     parser.add_argument("--dtype", default="float32", help="of the model (real)")
+    parser.add_argument("--reference", type=Path, help="what benchmarks/reference.py has written (real)")
     parser.add_argument("--figure", type=Path, help="SVG of the curve (agreement, real)")
     parser.add_argument("--results", type=Path, help="JSON to merge the part's results into")
     arguments = parser.parse_args()
