@@ -1,15 +1,16 @@
 """Draws by transformers' own ``generate``, as many as say what R is: a yardstick for ``benchmarks/expected.py``.
 
-    python benchmarks/reference.py --model FOLDER --facts SOURCE --output FILE.json [--count 300] [--candidates 1000]
-        [--draws 100] [--runs 2] [--device cuda] [--dtype float32] [--batch 8192] [--seed 0]
+    python benchmarks/reference.py --model FOLDER --facts SOURCE --folder FOLDER [--count 300] [--candidates 1000]
+        [--rounds 12] [--device cuda] [--dtype float32] [--tf32] [--batch 8192] [--seed 0] [--ends SECONDS]
 
 Of CANDIDATES facts of a seeded shuffle, balanced over relations, COUNT are chosen: half of each relation are facts that
-two draws of each of their prompts show, as far as there are any. Of these, each prompt is drawn DRAWS times, and RUNS
-times 10 more, which is what the paper's run does. Nothing of this project's sampling takes part, only its prompts and
-its rule of what a hit is.
+one draw of each of their prompts shows, as far as there are any. Of these, each prompt is drawn 10 times a round, which
+is what the paper's run does. Nothing of this project's sampling takes part, only its prompts and its rule of what a hit
+is. Rounds are files in FOLDER: a run that was stopped, or ends after SECONDS, goes on where it was.
 
-The file holds the facts' names, for each prompt its hits among the draws and in each run, and what a run costs where
-texts that begin alike share what they have in common: the distinct beginnings that are read, up to a text's hit.
+FOLDER/reference.json then holds the facts' names; the first two rounds as ``runs``, hits of each prompt; the others
+together as ``reference``; and as ``positions`` what a run costs where texts that begin alike share what they have in
+common: the distinct beginnings that are read, up to a text's hit.
 """
 
 from __future__ import annotations
@@ -24,12 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel, load_model
 
-TEMPERATURE, NEW_TOKENS, RUN = 0.7, 32, 10
+Ids = NDArray[np.int32]
+
+TEMPERATURE, NEW_TOKENS = 0.7, 32
+#: Draws of a prompt in a round, and rounds that are runs by themselves.
+DRAWS, RUNS = 10, 2
 
 
 def candidates_of(facts: Sequence[Fact], count: int, seed: int) -> list[Fact]:
@@ -54,33 +60,36 @@ def balanced(candidates: Sequence[Fact], known: Sequence[bool], count: int) -> l
     return [fact for _, fact in sorted(chosen, key=lambda one: one[0])][:count]
 
 
-class Drawn:
-    """Texts of prompts by ``generate``: [prompts][draws] of token ids, without what follows their end."""
+class Drawing:
+    """Texts of prompts by ``generate``."""
 
-    def __init__(self, loaded: LoadedModel, batch: int) -> None:
-        self.loaded, self.batch = loaded, batch
-        self._stops = set(loaded.stop_ids())
+    def __init__(self, loaded: LoadedModel, batch: int, ends: float) -> None:
+        self.loaded, self.batch, self.ends = loaded, batch, ends
+        self.stops = loaded.stop_ids()
         vocabulary = loaded.vocabulary
         self._not_drawn = [token for token in range(vocabulary.logits) if token not in vocabulary.usable] or None
 
-    def texts(self, prompts: Sequence[str], draws: int, seed: int) -> list[list[list[int]]]:
-        """Draws of each prompt, in the order of the prompts."""
+    def texts(self, prompts: Sequence[str], draws: int, seed: int) -> Ids:
+        """Draws of each prompt [prompts, draws, tokens], with stop ids where a text has ended.
+
+        Raises:
+            TimeoutError: it is later than ``ends``.
+        """
         ids = self.loaded.encoder.prompts(prompts)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # alike in length, so that little is padded
-        found: list[list[list[int]]] = [[] for _ in prompts]
+        found = np.full((len(ids), draws, NEW_TOKENS), self.stops[0], dtype=np.int32)
         torch.manual_seed(seed)
         size = max(1, self.batch // draws)
-        began = time.monotonic()
         for start in range(0, len(order), size):
+            if time.monotonic() > self.ends:
+                raise TimeoutError
             mine = order[start : start + size]
-            for i, texts in zip(mine, self._batch([ids[i] for i in mine], draws), strict=True):
-                found[i] = texts
-            if start // size % 10 == 0:
-                print(f"{start + len(mine)} of {len(order)} prompts, {time.monotonic() - began:.0f} s", flush=True)
+            rows = self._batch([ids[i] for i in mine], draws)
+            found[mine, :, : rows.shape[-1]] = rows
         return found
 
     @torch.inference_mode()
-    def _batch(self, ids: Sequence[list[int]], draws: int) -> list[list[list[int]]]:
+    def _batch(self, ids: Sequence[list[int]], draws: int) -> Ids:
         padded = self.loaded.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(self.loaded.device)
         width = padded["input_ids"].shape[1]
         generated: Any = self.loaded.model.generate(  # type: ignore[operator]
@@ -93,16 +102,27 @@ class Drawn:
             num_return_sequences=draws,
             max_new_tokens=NEW_TOKENS,
             suppress_tokens=self._not_drawn,
+            eos_token_id=self.stops,
+            pad_token_id=self.stops[0],
         )
-        rows = generated[:, width:].cpu().tolist()
-        return [[self._ended(row) for row in rows[i * draws : (i + 1) * draws]] for i in range(len(ids))]
+        rows: Ids = generated[:, width:].cpu().numpy().astype(np.int32)
+        return rows.reshape(len(ids), draws, -1)
 
-    def _ended(self, row: list[int]) -> list[int]:
-        return row[: next((place for place, token in enumerate(row) if token in self._stops), len(row))]
+
+class Grading:
+    """What of drawn texts is a hit, and what reading them costs."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._tokenizer, self._stops = loaded.tokenizer, set(loaded.stop_ids())
+
+    def ended(self, rows: Ids) -> list[list[int]]:
+        """Texts of [draws, tokens] without what follows their end."""
+        told = rows.tolist()
+        return [row[: next((n for n, token in enumerate(row) if token in self._stops), len(row))] for row in told]
 
     def hits(self, texts: Sequence[list[int]], accepted: Sequence[str]) -> list[bool]:
         """Whether each text holds an accepted answer."""
-        words = self.loaded.tokenizer.batch_decode(texts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        words = self._tokenizer.batch_decode(texts, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [any(answer in word for answer in accepted) for word in words]
 
     def positions(
@@ -121,59 +141,88 @@ class Drawn:
         return len(beginnings)
 
 
+def choose(drawing: Drawing, grading: Grading, facts: Sequence[Fact], given: argparse.Namespace) -> list[str]:
+    """The names of the facts to ask; the file of an earlier run is read."""
+    chosen = given.folder / "facts.json"
+    if not chosen.exists():
+        candidates = candidates_of(facts, given.candidates, given.seed)
+        prompts = [completion_prompts(fact) for fact in candidates]
+        rows = iter(drawing.texts([prompt for own in prompts for prompt in own], 1, given.seed))
+        known = [
+            sum(any(grading.hits(grading.ended(next(rows)), fact.accepted)) for _ in own) > 0
+            for fact, own in zip(candidates, prompts, strict=True)
+        ]
+        print(f"{sum(known)} of {len(known)} candidates are known", flush=True)
+        chosen.write_text(json.dumps([fact.id for fact in balanced(candidates, known, given.count)]))
+    names: list[str] = json.loads(chosen.read_text())
+    return names
+
+
+def graded(grading: Grading, loaded: LoadedModel, facts: Sequence[Fact], rounds: Sequence[Ids]) -> dict[str, Any]:
+    """Hits of each fact's prompts in each run and in the other rounds, and the positions of the runs."""
+    told: dict[str, Any] = {"reference": [], "runs": [[] for _ in range(RUNS)], "positions": [0] * RUNS}
+    place = 0
+    for fact in facts:
+        own = completion_prompts(fact)
+        texts = [[grading.ended(rows[place + n]) for n in range(len(own))] for rows in rounds]
+        place += len(own)
+        hits = [[sum(grading.hits(drawn, fact.accepted)) for drawn in of_round] for of_round in texts]
+        told["reference"].append([sum(prompt) for prompt in zip(*hits[RUNS:], strict=True)])
+        for run in range(RUNS):
+            told["runs"][run].append(hits[run])
+            told["positions"][run] += grading.positions(loaded.encoder.prompts(own), texts[run], fact.accepted)
+    return told
+
+
 def main() -> None:
-    """Choose, draw, write."""
+    """Choose, draw, grade, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--facts", required=True)
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--count", type=int, default=300, help="facts")
     parser.add_argument("--candidates", type=int, default=1000, help="facts to choose from")
-    parser.add_argument("--draws", type=int, default=100, help="of each prompt")
-    parser.add_argument("--runs", type=int, default=2, help="of 10 more draws")
+    parser.add_argument("--rounds", type=int, default=12, help="of 10 draws a prompt; the first two are the runs")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tf32", action="store_true", help="products of float32 with 10 bits of mantissa")
+    parser.add_argument("--attention", help="the implementation, for instance eager")
     parser.add_argument("--batch", type=int, default=8192, help="texts at once")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--ends", type=float, default=float("inf"), help="seconds from the start; then nothing is graded"
+    )
     given = parser.parse_args()
     began = time.monotonic()
+    if given.tf32:
+        torch.set_float32_matmul_precision("high")
+    given.folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(given.model, device=given.device, dtype=given.dtype)
-    drawn = Drawn(loaded, given.batch)
-    candidates = candidates_of(load_facts(given.facts).facts, given.candidates, given.seed)
-    prompts = [completion_prompts(fact) for fact in candidates]
-    first = iter(drawn.texts([prompt for own in prompts for prompt in own], 2, given.seed))
-    known = [
-        sum(any(drawn.hits(next(first), fact.accepted)) for _ in own) > 0
-        for fact, own in zip(candidates, prompts, strict=True)
-    ]
-    facts = balanced(candidates, known, given.count)
-    prompts = [completion_prompts(fact) for fact in facts]
-    every = given.draws + given.runs * RUN
-    texts = iter(drawn.texts([prompt for own in prompts for prompt in own], every, given.seed + 1))
-    seconds = time.monotonic() - began
-    told: dict[str, Any] = {
-        "facts": [fact.id for fact in facts],
-        "draws": given.draws,
-        "reference": [],
-        "runs": [[] for _ in range(given.runs)],
-        "positions": [0] * given.runs,
-        "seconds": round(seconds, 1),
-        "model": loaded.identity,
-        "dtype": loaded.dtype,
-        "device": torch.cuda.get_device_name() if given.device.startswith("cuda") else given.device,
-        "known candidates": sum(known),
-    }
-    for fact, own in zip(facts, prompts, strict=True):
-        mine = [next(texts) for _ in own]
-        hits = [drawn.hits(drawn_of, fact.accepted) for drawn_of in mine]
-        told["reference"].append([sum(one[: given.draws]) for one in hits])
-        for run in range(given.runs):
-            part = slice(given.draws + run * RUN, given.draws + (run + 1) * RUN)
-            told["runs"][run].append([sum(one[part]) for one in hits])
-            drawn_in_run = [one[part] for one in mine]
-            told["positions"][run] += drawn.positions(loaded.encoder.prompts(own), drawn_in_run, fact.accepted)
-    given.output.write_text(json.dumps(told))
-    print(f"{len(facts)} facts, {every} draws of each prompt, {seconds:.0f} s; {told['positions']}")
+    if given.attention:
+        loaded.model.set_attn_implementation(given.attention)
+    drawing, grading = Drawing(loaded, given.batch, began + given.ends), Grading(loaded)
+    every = load_facts(given.facts).facts
+    names = choose(drawing, grading, every, given)
+    of_name = {fact.id: fact for fact in every}
+    facts = [of_name[name] for name in names]
+    prompts = [prompt for fact in facts for prompt in completion_prompts(fact)]
+    for number in range(given.rounds):
+        file = given.folder / f"round-{number:02}.npz"
+        if file.exists():
+            continue
+        try:
+            texts = drawing.texts(prompts, DRAWS, given.seed + 1 + number)
+        except TimeoutError:
+            print(f"{number} rounds of {given.rounds}; the same command goes on")
+            return
+        np.savez_compressed(file.with_suffix(".part.npz"), texts)
+        file.with_suffix(".part.npz").replace(file)
+        print(f"round {number}: {time.monotonic() - began:.0f} s from the start", flush=True)
+    rounds = [np.load(given.folder / f"round-{number:02}.npz")["arr_0"] for number in range(given.rounds)]
+    told = {"facts": names, "draws": DRAWS * (given.rounds - RUNS), **graded(grading, loaded, facts, rounds)}
+    told |= {"model": loaded.identity, "dtype": loaded.dtype, "tf32": given.tf32, "seed": given.seed}
+    given.folder.joinpath("reference.json").write_text(json.dumps(told))
+    print(f"{len(facts)} facts, {len(prompts)} prompts, {given.rounds} rounds; positions of a run {told['positions']}")
 
 
 if __name__ == "__main__":
