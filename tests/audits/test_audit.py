@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import knowshift
@@ -194,6 +194,41 @@ def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> 
     options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": None, "workers": 1}
     found = knowshift.audit(None, tmp_path / "adapter", f"world:{small_world}", **options)
     assert found.told["counts"]["lost"] == found.told["counts"]["gained"] == 0  # a new adapter changes nothing
+
+
+def test_an_adapter_is_repaired_as_an_adapter(damaged: Path, keep: Path, tmp_path: Path) -> None:
+    """The same tuning as products of two matrices; its repair is read by PEFT and is what the audit has confirmed."""
+    base = load_model("world:tiny")
+    after = load_model(str(damaged)).model.state_dict()
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(task_type="CAUSAL_LM", target_modules=modules, r=48, lora_alpha=48)
+    config.base_model_name_or_path = "world:tiny"
+    adapted = get_peft_model(base.model, config)
+    for name, module in adapted.named_modules():
+        if hasattr(module, "lora_A") and hasattr(module, "base_layer"):
+            own = f"{name.removeprefix('base_model.model.')}.weight"
+            left, sizes, right = torch.linalg.svd(after[own].float() - module.base_layer.weight.data.float())
+            module.lora_B["default"].weight.data = left[:, :48] * sizes[:48]
+            module.lora_A["default"].weight.data = right[:48].clone()
+    adapted.save_pretrained(tmp_path / "adapter")
+    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        found = knowshift.audit(None, tmp_path / "adapter", "world:tiny", output_dir=tmp_path / "audit", **options)
+    assert found.told["chosen"] == "interpolate 0.5 (layers)"
+    assert found.output is not None
+    assert not (found.output / "model.safetensors").exists()
+    assert "It is an adapter" in (found.output / "README.md").read_text()
+    first, half = (
+        PeftModel.from_pretrained(load_model("world:tiny").model, folder).merge_and_unload().state_dict()
+        for folder in (tmp_path / "adapter", found.output)
+    )
+    before = load_model("world:tiny").model.state_dict()
+    for name, tensor in before.items():
+        torch.testing.assert_close(half[name], (tensor + first[name]) / 2, rtol=1e-4, atol=1e-5)
+    again = load_model(str(found.output), base="world:tiny").model.state_dict()
+    for name in before:  # merged here, rounded to what the base is stored in
+        torch.testing.assert_close(again[name], half[name], rtol=2**-8, atol=1e-5)
 
 
 def test_models_that_do_not_fit_together_are_measured_and_not_repaired(small_world: Path, tmp_path: Path) -> None:

@@ -259,10 +259,13 @@ def _search(
         return repair, ""
     with folder_beside(output.with_name("trying")) as trying:
         written = trying / "model"
-        _write(pair, repair.chosen, written, seed)
-        repair = search.confirm(repair, load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device))
+        on_base = _write(pair, repair.chosen, written, seed)
+        repair = search.confirm(
+            repair, load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device, **on_base)
+        )
         if repair.confirmed:
-            write_text(written / "README.md", card(repair, {"base": pair.base.name, "tuned": pair.tuned.name}))
+            names = {"base": pair.base.name, "tuned": pair.tuned.name}
+            write_text(written / "README.md", card(repair, names, as_adapter=bool(on_base)))
             shutil.rmtree(output, ignore_errors=True)
             take_name(written, output)
     shutil.rmtree(output.with_name("trying"), ignore_errors=True)
@@ -271,10 +274,17 @@ def _search(
     return repair, ""
 
 
-def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> None:
-    """A candidate as a checkpoint."""
+def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> dict[str, str | None]:
+    """A candidate as a checkpoint, or as an adapter where one stands for it; what it is loaded on, if on anything."""
     from knowshift.api.change import restore
+    from knowshift.models.finding import model_folder
+    from knowshift.parameters.files.pair import open_pair
+    from knowshift.parameters.files.scaled import not_scaled
+    from knowshift.parameters.regions import Scope
 
+    base = model_folder(pair.base.name, revision=pair.base.revision)
+    tuned = model_folder(pair.tuned.name, revision=pair.tuned.revision)
+    as_adapter = not_scaled(open_pair(base, tuned, Scope(chosen.region)), chosen.criterion) is None
     restore(
         pair.base.name,
         pair.tuned.name,
@@ -283,10 +293,12 @@ def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> None:
         criterion=chosen.criterion,
         region=chosen.region,
         seed=seed,
+        as_adapter=as_adapter,
         revision=pair.tuned.revision,
         base_revision=pair.base.revision,
         progress=False,
     )
+    return {"base": pair.base.name, "base_revision": pair.base.revision} if as_adapter else {}
 
 
 def _weights(pair: Pair) -> WeightChange | None:

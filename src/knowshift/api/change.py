@@ -134,6 +134,7 @@ def restore(
     seed: int = 0,
     threads: int | None = None,
     allow_nonfinite: bool = False,
+    as_adapter: bool = False,
     revision: str | None = None,
     base_revision: str | None = None,
     progress: bool | None = None,
@@ -150,6 +151,8 @@ def restore(
             "interpolate", "dare", "ties", "breadcrumbs", "fapm", "lines", "dg-hard" (docs/weights.md).
         region, layers, threads, allow_nonfinite, revision: as in :func:`weights`.
         seed: of criteria that draw random numbers.
+        as_adapter: write an adapter with scaled weights, of a tuned one and by "interpolate" or "lines", instead of a
+            whole checkpoint.
 
     Raises:
         InputError: bad input of any kind; no output is left then.
@@ -167,6 +170,18 @@ def restore(
         if not isinstance(base, (str, Path)):
             raise InputError(f"{tuned}: on disk, its base is loaded; give the base's folder or name")
         base_folder, tuned_folder = _folder(base, base_revision), _folder(tuned, revision)
+        about = {
+            "base_name": str(base),
+            "tuned_name": str(tuned),
+            "revision": revision,
+            "base_revision": base_revision,
+        }
+        if as_adapter:
+            from knowshift.parameters.files.scaled import restore_adapter
+
+            return restore_adapter(
+                base_folder, tuned_folder, Path(output_dir), fractions, scope, criterion=criterion, about=about
+            )
         with (
             bar("ranking weights", None, "weight", progress) as selecting,
             bar("writing", None, "B", progress) as writing,
@@ -180,12 +195,7 @@ def restore(
                 criterion=criterion,
                 seed=seed,
                 threads=threads,
-                about={
-                    "base_name": str(base),
-                    "tuned_name": str(tuned),
-                    "revision": revision,
-                    "base_revision": base_revision,
-                },
+                about=about,
                 selecting=selecting,
                 writing=writing,
             )
@@ -193,6 +203,8 @@ def restore(
 
     if output_dir is not None:
         raise InputError(f"{output_dir}: a loaded model is restored in place; save it afterwards")
+    if as_adapter:
+        raise InputError("as_adapter: a loaded model is restored in place; expected an adapter on disk")
     if len(fractions) != 1:
         raise InputError("a loaded model is restored to one fraction; RestorationSweep goes through several")
     sweep = RestorationSweep(

@@ -101,7 +101,7 @@ def _change(change: Change) -> dict[str, Any] | None:
     }
 
 
-def card(repair: Repair, names: Mapping[str, str]) -> str:
+def card(repair: Repair, names: Mapping[str, str], as_adapter: bool = False) -> str:
     """What was done, measured and left open, as Markdown; ``names`` are those of base and tuned model."""
     assert repair.chosen is not None
     assert repair.held_out is not None
@@ -111,6 +111,7 @@ def card(repair: Repair, names: Mapping[str, str]) -> str:
         f"# {Path(names['tuned']).name}, repaired by knowshift",
         "",
         f"A part of the fine-tuning of `{names['tuned']}` on `{names['base']}` was undone: {repair.chosen.name}.",
+        *(["It is an adapter, as the tuned one was, with scaled weights."] if as_adapter else []),
         "",
         "Measured on facts and items that the choice did not see:",
         "",

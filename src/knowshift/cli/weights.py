@@ -94,6 +94,12 @@ def restore(
     seed: SeedOption = 0,
     threads: ThreadsOption = None,
     allow_nonfinite: NonfiniteOption = False,
+    as_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--as-adapter", help="Of an adapter, by interpolate or lines: write an adapter with scaled weights."
+        ),
+    ] = False,
     revision: RevisionOption = None,
     base_revision: BaseRevisionOption = None,
     as_json: JsonOption = False,
@@ -112,11 +118,13 @@ def restore(
         seed=seed,
         threads=threads,
         allow_nonfinite=allow_nonfinite,
+        as_adapter=as_adapter,
         revision=revision,
         base_revision=base_revision,
     )
     for name, folder in done.output.items():
-        console.print(f"{done.restored[name]:,} of {done.eligible:,} weights put back ({name}): {folder}")
+        what = f"{done.restored[name]:,} of {done.eligible:,} weights put back"
+        console.print(f"{'an adapter, scaled' if as_adapter else what} ({name}): {folder}")
     emit(
         {
             "restored": done.restored,

@@ -265,6 +265,11 @@ class AdaptedTensors:
         """Names of the base's tensors that the adapter changes."""
         return set(self._products) | set(self._whole)
 
+    @property
+    def saved_whole(self) -> list[str]:
+        """Those of which the adapter holds the new values, as of a bias or of ``modules_to_save``, sorted."""
+        return sorted(self._whole)
+
     @np.errstate(all="ignore")  # weights that are not finite are reported by tensor
     def read(self, name: str, start: int, stop: int) -> Array:
         whole = self._whole.get(name)
