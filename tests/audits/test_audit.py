@@ -21,16 +21,17 @@ from transformers import AutoModelForCausalLM
 
 import knowshift
 from hand_evidence import evidence, without
-from knowshift.audits import repair
+from knowshift.audits import repair, screening
 from knowshift.audits.evidence import Answered
 from knowshift.audits.page import compose
 from knowshift.audits.verdict import reach_verdict
 from knowshift.cli import app
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.facts.sources.load import load_facts
+from knowshift.facts.sources.load import FactSource, load_facts
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
+from knowshift.probing.budget.pace import Pace
 from knowshift.training.sft import TrainingRecipe, finetune
 
 #: The form that fine-tuning asks in.
@@ -183,6 +184,28 @@ def test_an_audit_with_a_budget_goes_on_with_the_same_facts(small_world: Path, t
     again = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
     assert again.told["counts"] == first.told["counts"]
     assert first.told["budget"]["seconds"] == again.told["budget"]["seconds"]
+
+
+def test_a_budget_goes_to_facts_that_are_likely_known(tmp_path: Path) -> None:
+    """A first look chooses as many of them as of others, by relation; and a call that goes on asks the same."""
+    facts = [fact for fact in load_facts("world:tiny").facts if fact.relation in ("P17", "P19")][:240]
+    source = FactSource("world:tiny", tuple(facts))
+    options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "5m", "workers": 1, "repair": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 40))
+        patch.setattr(screening, "SHARE", 0.9)
+        found = knowshift.audit("world:tiny", "world:tiny", source, **options)
+    look = found.told["first_look"]
+    assert look["facts"] == 40  # of the look's own budget
+    assert found.evidence.screened is not None
+    assert {fact.id for fact in found.evidence.facts} == {fact.id for fact in found.evidence.screened.facts}
+    rates = json.loads((tmp_path / "audit" / "records" / "screen.json").read_text())["rates"]
+    likely = [fact.id in found.evidence.screened.likely for fact in found.evidence.facts]
+    assert look["likely_known"] == look["likely_known_asked"] == sum(likely) == sum(r >= 0.1 for r in rates.values())
+    assert found.evidence.first.rate[likely].mean() > 2 * found.evidence.first.rate[~np.array(likely)].mean()
+    assert "by a first look at 40" in found.verdict.sentences[0]
+    again = knowshift.audit("world:tiny", "world:tiny", source, **options)
+    assert [fact.id for fact in again.evidence.facts] == [fact.id for fact in found.evidence.facts]
 
 
 def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.audits.moves import Moves, Rates
+from knowshift.audits.plan import Screened
 from knowshift.audits.shares import Change, Swapped, discordant
 from knowshift.facts.fact import LEVELS, Fact
 
@@ -46,6 +47,7 @@ class Evidence:
 
     Attributes:
         level: the base's mastery level of each fact, by its first measurement.
+        screened: the first look that has chosen the facts, where there was one.
     """
 
     facts: Sequence[Fact]
@@ -54,6 +56,7 @@ class Evidence:
     after: Rates
     level: NDArray[np.int64]
     forms: Sequence[Answered]
+    screened: Screened | None = None
 
     @cached_property
     def relations(self) -> list[str]:

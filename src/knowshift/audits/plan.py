@@ -28,6 +28,23 @@ class Asked:
     examples: tuple[Fact, ...]
 
 
+@dataclass(frozen=True)
+class Screened:
+    """Facts that a first look has seen, and the names of those that are likely known."""
+
+    facts: tuple[Fact, ...]
+    likely: frozenset[str]
+
+    @property
+    def groups(self) -> list[str]:
+        """Of each fact what a budget takes in turn: relation, and whether it is likely known."""
+        return [f"{fact.relation} {'likely known' if fact.id in self.likely else 'other'}" for fact in self.facts]
+
+    def among(self, facts: Sequence[Fact]) -> int:
+        """How many of some facts are likely known."""
+        return sum(fact.id in self.likely for fact in facts)
+
+
 def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = PROMPTS) -> Asked:
     """All facts but the examples, a seeded choice, equal ones once; every relation has a seeded choice of prompts.
 

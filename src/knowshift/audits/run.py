@@ -18,6 +18,7 @@ from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.forms import FEW_SHOT, Form, forms_of
 from knowshift.audits.moves import Rates
 from knowshift.audits.plan import Asked
+from knowshift.audits.screening import screen
 from knowshift.errors import InputError
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact, completion_prompts
@@ -123,7 +124,14 @@ def measure(
         chosen.append(plan)
         planned(plan if budget is None else replace(plan, budget=budget.seconds))
 
-    def mastery(name: str, spec: EngineSpec, facts: Sequence[Fact], own_seed: int, given: Budget | None) -> Path:
+    def mastery(
+        name: str,
+        spec: EngineSpec,
+        facts: Sequence[Fact],
+        own_seed: int,
+        given: Budget | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> Path:
         output = records / f"{name}.parquet"
         # As many draws in all as the paper's, over fewer prompts, so that levels mean the same.
         draws = max(10, round(210 / len(completion_prompts(facts[0]))))
@@ -135,19 +143,28 @@ def measure(
             workers=pair.workers,
             budget=given,
             planned=keep,
+            groups=groups,
             progress=lambda done, total, positions: tell(name, done, total),
         )
         return output
 
     if budget is not None and budget.left <= 0:
         raise InputError(f"budget {budget.seconds:g} s: the start alone took longer; expected more")
+    screened = None
+    if budget is not None:
+
+        def look(done: int, total: int) -> None:
+            tell("a first look", done, total)
+
+        screened = screen(pair.base, asked.facts, records, seed + 3, budget, pair.workers, look)
+    there, groups = (asked.facts, None) if screened is None else (screened.facts, screened.groups)
     # The share that is recorded is that of the whole budget, so that a call that goes on asks for the same.
     now = time.monotonic()
     share = None if budget is None else Budget(SHARE * budget.seconds, now - SHARE * (now - budget.began))
-    first = mastery(FIRST, pair.base, asked.facts, seed, share)
-    facts = chosen[0].facts if chosen else asked.facts
-    second = mastery(SECOND, pair.base, facts, seed + 1, None)
-    after = mastery(AFTER, pair.tuned, facts, seed + 2, None)
+    first = mastery(FIRST, pair.base, there, seed, share, groups)
+    facts = chosen[0].facts if chosen else there
+    second = mastery(SECOND, pair.base, facts, seed + 1)
+    after = mastery(AFTER, pair.tuned, facts, seed + 2)
     rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}
     levels = {row["fact"]: row["level"] for row in rows[first]}
     hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))
@@ -165,6 +182,7 @@ def measure(
         Rates.of(rows[after]),
         np.array([levels[fact.id] for fact in facts]),
         [_paired(form, base.get(form), tuned.get(form)) for form in dict.fromkeys((*base, *tuned))],
+        screened,
     )
 
 

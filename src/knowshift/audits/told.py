@@ -40,6 +40,11 @@ def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) ->
         },
     }
     told["budget"] = None if plan is None else plan.told()
+    look = evidence.screened
+    told["first_look"] = None
+    if look is not None:
+        asked = look.among(evidence.facts)
+        told["first_look"] = {"facts": len(look.facts), "likely_known": len(look.likely), "likely_known_asked": asked}
     return told
 
 

@@ -140,7 +140,11 @@ def _sentences(
 ) -> list[str]:
     counts, noise = evidence.moves.counts(), evidence.noise.counts()
     asked, known = len(evidence.facts), counts["kept"] + counts["lost"]
-    start = f"Of {asked:,} facts the base knows {known:,} (R of {KNOWN} or more)"
+    chosen = ""
+    if evidence.screened is not None:
+        likely, looked = evidence.screened.among(evidence.facts), len(evidence.screened.facts)
+        chosen = f", {likely:,} of them likely known by a first look at {looked:,},"
+    start = f"Of {asked:,} facts{chosen} the base knows {known:,} (R of {KNOWN} or more)"
     if evidence.knowledge.by_fact.known:
         found = [f"{start}. The share of them that is there in any form of asking: {_change(evidence.knowledge)}."]
     else:

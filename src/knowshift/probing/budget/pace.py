@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.models.loading import LoadedModel
-from knowshift.probing.budget.plan import Budget, Plan, balanced_order
+from knowshift.probing.budget.plan import Budget, Plan, balanced_order, groups_of
 from knowshift.probing.crew import Crew, of_worker
 from knowshift.probing.measure import Engine, Protocol, measure_mastery
 from knowshift.system.progress import duration
@@ -59,8 +59,10 @@ class Pace:
         return max(0, bisect_right(range(facts + 1), left * (1 - MARGIN), key=self.seconds_of) - 1)
 
 
-def plan_budget(budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Protocol) -> Plan:
-    """Measure the pace, and choose as many facts as fit into what is then left of the budget.
+def plan_budget(
+    budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Protocol, groups: Sequence[str] | None = None
+) -> Plan:
+    """Measure the pace, and choose as many facts as fit into what is then left of the budget, ``groups`` in turn.
 
     Raises:
         InputError: not even one fact fits.
@@ -75,10 +77,10 @@ def plan_budget(budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Pro
         def ask(batches: Sequence[Sequence[Fact]]) -> list[float]:
             return [_seconds(crew.engine, batch, protocol) for batch in batches]
 
-        pace = measure_pace(budget, ask, facts, protocol.seed, 1, part)
+        pace = measure_pace(budget, ask, facts, protocol.seed, 1, part, groups)
     else:
         pool, _ = workers
-        pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, crew.workers, part)
+        pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, crew.workers, part, groups)
     left = budget.left
     count = pace.fitting(left, len(facts))
     if not count:
@@ -88,15 +90,24 @@ def plan_budget(budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Pro
             f"after {duration(budget.seconds - left)} to start and to measure that; expected about {duration(needed)} "
             "at least"
         )
-    return Plan.of_sample(budget.seconds, facts, count, protocol.seed, count / (pace.alone(count) * pace.seconds))
+    speed = count / (pace.alone(count) * pace.seconds)
+    return Plan.of_sample(budget.seconds, facts, count, protocol.seed, speed, groups)
 
 
-def measure_pace(budget: Budget, ask: Ask, facts: Sequence[Fact], seed: int, workers: int, part: int) -> Pace:
+def measure_pace(
+    budget: Budget,
+    ask: Ask,
+    facts: Sequence[Fact],
+    seed: int,
+    workers: int,
+    part: int,
+    groups: Sequence[str] | None = None,
+) -> Pace:
     """Measure batches, each twice the last, of the facts that a budget takes first.
 
     The first batch is a warm-up too. A fact takes less in a large batch, as those of the run are, so the last counts.
     """
-    order = balanced_order([fact.relation for fact in facts], seed)
+    order = balanced_order(groups_of(facts, groups), seed)
     size, at, spent = 1, 0, 0.0
     while True:
         some = order[at : at + size * workers]

@@ -55,7 +55,7 @@ class Budget:
 
 
 def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
-    """Places of facts, given the relation of each, in the order in which a budget takes them.
+    """Places of facts, given the relation (or another group) of each, in the order in which a budget takes them.
 
     Relations come in turn, and each gives one fact a turn; both orders are drawn by ``seed``. So any first part of the
     result is balanced: the counts of two relations that still have facts differ by at most one.
@@ -72,9 +72,14 @@ def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
     ]
 
 
-def balanced_sample(facts: Sequence[Fact], count: int, seed: int) -> list[Fact]:
-    """So many facts, balanced over relations, in their own order; a larger sample holds every smaller one."""
-    chosen = balanced_order([fact.relation for fact in facts], seed)[:count]
+def groups_of(facts: Sequence[Fact], groups: Sequence[str] | None) -> Sequence[str]:
+    """The group of each fact that a budget takes in turn: its relation, where none is given."""
+    return [fact.relation for fact in facts] if groups is None else groups
+
+
+def balanced_sample(facts: Sequence[Fact], count: int, seed: int, groups: Sequence[str] | None = None) -> list[Fact]:
+    """So many facts, balanced over groups, in their own order; a larger sample holds every smaller one."""
+    chosen = balanced_order(groups_of(facts, groups), seed)[:count]
     return [facts[place] for place in sorted(chosen)]
 
 
@@ -107,14 +112,23 @@ class Plan:
     of: int  # facts there
     relations: dict[str, tuple[int, int]]  # of each, facts asked and facts there
     pace: float | None = None  # facts a second that it was made for; None where an earlier run had chosen
+    at_random: bool = True  # within relations; False where other groups are taken in turn
 
     @classmethod
-    def of_sample(cls, budget: float, facts: Sequence[Fact], count: int, seed: int, pace: float | None = None) -> Plan:
+    def of_sample(
+        cls,
+        budget: float,
+        facts: Sequence[Fact],
+        count: int,
+        seed: int,
+        pace: float | None = None,
+        groups: Sequence[str] | None = None,
+    ) -> Plan:
         """The plan that asks ``count`` of ``facts``."""
-        chosen = balanced_sample(facts, count, seed)
+        chosen = balanced_sample(facts, count, seed, groups)
         there, asked = (Counter(fact.relation for fact in some) for some in (facts, chosen))
         relations = {name: (asked[name], there[name]) for name in sorted(there)}
-        return cls(budget, tuple(chosen), len(facts), relations, pace)
+        return cls(budget, tuple(chosen), len(facts), relations, pace, groups is None)
 
     def about(self) -> dict[str, Any]:
         """What a record says of it, and what a later run needs to choose the same facts."""
@@ -130,12 +144,13 @@ class Plan:
     def told(self) -> dict[str, Any]:
         """For scripts: counts, and the 95% half-widths as fractions of 1."""
         of_all, of_one = self.known_to
+        effect = {"share": of_all, "mean_rate": of_all, "share_of_relation": of_one}
         return {
             **self.about(),
             "relations": sum(own > 0 for own, _ in self.relations.values()),
             "of_relations": len(self.relations),
             "facts_per_second": self.pace,
-            "smallest_effect": {"share": of_all, "mean_rate": of_all, "share_of_relation": of_one},
+            "smallest_effect": effect if self.at_random else None,
         }
 
     def line(self) -> str:
@@ -144,6 +159,11 @@ class Plan:
         pace = "" if self.pace is None else f", at {self.pace:.2g} facts/s"
         if len(self.facts) == self.of:
             return f"budget {duration(self.budget)}: all {self.of:,} facts{pace}; nothing is left out"
+        if not self.at_random:
+            return (
+                f"budget {duration(self.budget)}: {len(self.facts):,} of {self.of:,} facts over {len(relations)} of "
+                f"{len(self.relations)} relations{pace}"
+            )
         of_all, of_one = self.known_to
         missing = len(self.relations) - len(relations)
         none = f", and {missing} of {len(self.relations)} relations whole" if missing else ""
