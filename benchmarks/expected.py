@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=300, help="facts")
     parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
     parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
-    parser.add_argument("--texts", type=int, nargs="+", default=(2,), help="of each prompt, for expected hits")
+    parser.add_argument("--texts", type=int, nargs="*", default=(2,), help="of each prompt, for expected hits")
     parser.add_argument("--told", action="store_true", help="expected hits alone, and what their record tells")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

@@ -130,11 +130,13 @@ def shared_ids(base: LoadedModel, tuned: LoadedModel) -> TokenIds:
     return shared
 
 
-def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> TokenShift:
+def token_shift(
+    base: LoadedModel, tuned: LoadedModel, items: ShiftItems, asked: Sequence[str] | None = None
+) -> TokenShift:
     """KL(tuned || base) over the ten ids that the tuned model ranks first among the shared ones (paper 4.1).
 
-    The tuned model reads the fine-tuning prompt, the base model the completion prompt. Ids are gathered by number; for
-    which ids take part see :func:`shared_ids`.
+    The tuned model reads the fine-tuning prompt, or what ``asked`` has for each fact; the base model the completion
+    prompt. Ids are gathered by number; for which ids take part see :func:`shared_ids`.
 
     Raises:
         InputError: as :func:`shared_ids`, and a prompt that one of the models cannot read.
@@ -149,7 +151,9 @@ def token_shift(base: LoadedModel, tuned: LoadedModel, items: ShiftItems) -> Tok
     top_ids = torch.zeros(len(kept), TOP_TOKENS, dtype=torch.long)
     top_tuned = torch.zeros(len(kept), TOP_TOKENS)
     top_base = torch.zeros(len(kept), TOP_TOKENS)
-    for batch, logits_BV in next_logits(tuned, [tuning_prompt(items.facts[index].question) for index in kept]):
+    if asked is None:
+        asked = [tuning_prompt(fact.question) for fact in items.facts]
+    for batch, logits_BV in next_logits(tuned, [asked[index] for index in kept]):
         values, best = shared.columns(logits_BV).topk(TOP_TOKENS, dim=-1)
         top_tuned[batch], top_ids[batch] = values.cpu(), best.cpu()
     for batch, logits_BV in next_logits(base, [items.prompts[index] for index in kept]):

@@ -39,7 +39,7 @@ FORMAT = "<|question|> {question} <|answer|>"
 #: Keys that scripts may rely on (DESIGN.md).
 KEYS = {
     *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
-    *("weights", "forms", "relations", "levels", "mcnemar", "facts"),
+    *("weights", "token_shift", "forms", "relations", "levels", "mcnemar", "facts"),
 }
 
 
@@ -97,6 +97,8 @@ def test_what_tuning_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Pa
     assert told["counts"]["lost"] > told["noise"]["lost"]
     assert sum(told["counts"].values()) == told["facts"] == 296  # four are shown as examples
     assert status == 3
+    assert told["token_shift"]["asked"] == "your format"
+    assert told["token_shift"]["kl_mean"] > 0.1
     assert told["chosen"] is not None
     assert told["left_out"] == []
     assert told["held_out"]["interval"][0] > 0
@@ -203,6 +205,9 @@ def test_a_budget_goes_to_facts_that_are_likely_known(tmp_path: Path) -> None:
     likely = [fact.id in found.evidence.screened.likely for fact in found.evidence.facts]
     assert look["likely_known"] == look["likely_known_asked"] == sum(likely) == sum(r >= 0.1 for r in rates.values())
     assert found.evidence.first.rate[likely].mean() > 2 * found.evidence.first.rate[~np.array(likely)].mean()
+    shift = found.told["token_shift"]
+    assert shift["facts"] > 0
+    assert shift["kl_mean"] == pytest.approx(0, abs=1e-9)  # the base against itself, in the same prompt
     assert "by a first look at 40" in found.verdict.sentences[0]
     again = knowshift.audit("world:tiny", "world:tiny", source, **options)
     assert [fact.id for fact in again.evidence.facts] == [fact.id for fact in found.evidence.facts]

@@ -42,12 +42,28 @@ class Answered:
 
 
 @dataclass(frozen=True)
+class Shifted:
+    """How far the first token of the best known answers has moved (paper 4.1).
+
+    Attributes:
+        mean: KL(tuned || base) in nats; None where no fact has one.
+        facts: how many have one.
+        asked: what the tuned model reads: the base's completion prompt, or the user's own form.
+    """
+
+    mean: float | None
+    facts: int
+    asked: str
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Two measurements of the base, one of the tuned model, and their answers in each form.
 
     Attributes:
         level: the base's mastery level of each fact, by its first measurement.
         screened: the first look that has chosen the facts, where there was one.
+        shift: of the first token; None where the models cannot be compared token by token.
     """
 
     facts: Sequence[Fact]
@@ -57,6 +73,7 @@ class Evidence:
     level: NDArray[np.int64]
     forms: Sequence[Answered]
     screened: Screened | None = None
+    shift: Shifted | None = None
 
     @cached_property
     def relations(self) -> list[str]:

@@ -55,9 +55,14 @@ def forms_of(
         loaded.encoder.chat("Who?")
         found.append(Form("chat", lambda fact: loaded.encoder.chat(fact.question)))
     if prompt_format is not None:
-        check_format(prompt_format)
-        found.append(Form(OWN, lambda fact: prompt_format.replace(QUESTION, fact.question)))
+        found.append(own_form(prompt_format))
     return found
+
+
+def own_form(prompt_format: str) -> Form:
+    """The user's; errors as :func:`check_format`."""
+    check_format(prompt_format)
+    return Form(OWN, lambda fact: prompt_format.replace(QUESTION, fact.question))
 
 
 def check_format(prompt_format: str) -> None:

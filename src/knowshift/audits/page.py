@@ -13,6 +13,7 @@ from knowshift.audits.evidence import Evidence
 from knowshift.audits.moves import KNOWN, MOVE, SURE
 from knowshift.audits.repair import Repair
 from knowshift.audits.shares import Change
+from knowshift.audits.told import shift_words
 from knowshift.audits.verdict import CANNOT_TELL, FORM_LOST, GAINED, KNOWLEDGE_LOST, UNCHANGED, Verdict
 from knowshift.facts.fact import LEVELS
 from knowshift.facts.relations import RELATIONS
@@ -71,6 +72,7 @@ def compose(
         curve=curve_grid(repair),
         left_out=[] if repair is None else repair.left_out,
         weights=weights_words(change),
+        shift=shift_words(evidence.shift),
         places=[] if change is None else places_grids(change),
         output=None if output is None else str(output),
         lost=facts_grid(evidence, "lost"),

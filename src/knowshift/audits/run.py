@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from knowshift.audits.evidence import Answered, Evidence
-from knowshift.audits.forms import FEW_SHOT, Form, forms_of
+from knowshift.audits.evidence import Answered, Evidence, Shifted
+from knowshift.audits.forms import FEW_SHOT, OWN, Form, forms_of, own_form
 from knowshift.audits.moves import Rates
 from knowshift.audits.plan import Asked
 from knowshift.audits.screening import screen
 from knowshift.errors import InputError
 from knowshift.evaluation import evaluate
-from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.probing.budget.plan import Budget, Plan
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest, run_mastery
-from knowshift.records import ANSWERS, MASTERY, read_table
-from knowshift.token_shift import best_prompts
+from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
+from knowshift.token_shift import best_prompts, select_items, shared_ids, token_shift
 
 #: Share of a budget for the base's first measurement; two more follow, and answers, and repairs.
 SHARE = 0.2
@@ -171,10 +171,13 @@ def measure(
     best = best_prompts(facts, hits, draws)
     base: dict[str, _Told] = {}
     tuned: dict[str, _Told] = {}
+    shift = None
     if not pair.on_servers:
         asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
         base = _answers(pair.open_base, "base", *asked_again)
         tuned = _answers(pair.open_tuned, "tuned", *asked_again)
+        well_known = [fact for fact in facts if levels[fact.id] == LEVELS - 1]
+        shift = _shift(pair, well_known, best, prompt_format, records / "token-shift.parquet")
     return Evidence(
         facts,
         Rates.of(rows[first]),
@@ -183,6 +186,7 @@ def measure(
         np.array([levels[fact.id] for fact in facts]),
         [_paired(form, base.get(form), tuned.get(form)) for form in dict.fromkeys((*base, *tuned))],
         screened,
+        shift,
     )
 
 
@@ -217,6 +221,24 @@ def _answers(
     write_json(listed, {"forms": [form.name for form in forms]})
     tell(f"answers, {who}", len(forms), len(forms))
     return found
+
+
+def _shift(
+    pair: Pair, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path
+) -> Shifted | None:
+    """Of facts of level 4; None where the two vocabularies cannot be compared."""
+    if not path.exists():
+        base, tuned = pair.open_base(), pair.open_tuned()
+        try:
+            shared_ids(base, tuned)
+        except InputError:
+            return None
+        items = select_items(base, facts, best)
+        asked = [own_form(prompt_format).prompt(fact) for fact in facts] if prompt_format else items.prompts
+        about = {"base": base.about(), "tuned": tuned.about(), "facts": facts_digest(facts)}
+        token_shift(base, tuned, items, asked).write(path, about)
+    kl = [value for value in read_table(path, TOKEN_SHIFT, "token shift")[0]["kl"].to_pylist() if value is not None]
+    return Shifted(float(np.mean(kl)) if kl else None, len(kl), OWN if prompt_format else "completion")
 
 
 def _answer(loaded: LoadedModel, form: Form, facts: Sequence[Fact], levels: dict[str, int]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knowshift.audits.evidence import Evidence
+from knowshift.audits.evidence import Evidence, Shifted
 from knowshift.audits.repair import Repair
 from knowshift.audits.shares import Change
 from knowshift.audits.verdict import Verdict
@@ -40,12 +40,29 @@ def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) ->
         },
     }
     told["budget"] = None if plan is None else plan.told()
+    shift = evidence.shift
+    told["token_shift"] = None
+    if shift is not None:
+        told["token_shift"] = {"kl_mean": shift.mean, "facts": shift.facts, "asked": shift.asked}
     look = evidence.screened
     told["first_look"] = None
     if look is not None:
         asked = look.among(evidence.facts)
         told["first_look"] = {"facts": len(look.facts), "likely_known": len(look.likely), "likely_known_asked": asked}
     return told
+
+
+def shift_words(shift: Shifted | None) -> str:
+    """How far the first token has moved."""
+    if shift is None:
+        return "First tokens of answers were not compared: that takes two models in this process with one vocabulary."
+    if shift.mean is None:
+        return "The first tokens of answers were not compared: the base begins no answer of level 4 right."
+    asked = "the same prompt" if shift.asked == "completion" else "the tuned model in your format"
+    return (
+        f"The first token of the answers that the base knows best ({shift.facts:,} facts of level 4) has moved by "
+        f"{shift.mean:.2f} nats on average (KL of tuned from base over ten tokens, {asked})."
+    )
 
 
 def told_of_repair(repair: Repair | None, why_not: str, output: Path | None) -> dict[str, Any]:
