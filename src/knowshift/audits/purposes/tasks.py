@@ -45,6 +45,16 @@ class Leaf:
     def name(self) -> str:
         return str(self.task.task_name)
 
+    @property
+    def filter(self) -> str:
+        """The first of the task's ways to take an answer out of a text; "none" where it has none of its own."""
+        return str(self.task._filters[0].name)
+
+    @property
+    def counted(self) -> str:
+        """The metric, with the filter before it where there is one."""
+        return self.metric if self.filter == "none" else f"{self.metric}, {self.filter}"
+
 
 @dataclass(frozen=True)
 class Tasks:
@@ -57,7 +67,7 @@ class Tasks:
     @property
     def name(self) -> str:
         """The tasks as they were named, with what is counted of them."""
-        metrics = ", ".join(sorted({leaf.metric for leaf in self.leaves if leaf.metric}))
+        metrics = "; ".join(sorted({leaf.counted for leaf in self.leaves if leaf.metric}))
         return ", ".join(self.named) + (f" ({metrics})" if metrics else "")
 
     @property
@@ -134,9 +144,10 @@ class Tasks:
                     request.resps.append(answer)
             leaf.task._instances = requests
             leaf.task.apply_filters()
-            first = next(iter(requests[0].filtered_resps))
             return [
-                leaf.task.process_results(leaf.documents[i], [one.filtered_resps[first] for one in leaf.requests[i]])
+                leaf.task.process_results(
+                    leaf.documents[i], [one.filtered_resps[leaf.filter] for one in leaf.requests[i]]
+                )
                 for i in which
             ]
 
@@ -168,7 +179,7 @@ def read_tasks(guard: str | Sequence[str], limit: int, seed: int, facts: str | N
                 if twice:
                     raise InputError(f"--guard {name}: its task {min(twice)} is named already; expected it once")
                 with contained(seed, quiet=True):
-                    leaves += _chosen(tasks, limit, seed)
+                    leaves += choose_documents(tasks, limit, seed)
     return Tasks(tuple(leaves), seed, tuple(dict.fromkeys(names)))
 
 
@@ -215,7 +226,7 @@ def _configs(name: str, index: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]
             yield from _configs(inner, index)
 
 
-def _chosen(tasks: Sequence[Any], limit: int, seed: int) -> list[Leaf]:
+def choose_documents(tasks: Sequence[Any], limit: int, seed: int) -> list[Leaf]:
     """A seeded choice of the documents of some tasks, with the requests that ask them."""
     counts = [len(task.eval_docs) for task in tasks]
     places = [(i, document) for i, count in enumerate(counts) for document in range(count)]
