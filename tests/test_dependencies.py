@@ -26,8 +26,8 @@ NOT_IMPORTED = {"accelerate": "the Trainer of transformers runs on it"}
 OF_CONTRIBUTORS = {"dev", "docs", "mutants"}
 #: Libraries that take long to load, by the names of their modules.
 HEAVY = set(
-    "accelerate datasets huggingface_hub jinja2 matplotlib ml_dtypes numpy pandas peft pyarrow pydantic ray rich "
-    "safetensors scipy tokenizers torch transformers trl typer".split()
+    "accelerate datasets evaluate huggingface_hub jinja2 lm_eval matplotlib ml_dtypes numpy pandas peft pyarrow "
+    "pydantic ray rich safetensors scipy tokenizers torch transformers trl typer".split()
 )
 #: Those of them that importing every module of a part may load. What needs a model (the rest) loads torch.
 MAY_LOAD = {
@@ -76,12 +76,12 @@ def _imported() -> set[str]:
 
 
 def test_every_module_that_is_imported_belongs_to_a_declared_dependency() -> None:
-    declared, ray = _names(PROJECT["dependencies"]), _names(PROJECT["optional-dependencies"]["ray"])
-    assert _imported() == (declared - set(NOT_IMPORTED)) | ray
+    declared, extras = _names(PROJECT["dependencies"]), PROJECT["optional-dependencies"]
+    assert _imported() == (declared - set(NOT_IMPORTED)) | _names(extras["ray"]) | _names(extras["lm-eval"])
 
 
-def test_ray_is_all_that_a_user_adds() -> None:
-    assert set(PROJECT["optional-dependencies"]) - OF_CONTRIBUTORS == {"ray"}
+def test_ray_and_lm_eval_are_all_that_a_user_adds() -> None:
+    assert set(PROJECT["optional-dependencies"]) - OF_CONTRIBUTORS == {"lm-eval", "ray"}
 
 
 def test_the_citation_is_of_this_version() -> None:

@@ -11,11 +11,9 @@ import pytest
 import torch
 
 from knowshift.audits.evidence import Answered, Evidence
-from knowshift.audits.forms import Form
 from knowshift.audits.moves import Rates
-from knowshift.audits.purpose import Purpose, purpose_of, read_kept
+from knowshift.audits.purposes.kept import Kept
 from knowshift.audits.repair import SWEEPS, Candidate, Scores, Search, choose
-from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.checkpoint import StoredTensors
@@ -78,7 +76,7 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
 ) -> None:
     tuned, evidence = searched
     before = {name: tensor.clone() for name, tensor in tuned.model.named_parameters()}
-    purpose = Purpose("keep.csv", [f"Question: {fact.question}" for fact in evidence.facts], [("a",)] * 40)
+    purpose = Kept("keep.csv", [f"Question: {fact.question}" for fact in evidence.facts], [("a",)] * 40)
     counted: list[tuple[int, int]] = []
     search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, lambda *told: counted.append(told))
     found = search.run()
@@ -103,52 +101,12 @@ def test_a_search_that_has_no_time_says_what_it_left_out(
     assert found.chosen is None
 
 
-def test_a_purpose_is_asked_in_the_form_that_is_answered_best(small_model: LoadedModel, tmp_path: Path) -> None:
-    table = tmp_path / "keep.csv"
-    table.write_text("question,answer\nWhere?,Rome\nWho?,Ann\n")
-    forms = [
-        Form("completion", lambda fact: "It is"),
-        Form("question", lambda fact: f"Question: {fact.question} Answer:"),
-    ]
-    found = purpose_of("keep.csv", read_kept(table), small_model, small_model, forms, 0)
-    assert len(found) == 2
-    assert found.prompts == ["Question: Where? Answer:", "Question: Who? Answer:"]
-    assert found.scores(small_model, [0, 1]).shape == (2,)
-
-
-def test_a_text_counts_by_the_loglikelihood_of_its_tokens(small_model: LoadedModel, tmp_path: Path) -> None:
-    text = tmp_path / "keep.txt"
-    text.write_text("Ann was born in Rome. " * 200)
-    found = purpose_of("keep.txt", read_kept(text), small_model, small_model, [], 0)
-    likely = found.scores(small_model, range(len(found)))
-    assert len(found) > 4
-    assert (likely < 0).all()
-    ids = torch.tensor([list(found.pieces[0])])
-    with torch.no_grad():
-        loss = small_model.model(input_ids=ids, labels=ids).loss
-    assert likely[0] == pytest.approx(-float(loss), rel=1e-5)
-
-
-@pytest.mark.parametrize(("name", "content"), [("keep.txt", "too short"), ("keep.csv", "question,answer\nWho?,Ann\n")])
-def test_too_little_to_keep_is_refused(name: str, content: str, small_model: LoadedModel, tmp_path: Path) -> None:
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=rf"{name}: .* expected"):
-        purpose_of(
-            name,
-            read_kept(tmp_path / name),
-            small_model,
-            small_model,
-            [Form("question", lambda fact: fact.question)],
-            0,
-        )
-
-
 def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(
     small_world: Path, searched: tuple[LoadedModel, Evidence]
 ) -> None:
     tuned, evidence = searched
     asked = [fact.question for fact in evidence.facts]
-    purpose = Purpose("keep.csv", asked, [("a",)] * len(asked), questions=asked)
+    purpose = Kept("keep.csv", asked, [("a",)] * len(asked), questions=asked)
     search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0)
     for facts, items in ((0, 1), (1, 0)):
         mine = {evidence.facts[i].question for i in search._facts[facts].tolist()}
@@ -158,7 +116,7 @@ def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(
 def test_too_few_items_choose_nothing(small_world: Path, searched: tuple[LoadedModel, Evidence]) -> None:
     tuned, evidence = searched
     for items in (2, 3, 12):
-        purpose = Purpose(
+        purpose = Kept(
             "keep.csv", ["Question: Who?"] * items, [("e",)] * items, questions=[str(i) for i in range(items)]
         )
         search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=np.zeros(items))
@@ -169,7 +127,7 @@ def test_a_text_is_kept_by_the_share_of_what_tuning_has_gained(
     small_world: Path, searched: tuple[LoadedModel, Evidence]
 ) -> None:
     tuned, evidence = searched
-    purpose = Purpose("keep.txt", pieces=[[5 + i, 6, 7, 8] for i in range(40)])
+    purpose = Kept("keep.txt", pieces=[[5 + i, 6, 7, 8] for i in range(40)])
     as_tuned = purpose.scores(tuned, range(40))
     search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=as_tuned - 0.5)
     assert search.served is not None

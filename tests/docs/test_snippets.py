@@ -12,6 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from knowshift.cli.app import app
+from knowshift.lm_eval_tasks import names
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
 from knowshift.studies.config import StudyConfig, parse_config
@@ -22,6 +23,7 @@ NOT_RUN = {
     "knowshift study my-study.yaml": "minutes; tests/studies/test_study.py runs studies",
     "knowshift study --preset tiny": "ten minutes; its plan is made by --dry-run",
     "knowshift facts entity-questions": "a download; tests/facts/test_fetching.py fetches from a server on loopback",
+    "knowshift audit BASE TUNED --facts SOURCE --output-dir audit-3": "downloads; tests/audits/test_guard.py",
     "knowshift audit ADAPTER": "an adapter; tests/audits/test_audit.py has one",
     "knowshift world build --output-dir my-world": "24 minutes; tests/cli/test_commands.py builds a small world",
     "knowshift world build --facts entity-questions:dataset.zip": "81 minutes",
@@ -29,7 +31,7 @@ NOT_RUN = {
     "knowshift mastery --server http://127.0.0.1:8000": "servers; tests/models/server/test_several_servers.py",
 }
 #: Programs that are not run; what they are given is looked at in `test_other_programs`.
-OTHER = ("make", "python", ".venv/bin/python")
+OTHER = ("make", "python", ".venv/bin/python", "lm_eval")
 
 #: A thousand facts take a minute; what is printed has the same form for fewer.
 SMALLER = {
@@ -196,6 +198,9 @@ def test_other_programs() -> None:
             assert re.search(rf"^{words[0]}:", makefile, re.M), line
             continue
         assert program in OTHER, line
+        if program == "lm_eval":
+            assert words[words.index("--tasks") + 1] in names(), line
+            continue
         (script,) = [word for word in words if word.endswith(".py")]
         source = (ROOT / script).read_text(encoding="utf-8")
         options = [word for word in words if word.startswith("--")]

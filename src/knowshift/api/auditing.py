@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from knowshift.api.inputs import FactsLike, load_facts
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
-from knowshift.files import folder_beside, take_name, write_json, write_text
+from knowshift.files import write_json, write_text
 from knowshift.system.progress import Count, Shown, count, say
 from knowshift.version import __version__
 
 if TYPE_CHECKING:
     from knowshift.audits.evidence import Evidence
-    from knowshift.audits.repair import Candidate, Repair
+    from knowshift.audits.repair import Repair
     from knowshift.audits.run import Pair
     from knowshift.audits.verdict import Verdict
     from knowshift.parameters.change import WeightChange
@@ -61,6 +61,8 @@ def audit(
     limit: int | None = None,
     repair: bool = True,
     keep: str | Path | None = None,
+    guard: str | Sequence[str] | None = None,
+    guard_limit: int = 100,
     prompt_format: str | None = None,
     seed: int = 0,
     revision: str | None = None,
@@ -82,16 +84,19 @@ def audit(
         keep: what the tuning was for, which a repair must not harm: a table of questions and answers (docs/facts.md),
             or a ``.txt`` file. Without it nothing is repaired, and the page shows what each repair would do to the
             facts known.
+        guard: the same as tasks of lm-eval: names, with commas between them or as a list. Each document counts the
+            first of its task's metrics that is a number of 0 to 1. With ``keep`` both are items.
+        guard_limit: documents of a task at most, a seeded choice.
         prompt_format: a form of asking of one's own, with ``{question}`` in it.
 
     Raises:
         InputError: bad input of any kind; nothing that was recorded is lost.
     """
     began = time.monotonic()
+    from knowshift.api.repairing import read_purposes, search
     from knowshift.audits.forms import check_format
     from knowshift.audits.page import compose
     from knowshift.audits.plan import facts_to_ask
-    from knowshift.audits.purpose import read_kept
     from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
@@ -103,7 +108,8 @@ def audit(
         check_whole("workers", workers, 1)
     if prompt_format is not None:
         check_format(prompt_format)
-    kept = None if keep is None else read_kept(Path(keep))
+    check_whole("guard_limit", guard_limit, 1)
+    purposes = read_purposes(keep, guard, guard_limit, seed, str(facts) if isinstance(facts, (str, Path)) else None)
     source = load_facts(facts)
     asked = facts_to_ask(limited(source.facts, limit, seed), seed)
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(asked.facts))
@@ -134,10 +140,9 @@ def audit(
         evidence = measure(pair, asked, folder, seed, given, prompt_format, tell, planned)
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
-        named = None if keep is None or kept is None else (Path(keep).name, kept)
         found: tuple[Repair | None, str] = (None, "not asked for")
         if repair:
-            found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, folder / REPAIRED, tell)
+            found = search(pair, asked.examples, evidence, purposes, prompt_format, seed, ends, folder / REPAIRED, tell)
     repaired, why_not = found
     output = folder / REPAIRED if repaired is not None and repaired.confirmed else None
     change = _weights(pair)
@@ -150,7 +155,7 @@ def audit(
         "tuned": str(names["tuned"]),
         "source": source.name,
         "facts": len(evidence.facts),
-        "kept for": "nothing was given (--keep)" if keep is None else Path(keep).name,
+        "kept for": purposes.name or "nothing was given (--keep, --guard)",
         "prompts of a fact": len(evidence.facts[0].prompts),
         "seed": seed,
         "knowshift": __version__,
@@ -206,99 +211,6 @@ def _pair(
 
     names = {"base": str(base), "tuned": str(tuned)}
     return Pair(base_spec, tuned_spec, processes), names
-
-
-def _search(
-    pair: Pair,
-    examples: Any,
-    evidence: Evidence,
-    kept: tuple[str, Any] | None,
-    prompt_format: str | None,
-    seed: int,
-    ends: float | None,
-    output: Path,
-    tell: Any,
-) -> tuple[Repair | None, str]:
-    """The search for a repair, whose confirmed result is then at ``output``; or None and why there was none.
-
-    What is confirmed is the checkpoint as it was written. Nothing of an earlier search stays.
-    """
-    from knowshift.audits.forms import forms_of
-    from knowshift.audits.purpose import purpose_of
-    from knowshift.audits.repair import Search
-    from knowshift.audits.told import card
-    from knowshift.models.finding import model_folder
-    from knowshift.models.loading import load_model
-    from knowshift.parameters.files.checkpoint import StoredTensors
-
-    if pair.on_servers:
-        return None, "models on servers are measured only"
-    tuned = pair.open_tuned()
-    try:
-        purpose = untuned = None
-        if kept is not None:
-            before = pair.open_base()
-            purpose = purpose_of(*kept, tuned, before, forms_of(tuned, {}, examples, prompt_format), seed)
-            untuned = purpose.scores(before, range(len(purpose)))
-            del before  # two models at once are enough
-        base = StoredTensors(model_folder(pair.base.name, revision=pair.base.revision))
-        search = Search(
-            tuned,
-            base,
-            evidence,
-            purpose,
-            seed,
-            lambda done, total: tell("repairs tried", done, total),
-            untuned=untuned,
-        )
-        repair = search.run(ends)
-    except InputError as error:
-        return None, str(error)
-    if repair.chosen is None:
-        shutil.rmtree(output, ignore_errors=True)
-        return repair, ""
-    with folder_beside(output.with_name("trying")) as trying:
-        written = trying / "model"
-        on_base = _write(pair, repair.chosen, written, seed)
-        repair = search.confirm(
-            repair, load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device, **on_base)
-        )
-        if repair.confirmed:
-            names = {"base": pair.base.name, "tuned": pair.tuned.name}
-            write_text(written / "README.md", card(repair, names, as_adapter=bool(on_base)))
-            shutil.rmtree(output, ignore_errors=True)
-            take_name(written, output)
-    shutil.rmtree(output.with_name("trying"), ignore_errors=True)
-    if not repair.confirmed:
-        shutil.rmtree(output, ignore_errors=True)
-    return repair, ""
-
-
-def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> dict[str, str | None]:
-    """A candidate as a checkpoint, or as an adapter where one stands for it; what it is loaded on, if on anything."""
-    from knowshift.api.change import restore
-    from knowshift.models.finding import model_folder
-    from knowshift.parameters.files.pair import open_pair
-    from knowshift.parameters.files.scaled import not_scaled
-    from knowshift.parameters.regions import Scope
-
-    base = model_folder(pair.base.name, revision=pair.base.revision)
-    tuned = model_folder(pair.tuned.name, revision=pair.tuned.revision)
-    as_adapter = not_scaled(open_pair(base, tuned, Scope(chosen.region)), chosen.criterion) is None
-    restore(
-        pair.base.name,
-        pair.tuned.name,
-        output_dir=output,
-        fraction=chosen.fraction,
-        criterion=chosen.criterion,
-        region=chosen.region,
-        seed=seed,
-        as_adapter=as_adapter,
-        revision=pair.tuned.revision,
-        base_revision=pair.base.revision,
-        progress=False,
-    )
-    return {"base": pair.base.name, "base_revision": pair.base.revision} if as_adapter else {}
 
 
 def _weights(pair: Pair) -> WeightChange | None:

@@ -174,8 +174,8 @@ def repair_words(repair: Repair | None, why_not: str = "") -> str:
         return f"Not repaired: {why_not}."
     if repair.purpose is None:
         return (
-            "Nothing was repaired: what the tuning was for was not given (--keep), and undoing all of it would bring "
-            "back all that the base knew. The table shows what each part would."
+            "Nothing was repaired: what the tuning was for was not given (--keep, --guard), and undoing all of it "
+            "would bring back all that the base knew. The table shows what each part would."
         )
     if not repair.is_served:
         return (

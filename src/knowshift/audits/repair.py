@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.audits.evidence import Evidence
-from knowshift.audits.purpose import Purpose
+from knowshift.audits.purposes.purpose import Floats, Purpose
 from knowshift.audits.shares import mean_change
 from knowshift.evaluation import ANSWER_TOKENS
 from knowshift.facts.grading import Grader
@@ -29,8 +29,6 @@ from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
 from knowshift.statistics.estimates import Estimate, from_error
-
-Floats = NDArray[np.float64]
 
 #: Criteria with their fractions, simplest first, each for a region; controls (random, least) are candidates too.
 SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
@@ -44,7 +42,7 @@ SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
     ("fapm", (0.2, 0.4), "layers"),
     ("dg-hard", (1.0,), "layers"),
 )
-#: What the interval of the loss on the purpose must exclude, in units of :attr:`.Purpose.suffer`.
+#: What the interval of the loss on the purpose must exclude, in units of the purpose's ``suffer``.
 EXCLUDED = 2.5
 #: Facts, and items of the purpose, of a half below which nothing is chosen.
 FEWEST = 10
@@ -146,14 +144,13 @@ class Search:
         known = np.flatnonzero(evidence.first.known | evidence.second.known)
         self._facts = self._halves(known, [evidence.facts[i].question for i in known.tolist()])
         count = len(purpose) if purpose else 0
-        names = list(purpose.questions) if purpose and purpose.questions else [f"piece {i}" for i in range(count)]
-        self._items = self._halves(np.arange(count), names)
+        self._items = self._halves(np.arange(count), purpose.texts if purpose else [])
         self.served: Estimate | None = None
         self._untuned, self._gain = np.zeros(count), 1.0
         if purpose is not None and untuned is not None:
             gained = purpose.scores(tuned, range(count)) - untuned
             self.served = _paired([gained])
-            if purpose.pieces:
+            if purpose.is_text:
                 self._untuned, self._gain = untuned, max(float(gained.mean()), 1e-9)
 
     def run(self, ends: float | None = None) -> Repair:

@@ -42,6 +42,10 @@ def audit(
         Path | None,
         PathOption(help="What the tuning was for: a table of questions and answers, or a .txt file. Repairs keep it."),
     ] = None,
+    guard: Annotated[
+        str | None, typer.Option(help="The same as lm-eval tasks, with commas between them: gsm8k,arc_easy.")
+    ] = None,
+    guard_limit: Annotated[int, typer.Option(min=1, help="Documents of each of these tasks at most.")] = 100,
     prompt_format: Annotated[str | None, typer.Option(help="Your own form of asking, with {question} in it.")] = None,
     fail_above: Annotated[
         float | None, typer.Option(min=0, help="Exit status 3 where more than so many points of known facts were lost.")
@@ -71,6 +75,8 @@ def audit(
         limit=limit,
         repair=repair,
         keep=keep,
+        guard=guard,
+        guard_limit=guard_limit,
         prompt_format=prompt_format,
         seed=seed,
         revision=revision,

@@ -12,7 +12,7 @@ import typer
 from knowshift.files import expanded
 from knowshift.system.terminal import Terminal
 
-#: For messages and progress; standard output has only the object of ``--json``, or the tables of `facts`.
+#: For messages and progress; standard output has the object of ``--json``, tables of `facts`, a folder of tasks.
 console = Terminal(stderr=True)
 
 #: What ``--facts`` and ``knowshift facts`` take; :data:`knowshift.facts.sources.load.FORMS` for people.

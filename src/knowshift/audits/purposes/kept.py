@@ -1,4 +1,4 @@
-"""What the tuning was for: the user's own questions and answers, or a text; a repair must keep it."""
+"""The user's own questions and answers, or a text."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from knowshift.audits.forms import OWN, Form
+from knowshift.audits.purposes.purpose import SUFFER, Floats
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.facts.grading import Grader
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.session import greedy
-
-Floats = NDArray[np.float64]
 
 #: Questions of the user's that are asked at most, and pieces of a text.
 MOST = 400
@@ -29,11 +27,11 @@ READ = 4_000_000
 
 
 @dataclass(frozen=True)
-class Purpose:
-    """Items that a model does well or not.
+class Kept:
+    """Questions, or pieces of a text.
 
     A question counts 1 where the greedy answer holds an accepted one. A piece of a text counts its loglikelihood, from
-    which :class:`.repair.Search` makes the share of what tuning has gained.
+    which :class:`knowshift.audits.repair.Search` makes the share of what tuning has gained.
     """
 
     name: str  # of the file
@@ -46,7 +44,16 @@ class Purpose:
     @property
     def suffer(self) -> float:
         """How much of it a repair may lose: 2 points of the questions, a tenth of what a text has gained."""
-        return 0.1 if self.pieces else 0.02
+        return 0.1 if self.is_text else SUFFER
+
+    @property
+    def is_text(self) -> bool:
+        return bool(self.pieces)
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Of each item the text whose hash says in which half it is: the question; of a piece its number."""
+        return self.questions or [f"piece {i}" for i in range(len(self))]
 
     def __len__(self) -> int:
         return len(self.prompts) or len(self.pieces)
@@ -86,7 +93,7 @@ def purpose_of(
     base: LoadedModel,
     forms: Sequence[Form],
     seed: int,
-) -> Purpose:
+) -> Kept:
     """The items of a file, a seeded choice where there are many; ``name`` is what pages call it.
 
     Questions are asked in the user's own form; without one, in the form that the tuned model answers most better in
@@ -102,12 +109,12 @@ def purpose_of(
         if len(pieces) < 2:
             raise InputError(f"{name}: {len(ids)} tokens; expected {2 * PIECE} at least")
         chosen = sorted(rng.permutation(len(pieces))[:MOST].tolist())
-        return Purpose(name, pieces=[pieces[i] for i in chosen])
+        return Kept(name, pieces=[pieces[i] for i in chosen])
     some = [kept[i] for i in sorted(rng.permutation(len(kept))[:MOST].tolist())]
     asked = [form for form in forms if form.name != "completion"]
     own = next((form for form in asked if form.name == OWN), None)
     best = own or max(asked, key=lambda form: _share(loaded, form, some) - _share(base, form, some))
-    return Purpose(
+    return Kept(
         name,
         [best.prompt(fact) for fact in some],
         [fact.accepted for fact in some],
@@ -120,7 +127,7 @@ def purpose_of(
 def _share(loaded: LoadedModel, form: Form, facts: Sequence[Fact]) -> float:
     """Of at most 64 questions, those that are answered right in a form."""
     some = facts[:64]
-    found = Purpose("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some], (), form.first_line)
+    found = Kept("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some], (), form.first_line)
     return float(found.scores(loaded, range(len(some))).mean())
 
 

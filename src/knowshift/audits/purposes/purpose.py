@@ -1,0 +1,83 @@
+"""What the search for a repair asks of a purpose, and several purposes as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from knowshift.models.loading import LoadedModel
+
+Floats = NDArray[np.float64]
+
+#: Of questions and tasks, the share that a repair may lose.
+SUFFER = 0.02
+
+
+class Purpose(Protocol):
+    """Items that a model does well or not."""
+
+    @property
+    def name(self) -> str:
+        """What pages call it."""
+
+    @property
+    def suffer(self) -> float:
+        """How much of it a repair may lose, in units of the scores that the search makes."""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether scores are nats; the search then counts the share of what the tuning has gained."""
+
+    @property
+    def texts(self) -> Sequence[str]:
+        """Of each item the text whose hash says in which half it is."""
+
+    def __len__(self) -> int:
+        """How many items there are."""
+
+    def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
+        """Of these items, float64 [items]: 0 to 1, or nats a token."""
+
+
+@dataclass(frozen=True)
+class Together:
+    """The items of several purposes, one after the other; none of them a text."""
+
+    parts: tuple[Purpose, ...]
+
+    def __post_init__(self) -> None:
+        assert not any(part.is_text for part in self.parts)
+
+    @property
+    def name(self) -> str:
+        return " and ".join(part.name for part in self.parts)
+
+    @property
+    def suffer(self) -> float:
+        return SUFFER
+
+    @property
+    def is_text(self) -> bool:
+        return False
+
+    @property
+    def texts(self) -> Sequence[str]:
+        return [text for part in self.parts for text in part.texts]
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
+        """Of these items, float64 [items], 0 to 1."""
+        asked = np.asarray(which, dtype=np.int64)
+        found = np.zeros(len(asked))
+        start = 0
+        for part in self.parts:
+            mine = np.flatnonzero((asked >= start) & (asked < start + len(part)))
+            found[mine] = part.scores(loaded, (asked[mine] - start).tolist())
+            start += len(part)
+        return found
