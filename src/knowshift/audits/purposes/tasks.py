@@ -24,8 +24,6 @@ from knowshift.lm_eval_tasks import FOLDER
 from knowshift.lm_eval_tasks import names as ours
 from knowshift.models.loading import LoadedModel
 
-#: Documents of a task that are asked at most, where nothing else is said.
-LIMIT = 100
 #: Documents of a task by which its metric is found.
 PROBED = 8
 #: Requests that a model answers at once.
