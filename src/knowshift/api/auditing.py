@@ -68,6 +68,8 @@ def audit(
     device: str = "cpu",
     dtype: str | None = None,
     workers: int | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
     progress: Shown = None,
 ) -> Audit:
     """Measure what a base and a tuned model know, fact by fact, subtract chance, and reach a verdict.
@@ -83,11 +85,15 @@ def audit(
             or a ``.txt`` file. Without it nothing is repaired, and the page shows what each repair would do to the
             facts known.
         prompt_format: a form of asking of one's own, with ``{question}`` in it.
+        push_to_hub: owner/name on the hub, to which a confirmed repair is pushed with its page and results.
+        public: whether everybody may see what is pushed, where that makes the repository.
 
     Raises:
-        InputError: bad input of any kind; nothing that was recorded is lost.
+        InputError: bad input of any kind, before anything is measured; an upload that failed, after all else is
+            written. Nothing that was recorded is lost.
     """
     began = time.monotonic()
+    from knowshift.api.pushing import check_push, keep_repair, kept_repair, push_audit
     from knowshift.audits.forms import check_format
     from knowshift.audits.page import compose
     from knowshift.audits.plan import facts_to_ask
@@ -95,6 +101,7 @@ def audit(
     from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
+    from knowshift.models.finding import public_name
     from knowshift.probing.budget.plan import Budget, seconds_of
 
     folder = Path(output_dir)
@@ -106,6 +113,7 @@ def audit(
     kept = None if keep is None else read_kept(Path(keep))
     source = load_facts(facts)
     asked = facts_to_ask(limited(source.facts, limit, seed), seed)
+    check_push(push_to_hub, public, repair=repair, keep=keep, models=(base, tuned))
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(asked.facts))
     settings = {
         **names,
@@ -136,8 +144,12 @@ def audit(
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         named = None if keep is None or kept is None else (Path(keep).name, kept)
         found: tuple[Repair | None, str] = (None, "not asked for")
-        if repair:
+        if repair and (earlier := kept_repair(folder, kept)) is not None:
+            found = earlier, ""
+        elif repair:
             found = _search(pair, asked.examples, evidence, named, prompt_format, seed, ends, folder / REPAIRED, tell)
+            if found[0] is not None and found[0].confirmed:
+                keep_repair(folder, found[0], kept)
     repaired, why_not = found
     output = folder / REPAIRED if repaired is not None and repaired.confirmed else None
     change = _weights(pair)
@@ -158,8 +170,13 @@ def audit(
     if plans:
         about["budget"] = plans[0].line()
     write_text(page, compose(evidence, verdict, repaired, why_not, output, change, about))
-    told |= {"page": str(page), "seconds": round(seconds, 1)}
+    told |= {"page": str(page), "seconds": round(seconds, 1), "pushed": None}
     write_json(folder / "audit.json", told)
+    if push_to_hub is not None and repaired is not None and output is not None:
+        about |= {who: public_name(str(names[who])) for who in ("base", "tuned")}
+        there = compose(evidence, verdict, repaired, why_not, push_to_hub, change, about)
+        told["pushed"] = push_audit(folder, push_to_hub, public, repaired, told, there, progress)
+        write_json(folder / "audit.json", told)
     return Audit(verdict, evidence, repaired, page, output, seconds, told)
 
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,6 +123,41 @@ class Repair:
     def is_served(self) -> bool:
         """Whether the tuned model surely serves the purpose better than the base."""
         return self.served is not None and self.served.low > 0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, of which :func:`repair_of` makes the same again."""
+        record: dict[str, Any] = _plain(asdict(self))
+        return record
+
+
+def repair_of(record: Mapping[str, Any]) -> Repair:
+    """A repair from its record."""
+
+    def scores(told: Mapping[str, Any]) -> Scores:
+        return Scores(np.array(told["known"], dtype=float), np.array(told["kept"], dtype=float))
+
+    def candidate(told: Mapping[str, Any] | None) -> Candidate | None:
+        return None if told is None else Candidate(**told)
+
+    purpose, served, held_out = record["purpose"], record["served"], record["held_out"]
+    return Repair(
+        [(candidate(one), scores(other)) for one, other in record["curve"]],
+        None if purpose is None else Purpose(**{**purpose, "accepted": [tuple(one) for one in purpose["accepted"]]}),
+        None if served is None else Estimate(**served),
+        candidate(record["chosen"]),
+        None if held_out is None else (scores(held_out[0]), scores(held_out[1]), Estimate(**held_out[2])),
+        record["confirmed"],
+        list(record["left_out"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, in whatever holds them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 class Search:
