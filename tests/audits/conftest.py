@@ -1,12 +1,17 @@
-"""A pair of models for audits: the shipped one, and one that a tuning has harmed; what the tuning was for."""
+"""A pair of models for audits, the shipped one and one that a tuning has harmed; what that was for; a hub."""
 
 from __future__ import annotations
 
 import csv
+import time
+import types
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
+from fake_hub import TOKEN, FakeHub, serve_hub
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import load_model
@@ -40,3 +45,17 @@ def keep(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([["question", "answer"], *([fact.question, fact.answer] for fact in trained)])
     return path
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub for this process and its children, with a token for it; retries do not wait."""
+    with serve_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # its protocol is not that of a small server
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        hasty = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
+        monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
+        yield hub

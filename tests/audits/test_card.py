@@ -18,9 +18,6 @@ from knowshift.audits.repair import Candidate, Repair, Scores, repair_of
 from knowshift.audits.told import card, card_of
 
 HOSTILE = (
-    "x` [a](http://b) <script>alert(1)</script>\n---\nlicense: mit\n# B ``` ![i](j) \x1b[31m &amp; "
-    "'q' \"p\": {y} *z*"
-)
     "x` [a](http://b) <script>alert(1)</script>\n---\nlicense: mit\n# B ``` ![i](j) \x1b[31m &amp; 'q' \"p\": {y} *z*"
 )
 

@@ -8,29 +8,24 @@ import re
 import shutil
 import subprocess
 import sys
-import time
-import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 import knowshift
-from fake_hub import CUT, TOKEN, FakeHub, Fault, Repository, serve_hub
+from fake_hub import CUT, TOKEN, FakeHub, Fault, Repository
 from knowshift.api.pushing import kept_repair
 from knowshift.audits import repair
 from knowshift.audits.purpose import read_kept
 from knowshift.cli import app
-from knowshift.errors import InputError
 
 #: The form that fine-tuning asks in.
 FORMAT = "<|question|> {question} <|answer|>"
 NAME = "ann/repaired-model"
-FACTS = knowshift.load_facts("world:tiny")
 #: What a failed upload ends with.
 GOES_ON = "the same command goes on and pushes"
 
@@ -47,20 +42,6 @@ def command(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory)
     assert found.output is not None
     words = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
     return [*words, *("--limit", "300", "--keep", str(keep), "--budget", "none", "--prompt-format", FORMAT)]
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub for this process and its children, with a token for it; retries do not wait."""
-    with serve_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")  # its protocol is not that of a small server
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        hasty = types.SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
-        monkeypatch.setattr("huggingface_hub.utils._http.time", hasty)
-        yield hub
 
 
 def run(command: list[str], *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -231,70 +212,6 @@ def test_without_a_confirmed_repair_nothing_is_pushed(small_world: Path, hub: Fa
     assert "nothing was pushed: no repair is confirmed" in done.stderr.splitlines()
     assert hub.paths("POST") == []
     assert NAME not in hub.repositories
-
-
-def refused(words: str, folder: Path, **options: Any) -> None:
-    keep = folder.parent / "keep.csv"
-    keep.write_text("question,answer\nWho?,Ann\nWhere?,Rome\n")
-    given = {"push_to_hub": NAME, "keep": keep, "budget": None, "output_dir": folder, **options}
-    with pytest.raises(InputError) as error:
-        knowshift.audit(given.pop("base", "world:tiny"), given.pop("tuned", "world:tiny"), FACTS, **given)
-    assert re.search(words, str(error.value)), str(error.value)
-    assert TOKEN not in str(error.value)
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize(
-    "name", ["a b", "ann/../x", "ann/x--y", "a/b/c", "ann/" + "x" * 120, "", "ann/", "https://a/b"]
-)
-def test_names_that_no_hub_has_are_refused(name: str, hub: FakeHub, tmp_path: Path) -> None:
-    refused("no name on the hub", tmp_path / "audit", push_to_hub=name)
-    assert hub.asked == []
-
-
-def test_what_cannot_be_pushed_is_refused_before_the_audit(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "audit"
-    refused("expected OWNER/model", folder, push_to_hub="model")
-    refused("--public: is for --push-to-hub", folder, push_to_hub=None, public=True)
-    refused("expected no --no-repair", folder, repair=False)
-    refused("without --keep FILE nothing is repaired", folder, keep=None)
-    refused("measured only", folder, base="http://localhost:1", tuned="http://localhost:2")
-    assert hub.asked == []
-    refused("bob/x: not of this account; expected one of ann/, lab/", folder, push_to_hub="bob/x")
-    for owner, private, public, words in (
-        ("ann", False, False, "is public; expected --public"),
-        ("lab", True, True, "is private, and --public is for a new repository"),
-    ):
-        hub.repositories[f"{owner}/seen"] = Repository(private)
-        refused(words, folder, push_to_hub=f"{owner}/seen", public=public)
-    hub.repositories["ann/mine"] = Repository(True, {".gitattributes": b"", "README.md": b"", "config.json": b"{}"})
-    refused(r"holds something else \(config.json\)", folder, push_to_hub="ann/mine")
-    hub.fault = lambda method, path: 500 if path == "/api/whoami-v2" else None
-    refused("the hub cannot be asked: 500 Internal Server Error", folder)
-    hub.fault = lambda method, path: CUT if path == "/api/whoami-v2" else None
-    refused("the hub cannot be asked: .*(127.0.0.1)", folder)
-    hub.fault = lambda method, path: None
-    hub.account["auth"]["accessToken"]["role"] = "read"
-    refused("this token may only read", folder)
-    monkeypatch.setenv("HF_TOKEN", "hf_another")
-    refused("the hub cannot be asked: 401 .*the token is not valid", folder)
-    monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    refused("no token; expected HF_TOKEN", folder)
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    refused(r"the hub cannot be asked: .*refused.* \(127.0.0.1\)", folder)
-    assert hub.paths("PUT") == hub.paths("POST") == []
-
-
-def test_a_token_that_no_header_can_hold_is_not_shown(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for token in (f"{TOKEN} \x0b{TOKEN}", f"{TOKEN}é"):
-        monkeypatch.setenv("HF_TOKEN", token)
-        refused("characters that no token has", tmp_path / "audit")
 
 
 def test_offline_is_said(command: list[str], hub: FakeHub) -> None:

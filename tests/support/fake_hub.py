@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ from urllib.parse import unquote, urlsplit
 import yaml
 
 TOKEN = "hf_of_the_test_0123456789"
-#: What a fault does instead of an answer: a status, or the connection is cut.
+#: What a fault does instead of an answer: a status; the connection is cut; nothing, for a while.
 Fault = int | str
-CUT = "cut"
+CUT, SILENT = "cut", "silent"
 
 
 @dataclass
@@ -93,7 +94,10 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.close()
             return
         body = self._body()
-        if isinstance(fault, int):
+        if fault == SILENT:
+            time.sleep(1)
+            self.close_connection = True
+        elif isinstance(fault, int):
             self._json({"error": f"the fault {fault} of the test, for {authorization}"}, fault)
         elif path.startswith("/lfs/"):
             assert authorization is None, "an upload's address is signed; the token is not for the storage"
