@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -89,9 +90,9 @@ class Handler(BaseHTTPRequestHandler):
             hub.asked.append((self.command, path, authorization))
         fault = hub.fault(self.command, path)
         if fault == CUT:
-            self.rfile.read(1000)
+            self.rfile.read(min(1000, int(self.headers.get("Content-Length", 0))))
             self.close_connection = True
-            self.connection.close()
+            self.connection.shutdown(socket.SHUT_RDWR)
             return
         body = self._body()
         if fault == SILENT:
