@@ -7,6 +7,7 @@ goes to the hub alone: no message of this module holds it.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Seconds without a byte from the hub: of a question beforehand, and of an upload. Its client waits for ever.
 ASKED, UPLOADED = 30.0, 300.0
+#: A token of the hub, or what shortening a message has left of one.
+_TOKEN = r"\bhf_\w+"
 #: What a repository may hold that is not of knowshift, without being somebody's model.
 HARMLESS = (".gitattributes", ".gitignore", "README.md", "LICENSE*")
 #: Files of an earlier push that a loader would take in place of, or beside, those of this one.
@@ -141,8 +144,11 @@ def _asking(doing: str, seconds: float) -> Iterator[HfApi]:
             finally:
                 session.timeout = waiting
     except InputError as error:
-        words = str(error) if error.__cause__ is None else f"{doing}: {_why(error.__cause__)}"
-        raise InputError(words.replace(token, "***") if token else words) from None
+        if error.__cause__ is None:  # of ours, and complete
+            raise
+        why = _why(error.__cause__)
+        why = why.replace(token, "***") if token else why
+        raise InputError(f"{doing}: {re.sub(_TOKEN, '***', why)}") from None
     finally:
         logger.setLevel(level)
 
