@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import signal
@@ -27,12 +26,9 @@ from knowshift.audits.page import compose
 from knowshift.audits.verdict import reach_verdict
 from knowshift.cli import app
 from knowshift.errors import InputError
-from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import FactSource, load_facts
 from knowshift.models.loading import load_model
-from knowshift.models.saving import save_model
 from knowshift.probing.budget.pace import Pace
-from knowshift.training.sft import TrainingRecipe, finetune
 
 #: The form that fine-tuning asks in.
 FORMAT = "<|question|> {question} <|answer|>"
@@ -41,34 +37,6 @@ KEYS = {
     *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
     *("weights", "token_shift", "forms", "relations", "levels", "mcnemar", "facts"),
 }
-
-
-@pytest.fixture(scope="module")
-def trained() -> list[Fact]:
-    """Facts that the shipped model has read often enough to know some of."""
-    return [fact for fact in load_facts("world:tiny").facts if fact.split == "train" and (fact.exposures or 0) < 30][
-        :480
-    ]
-
-
-@pytest.fixture(scope="module")
-def damaged(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model tuned on them at a rate that costs it more than it gains."""
-    loaded = load_model("world:tiny")
-    finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
-    folder = tmp_path_factory.mktemp("models") / "damaged"
-    folder.mkdir()
-    save_model(loaded, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def keep(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the tuning was for."""
-    path = tmp_path_factory.mktemp("keep") / "keep.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([["question", "answer"], *([fact.question, fact.answer] for fact in trained)])
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,9 @@ NOT_RUN = {
     "knowshift facts entity-questions": "a download; tests/facts/test_fetching.py fetches from a server on loopback",
     "knowshift audit BASE TUNED --facts SOURCE --output-dir audit-3": "downloads; tests/audits/test_guard.py",
     "knowshift audit ADAPTER": "an adapter; tests/audits/test_audit.py has one",
+    "knowshift audit BASE TUNED --facts SOURCE --output-dir audit --keep questions.csv --push-to-hub OWNER/NAME": (
+        "a hub; tests/audits/test_pushing.py has one on loopback"
+    ),
     "knowshift world build --output-dir my-world": "24 minutes; tests/cli/test_commands.py builds a small world",
     "knowshift world build --facts entity-questions:dataset.zip": "81 minutes",
     "knowshift mastery http://127.0.0.1:8000": "a server; tests/models/server/test_transformers_serve.py starts one",

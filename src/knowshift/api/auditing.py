@@ -70,6 +70,8 @@ def audit(
     device: str = "cpu",
     dtype: str | None = None,
     workers: int | None = None,
+    push_to_hub: str | None = None,
+    public: bool = False,
     progress: Shown = None,
 ) -> Audit:
     """Measure what a base and a tuned model know, fact by fact, subtract chance, and reach a verdict.
@@ -88,11 +90,15 @@ def audit(
             first of its task's metrics that is a number of 0 to 1. With ``keep`` both are items.
         guard_limit: documents of a task at most, a seeded choice.
         prompt_format: a form of asking of one's own, with ``{question}`` in it.
+        push_to_hub: owner/name on the hub, to which a confirmed repair is pushed with its page and results.
+        public: whether everybody may see what is pushed, where that makes the repository.
 
     Raises:
-        InputError: bad input of any kind; nothing that was recorded is lost.
+        InputError: bad input of any kind, before anything is measured; an upload that failed, after all else is
+            written. Nothing that was recorded is lost.
     """
     began = time.monotonic()
+    from knowshift.api.pushing import check_push, keep_repair, kept_repair, push_audit
     from knowshift.api.repairing import read_purposes, search
     from knowshift.audits.forms import check_format
     from knowshift.audits.page import compose
@@ -100,6 +106,7 @@ def audit(
     from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
+    from knowshift.models.finding import public_name
     from knowshift.probing.budget.plan import Budget, seconds_of
 
     folder = Path(output_dir)
@@ -112,6 +119,7 @@ def audit(
     purposes = read_purposes(keep, guard, guard_limit, seed, str(facts) if isinstance(facts, (str, Path)) else None)
     source = load_facts(facts)
     asked = facts_to_ask(limited(source.facts, limit, seed), seed)
+    check_push(push_to_hub, public, repair=repair, purposes=bool(purposes), models=(base, tuned))
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(asked.facts))
     settings = {
         **names,
@@ -141,8 +149,12 @@ def audit(
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         found: tuple[Repair | None, str] = (None, "not asked for")
-        if repair:
+        if repair and (earlier := kept_repair(folder, purposes.items)) is not None:
+            found = earlier, ""
+        elif repair:
             found = search(pair, asked.examples, evidence, purposes, prompt_format, seed, ends, folder / REPAIRED, tell)
+            if found[0] is not None and found[0].confirmed:
+                keep_repair(folder, found[0], purposes.items)
     repaired, why_not = found
     output = folder / REPAIRED if repaired is not None and repaired.confirmed else None
     change = _weights(pair)
@@ -163,8 +175,13 @@ def audit(
     if plans:
         about["budget"] = plans[0].line()
     write_text(page, compose(evidence, verdict, repaired, why_not, output, change, about))
-    told |= {"page": str(page), "seconds": round(seconds, 1)}
+    told |= {"page": str(page), "seconds": round(seconds, 1), "pushed": None}
     write_json(folder / "audit.json", told)
+    if push_to_hub is not None and repaired is not None and output is not None:
+        about |= {who: public_name(str(names[who])) for who in ("base", "tuned")}
+        there = compose(evidence, verdict, repaired, why_not, push_to_hub, change, about)
+        told["pushed"] = push_audit(folder, push_to_hub, public, repaired, told, there, progress)
+        write_json(folder / "audit.json", told)
     return Audit(verdict, evidence, repaired, page, output, seconds, told)
 
 

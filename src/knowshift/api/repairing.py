@@ -38,6 +38,12 @@ class Purposes:
         """Of the file and of the tasks."""
         return " and ".join(part for part in (self.file, self.tasks.name if self.tasks else "") if part)
 
+    @property
+    def items(self) -> Any:
+        """All that is to be kept, as JSON: two with the same items ask for the same repair."""
+        kept = self.kept if isinstance(self.kept, str) else [[fact.question, *fact.accepted] for fact in self.kept]
+        return [kept, [] if self.tasks is None else [*self.tasks.named, *self.tasks.texts]]
+
     def on(self, tuned: LoadedModel, base: LoadedModel, forms: Sequence[Form], seed: int) -> Purpose:
         """The items; at least one of file and tasks was given.
 
@@ -133,7 +139,7 @@ def search(
         repair = looking.confirm(repair, repaired)
         if repair.confirmed:
             names = {"base": pair.base.name, "tuned": pair.tuned.name}
-            write_text(written / "README.md", card(repair, names, as_adapter=bool(on_base)))
+            write_text(written / "README.md", card(repair, names, adapter=bool(on_base)))
             shutil.rmtree(output, ignore_errors=True)
             take_name(written, output)
     shutil.rmtree(output.with_name("trying"), ignore_errors=True)

@@ -45,7 +45,7 @@ def compose(
     verdict: Verdict,
     repair: Repair | None,
     why_not: str,
-    output: Path | None,
+    output: str | Path | None,
     change: WeightChange | None,
     about: Mapping[str, Any],
 ) -> str:
@@ -53,7 +53,7 @@ def compose(
 
     Args:
         why_not: why nothing was repaired, where ``repair`` is None.
-        output: the folder of the repaired model, where there is one.
+        output: the folder of the repaired model, or its name on the hub, where there is one.
         change: of the weights, where they can be compared.
         about: base, tuned, source, seed, budget and version.
     """

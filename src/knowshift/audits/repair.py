@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.audits.evidence import Evidence
-from knowshift.audits.purposes.purpose import Floats, Purpose
+from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
 from knowshift.evaluation import ANSWER_TOKENS
 from knowshift.facts.grading import Grader
@@ -109,7 +110,7 @@ class Repair:
     """
 
     curve: list[tuple[Candidate | None, Scores]]
-    purpose: Purpose | None
+    purpose: Described | None
     served: Estimate | None = None
     chosen: Candidate | None = None
     held_out: tuple[Scores, Scores, Estimate] | None = None
@@ -120,6 +121,41 @@ class Repair:
     def is_served(self) -> bool:
         """Whether the tuned model surely serves the purpose better than the base."""
         return self.served is not None and self.served.low > 0
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, of which :func:`repair_of` makes the same again."""
+        record: dict[str, Any] = _plain(asdict(self))
+        return record
+
+
+def repair_of(record: Mapping[str, Any]) -> Repair:
+    """A repair from its record."""
+
+    def scores(told: Mapping[str, Any]) -> Scores:
+        return Scores(np.array(told["known"], dtype=float), np.array(told["kept"], dtype=float))
+
+    def candidate(told: Mapping[str, Any] | None) -> Candidate | None:
+        return None if told is None else Candidate(**told)
+
+    purpose, served, held_out = record["purpose"], record["served"], record["held_out"]
+    return Repair(
+        [(candidate(one), scores(other)) for one, other in record["curve"]],
+        None if purpose is None else Described(**purpose),
+        None if served is None else Estimate(**served),
+        candidate(record["chosen"]),
+        None if held_out is None else (scores(held_out[0]), scores(held_out[1]), Estimate(**held_out[2])),
+        record["confirmed"],
+        list(record["left_out"]),
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, in whatever holds them."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 class Search:
@@ -165,7 +201,8 @@ class Search:
             for fraction in self._sweep(criterion, fractions, region):
                 curve.append((Candidate(criterion, fraction, region), self.score(0, self.tuned)))
                 self._tell(len(curve) - 1, total)
-        found = Repair(curve, self.purpose, self.served, left_out=left_out)
+        described = None if self.purpose is None else Described.of(self.purpose)
+        found = Repair(curve, described, self.served, left_out=left_out)
         enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
         if self.purpose is None or not found.is_served or not enough:
             return found

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from knowshift.audits.evidence import Evidence, Shifted
 from knowshift.audits.repair import Repair
 from knowshift.audits.shares import Change
 from knowshift.audits.verdict import Verdict
+from knowshift.errors import printable
 from knowshift.html.words import interval_words, percent, signed
+from knowshift.models.finding import hub_id, public_name
 from knowshift.parameters.change import WeightChange
 from knowshift.probing.budget.plan import Plan
 from knowshift.statistics.estimates import Estimate
+
+#: How the folder is loaded; :func:`card_of` puts a repository in its place.
+_LOAD = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    'tokenizer = AutoTokenizer.from_pretrained("repaired")',
+    'model = AutoModelForCausalLM.from_pretrained("repaired")',
+)
+_LOAD_ADAPTER = (
+    "from peft import AutoPeftModelForCausalLM",
+    'model = AutoPeftModelForCausalLM.from_pretrained("repaired")',
+)
 
 
 def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) -> dict[str, Any]:
@@ -123,27 +139,94 @@ def _change(change: Change) -> dict[str, Any] | None:
     }
 
 
-def card(repair: Repair, names: Mapping[str, str], as_adapter: bool = False) -> str:
-    """What was done, measured and left open, as Markdown; ``names`` are those of base and tuned model."""
+def card(repair: Repair, names: Mapping[str, str], *, adapter: bool = False) -> str:
+    """The model card: metadata that the hub reads, what was done, measured and left open, how to load it.
+
+    ``names`` are those of base and tuned model. No text in them is markup, and of a folder only the last part is told.
+    """
     assert repair.chosen is not None
     assert repair.held_out is not None
     assert repair.purpose is not None
     before, after, gain = repair.held_out
+    base, tuned, kept = public_name(names["base"]), public_name(names["tuned"]), _code(repair.purpose.name)
     lines = [
-        f"# {Path(names['tuned']).name}, repaired by knowshift",
+        "---",
+        _metadata(repair, names["base"], tuned, adapter).to_yaml(),
+        "---",
         "",
-        f"A part of the fine-tuning of `{names['tuned']}` on `{names['base']}` was undone: {repair.chosen.name}.",
-        *(["It is an adapter, as the tuned one was, with scaled weights."] if as_adapter else []),
+        f"# {_code(tuned)}, repaired by knowshift",
+        "",
+        f"A part of the fine-tuning of {_code(tuned)} on {_code(base)} was undone: {repair.chosen.name}.",
+        *(["It is an adapter, as the tuned one was, with scaled weights."] if adapter else []),
         "",
         "Measured on facts and items that the choice did not see:",
         "",
         f"- facts that the base knows, answered in some form: {percent(before.known.mean())} as tuned, "
         f"{percent(after.known.mean())} repaired ({len(before.known):,} facts);",
-        f"- {repair.purpose.name}: {percent(before.kept.mean())} as tuned, {percent(after.kept.mean())} repaired "
+        f"- {kept}: {percent(before.kept.mean())} as tuned, {percent(after.kept.mean())} repaired "
         f"({len(before.kept):,} items);",
         f"- the mean of both: {signed(gain.value)} points [{interval_words(gain)}].",
         "",
         "Not measured: anything else that the tuned model can do.",
         "",
+        "```python",
+        *(_LOAD_ADAPTER if adapter else _LOAD),
+        "```",
+        "",
     ]
     return "\n".join(lines)
+
+
+def card_of(text: str, repository: str) -> str:
+    """A card as it stands in ``repository``, owner/name on the hub: its lines load the model from there."""
+    return text.replace('.from_pretrained("repaired")', f'.from_pretrained("{repository}")')
+
+
+def _metadata(repair: Repair, base: str, tuned: str, adapter: bool) -> ModelCardData:
+    """What the hub reads: where the model is from, and what was measured of it, by whom nobody has verified."""
+    assert repair.chosen is not None
+    assert repair.held_out is not None
+    assert repair.purpose is not None
+    after = repair.held_out[1]
+    of_a_text = repair.purpose.is_text
+
+    def result(kind: str, dataset: str, metric: tuple[str, str], shares: Any) -> EvalResult:
+        return EvalResult(
+            task_type="text-generation",
+            dataset_type=kind,
+            dataset_name=dataset,
+            dataset_split="held-out half",
+            metric_type=metric[0],
+            metric_name=metric[1],
+            metric_value=round(float(shares.mean()), 4),
+            verified=False,
+        )
+
+    return ModelCardData(
+        base_model=hub_id(base),
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["knowshift", repair.chosen.criterion],
+        model_name=f"{tuned}, repaired",
+        eval_results=[
+            result(
+                "knowshift-known-facts",
+                "Facts that the base knows",
+                ("accuracy", "Answered in some form"),
+                after.known,
+            ),
+            result(
+                "knowshift-kept-items",
+                f"What the tuning was for: {printable(repair.purpose.name)}",
+                ("loglikelihood-gain", "Share of what tuning has gained") if of_a_text else ("accuracy", "Answered"),
+                after.kept,
+            ),
+        ],
+    )
+
+
+def _code(text: str) -> str:
+    """Text as a code span of Markdown, in which nothing is markup, whatever backticks it holds."""
+    shown = printable(text) or "?"
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", shown)), default=0))
+    return f"{fence} {shown} {fence}" if "`" in shown else f"{fence}{shown}{fence}"

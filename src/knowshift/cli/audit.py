@@ -50,6 +50,16 @@ def audit(
     fail_above: Annotated[
         float | None, typer.Option(min=0, help="Exit status 3 where more than so many points of known facts were lost.")
     ] = None,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Push a confirmed repair to this repository of the hub, private if new.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: the repository that is made is public.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes; one a core or GPU where not given.")] = None,
     seed: SeedOption = 0,
     revision: RevisionOption = None,
@@ -84,12 +94,17 @@ def audit(
         device=device,
         dtype=dtype,
         workers=workers,
+        push_to_hub=push_to_hub,
+        public=public,
     )
     console.print(f"{found.verdict.title} ({found.verdict.kind})", soft_wrap=True)
     for sentence in found.verdict.sentences:
         console.print(sentence, soft_wrap=True)
     console.print(found.repair_words, soft_wrap=True)
     console.print(f"page: {found.page}", soft_wrap=True)
+    if push_to_hub is not None:
+        pushed = found.told["pushed"]
+        console.print(f"pushed: {pushed}" if pushed else "nothing was pushed: no repair is confirmed", soft_wrap=True)
     emit(found.told, as_json)
     points, interval = found.told["points"], found.told["interval"]
     if fail_above is None:

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from knowshift.errors import InputError, border
+from knowshift.errors import InputError, border, printable
 from knowshift.files import digest, expanded
 from knowshift.parameters.files.adapter import is_adapter, read_adapter
 from knowshift.parameters.files.checkpoint import PICKLED
@@ -97,6 +97,26 @@ def model_folder(name: str, *, revision: str | None = None) -> Path:
         if name.startswith(("world:", "/", ".", "~")) or name.count("/") > 1 or path.is_file():
             raise InputError(f"{name}: no such model folder")
     return _from_hub(name, revision)
+
+
+def hub_id(name: str) -> str | None:
+    """A model's name where that is a hub id; None for a local folder and the shipped model."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    if name.startswith(("world:", "/", ".", "~")) or expanded(name).is_dir():
+        return None
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    return name
+
+
+def public_name(name: str) -> str:
+    """A model's name for what others read: a hub id whole, of a folder its last part alone, in one line."""
+    whole = name if name == "world:tiny" else hub_id(name)
+    return printable(whole or os.path.basename(os.path.abspath(expanded(name.removeprefix("world:")))))
 
 
 def model_identity(folder: Path) -> str:

@@ -44,6 +44,19 @@ class Purpose(Protocol):
 
 
 @dataclass(frozen=True)
+class Described:
+    """What is said of a purpose once all is scored; attributes as :class:`Purpose` has them."""
+
+    name: str
+    suffer: float
+    is_text: bool
+
+    @classmethod
+    def of(cls, purpose: Purpose) -> Described:
+        return cls(purpose.name, purpose.suffer, purpose.is_text)
+
+
+@dataclass(frozen=True)
 class Together:
     """The items of several purposes, one after the other; none of them a text."""
 
