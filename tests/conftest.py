@@ -23,6 +23,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LONG = (
     "tests/studies/test_study.py",
     "tests/parameters/test_adapters_peft.py",
+    "tests/audits/test_audit.py",
+    "tests/audits/test_guard.py",
+    "tests/audits/test_pushing.py",
     "tests/probing/test_mastery_run.py",
     "tests/cli/test_commands.py",
     "tests/docs/test_snippets.py",
@@ -32,6 +35,8 @@ LONG = (
     "tests/cli/test_border.py",
     "tests/studies/test_golden_study.py",
     "tests/models/server/test_transformers_serve.py",
+    "tests/audits/purposes/test_tasks.py",
+    "tests/parameters/test_scaled_adapters.py",
 )
 
 

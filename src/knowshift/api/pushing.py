@@ -50,7 +50,7 @@ def check_push(
 
 
 def keep_repair(folder: Path, repair: Repair, items: Any) -> None:
-    """Record a confirmed repair, whose model is in the folder as ``repaired``; ``items`` are those that it had to keep."""
+    """Record a confirmed repair, whose model is the folder's ``repaired``; ``items`` are what it had to keep."""
     write_json(folder / "records" / REPAIR, {**_inputs(folder, items), "repair": repair.record()})
 
 
