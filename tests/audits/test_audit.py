@@ -163,22 +163,36 @@ def test_a_budget_goes_to_facts_that_are_likely_known(tmp_path: Path) -> None:
     options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "5m", "workers": 1, "repair": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 40))
-        patch.setattr(screening, "SHARE", 0.9)
         found = knowshift.audit("world:tiny", "world:tiny", source, **options)
-    look = found.told["first_look"]
-    assert look["facts"] == 40  # of the look's own budget
-    assert found.evidence.screened is not None
-    assert {fact.id for fact in found.evidence.facts} == {fact.id for fact in found.evidence.screened.facts}
+    look, screened = found.told["first_look"], found.evidence.screened
+    assert screened is not None
     rates = json.loads((tmp_path / "audit" / "records" / "screen.json").read_text())["rates"]
-    likely = [fact.id in found.evidence.screened.likely for fact in found.evidence.facts]
-    assert look["likely_known"] == look["likely_known_asked"] == sum(likely) == sum(r >= 0.1 for r in rates.values())
-    assert found.evidence.first.rate[likely].mean() > 2 * found.evidence.first.rate[~np.array(likely)].mean()
+    assert look["facts"] == len(rates) > 40
+    assert look["likely_known"] == len(screened.likely) == sum(rate >= screening.LIKELY for rate in rates.values()) > 20
+    assert look["likely_known_asked"] == 20  # of 40, by turns
+    likely = np.array([fact.id in screened.likely for fact in found.evidence.facts])
+    assert found.evidence.first.rate[likely].mean() > 2 * found.evidence.first.rate[~likely].mean()
     shift = found.told["token_shift"]
     assert shift["facts"] > 0
     assert shift["kl_mean"] == pytest.approx(0, abs=1e-9)  # the base against itself, in the same prompt
-    assert "by a first look at 40" in found.verdict.sentences[0]
+    assert f"by a first look at {len(rates)}" in found.verdict.sentences[0]
     again = knowshift.audit("world:tiny", "world:tiny", source, **options)
     assert [fact.id for fact in again.evidence.facts] == [fact.id for fact in found.evidence.facts]
+
+
+def test_a_look_without_time_leaves_nothing_out(tmp_path: Path) -> None:
+    """Facts that it has not seen are others, which are asked too."""
+    facts = tuple(load_facts("world:tiny").facts[:150])
+    source = FactSource("world:tiny", facts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 30))
+        patch.setattr(screening, "SHORTEST", 0.0)
+        patch.setattr(screening, "SHARE", 1e-9)
+        found = knowshift.audit(
+            "world:tiny", "world:tiny", source, output_dir=tmp_path / "a", budget="5m", workers=1, repair=False
+        )
+    assert found.told["first_look"] == {"facts": 0, "likely_known": 0, "likely_known_asked": 0}
+    assert len(found.evidence.facts) == 30
 
 
 def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> None:

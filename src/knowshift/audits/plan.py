@@ -30,9 +30,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Screened:
-    """Facts that a first look has seen, and the names of those that are likely known."""
+    """Facts, how many of them a first look has seen, and the names of those that are likely known."""
 
     facts: tuple[Fact, ...]
+    looked_at: int
     likely: frozenset[str]
 
     @property

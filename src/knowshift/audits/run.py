@@ -156,13 +156,13 @@ def measure(
         def look(done: int, total: int) -> None:
             tell("a first look", done, total)
 
-        screened = screen(pair.base, asked.facts, records, seed + 3, budget, pair.workers, look)
-    there, groups = (asked.facts, None) if screened is None else (screened.facts, screened.groups)
+        screened = screen(pair.base, asked.facts, records, seed + 3, budget, look)
+    groups = None if screened is None else screened.groups
     # The share that is recorded is that of the whole budget, so that a call that goes on asks for the same.
     now = time.monotonic()
     share = None if budget is None else Budget(SHARE * budget.seconds, now - SHARE * (now - budget.began))
-    first = mastery(FIRST, pair.base, there, seed, share, groups)
-    facts = chosen[0].facts if chosen else there
+    first = mastery(FIRST, pair.base, asked.facts, seed, share, groups)
+    facts = chosen[0].facts if chosen else asked.facts
     second = mastery(SECOND, pair.base, facts, seed + 1)
     after = mastery(AFTER, pair.tuned, facts, seed + 2)
     rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}

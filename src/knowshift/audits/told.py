@@ -64,7 +64,7 @@ def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) ->
     told["first_look"] = None
     if look is not None:
         asked = look.among(evidence.facts)
-        told["first_look"] = {"facts": len(look.facts), "likely_known": len(look.likely), "likely_known_asked": asked}
+        told["first_look"] = {"facts": look.looked_at, "likely_known": len(look.likely), "likely_known_asked": asked}
     return told
 
 
