@@ -91,7 +91,7 @@ def test_a_command_repairs_what_tasks_guard(
     found = knowshift.audit("world:tiny", tuned, "world:tiny", output_dir=folder, keep=table, **options)
     assert found.repair is not None
     assert found.repair.purpose is not None
-    assert len(found.repair.purpose) == LIMIT + 40
+    assert found.repair.purpose.items == LIMIT + 40
     assert found.repair.purpose.name == f"keep.csv and {TASK} (substring_hit)"
 
 

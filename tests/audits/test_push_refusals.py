@@ -44,7 +44,7 @@ def test_what_cannot_be_pushed_is_refused_before_the_audit(
     refused("expected OWNER/model", folder, push_to_hub="model")
     refused("--public: is for --push-to-hub", folder, push_to_hub=None, public=True)
     refused("expected no --no-repair", folder, repair=False)
-    refused("without --keep FILE nothing is repaired", folder, keep=None)
+    refused("without --keep or --guard nothing is repaired", folder, keep=None)
     refused("measured only", folder, base="http://localhost:1", tuned="http://localhost:2")
     assert hub.asked == []
     refused("bob/x: not of this account; expected one of ann/, lab/", folder, push_to_hub="bob/x")

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from knowshift.audits.purpose import read_kept
 from transformers import AutoModelForCausalLM
 
 import knowshift
 from fake_hub import CUT, TOKEN, FakeHub, Fault, Repository
 from knowshift.api.pushing import kept_repair
+from knowshift.api.repairing import read_purposes
 from knowshift.audits import repair
 from knowshift.cli import app
 
@@ -187,12 +187,13 @@ def test_weights_of_an_earlier_push_do_not_stay(command: list[str], hub: FakeHub
 def test_only_the_model_that_was_confirmed_for_this_purpose_is_taken_up_again(
     command: list[str], keep: Path, tmp_path: Path
 ) -> None:
-    kept = read_kept(keep)
+    kept = read_purposes(keep, None, 100, 0, None).items
     folder = tmp_path / "audit"
     shutil.copytree(folder_of(command), folder)
     assert kept_repair(folder, kept) is not None
-    assert kept_repair(folder, kept[1:]) is None
-    assert kept_repair(folder, "a text") is None
+    assert kept_repair(folder, [kept[0][1:], kept[1]]) is None
+    assert kept_repair(folder, ["a text", []]) is None
+    assert kept_repair(folder, [kept[0], ["gsm8k"]]) is None
     with (folder / "repaired" / "model.safetensors").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x7f")

@@ -234,15 +234,15 @@ def test_a_run_keeps_to_its_budget_and_is_that_of_the_facts_it_chose(
     source, output = f"world:{small_world}", tmp_path / "m.parquet"
     lines: list[str] = []
     done = knowshift.mastery(
-        small_world, source, output=output, budget=3, progress=lines.append, workers=1, max_new_tokens=8, **how
+        small_world, source, output=output, budget=6, progress=lines.append, workers=1, max_new_tokens=8, **how
     )
-    assert done.seconds < 4.5  # other processes of this machine may have slowed it down
+    assert done.seconds < 9  # other processes of this machine may have slowed it down
     plan = done.more["budget"]
     facts = load_facts(source).facts
-    assert (plan["seconds"], plan["of"], plan["facts"]) == (3.0, len(facts), len(done.table))
-    assert lines[0].startswith("budget 3 s: ")
+    assert (plan["seconds"], plan["of"], plan["facts"]) == (6.0, len(facts), len(done.table))
+    assert lines[0].startswith("budget 6 s: ")
     assert 0 < plan["facts"] <= len(facts)
-    again = knowshift.mastery(small_world, source, output=output, budget="3s", workers=1, max_new_tokens=8, **how)
+    again = knowshift.mastery(small_world, source, output=output, budget="6s", workers=1, max_new_tokens=8, **how)
     assert again.table.equals(done.table)
     assert again.resumed == plan["facts"]
     chosen = balanced_sample(facts, plan["facts"], 0)
@@ -251,7 +251,7 @@ def test_a_run_keeps_to_its_budget_and_is_that_of_the_facts_it_chose(
     table, about = read_table(whole, MASTERY, "mastery")
     kept, told = read_table(output, MASTERY, "mastery")
     assert kept.equals(table)
-    assert told == {**about, "budget": {"seconds": 3.0, "facts": plan["facts"], "of": len(facts)}}
+    assert told == {**about, "budget": {"seconds": 6.0, "facts": plan["facts"], "of": len(facts)}}
 
 
 #: The command with parts of four facts and a pace at which 30 facts fit.

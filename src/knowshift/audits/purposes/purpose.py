@@ -50,10 +50,11 @@ class Described:
     name: str
     suffer: float
     is_text: bool
+    items: int
 
     @classmethod
     def of(cls, purpose: Purpose) -> Described:
-        return cls(purpose.name, purpose.suffer, purpose.is_text)
+        return cls(purpose.name, purpose.suffer, purpose.is_text, len(purpose))
 
 
 @dataclass(frozen=True)
