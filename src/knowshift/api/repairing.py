@@ -132,6 +132,7 @@ def search(
     if repair.chosen is None:
         shutil.rmtree(output, ignore_errors=True)
         return repair, ""
+    shutil.rmtree(output.with_name("trying"), ignore_errors=True)  # of a call that was interrupted
     with folder_beside(output.with_name("trying")) as trying:
         written = trying / "model"
         on_base = _write(pair, repair.chosen, written, seed)

@@ -94,12 +94,22 @@ def restore_adapter(
             folder.mkdir(exist_ok=True)
             content = _scaled(pair, criterion, fraction)
             (folder / WEIGHTS).write_bytes(content)
-            write_json(folder / CONFIG, dict(pair.adapter.config))
+            write_json(folder / CONFIG, {**pair.adapter.config, **_its_base(about or {})})
             copy_files(tuned, folder)
             files = {WEIGHTS: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}}
             write_provenance(folder, {**shared, "fraction": fraction, "files": files})
     none: dict[str, float | None] = dict.fromkeys(fractions)
     return Restoration(sum(pair.weights.sizes), dict.fromkeys(fractions, 0), none, outputs)
+
+
+def _its_base(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What the adapter is loaded on: the base it was scaled beside, whichever its configuration named before."""
+    name = about.get("base_name")
+    if name is None:
+        return {}
+    path = Path(str(name)).expanduser()
+    told = str(path.resolve()) if path.is_dir() else str(name)
+    return {"base_model_name_or_path": told, "revision": about.get("base_revision")}
 
 
 def _factor(pair: CheckpointPair, criterion: str, layer: int | None, fraction: float) -> float:
