@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from knowshift.api.pushing import without_folders
 from knowshift.audits.purposes.purpose import Described
 from knowshift.audits.repair import Candidate, Repair, Scores, repair_of
 from knowshift.audits.told import card, card_of
@@ -85,6 +86,18 @@ def test_lines_that_load_it() -> None:
     pushed = card_of(adapter, "ann/x")
     assert 'AutoPeftModelForCausalLM.from_pretrained("ann/x")' in pushed
     assert '"repaired"' not in pushed
+    local = card_of(card(repair(), {"base": "/home/ann/secret", "tuned": "c/d"}, adapter=True), "ann/x")
+    assert 'PeftModel.from_pretrained(base, "ann/x")' in local  # its configuration names nothing that others have
+    assert "AutoPeft" not in local
+    assert "home" not in local
+
+
+def test_configurations_that_are_pushed_name_no_folder() -> None:
+    held = {"r": 4, "base_model_name_or_path": "/home/ann/base", "_name_or_path": "", "inner": [{"folder": "~/x/y"}]}
+    told = {"r": 4, "base_model_name_or_path": "base", "_name_or_path": "", "inner": [{"folder": "y"}]}
+    assert without_folders(held) == told
+    on_hub = {"base_model_name_or_path": "meta-llama/Llama-3.2-1B", "revision": None}
+    assert without_folders(on_hub) == on_hub
 
 
 def hold(name: str) -> None:

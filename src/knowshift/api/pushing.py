@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.files import digest, read_json, write_json
 from knowshift.system.progress import Shown, is_watched, say
 from knowshift.version import __version__
@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 #: Among the records of an audit: the repair that was confirmed.
 REPAIR = "repair.json"
-#: Fields of a ``knowshift.json`` that may name a folder.
-PLACES = ("folder", "adapter", "made_for", "base_name", "tuned_name")
+#: Files whose fields may name a folder of this machine, and those fields.
+CONFIGS = ("knowshift.json", "adapter_config.json", "config.json", "tokenizer_config.json", "generation_config.json")
+PLACES = (
+    *("folder", "adapter", "made_for", "base_name", "tuned_name"),
+    *("base_model_name_or_path", "_name_or_path", "name_or_path"),
+)
 
 
 def check_push(
@@ -65,10 +69,13 @@ def kept_repair(folder: Path, items: Any) -> Repair | None:
     path = folder / "records" / REPAIR
     if not path.is_file() or not (folder / REPAIRED).is_dir():
         return None
-    record = read_json(path)
-    if {name: record.get(name) for name in ("for", "model")} != _inputs(folder, items):
+    try:
+        record = read_json(path)
+        if {name: record.get(name) for name in ("for", "model")} != _inputs(folder, items):
+            return None
+        return repair_of(record["repair"])
+    except (InputError, KeyError, TypeError, ValueError):  # damaged, or of another version: it is looked for again
         return None
-    return repair_of(record["repair"])
 
 
 def _inputs(folder: Path, items: Any) -> dict[str, str]:
@@ -110,11 +117,13 @@ def push_audit(
         for path in sorted(model.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(model).parts)
     }
-    text = (model / "README.md").read_text(encoding="utf-8")
+    with border(f"{model / 'README.md'}: the model card cannot be read"):
+        text = (model / "README.md").read_text(encoding="utf-8")
     results = {**told, "page": "audit.html", "output": repository, "pushed": repository}
-    made = _without_folders(read_json(model / "knowshift.json"))
     files["README.md"] = card_of(text, repository).encode()
-    files["knowshift.json"] = json.dumps(made, indent=1, sort_keys=True).encode()
+    for name in CONFIGS:
+        if name in files and (told_public := without_folders(held := read_json(model / name))) != held:
+            files[name] = json.dumps(told_public, indent=1, sort_keys=True).encode()
     files["audit.json"] = json.dumps(results, indent=1, sort_keys=True).encode()
     files["audit.html"] = page.encode()
     say(f"pushing {len(files)} files to {repository}", progress)
@@ -128,13 +137,13 @@ def push_audit(
         ) from None
 
 
-def _without_folders(made: Any) -> Any:
-    """A ``knowshift.json`` with only the last part of each path in it."""
+def without_folders(made: Any) -> Any:
+    """A configuration with only the last part of each path in it."""
     from knowshift.models.finding import public_name
 
     if isinstance(made, dict):
         return {
-            key: public_name(one) if key in PLACES and isinstance(one, str) else _without_folders(one)
+            key: public_name(one) if key in PLACES and isinstance(one, str) and one else without_folders(one)
             for key, one in made.items()
         }
-    return [_without_folders(one) for one in made] if isinstance(made, list) else made
+    return [without_folders(one) for one in made] if isinstance(made, list) else made

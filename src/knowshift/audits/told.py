@@ -30,6 +30,13 @@ _LOAD_ADAPTER = (
     "from peft import AutoPeftModelForCausalLM",
     'model = AutoPeftModelForCausalLM.from_pretrained("repaired")',
 )
+#: Where the base is no model of the hub, which an adapter's configuration could name to others.
+_LOAD_ON_BASE = (
+    "from peft import PeftModel",
+    "from transformers import AutoModelForCausalLM",
+    'base = AutoModelForCausalLM.from_pretrained("BASE")  # the model that was tuned',
+    'model = PeftModel.from_pretrained(base, "repaired")',
+)
 
 
 def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) -> dict[str, Any]:
@@ -71,7 +78,9 @@ def told_of_evidence(evidence: Evidence, verdict: Verdict, plan: Plan | None) ->
 def shift_words(shift: Shifted | None) -> str:
     """How far the first token has moved."""
     if shift is None:
-        return "First tokens of answers were not compared: that takes two models in this process with one vocabulary."
+        return "First tokens of answers were not compared: models on servers do not show them."
+    if shift.why:
+        return f"First tokens of answers were not compared: {shift.why}."
     if shift.mean is None:
         return "The first tokens of answers were not compared: the base begins no answer of level 4 right."
     asked = "the same prompt" if shift.asked == "completion" else "the tuned model in your format"
@@ -170,7 +179,7 @@ def card(repair: Repair, names: Mapping[str, str], *, adapter: bool = False) -> 
         "Not measured: anything else that the tuned model can do.",
         "",
         "```python",
-        *(_LOAD_ADAPTER if adapter else _LOAD),
+        *(_LOAD if not adapter else _LOAD_ADAPTER if hub_id(names["base"]) else _LOAD_ON_BASE),
         "```",
         "",
     ]
@@ -179,7 +188,9 @@ def card(repair: Repair, names: Mapping[str, str], *, adapter: bool = False) -> 
 
 def card_of(text: str, repository: str) -> str:
     """A card as it stands in ``repository``, owner/name on the hub: its lines load the model from there."""
-    return text.replace('.from_pretrained("repaired")', f'.from_pretrained("{repository}")')
+    for call in ('.from_pretrained("repaired")', '.from_pretrained(base, "repaired")'):
+        text = text.replace(call, call.replace("repaired", repository))
+    return text
 
 
 def _metadata(repair: Repair, base: str, tuned: str, adapter: bool) -> ModelCardData:
