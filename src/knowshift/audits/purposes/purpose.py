@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,6 +41,24 @@ class Purpose(Protocol):
 
     def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
         """Of these items, float64 [items]: 0 to 1, or nats a token."""
+
+
+def dealt(which: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
+    """Items of several parts, one after the other, by part.
+
+    Args:
+        which: numbers of items in the whole.
+        sizes: how many items each part has.
+
+    Yields:
+        For each part, the places in ``which`` of those that are its own, and their numbers in it.
+    """
+    asked = np.asarray(which, dtype=np.int64)
+    start = 0
+    for size in sizes:
+        mine = np.flatnonzero((asked >= start) & (asked < start + size))
+        yield mine, (asked[mine] - start).tolist()
+        start += size
 
 
 @dataclass(frozen=True)
@@ -87,11 +105,7 @@ class Together:
 
     def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
         """Of these items, float64 [items], 0 to 1."""
-        asked = np.asarray(which, dtype=np.int64)
-        found = np.zeros(len(asked))
-        start = 0
-        for part in self.parts:
-            mine = np.flatnonzero((asked >= start) & (asked < start + len(part)))
-            found[mine] = part.scores(loaded, (asked[mine] - start).tolist())
-            start += len(part)
+        found = np.zeros(len(which))
+        for part, (places, own) in zip(self.parts, dealt(which, [len(part) for part in self.parts]), strict=True):
+            found[places] = part.scores(loaded, own)
         return found

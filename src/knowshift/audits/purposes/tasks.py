@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from knowshift.audits.purposes.contained import contained
-from knowshift.audits.purposes.purpose import SUFFER, Floats
+from knowshift.audits.purposes.purpose import SUFFER, Floats, dealt
 from knowshift.errors import InputError, border
 from knowshift.lm_eval_tasks import FOLDER
 from knowshift.lm_eval_tasks import names as ours
@@ -108,20 +108,16 @@ class Tasks:
         Raises:
             InputError: a task cannot be run, or a score is no number of 0 to 1.
         """
-        asked = np.asarray(which, dtype=np.int64)
-        found = np.zeros(len(asked))
-        start = 0
-        for leaf in self.leaves:
-            mine = np.flatnonzero((asked >= start) & (asked < start + len(leaf.documents)))
-            results = self._results(loaded, leaf, (asked[mine] - start).tolist())
-            for place, result in zip(mine, results, strict=True):
+        found = np.zeros(len(which))
+        sizes = [len(leaf.documents) for leaf in self.leaves]
+        for leaf, (places, own) in zip(self.leaves, dealt(which, sizes), strict=True):
+            for place, result in zip(places, self._results(loaded, leaf, own), strict=True):
                 score = result.get(leaf.metric)
                 if not _is_share(score):
                     raise InputError(
                         f"--guard {leaf.name}: {leaf.metric} of a document is {str(score)[:80]}; expected 0 to 1"
                     )
                 found[place] = float(score)  # type: ignore[arg-type]
-            start += len(leaf.documents)
         return found
 
     def _results(self, loaded: LoadedModel, leaf: Leaf, which: Sequence[int]) -> list[dict[str, Any]]:
