@@ -124,6 +124,8 @@ def test_what_an_output_holds(pair: tuple[Path, Path], tmp_path: Path) -> None:
         assert sorted(path.name for path in (output / fraction).iterdir()) == names
     told = json.loads((output / "0.5" / "knowshift.json").read_text())
     assert (told["criterion"], told["fraction"], told["as_adapter"]) == ("interpolate", 0.5, True)
+    config = json.loads((output / "0.5" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(pair[0].resolve())  # whatever it named before
     kept, half = (load_file(output / fraction / "adapter_model.safetensors") for fraction in ("0", "0.5"))
     first = load_file(pair[1] / "adapter_model.safetensors")
     assert all(torch.equal(kept[name], first[name]) for name in first)

@@ -65,17 +65,7 @@ def restore_checkpoints(
     check_space(output_dir, bytes_needed(pair, len(fractions)))
     names = list(fractions)
     eligible = sum(pair.weights.sizes)
-    shared = {
-        "made_by": f"knowshift {__version__}",
-        **identity(pair),
-        "criterion": criterion,
-        "region": scope.region,
-        "layers": list(scope.layers) if scope.layers else None,
-        "seed": seed,
-        "allow_nonfinite": scope.allow_nonfinite,
-        "eligible": eligible,
-        **(about or {}),
-    }
+    shared = {**made_of(pair, criterion, scope), "seed": seed, "eligible": eligible, **(about or {})}
     try:
         with workers(threads) as run:
             plan = plan_restoration(
@@ -112,6 +102,18 @@ def restore_checkpoints(
         {name: _finite(score) for name, score in zip(names, plan.thresholds, strict=True)},
         dict(zip(names, outputs, strict=True)),
     )
+
+
+def made_of(pair: CheckpointPair, criterion: str, scope: Scope) -> dict[str, Any]:
+    """What every ``knowshift.json`` of a restored model says: by what it was made, from what, and where."""
+    return {
+        "made_by": f"knowshift {__version__}",
+        **identity(pair),
+        "criterion": criterion,
+        "region": scope.region,
+        "layers": list(scope.layers) if scope.layers else None,
+        "allow_nonfinite": scope.allow_nonfinite,
+    }
 
 
 def identity(pair: CheckpointPair) -> dict[str, Any]:

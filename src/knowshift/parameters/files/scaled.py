@@ -21,13 +21,12 @@ from knowshift.parameters.files.adapter import CONFIG, WEIGHTS, AdaptedTensors, 
 from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES, read_whole
 from knowshift.parameters.files.companions import copy_files, files_beside
 from knowshift.parameters.files.pair import CheckpointPair, open_pair
-from knowshift.parameters.files.restored import Restoration, identity
+from knowshift.parameters.files.restored import Restoration, made_of
 from knowshift.parameters.files.writing import check_output, write_provenance
 from knowshift.parameters.regions import PAPER_SCOPE, Scope, own_names
 from knowshift.parameters.selection.published import lines_scale
 from knowshift.parameters.selection.select import exact_count
 from knowshift.parameters.tensors import as_dtype, single
-from knowshift.version import __version__
 
 #: Criteria that multiply the change of a matrix by one factor.
 CRITERIA = ("interpolate", "lines")
@@ -78,15 +77,7 @@ def restore_adapter(
     for fraction in fractions.values():
         exact_count(fraction, 0)
     check_space(output_dir, len(fractions) * (pair.adapter.shard.size + (1 << 26)))
-    shared = {
-        "made_by": f"knowshift {__version__}",
-        **identity(pair),
-        "criterion": criterion,
-        "region": scope.region,
-        "layers": list(scope.layers) if scope.layers else None,
-        "as_adapter": True,
-        **(about or {}),
-    }
+    shared = {**made_of(pair, criterion, scope), "as_adapter": True, **(about or {})}
     outputs = {name: output_dir if len(fractions) == 1 else output_dir / name for name in fractions}
     with folder_beside(output_dir.resolve()) as beside:
         for name, fraction in fractions.items():
