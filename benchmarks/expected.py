@@ -38,6 +38,7 @@ from numpy.typing import NDArray
 import knowshift
 from knowshift.facts.fact import LEVELS, Fact
 from knowshift.facts.sources.load import load_facts
+from knowshift.models.loading import load_model
 from knowshift.probing.levels import level_of
 
 Floats = NDArray[np.float64]
@@ -185,6 +186,8 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     arguments.folder.mkdir(parents=True, exist_ok=True)
     facts = chosen_facts(arguments)
     given = json.loads(arguments.reference.read_text()) if arguments.reference else None
+    if given and (given["model"], given["dtype"]) != (load_model(arguments.model).identity, arguments.dtype):
+        raise SystemExit(f"{arguments.reference}: of another model, or not in {arguments.dtype}")
     runs: dict[str, dict[str, Any]] = {} if given else {f"full, run {i}": {"seed": i} for i in (1, 2)}
     runs["expected"] = EXPECTED
     runs |= {f"expected, {n} texts": {**EXPECTED, "texts": n} for n in arguments.texts}

@@ -59,8 +59,9 @@ from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts
 from knowshift.probing.run import run_mastery
 from knowshift.probing.stopping import ERROR
+from reference import NEW_TOKENS, TEMPERATURE, generate, not_drawn
 
-DRAWS, NEW_TOKENS, TEMPERATURE = 10, 32, 0.7
+DRAWS = 10
 BATCHES = (16, 32, 64, 128, 256)
 ERRORS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
 #: An answer that no text holds.
@@ -136,12 +137,6 @@ def _never_stop(model: Any, inputs: Any, output: Any) -> None:
     output.logits[..., _loaded.stop_ids()] = -torch.inf
 
 
-def _not_drawn() -> list[int]:
-    """Ids of logits that the model has and no token: ours never draws them."""
-    vocabulary = _loaded.vocabulary
-    return [token for token in range(vocabulary.logits) if token not in vocabulary.usable]
-
-
 def _generate(prompts: Sequence[Prompted], draws: int, seed: int) -> tuple[list[int], int, float, float]:
     """Hits of each prompt, positions, seconds and processor seconds of ``generate``."""
     positions = 0
@@ -154,23 +149,14 @@ def _generate(prompts: Sequence[Prompted], draws: int, seed: int) -> tuple[list[
     ids = _loaded.encoder.prompts([prompt.text for prompt in prompts])
     encoded = tokenizer.pad({"input_ids": ids}, return_tensors="pt")
     torch.manual_seed(seed)
+    never = not_drawn(_loaded)
     hook = model.register_forward_pre_hook(count, with_kwargs=True)
     start, busy = time.perf_counter(), time.process_time()
     with torch.inference_mode():
-        ids = model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=1.0,
-            top_k=0,
-            num_return_sequences=draws,
-            max_new_tokens=NEW_TOKENS,
-            suppress_tokens=_not_drawn() or None,
-        )
+        new = generate(_loaded, encoded, draws, never)
     took, busy = time.perf_counter() - start, time.process_time() - busy
     hook.remove()
-    texts = tokenizer.batch_decode(ids[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+    texts = tokenizer.batch_decode(new, skip_special_tokens=True)
     hits = [
         sum(any(answer in text for answer in prompt.accepted) for text in texts[i * draws : (i + 1) * draws])
         for i, prompt in enumerate(prompts)

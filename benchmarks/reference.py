@@ -19,7 +19,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +60,39 @@ def balanced(candidates: Sequence[Fact], known: Sequence[bool], count: int) -> l
     return [fact for _, fact in sorted(chosen, key=lambda one: one[0])][:count]
 
 
+def not_drawn(loaded: LoadedModel) -> list[int] | None:
+    """Ids of logits that the model has and no token: ours never draws them; None without any."""
+    vocabulary = loaded.vocabulary
+    return [token for token in range(vocabulary.logits) if token not in vocabulary.usable] or None
+
+
+@torch.inference_mode()
+def generate(
+    loaded: LoadedModel, padded: Mapping[str, torch.Tensor], draws: int, never: list[int] | None
+) -> torch.Tensor:
+    """New tokens of ``draws`` texts of each prompt, as the paper draws them: [prompts x draws, tokens]."""
+    found: torch.Tensor = loaded.model.generate(  # type: ignore[operator]
+        input_ids=padded["input_ids"],
+        attention_mask=padded["attention_mask"],
+        do_sample=True,
+        temperature=TEMPERATURE,
+        top_p=1.0,
+        top_k=0,
+        num_return_sequences=draws,
+        max_new_tokens=NEW_TOKENS,
+        suppress_tokens=never,
+        pad_token_id=loaded.stop_ids()[0],
+    )
+    return found[:, padded["input_ids"].shape[1] :]
+
+
 class Drawing:
     """Texts of prompts by ``generate``."""
 
     def __init__(self, loaded: LoadedModel, batch: int, ends: float) -> None:
         self.loaded, self.batch, self.ends = loaded, batch, ends
         self.stops = loaded.stop_ids()
-        vocabulary = loaded.vocabulary
-        self._not_drawn = [token for token in range(vocabulary.logits) if token not in vocabulary.usable] or None
+        self._not_drawn = not_drawn(loaded)
 
     def texts(self, prompts: Sequence[str], draws: int, seed: int) -> Ids:
         """Draws of each prompt [prompts, draws, tokens], with stop ids where a text has ended.
@@ -88,24 +113,9 @@ class Drawing:
             found[mine, :, : rows.shape[-1]] = rows
         return found
 
-    @torch.inference_mode()
     def _batch(self, ids: Sequence[list[int]], draws: int) -> Ids:
         padded = self.loaded.tokenizer.pad({"input_ids": list(ids)}, return_tensors="pt").to(self.loaded.device)
-        width = padded["input_ids"].shape[1]
-        generated: Any = self.loaded.model.generate(  # type: ignore[operator]
-            input_ids=padded["input_ids"],
-            attention_mask=padded["attention_mask"],
-            do_sample=True,
-            temperature=TEMPERATURE,
-            top_p=1.0,
-            top_k=0,
-            num_return_sequences=draws,
-            max_new_tokens=NEW_TOKENS,
-            suppress_tokens=self._not_drawn,
-            eos_token_id=self.stops,
-            pad_token_id=self.stops[0],
-        )
-        rows: Ids = generated[:, width:].cpu().numpy().astype(np.int32)
+        rows: Ids = generate(self.loaded, padded, draws, self._not_drawn).cpu().numpy().astype(np.int32)
         return rows.reshape(len(ids), draws, -1)
 
 
@@ -198,12 +208,18 @@ def main() -> None:
         torch.set_float32_matmul_precision("high")
     given.folder.mkdir(parents=True, exist_ok=True)
     loaded = load_model(given.model, device=given.device, dtype=given.dtype)
+    every = load_facts(given.facts)
+    settings = {"model": loaded.identity, "dtype": loaded.dtype, "facts": every.digest(), "seed": given.seed}
+    settings |= {"tf32": given.tf32, "count": given.count, "candidates": given.candidates}
+    noted = given.folder / "settings.json"
+    if noted.exists() and json.loads(noted.read_text()) != settings:
+        raise SystemExit(f"{given.folder}: rounds of other settings; expected {settings}")
+    noted.write_text(json.dumps(settings))
     if given.attention:
         loaded.model.set_attn_implementation(given.attention)
     drawing, grading = Drawing(loaded, given.batch, began + given.ends), Grading(loaded)
-    every = load_facts(given.facts).facts
-    names = choose(drawing, grading, every, given)
-    of_name = {fact.id: fact for fact in every}
+    names = choose(drawing, grading, every.facts, given)
+    of_name = {fact.id: fact for fact in every.facts}
     facts = [of_name[name] for name in names]
     prompts = [prompt for fact in facts for prompt in completion_prompts(fact)]
     for number in range(given.rounds):
@@ -220,7 +236,7 @@ def main() -> None:
         print(f"round {number}: {time.monotonic() - began:.0f} s from the start", flush=True)
     rounds = [np.load(given.folder / f"round-{number:02}.npz")["arr_0"] for number in range(given.rounds)]
     told = {"facts": names, "draws": DRAWS * (given.rounds - RUNS), **graded(grading, loaded, facts, rounds)}
-    told |= {"model": loaded.identity, "dtype": loaded.dtype, "tf32": given.tf32, "seed": given.seed}
+    told |= settings
     given.folder.joinpath("reference.json").write_text(json.dumps(told))
     print(f"{len(facts)} facts, {len(prompts)} prompts, {given.rounds} rounds; positions of a run {told['positions']}")
 
