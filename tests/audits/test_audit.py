@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 
 import knowshift
 from hand_evidence import evidence, without
+from knowshift.api import auditing
 from knowshift.audits import repair, screening
 from knowshift.audits.evidence import Answered
 from knowshift.audits.page import compose
@@ -191,8 +193,34 @@ def test_a_look_without_time_leaves_nothing_out(tmp_path: Path) -> None:
         found = knowshift.audit(
             "world:tiny", "world:tiny", source, output_dir=tmp_path / "a", budget="5m", workers=1, repair=False
         )
-    assert found.told["first_look"] == {"facts": 0, "likely_known": 0, "likely_known_asked": 0}
-    assert len(found.evidence.facts) == 30
+        assert found.told["first_look"] is None
+        assert len(found.evidence.facts) == 30
+        # Nor does a later call look where this one, like those before there was a look, has measured without.
+        (tmp_path / "a" / "records" / "screen.json").unlink()
+        patch.setattr(screening, "SHARE", 0.5)
+        again = knowshift.audit(
+            "world:tiny", "world:tiny", source, output_dir=tmp_path / "a", budget="5m", workers=1, repair=False
+        )
+    assert [fact.id for fact in again.evidence.facts] == [fact.id for fact in found.evidence.facts]
+
+
+def test_what_fails_after_the_choice_is_told_on_the_page(
+    audited: tuple[Path, dict[str, Any], int], damaged: Path, keep: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(audited[0], tmp_path / "audit")
+    (tmp_path / "audit" / "records" / "repair.json").write_text("{}")  # damaged, so it is looked for again
+    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+
+    def full(*given: Any) -> Any:
+        raise InputError("no space left")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(repair.Search, "confirm", full)
+        found = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=tmp_path / "audit", **options)
+    assert "Not repaired: no space left." in found.page.read_text()
+    assert found.told["not_repaired"] == "no space left"
+    assert sorted(path.name for path in (tmp_path / "audit").iterdir() if path.is_dir()) == ["records"]
 
 
 def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> None:
@@ -204,6 +232,11 @@ def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> 
     options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": None, "workers": 1}
     found = knowshift.audit(None, tmp_path / "adapter", f"world:{small_world}", **options)
     assert found.told["counts"]["lost"] == found.told["counts"]["gained"] == 0  # a new adapter changes nothing
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({**config, "revision": "abc"}))
+    for given, used in ((None, "abc"), ("def", "def")):
+        pair, _ = auditing._pair(None, tmp_path / "adapter", None, given, "cpu", None, 1, 1)
+        assert pair.base.revision == pair.tuned.base_revision == used
 
 
 def test_an_adapter_is_repaired_as_an_adapter(damaged: Path, keep: Path, tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ def audit(
         "tuned": str(names["tuned"]),
         "source": source.name,
         "facts": len(evidence.facts),
-        "kept for": purposes.name or "nothing was given (--keep, --guard)",
+        "kept for": (repaired.purpose.name if repaired and repaired.purpose else purposes.name)
+        or "nothing was given (--keep, --guard)",
         "prompts of a fact": len(evidence.facts[0].prompts),
         "seed": seed,
         "knowshift": __version__,
@@ -216,7 +217,8 @@ def _pair(
     if base is None:
         if not on_base:
             raise InputError(f"{tuned}: no adapter, so its base is not known; expected BASE TUNED")
-        base = read_adapter(folder).base_name
+        adapter = read_adapter(folder)
+        base, base_revision = adapter.base_name, base_revision or adapter.config.get("revision")
         if not base:
             raise InputError(f"{tuned}: an adapter that names no base; expected BASE TUNED")
     own = {"base": str(base), "base_revision": base_revision} if on_base else {}

@@ -133,17 +133,22 @@ def search(
         shutil.rmtree(output, ignore_errors=True)
         return repair, ""
     shutil.rmtree(output.with_name("trying"), ignore_errors=True)  # of a call that was interrupted
-    with folder_beside(output.with_name("trying")) as trying:
-        written = trying / "model"
-        on_base = _write(pair, repair.chosen, written, seed)
-        repaired = load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device, **on_base)
-        repair = looking.confirm(repair, repaired)
-        if repair.confirmed:
-            names = {"base": pair.base.name, "tuned": pair.tuned.name}
-            write_text(written / "README.md", card(repair, names, adapter=bool(on_base)))
-            shutil.rmtree(output, ignore_errors=True)
-            take_name(written, output)
-    shutil.rmtree(output.with_name("trying"), ignore_errors=True)
+    try:
+        with folder_beside(output.with_name("trying")) as trying:
+            written = trying / "model"
+            on_base = _write(pair, repair.chosen, written, seed)
+            repaired = load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device, **on_base)
+            repair = looking.confirm(repair, repaired)
+            if repair.confirmed:
+                names = {"base": pair.base.name, "tuned": pair.tuned.name}
+                write_text(written / "README.md", card(repair, names, adapter=bool(on_base)))
+                shutil.rmtree(output, ignore_errors=True)
+                take_name(written, output)
+    except InputError as error:  # what was measured is told all the same
+        shutil.rmtree(output, ignore_errors=True)
+        return None, str(error)
+    finally:
+        shutil.rmtree(output.with_name("trying"), ignore_errors=True)
     if not repair.confirmed:
         shutil.rmtree(output, ignore_errors=True)
     return repair, ""

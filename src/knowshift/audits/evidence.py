@@ -49,11 +49,13 @@ class Shifted:
         mean: KL(tuned || base) in nats; None where no fact has one.
         facts: how many have one.
         asked: what the tuned model reads: the base's completion prompt, or the user's own form.
+        why: why nothing was compared, where that is so.
     """
 
     mean: float | None
     facts: int
     asked: str
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Evidence:
     Attributes:
         level: the base's mastery level of each fact, by its first measurement.
         screened: the first look that has chosen the facts, where there was one.
-        shift: of the first token; None where the models cannot be compared token by token.
+        shift: of the first token; None of models on servers.
     """
 
     facts: Sequence[Fact]

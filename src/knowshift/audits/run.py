@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from knowshift.audits.evidence import Answered, Evidence, Shifted
-from knowshift.audits.forms import FEW_SHOT, OWN, Form, forms_of, own_form
+from knowshift.audits.forms import FEW_SHOT, Form, forms_of, own_form
 from knowshift.audits.moves import Rates
 from knowshift.audits.plan import Asked
 from knowshift.audits.screening import screen
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.files import check_parent, read_json, write_json
@@ -29,7 +29,7 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest, run_mastery
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
-from knowshift.token_shift import best_prompts, select_items, shared_ids, token_shift
+from knowshift.token_shift import best_prompts, select_items, token_shift
 
 #: Share of a budget for the base's first measurement; two more follow, and answers, and repairs.
 SHARE = 0.2
@@ -223,22 +223,21 @@ def _answers(
     return found
 
 
-def _shift(
-    pair: Pair, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path
-) -> Shifted | None:
-    """Of facts of level 4; None where the two vocabularies cannot be compared."""
+def _shift(pair: Pair, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path) -> Shifted:
+    """Of facts of level 4; where it cannot be measured, all else is told without it, and why."""
+    own = own_form(prompt_format) if prompt_format else None
     if not path.exists():
-        base, tuned = pair.open_base(), pair.open_tuned()
         try:
-            shared_ids(base, tuned)
-        except InputError:
-            return None
-        items = select_items(base, facts, best)
-        asked = [own_form(prompt_format).prompt(fact) for fact in facts] if prompt_format else items.prompts
-        about = {"base": base.about(), "tuned": tuned.about(), "facts": facts_digest(facts)}
-        token_shift(base, tuned, items, asked).write(path, about)
+            with border("token shift"):
+                base, tuned = pair.open_base(), pair.open_tuned()
+                items = select_items(base, facts, best)
+                asked = items.prompts if own is None else [own.prompt(fact) for fact in facts]
+                shift = token_shift(base, tuned, items, asked)
+        except InputError as error:
+            return Shifted(None, 0, "", str(error))
+        shift.write(path, {"base": base.about(), "tuned": tuned.about(), "facts": facts_digest(facts)})
     kl = [value for value in read_table(path, TOKEN_SHIFT, "token shift")[0]["kl"].to_pylist() if value is not None]
-    return Shifted(float(np.mean(kl)) if kl else None, len(kl), OWN if prompt_format else "completion")
+    return Shifted(float(np.mean(kl)) if kl else None, len(kl), "completion" if own is None else own.name)
 
 
 def _answer(loaded: LoadedModel, form: Form, facts: Sequence[Fact], levels: dict[str, int]) -> Any:

@@ -16,9 +16,11 @@ from pathlib import Path
 from knowshift.audits.plan import Screened
 from knowshift.facts.fact import Fact
 from knowshift.files import read_json, write_json
+from knowshift.models.finding import model_folder, model_identity
 from knowshift.probing.budget.plan import Budget, balanced_order
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol, measure_mastery
+from knowshift.probing.run import facts_digest
 
 #: Share of a budget for the look.
 SHARE = 0.12
@@ -44,15 +46,26 @@ def screen(
 ) -> Screened | None:
     """Which of the facts are likely known, as far as they were looked at; None where there are few, or no time for it.
 
-    What an earlier call came to is read, so that a call that goes on asks the same facts.
+    What an earlier call came to is read, so that a call that goes on asks the same facts; where that call has begun to
+    measure without a look, there is none. A look at another model or at other facts is made anew.
+
+    Raises:
+        InputError: a model that cannot be opened.
     """
     if spec.is_server or len(facts) < FEWEST or SHARE * budget.seconds < SHORTEST:
         return None
     found = records / FILE
-    if not found.exists():
+    about = {"facts": facts_digest(facts), "model": model_identity(model_folder(spec.name, revision=spec.revision))}
+    told = read_json(found) if found.exists() else {}
+    if {name: told.get(name) for name in about} != about:
+        if any(records.glob("base.parquet*")):
+            return None
         records.mkdir(exist_ok=True)
-        write_json(found, {"rates": _look(spec, facts, seed, budget, tell)})
-    rates = read_json(found)["rates"]
+        told = {**about, "rates": _look(spec, facts, seed, budget, tell)}
+        write_json(found, told)
+    rates = told.get("rates")
+    if not rates:
+        return None
     return Screened(tuple(facts), len(rates), frozenset(name for name, rate in rates.items() if rate >= LIKELY))
 
 

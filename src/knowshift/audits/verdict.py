@@ -141,7 +141,7 @@ def _sentences(
     counts, noise = evidence.moves.counts(), evidence.noise.counts()
     asked, known = len(evidence.facts), counts["kept"] + counts["lost"]
     chosen = ""
-    if evidence.screened is not None and evidence.screened.looked_at:
+    if evidence.screened is not None:
         likely, looked = evidence.screened.among(evidence.facts), evidence.screened.looked_at
         chosen = f", {likely:,} of them likely known by a first look at {looked:,},"
     start = f"Of {asked:,} facts{chosen} the base knows {known:,} (R of {KNOWN} or more)"
