@@ -139,8 +139,8 @@ def test_a_plan_says_what_it_can_and_cannot_tell() -> None:
         "relations is known to ±18.0 points (95%), of one relation to ±28; left out are 80 facts"
     )
     assert Plan.of_sample(600, facts, 2, 0).line().endswith("left out are 100 facts, and 1 of 3 relations whole")
-    groups = [f"{fact.relation} {place % 5 == 0}" for place, fact in enumerate(facts)]
-    turned = Plan.of_sample(600, facts, 20, 0, groups=groups)
+    turned = Plan.of_sample(600, facts, 20, 0, order=range(101, -1, -1))
+    assert list(turned.facts) == facts[-20:]
     assert turned.told()["smallest_effect"] is None  # the facts are no random sample of theirs
     assert "±" not in turned.line()
     assert Plan.of_sample(600, facts, 102, 0).line() == "budget 10 min: all 102 facts; nothing is left out"

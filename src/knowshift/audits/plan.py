@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ from knowshift.errors import InputError
 from knowshift.facts.asking import GENERIC
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.relations import RELATIONS
+from knowshift.probing.budget.plan import balanced_order
 
 #: Completion prompts of a fact. With fewer prompts more facts fit into a budget, and the mean over facts is known
 #: better for it; seven still show a fact in several wordings.
@@ -36,10 +38,14 @@ class Screened:
     looked_at: int
     likely: frozenset[str]
 
-    @property
-    def groups(self) -> list[str]:
-        """Of each fact what a budget takes in turn: relation, and whether it is likely known."""
-        return [f"{fact.relation} {'likely known' if fact.id in self.likely else 'other'}" for fact in self.facts]
+    def order(self, seed: int) -> list[int]:
+        """Places of facts as a budget takes them: likely known and others by turns, each balanced over relations."""
+        parts: list[list[int]] = []
+        for likely in (True, False):
+            own = [place for place, fact in enumerate(self.facts) if (fact.id in self.likely) == likely]
+            parts.append([own[i] for i in balanced_order([self.facts[place].relation for place in own], seed)])
+        turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
+        return [place for place in turns if place is not None]
 
     def among(self, facts: Sequence[Fact]) -> int:
         """How many of some facts are likely known."""

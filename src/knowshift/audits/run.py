@@ -130,7 +130,7 @@ def measure(
         facts: Sequence[Fact],
         own_seed: int,
         given: Budget | None = None,
-        groups: Sequence[str] | None = None,
+        order: Sequence[int] | None = None,
     ) -> Path:
         output = records / f"{name}.parquet"
         # As many draws in all as the paper's, over fewer prompts, so that levels mean the same.
@@ -143,7 +143,7 @@ def measure(
             workers=pair.workers,
             budget=given,
             planned=keep,
-            groups=groups,
+            order=order,
             progress=lambda done, total, positions: tell(name, done, total),
         )
         return output
@@ -157,11 +157,11 @@ def measure(
             tell("a first look", done, total)
 
         screened = screen(pair.base, asked.facts, records, seed + 3, budget, look)
-    groups = None if screened is None else screened.groups
+    order = None if screened is None else screened.order(seed)
     # The share that is recorded is that of the whole budget, so that a call that goes on asks for the same.
     now = time.monotonic()
     share = None if budget is None else Budget(SHARE * budget.seconds, now - SHARE * (now - budget.began))
-    first = mastery(FIRST, pair.base, asked.facts, seed, share, groups)
+    first = mastery(FIRST, pair.base, asked.facts, seed, share, order)
     facts = chosen[0].facts if chosen else asked.facts
     second = mastery(SECOND, pair.base, facts, seed + 1)
     after = mastery(AFTER, pair.tuned, facts, seed + 2)

@@ -67,13 +67,13 @@ def run_mastery(
     progress: Progress = lambda done, total, positions: None,
     budget: Budget | None = None,
     planned: Callable[[Plan], None] = lambda plan: None,
-    groups: Sequence[str] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Outcome:
     """Measure all facts into ``output``, going on from what an earlier run with the same inputs has left.
 
     Args:
         budget: measure as many of the facts as fit into it; a run that goes on keeps those that were chosen first.
-        groups: of each fact, taken in turn where a budget chooses; relations, where not given.
+        order: places of facts, of which a budget takes the first; balanced over relations, where not given.
         planned: called with the facts chosen, before ``progress``, where there is a budget.
         progress: called with (facts done, facts in all, positions computed), first with what was there already, then
             whenever more facts are done, those of unfinished parts included.
@@ -89,8 +89,8 @@ def run_mastery(
         engine, about = _checked_engine(opened, facts, protocol, workers)
         with Crew(opened, engine, workers) as crew:
             if budget is not None:
-                plan = _recorded_plan(output, budget, facts, protocol.seed, groups)
-                plan = plan or plan_budget(budget, crew, facts, protocol, groups)
+                plan = _recorded_plan(output, budget, facts, protocol.seed, order)
+                plan = plan or plan_budget(budget, crew, facts, protocol, order)
                 facts, about["budget"] = plan.facts, plan.about()
                 planned(plan)
             about["facts"] = facts_digest(facts)
@@ -203,7 +203,7 @@ def _folder_of_parts(output: Path) -> Path:
 
 
 def _recorded_plan(
-    output: Path, budget: Budget, facts: Sequence[Fact], seed: int, groups: Sequence[str] | None
+    output: Path, budget: Budget, facts: Sequence[Fact], seed: int, order: Sequence[int] | None
 ) -> Plan | None:
     """What an earlier run with a budget chose, whatever the pace is now; None where nothing is recorded."""
     label = _folder_of_parts(output) / LABEL
@@ -216,7 +216,7 @@ def _recorded_plan(
     chosen = told.get("budget")
     if not isinstance(chosen, dict):
         raise InputError(f"{where}: recorded without a budget; it stays as it is, choose another --output")
-    return Plan.of_sample(budget.seconds, facts, count_in(where, chosen, "facts"), seed, groups=groups)
+    return Plan.of_sample(budget.seconds, facts, count_in(where, chosen, "facts"), seed, order=order)
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.models.loading import LoadedModel
-from knowshift.probing.budget.plan import Budget, Plan, balanced_order, groups_of
+from knowshift.probing.budget.plan import Budget, Plan, balanced_order
 from knowshift.probing.crew import Crew, of_worker
 from knowshift.probing.measure import Engine, Protocol, measure_mastery
 from knowshift.system.progress import duration
@@ -60,9 +60,9 @@ class Pace:
 
 
 def plan_budget(
-    budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Protocol, groups: Sequence[str] | None = None
+    budget: Budget, crew: Crew, facts: Sequence[Fact], protocol: Protocol, order: Sequence[int] | None = None
 ) -> Plan:
-    """Measure the pace, and choose as many facts as fit into what is then left of the budget, ``groups`` in turn.
+    """Measure the pace, and choose as many facts as fit into what is then left of the budget, the first of an order.
 
     Raises:
         InputError: not even one fact fits.
@@ -77,10 +77,10 @@ def plan_budget(
         def ask(batches: Sequence[Sequence[Fact]]) -> list[float]:
             return [_seconds(crew.engine, batch, protocol) for batch in batches]
 
-        pace = measure_pace(budget, ask, facts, protocol.seed, 1, part, groups)
+        pace = measure_pace(budget, ask, facts, protocol.seed, 1, part, order)
     else:
         pool, _ = workers
-        pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, crew.workers, part, groups)
+        pace = measure_pace(budget, _ask_in(pool, protocol), facts, protocol.seed, crew.workers, part, order)
     left = budget.left
     count = pace.fitting(left, len(facts))
     if not count:
@@ -91,7 +91,7 @@ def plan_budget(
             "at least"
         )
     speed = count / (pace.alone(count) * pace.seconds)
-    return Plan.of_sample(budget.seconds, facts, count, protocol.seed, speed, groups)
+    return Plan.of_sample(budget.seconds, facts, count, protocol.seed, speed, order)
 
 
 def measure_pace(
@@ -101,13 +101,14 @@ def measure_pace(
     seed: int,
     workers: int,
     part: int,
-    groups: Sequence[str] | None = None,
+    order: Sequence[int] | None = None,
 ) -> Pace:
     """Measure batches, each twice the last, of the facts that a budget takes first.
 
     The first batch is a warm-up too. A fact takes less in a large batch, as those of the run are, so the last counts.
     """
-    order = balanced_order(groups_of(facts, groups), seed)
+    if order is None:
+        order = balanced_order([fact.relation for fact in facts], seed)
     size, at, spent = 1, 0, 0.0
     while True:
         some = order[at : at + size * workers]

@@ -55,7 +55,7 @@ class Budget:
 
 
 def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
-    """Places of facts, given the relation (or another group) of each, in the order in which a budget takes them.
+    """Places of facts, given the relation of each, in the order in which a budget takes them.
 
     Relations come in turn, and each gives one fact a turn; both orders are drawn by ``seed``. So any first part of the
     result is balanced: the counts of two relations that still have facts differ by at most one.
@@ -72,14 +72,9 @@ def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
     ]
 
 
-def groups_of(facts: Sequence[Fact], groups: Sequence[str] | None) -> Sequence[str]:
-    """The group of each fact that a budget takes in turn: its relation, where none is given."""
-    return [fact.relation for fact in facts] if groups is None else groups
-
-
-def balanced_sample(facts: Sequence[Fact], count: int, seed: int, groups: Sequence[str] | None = None) -> list[Fact]:
-    """So many facts, balanced over groups, in their own order; a larger sample holds every smaller one."""
-    chosen = balanced_order(groups_of(facts, groups), seed)[:count]
+def balanced_sample(facts: Sequence[Fact], count: int, seed: int) -> list[Fact]:
+    """So many facts, balanced over relations, in their own order; a larger sample holds every smaller one."""
+    chosen = balanced_order([fact.relation for fact in facts], seed)[:count]
     return [facts[place] for place in sorted(chosen)]
 
 
@@ -112,7 +107,7 @@ class Plan:
     of: int  # facts there
     relations: dict[str, tuple[int, int]]  # of each, facts asked and facts there
     pace: float | None = None  # facts a second that it was made for; None where an earlier run had chosen
-    at_random: bool = True  # within relations; False where other groups are taken in turn
+    at_random: bool = True  # within relations; False where another order is taken than the balanced one
 
     @classmethod
     def of_sample(
@@ -122,13 +117,14 @@ class Plan:
         count: int,
         seed: int,
         pace: float | None = None,
-        groups: Sequence[str] | None = None,
+        order: Sequence[int] | None = None,
     ) -> Plan:
-        """The plan that asks ``count`` of ``facts``."""
-        chosen = balanced_sample(facts, count, seed, groups)
+        """The plan that asks ``count`` of ``facts``, the first of an order of their places (the balanced one)."""
+        first = balanced_order([fact.relation for fact in facts], seed) if order is None else order
+        chosen = [facts[place] for place in sorted(first[:count])]
         there, asked = (Counter(fact.relation for fact in some) for some in (facts, chosen))
         relations = {name: (asked[name], there[name]) for name in sorted(there)}
-        return cls(budget, tuple(chosen), len(facts), relations, pace, groups is None)
+        return cls(budget, tuple(chosen), len(facts), relations, pace, order is None)
 
     def about(self) -> dict[str, Any]:
         """What a record says of it, and what a later run needs to choose the same facts."""
