@@ -132,7 +132,17 @@ def test_the_same_call_goes_on_and_another_is_refused(
 
 def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "knowshift", "audit", "world:tiny", str(damaged), "--facts", "world:tiny"]
-    command += ["--limit", "60", "--budget", "none", "--output-dir", str(tmp_path / "audit"), "--json"]
+    command += [
+        "--limit",
+        "40",
+        "--budget",
+        "none",
+        "--workers",
+        "1",
+        "--output-dir",
+        str(tmp_path / "audit"),
+        "--json",
+    ]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     record = tmp_path / "audit" / "records" / "base.parquet"
     for _ in range(1200):

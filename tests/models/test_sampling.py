@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,12 +17,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from knowshift.errors import InputError
-from knowshift.facts.grading import Grader
+from knowshift.facts.grading import Grader, substring_hit
 from knowshift.models.loading import LoadedModel
+from knowshift.models.sampling import frontier, tree
 from knowshift.models.sampling.frontier import edges_of_parts
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import philox, stream_key, uniforms
-from knowshift.models.sampling.session import TreeSession, greedy, sample
+from knowshift.models.sampling.session import TreeSession, answered, greedy, sample
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.token_bytes import token_pieces
 from markov import markov_model, texts_of
@@ -33,6 +35,7 @@ CHAIN = {
     "c": {"a": 1.0},
     "y": {"y": 1.0},
 }
+BEGINNING = "It is said that the owner of Zukar Hill is Brehi. "
 PROMPTS = [
     "The capital of Brehi is",
     "The capital of Zukar is",
@@ -257,6 +260,48 @@ def test_parts_of_a_front_keep_prompts_together(sizes: list[int], size: int) -> 
         assert holding == 1 if own <= size else holding >= -(-own // size)
 
 
+def test_what_prompts_begin_with_costs_one_pass(small_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[int] = []
+    forward = tree.Walk._forward
+
+    def counted(walk: Any, tokens: Any, *given: Any) -> Any:
+        passes.append(tokens.shape[1])
+        return forward(walk, tokens, *given)
+
+    monkeypatch.setattr(tree.Walk, "_forward", counted)
+    greedy(small_model, [BEGINNING + "The", BEGINNING + "It", BEGINNING], max_new_tokens=1)
+    assert passes[0] == len(small_model.encoder.prompts([BEGINNING.strip()])[0]) - 1
+    assert set(passes[1:]) == {1}
+    with torch.inference_mode():
+        alone = [greedy(small_model, [BEGINNING + word], max_new_tokens=4)[0] for word in ("The", "It", "")]
+    assert greedy(small_model, [BEGINNING + word for word in ("The", "It", "")], max_new_tokens=4) == alone
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5), min_size=1, max_size=6))
+def test_shared_tokens_are_those_of_all(rows: list[list[int]]) -> None:
+    ids = np.full((len(rows), 5), -1, dtype=np.int64)
+    for row, own in zip(ids, rows, strict=True):
+        row[: len(own)] = own
+    shortest = min(map(len, rows))
+    shared = frontier.shared_tokens(ids, shortest)
+    assert all(own[:shared] == rows[0][:shared] for own in rows)
+    assert shared == shortest or len({own[shared] for own in rows}) > 1
+
+
+@pytest.mark.parametrize("first_line", [False, True])
+def test_answers_are_graded_as_whole_texts_are(
+    small_model: LoadedModel, chain_and_all: tuple[LoadedModel, np.ndarray], first_line: bool
+) -> None:
+    for model in (small_model, chain_and_all[0]):
+        texts = [text.lstrip().split("\n")[0] if first_line else text for text in greedy(model, PROMPTS)]
+        words = [[text.split()[-1] if text.split() else "x", "?!y"] for text in texts]
+        accepted = [words[i // 2 if i % 2 else i] for i in range(len(texts))]
+        right = answered(model, PROMPTS, accepted, first_line=first_line)
+        assert right.tolist() == [substring_hit(text, own) for text, own in zip(texts, accepted, strict=True)]
+        assert right.any()
+    assert answered(small_model, [], []).shape == (0,)
+
+
 def test_greedy_is_what_generate_gives(small_model: LoadedModel) -> None:
     texts = greedy(small_model, PROMPTS, max_new_tokens=9, max_nodes=8)
     for prompt, text in zip(PROMPTS, texts, strict=True):
@@ -367,11 +412,13 @@ def test_any_family_of_causal_models_answers_as_generate_does(kind: str, small_w
     made.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model = load_model(str(tmp_path))
-    texts = greedy(model, PROMPTS, max_new_tokens=7, max_nodes=4)
-    for prompt, text in zip(PROMPTS, texts, strict=True):
-        ids = torch.tensor([tokenizer(prompt)["input_ids"]])
-        out = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=7)
-        assert text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    for shown in (BEGINNING, ""):  # what all prompts begin with is read at once
+        prompts = [shown + prompt for prompt in PROMPTS]
+        texts = greedy(model, prompts, max_new_tokens=7, max_nodes=4)
+        for prompt, text in zip(prompts, texts, strict=True):
+            ids = torch.tensor([tokenizer(prompt)["input_ids"]])
+            out = model.model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=7)
+            assert text == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
     assert len(set(texts)) > 3
     keys = [str(i) for i in range(len(PROMPTS))]
     asked = (model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3, draws_per_prompt=6, max_new_tokens=7))

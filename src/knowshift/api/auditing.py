@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from knowshift.api.inputs import FactsLike, load_facts
+from knowshift.api.measures import PACING
 from knowshift.errors import InputError, check_whole
 from knowshift.facts.sources.load import limited
 from knowshift.files import write_json, write_text
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Share of a budget by which no further repair is tried.
 REPAIRED_BY = 0.85
+#: Seconds of a budget below which one process measures: others take many of them to start, for each measurement.
+SHORT = 300.0
 #: What is counted, where it is not facts.
 UNITS = {"answers": "form", "repairs tried": "candidate"}
 
@@ -113,6 +116,8 @@ def audit(
     given = None if budget is None else Budget(seconds_of(budget), began)
     if workers is not None:
         check_whole("workers", workers, 1)
+    elif given is not None and given.seconds < SHORT:
+        workers = 1
     if prompt_format is not None:
         check_format(prompt_format)
     check_whole("guard_limit", guard_limit, 1)
@@ -145,7 +150,10 @@ def audit(
             plans.append(plan)
             say(plan.line(), progress)
 
-        evidence = measure(pair, asked, folder, seed, given, prompt_format, tell, planned)
+        def pacing(measured: int) -> None:
+            say(PACING.format(measured), progress)
+
+        evidence = measure(pair, asked, folder, seed, given, prompt_format, tell, pacing, planned)
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         found: tuple[Repair | None, str] = (None, "not asked for")

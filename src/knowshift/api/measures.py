@@ -22,6 +22,9 @@ from knowshift.system.progress import Count, Shown, count, say
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Said before and while the pace of a budget is measured.
+PACING = "measuring the pace: {:,} facts so far"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -149,8 +152,14 @@ def mastery(
         began = time.monotonic()
     resumed: list[int] = []
     plans: list[Plan] = []
+    paced = 0
     with _kept(output) as path, ExitStack() as stack:
         started, counted = began, cast("Count | None", None)
+
+        def pacing(measured: int) -> None:
+            nonlocal paced
+            paced = measured
+            say(PACING.format(measured), progress)
 
         def tell(done: int, total: int, positions: int) -> None:
             nonlocal started, counted
@@ -159,12 +168,20 @@ def mastery(
                 if plans:  # and not before: a run may be refused
                     say(plans[0].line(), progress)
                 counted = stack.enter_context(count("mastery", total, "fact", progress))
-                resumed.append(done)
+                resumed.append(done - paced)
                 started = now
             counted(done, f"{positions / (now - started):,.0f} positions/s" if positions else "")
 
         outcome = run_mastery(
-            spec, asked, path, protocol, workers=processes, progress=tell, budget=given, planned=plans.append
+            spec,
+            asked,
+            path,
+            protocol,
+            workers=processes,
+            progress=tell,
+            budget=given,
+            pacing=pacing,
+            planned=plans.append,
         )
         seconds = time.monotonic() - began
         table, _ = read_table(path, MASTERY, "mastery")

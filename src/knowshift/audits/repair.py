@@ -23,9 +23,8 @@ from knowshift.audits.evidence import Evidence
 from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
 from knowshift.evaluation import ANSWER_TOKENS
-from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.session import greedy
+from knowshift.models.sampling.session import answered
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
@@ -236,10 +235,13 @@ class Search:
             left = np.flatnonzero(~known)  # what one form has shown need not be asked in another
             if not len(left):
                 break
-            texts = greedy(loaded, [form.prompts[facts[i]] for i in left], max_new_tokens=ANSWER_TOKENS)
-            for i, text in zip(left, texts, strict=True):
-                shown = text.lstrip().split("\n")[0] if form.first_line else text
-                known[i] = Grader.of(self._evidence.facts[facts[i]]).substring(shown)
+            known[left] = answered(
+                loaded,
+                [form.prompts[facts[i]] for i in left],
+                [self._evidence.facts[facts[i]].accepted for i in left],
+                first_line=form.first_line,
+                max_new_tokens=ANSWER_TOKENS,
+            )
         return Scores(known.astype(float), self._kept(self._items[half], loaded))
 
     def _kept(self, items: NDArray[np.int64], loaded: LoadedModel) -> Floats:

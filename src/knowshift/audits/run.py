@@ -31,8 +31,8 @@ from knowshift.probing.run import facts_digest, run_mastery
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
 from knowshift.token_shift import best_prompts, select_items, token_shift
 
-#: Share of a budget for the base's first measurement; two more follow, and answers, and repairs.
-SHARE = 0.2
+#: Share of what is left of a budget for the base's first measurement; two more follow, and answers, and repairs.
+SHARE = 0.22
 #: In the audit's folder: what it is an audit of.
 MANIFEST = "manifest.json"
 #: In the audit's folder: the repaired model, where there is one.
@@ -110,6 +110,7 @@ def measure(
     budget: Budget | None,
     prompt_format: str | None,
     tell: Tell = lambda what, done, total: None,
+    pacing: Callable[[int], None] = lambda measured: None,
     planned: Callable[[Plan], None] = lambda plan: None,
 ) -> Evidence:
     """All measurements of an audit; those that are recorded are read.
@@ -122,7 +123,7 @@ def measure(
 
     def keep(plan: Plan) -> None:
         chosen.append(plan)
-        planned(plan if budget is None else replace(plan, budget=budget.seconds))
+        planned(plan)
 
     def mastery(
         name: str,
@@ -142,6 +143,7 @@ def measure(
             Protocol(draws_per_prompt=draws, seed=own_seed, estimate="expected"),
             workers=pair.workers,
             budget=given,
+            pacing=pacing,
             planned=keep,
             order=order,
             progress=lambda done, total, positions: tell(name, done, total),
@@ -158,10 +160,7 @@ def measure(
 
         screened = screen(pair.base, asked.facts, records, seed + 3, budget, look)
     order = None if screened is None else screened.order(seed)
-    # The share that is recorded is that of the whole budget, so that a call that goes on asks for the same.
-    now = time.monotonic()
-    share = None if budget is None else Budget(SHARE * budget.seconds, now - SHARE * (now - budget.began))
-    first = mastery(FIRST, pair.base, asked.facts, seed, share, order)
+    first = mastery(FIRST, pair.base, asked.facts, seed, None if budget is None else budget.share(SHARE), order)
     facts = chosen[0].facts if chosen else asked.facts
     second = mastery(SECOND, pair.base, facts, seed + 1)
     after = mastery(AFTER, pair.tuned, facts, seed + 2)

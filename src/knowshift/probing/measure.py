@@ -127,6 +127,12 @@ class MasteryRecord:
         write_table(path, MASTERY_BY_ESTIMATE[estimate_of(self.columns)], self.columns, about)
 
 
+def joined_records(records: Sequence[MasteryRecord]) -> MasteryRecord:
+    """Several records of one estimate, at least one, as one."""
+    columns = {name: [value for record in records for value in record.columns[name]] for name in records[0].columns}
+    return MasteryRecord(columns, sum(record.positions for record in records))
+
+
 def measure_mastery(
     engine: LoadedModel | Engine,
     facts: Sequence[Fact],

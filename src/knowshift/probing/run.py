@@ -2,7 +2,8 @@
 
 A run is cut into parts of ``EngineSpec.part`` facts in the order of the source. A finished part is a file in
 ``OUTPUT.parts/``; when all are there they become OUTPUT and the folder goes. A part does not depend on the others, on
-who computes it or when, so a run that was killed ends in the same record as one that was not.
+who computes it or when, so a run that was killed ends in the same record as one that was not. With a budget, the facts
+that its pace was measured with are one part more, and the others are cut.
 """
 
 from __future__ import annotations
@@ -28,7 +29,14 @@ from knowshift.probing.budget.pace import plan_budget
 from knowshift.probing.budget.plan import Budget, Plan
 from knowshift.probing.crew import Crew, of_worker
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.measure import Engine, Protocol, check_engine, measure_mastery
+from knowshift.probing.measure import (
+    Engine,
+    MasteryRecord,
+    Protocol,
+    check_engine,
+    joined_records,
+    measure_mastery,
+)
 from knowshift.probing.meter import Meter, Progress
 from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
 from knowshift.system.workers import results
@@ -42,6 +50,8 @@ UNSAID: dict[str, Any] = {"estimate": "hits", "budget": None}
 
 #: In the folder of parts: what they are parts of.
 LABEL = "about.json"
+#: In the folder of parts: the facts that the pace was measured with.
+BEGUN = "begun.parquet"
 
 #: Seconds between two looks at what workers have done.
 LOOK = 1.0
@@ -66,6 +76,7 @@ def run_mastery(
     workers: int = 1,
     progress: Progress = lambda done, total, positions: None,
     budget: Budget | None = None,
+    pacing: Callable[[int], None] = lambda facts: None,
     planned: Callable[[Plan], None] = lambda plan: None,
     order: Sequence[int] | None = None,
 ) -> Outcome:
@@ -74,6 +85,7 @@ def run_mastery(
     Args:
         budget: measure as many of the facts as fit into it; a run that goes on keeps those that were chosen first.
         order: places of facts, of which a budget takes the first; balanced over relations, where not given.
+        pacing: called with the facts measured so far while a budget's pace is measured.
         planned: called with the facts chosen, before ``progress``, where there is a budget.
         progress: called with (facts done, facts in all, positions computed), first with what was there already, then
             whenever more facts are done, those of unfinished parts included.
@@ -88,19 +100,22 @@ def run_mastery(
     with spec.shared() if workers > 1 else nullcontext(spec) as opened:
         engine, about = _checked_engine(opened, facts, protocol, workers)
         with Crew(opened, engine, workers) as crew:
+            begun: list[MasteryRecord] = []
             if budget is not None:
                 plan = _recorded_plan(output, budget, facts, protocol.seed, order)
-                plan = plan or plan_budget(budget, crew, facts, protocol, order)
+                if plan is None:
+                    plan, begun = plan_budget(budget, crew, facts, protocol, order, pacing)
                 facts, about["budget"] = plan.facts, plan.about()
                 planned(plan)
             about["facts"] = facts_digest(facts)
-            return _run_mastery(crew, about, facts, output, protocol, progress)
+            return _run_mastery(crew, about, facts, begun, output, protocol, progress)
 
 
 def _run_mastery(
     crew: Crew,
     about: Mapping[str, Any],
     facts: Sequence[Fact],
+    begun: Sequence[MasteryRecord],
     output: Path,
     protocol: Protocol,
     progress: Progress,
@@ -111,7 +126,7 @@ def _run_mastery(
         progress(len(facts), len(facts), 0)
         return _outcome(output)
     folder = _folder_of_parts(output)
-    _check_parts(folder, about)
+    _check_parts(folder, about, begun)
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(blocking=False)
@@ -119,7 +134,10 @@ def _run_mastery(
         raise InputError(f"{folder}: another process is writing there; expected another --output") from None
     try:
         size = crew.spec.part
-        parts = {start: facts[start : start + size] for start in range(0, len(facts), size)}
+        already = [folder / BEGUN] if (folder / BEGUN).exists() else []
+        known = {name for path in already for name in read_columns(path, ["fact"])["fact"].to_pylist()}
+        others = [fact for fact in facts if fact.id not in known]
+        parts = {start: others[start : start + size] for start in range(0, len(others), size)}
         missing = {start: part for start, part in parts.items() if not _part(folder, start).exists()}
         done = len(facts) - sum(map(len, missing.values()))
         progress(done, len(facts), 0)
@@ -128,7 +146,8 @@ def _run_mastery(
         for finished in _measure(crew, missing, folder, protocol, meter):
             done += finished
             meter.finished(done)
-        _merge([_part(folder, start) for start in parts], output, about)
+        made = [*already, *(_part(folder, start) for start in parts)]
+        _merge(made, output, about, [fact.id for fact in facts] if already else None)
     finally:
         lock.release()
     shutil.rmtree(folder)
@@ -223,8 +242,8 @@ def _part(folder: Path, start: int) -> Path:
     return folder / f"part-{start:09d}.parquet"
 
 
-def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
-    """Start the folder of parts, or make sure that the one that is there belongs to this run."""
+def _check_parts(folder: Path, about: Mapping[str, Any], begun: Sequence[MasteryRecord]) -> None:
+    """Start the folder of parts with what is measured, or make sure that the one that is there is of this run."""
     label = folder / LABEL
     if folder.exists():
         try:
@@ -234,6 +253,9 @@ def _check_parts(folder: Path, about: Mapping[str, Any]) -> None:
         _check_same(folder, about, told)
         return
     with folder_beside(folder) as started:
+        if begun:
+            together = joined_records(begun)
+            together.write(started / BEGUN, {"positions": together.positions})
         write_json(started / label.name, about)
 
 
@@ -282,20 +304,31 @@ def _write_part(
     record.write(path, {"positions": record.positions})
 
 
-def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any]) -> None:
-    """Write the parts as one record beside ``output`` and rename, a bounded number of rows at a time."""
+def _merge(parts: Sequence[Path], output: Path, about: Mapping[str, Any], order: Sequence[str] | None) -> None:
+    """Write the parts as one record beside ``output`` and rename: as they are, a bounded number of rows at a time, or
+    with their facts in an order."""
     positions = sum(count_in(part, read_about(part, "mastery"), "positions") for part in parts)
     told = json.dumps({**about, "positions": positions}, sort_keys=True)
     schema = MASTERY_BY_ESTIMATE[{**UNSAID, **about}["estimate"]].with_metadata({"knowshift": told})
     with file_beside(output) as beside, pq.ParquetWriter(beside, schema, compression="zstd") as writer:
         held: list[pa.Table] = []
-        for part in parts:
-            held.append(read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(schema.metadata))
+        for table in _tables(parts, order):
+            held.append(table.replace_schema_metadata(schema.metadata))
             if sum(table.num_rows for table in held) >= ROWS_OF_A_GROUP:
                 writer.write_table(pa.concat_tables(held).combine_chunks())
                 held = []
         if held:
             writer.write_table(pa.concat_tables(held).combine_chunks())
+
+
+def _tables(parts: Sequence[Path], order: Sequence[str] | None) -> Iterator[pa.Table]:
+    tables = (read_table(part, MASTERY, "mastery")[0].replace_schema_metadata(None) for part in parts)
+    if order is None:
+        yield from tables
+        return
+    together = pa.concat_tables(tables)
+    row = {name: at for at, name in enumerate(together["fact"].to_pylist())}
+    yield together.take([row[name] for name in order])
 
 
 def _outcome(output: Path) -> Outcome:

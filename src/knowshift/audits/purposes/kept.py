@@ -13,10 +13,9 @@ from knowshift.audits.forms import OWN, Form
 from knowshift.audits.purposes.purpose import SUFFER, Floats
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
-from knowshift.facts.grading import Grader
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.session import greedy
+from knowshift.models.sampling.session import answered
 
 #: Questions of the user's that are asked at most, and pieces of a text.
 MOST = 400
@@ -62,11 +61,9 @@ class Kept:
         """Of these items, float64 [items]: 1 for a right answer; of a piece of text its nats a token, negative."""
         if self.pieces:
             return _loglikelihoods(loaded, [self.pieces[i] for i in which])
-        texts = greedy(loaded, [self.prompts[i] for i in which], max_new_tokens=ANSWER) if len(which) else []
-        if self.first_line:
-            texts = [text.lstrip().split("\n")[0] for text in texts]
-        hits = [Grader(self.accepted[i]).substring(text) for i, text in zip(which, texts, strict=True)]
-        return np.array(hits, dtype=float)
+        prompts, accepted = [self.prompts[i] for i in which], [self.accepted[i] for i in which]
+        right = answered(loaded, prompts, accepted, first_line=self.first_line, max_new_tokens=ANSWER)
+        return right.astype(float)
 
 
 def read_kept(path: Path) -> str | tuple[Fact, ...]:

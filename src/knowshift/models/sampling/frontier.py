@@ -89,12 +89,18 @@ class Front(Generic[Text]):
         self.text = np.concatenate([self.text, other.text + texts])
 
 
-def first_front(cache: DynamicCache, prompts: Ints, ids: Ints) -> Front[Any]:
-    """The first tokens of prompts that are sorted by their ids [prompts, longest]."""
-    starts, node = distinct_runs(ids[:, :1])
+def first_front(cache: DynamicCache, prompts: Ints, ids: Ints, depth: int) -> Front[Any]:
+    """The tokens at ``depth`` of prompts that are sorted by their ids [prompts, longest], and alike before that."""
+    starts, node = distinct_runs(ids[:, : depth + 1])
     none = np.empty(0, dtype=np.int64)
-    tokens = ids[starts, 0]
-    return Front(0, cache, np.arange(len(tokens)), tokens, prompts, node, [], none, none, none, none)
+    parents = np.zeros(len(starts), dtype=np.int64) if depth else np.arange(len(starts))
+    return Front(depth, cache, parents, ids[starts, depth], prompts, node, [], none, none, none, none)
+
+
+def shared_tokens(ids: Ints, shortest: int) -> int:
+    """How many tokens all rows [prompts, longest] begin with, of the first ``shortest``."""
+    differs = (ids[:, :shortest] != ids[0, :shortest]).any(axis=0)
+    return int(differs.argmax()) if differs.any() else shortest
 
 
 def edges_of_parts(of_T: Ints, size: int) -> list[int]:

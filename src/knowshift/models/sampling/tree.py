@@ -3,7 +3,7 @@
 Prompts that begin alike and draws that begin alike are the same thing, branches of one tree, so both are handled by
 one walk: a *node* is a distinct prefix; going down one level is one forward pass of one token over the nodes of that
 level, whose keys and values lie in a cache with one row a node. All nodes of a level have the same length, so nothing
-is ever padded or masked. Where a node lies within prompts only, no distribution is computed.
+is ever padded or masked. What all prompts begin with is one path, and read in one pass. Where a node lies within prompts only, no distribution is computed.
 
 Batches: prompts are sorted by their tokens and taken in groups. When the last few texts of a group are still running,
 they are set aside and join the next group when it comes to their length, so that no forward pass is nearly empty.
@@ -30,7 +30,7 @@ from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.attention import NAME, USUAL
 from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, tree_cache
-from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front
+from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front, shared_tokens
 from knowshift.system import patches
 
 #: Texts still running, below which they are set aside for the next group.
@@ -116,7 +116,7 @@ class Walk(Generic[Text]):
         with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                front = first_front(tree_cache(self.loaded.model.config, arena), group, self._ids[group])
+                front = self._first(tree_cache(self.loaded.model.config, arena), group)
                 self._follow(front, last=start + size >= len(order))
                 begun(len(group))
                 while self._waiting() > self.max_nodes:
@@ -214,7 +214,7 @@ class Walk(Generic[Text]):
         finished = self._lengths[front.reading] == here
         begin, begin_node = front.reading[finished], front.reading_node[finished]
         wanted = np.unique(np.concatenate([begin_node, front.text_node]))
-        logits_KV = self._forward(front, wanted)
+        logits_KV = self._forward(front.tokens[:, None], front.cache, wanted)
         row = np.searchsorted(wanted, np.arange(front.nodes))
         if self.keep and len(begin):
             kept = torch.from_numpy(row[begin_node]).to(logits_KV.device)
@@ -247,15 +247,25 @@ class Walk(Generic[Text]):
                 token = chosen
         return self._children(front, texts, node, prompt, number, text, token)
 
-    def _forward(self, front: Front[Text], wanted: Ints) -> torch.Tensor:
-        """One token for every node; logits [K, V] of the wanted nodes (or of one, where none is wanted)."""
+    def _first(self, cache: DynamicCache, prompts: Ints) -> Front[Text]:
+        """The first nodes of prompts that are sorted by their ids, behind what all of them begin with."""
+        ids = self._ids[prompts]
+        shared = shared_tokens(ids, int(self._lengths[prompts].min()))
+        # Examples or a template that all prompts begin with are read at once: token by token, each would cost a pass
+        # over all weights. The last token that is shared is a node, with a distribution where a prompt ends there.
+        if shared > 1:
+            self._forward(ids[:1, : shared - 1], cache, np.empty(0, dtype=np.int64))
+        return first_front(cache, prompts, ids, max(shared - 1, 0))
+
+    def _forward(self, tokens: Ints, cache: DynamicCache, wanted: Ints) -> torch.Tensor:
+        """More tokens [N, 1 or more] for every node; logits [K, V] of the wanted nodes (or of one, if none is)."""
         model = self.loaded.model
         rows = torch.from_numpy(wanted if len(wanted) else np.zeros(1, dtype=np.int64)).to(model.device)
-        tokens = torch.from_numpy(front.tokens).to(model.device)[:, None]
         with _head_on_rows(model, rows):
-            given = {"input_ids": tokens, _cache_argument(model): front.cache, "use_cache": True}
+            ids = torch.from_numpy(tokens).to(model.device)
+            given = {"input_ids": ids, _cache_argument(model): cache, "use_cache": True}
             logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
-        self.positions += front.nodes
+        self.positions += tokens.size
         return logits if len(logits) == len(rows) else logits.index_select(0, rows)
 
     def _children(
@@ -329,12 +339,12 @@ def _cache_argument(model: Any) -> str:
 
 @contextmanager
 def _head_on_rows(model: Any, rows: torch.Tensor) -> Iterator[None]:
-    """Within the block, the output head sees these rows of the hidden states only, whatever the head consists of."""
+    """Within the block, the output head sees these rows' last hidden states only, whatever the head consists of."""
 
     def narrow(module: Any, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0].index_select(0, rows), *output[1:])
-        output.last_hidden_state = output.last_hidden_state.index_select(0, rows)
+            return (output[0][:, -1:].index_select(0, rows), *output[1:])
+        output.last_hidden_state = output.last_hidden_state[:, -1:].index_select(0, rows)
         return output
 
     inner = model.base_model

@@ -7,7 +7,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,16 @@ class Budget:
 
     seconds: float
     began: float = field(default_factory=time.monotonic)
+    ends: float | None = None  # where this run has only a share of it: the time at which that ends
 
     @property
     def left(self) -> float:
         """Seconds from now; below 0 when it is used up."""
-        return self.began + self.seconds - time.monotonic()
+        return (self.began + self.seconds if self.ends is None else self.ends) - time.monotonic()
+
+    def share(self, fraction: float) -> Budget:
+        """The same for a run that may take a fraction of what is left now."""
+        return replace(self, ends=time.monotonic() + fraction * self.left)
 
 
 def balanced_order(relations: Sequence[str], seed: int) -> list[int]:
