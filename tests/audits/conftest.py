@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
+import os
 import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from huggingface_hub import constants
 
 from fake_hub import TOKEN, FakeHub, serve_hub
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
+from knowshift.files import folder_beside
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
 from knowshift.training.sft import TrainingRecipe, finetune
@@ -29,12 +32,16 @@ def trained() -> list[Fact]:
 
 @pytest.fixture(scope="session")
 def damaged(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model tuned on them at a rate that costs it more than it gains."""
-    loaded = load_model("world:tiny")
-    finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
-    folder = tmp_path_factory.mktemp("models") / "damaged"
-    folder.mkdir()
-    save_model(loaded, folder)
+    """The shipped model tuned on them at a rate that costs it more than it gains; made once for all test processes."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    folder = shared / "damaged"
+    with FileLock(shared / "damaged.lock"):
+        if not folder.exists():
+            loaded = load_model("world:tiny")
+            finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
+            with folder_beside(folder) as made:
+                save_model(loaded, made)
     return folder
 
 

@@ -131,18 +131,10 @@ def test_the_same_call_goes_on_and_another_is_refused(
 
 
 def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "knowshift", "audit", "world:tiny", str(damaged), "--facts", "world:tiny"]
-    command += [
-        "--limit",
-        "40",
-        "--budget",
-        "none",
-        "--workers",
-        "1",
-        "--output-dir",
-        str(tmp_path / "audit"),
-        "--json",
-    ]
+    code = "from knowshift.audits import repair\nfrom knowshift.cli.app import main\n"
+    code += "repair.SWEEPS = repair.SWEEPS[3:4]\nif __name__ == '__main__': main()"
+    command = [sys.executable, "-c", code, "audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--json"]
+    command += ["--limit", "40", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     record = tmp_path / "audit" / "records" / "base.parquet"
     for _ in range(1200):
@@ -174,20 +166,22 @@ def test_a_budget_goes_to_facts_that_are_likely_known(tmp_path: Path) -> None:
     source = FactSource("world:tiny", tuple(facts))
     options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "5m", "workers": 1, "repair": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 40))
+        patch.setattr(Pace, "next_size", lambda self, left: 0)
+        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 39))
         found = knowshift.audit("world:tiny", "world:tiny", source, **options)
     look, screened = found.told["first_look"], found.evidence.screened
     assert screened is not None
-    rates = json.loads((tmp_path / "audit" / "records" / "screen.json").read_text())["rates"]
-    assert look["facts"] == len(rates) > 40
-    assert look["likely_known"] == len(screened.likely) == sum(rate >= screening.LIKELY for rate in rates.values()) > 20
+    promises = json.loads((tmp_path / "audit" / "records" / "screen.json").read_text())["promises"]
+    likely_known = sum(promise >= screening.LIKELY for promise in promises.values())
+    assert look["facts"] == len(promises) > 40
+    assert look["likely_known"] == len(screened.likely) == likely_known > 20
     assert look["likely_known_asked"] == 20  # of 40, by turns
     likely = np.array([fact.id in screened.likely for fact in found.evidence.facts])
     assert found.evidence.first.rate[likely].mean() > 2 * found.evidence.first.rate[~likely].mean()
     shift = found.told["token_shift"]
     assert shift["facts"] > 0
     assert shift["kl_mean"] == pytest.approx(0, abs=1e-9)  # the base against itself, in the same prompt
-    assert f"by a first look at {len(rates)}" in found.verdict.sentences[0]
+    assert f"by a first look at {len(promises)}" in found.verdict.sentences[0]
     again = knowshift.audit("world:tiny", "world:tiny", source, **options)
     assert [fact.id for fact in again.evidence.facts] == [fact.id for fact in found.evidence.facts]
 
@@ -197,7 +191,8 @@ def test_a_look_without_time_leaves_nothing_out(tmp_path: Path) -> None:
     facts = tuple(load_facts("world:tiny").facts[:150])
     source = FactSource("world:tiny", facts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 30))
+        patch.setattr(Pace, "next_size", lambda self, left: 0)
+        patch.setattr(Pace, "fitting", lambda self, left, facts: min(facts, 29))
         patch.setattr(screening, "SHORTEST", 0.0)
         patch.setattr(screening, "SHARE", 1e-9)
         found = knowshift.audit(
@@ -337,5 +332,5 @@ def test_repairs_without_time_are_named_on_the_page(small_world: Path, tmp_path:
         patch.setattr("knowshift.api.auditing.REPAIRED_BY", 0.0)
         options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1}
         found = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
-    assert found.told["left_out"][0] == "interpolate (layers)"
-    assert "The budget left no time for: interpolate (layers)" in found.page.read_text()
+    assert found.told["left_out"][1] == "interpolate 0.3, 0.5, 0.7 (mlp)"
+    assert "The budget left no time for: interpolate 0.1, 0.2, 0.3" in found.page.read_text()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from knowshift.audits import repair
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.moves import Rates
 from knowshift.audits.purposes.kept import Kept
-from knowshift.audits.repair import SWEEPS, Candidate, Scores, Search, choose
+from knowshift.audits.repair import FIRST, SWEEPS, Candidate, Scores, Search, choose, sweeps_for
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.checkpoint import StoredTensors
@@ -99,6 +103,54 @@ def test_a_search_that_has_no_time_says_what_it_left_out(
     assert len(found.curve) == 1
     assert len(found.left_out) == len(SWEEPS)
     assert found.chosen is None
+
+
+CANDIDATES = sum(len(fractions) for _, fractions, _ in SWEEPS)
+
+
+@given(st.floats(-5, 60))
+def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float) -> None:
+    sweeps = sweeps_for(candidates)
+    some = [(criterion, fraction, region) for criterion, fractions, region in sweeps for fraction in fractions]
+    assert len(some) == min(max(math.floor(candidates), 0), CANDIDATES)
+    assert set(some) <= set(FIRST) or set(some) >= set(FIRST)
+    assert all(list(fractions) == sorted(fractions) for _, fractions, _ in sweeps)
+    assert [(criterion, region) for criterion, _, region in sweeps] == [
+        (criterion, region)
+        for criterion, fractions, region in SWEEPS
+        if any((criterion, fraction, region) in some for fraction in fractions)
+    ]
+
+
+def test_what_is_tried_first_is_one_of_the_sweeps() -> None:
+    assert len(sweeps_for(math.inf)) == len(SWEEPS)
+    assert set(FIRST) <= {(criterion, fraction, region) for criterion, own, region in SWEEPS for fraction in own}
+
+
+def test_a_fact_is_asked_in_the_forms_in_which_one_of_the_two_models_knows_it(
+    small_world: Path, searched: tuple[LoadedModel, Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned, evidence = searched
+    before, after = np.arange(40) < 8, np.arange(40) % 4 == 0
+    names = ["base alone", "both", "tuned alone", "neither"]
+    right = [(before, None), (before, after), (None, after), (~before & False, ~before & False)]
+    forms = [
+        Answered(name, None, None, *own, [f"{name} {i}" for i in range(40)])
+        for name, own in zip(names, right, strict=True)
+    ]
+    asked: list[str] = []
+
+    def never(loaded: LoadedModel, prompts: list[str], *given: object, **more: object) -> object:
+        asked.extend(prompts)
+        return np.zeros(len(prompts), dtype=bool)
+
+    monkeypatch.setattr(repair, "answered", never)
+    search = Search(tuned, StoredTensors(small_world), replace(evidence, forms=forms), None, 0)
+    search.score(0, tuned)
+    facts = set(search._facts[0].tolist())
+    assert sorted(asked) == sorted(
+        [f"both {i}" for i in facts if before[i] or after[i]] + [f"tuned alone {i}" for i in facts if after[i]]
+    )
 
 
 def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(

@@ -176,7 +176,7 @@ def test_a_batch_takes_what_rounds_took_and_no_less_than_a_smaller_one(pace: Pac
     assert 0 <= pace.batch(facts) <= pace.batch(facts + 1)
     known = [pace.batch(size) / (1 + 0.5 / pace.measured**0.5) for size in pace.sizes]
     assert known == pytest.approx(list(np.maximum.accumulate(pace.seconds)))
-    assert pace.batch(2 * pace.sizes[-1]) == pytest.approx(2 * pace.batch(pace.sizes[-1]))
+    assert 1.25 - 1e-9 <= pace.batch(2 * pace.sizes[-1]) / pace.batch(pace.sizes[-1]) <= 2 + 1e-9
 
 
 @given(paces(), st.floats(-10, 1000), st.integers(1, 300))

@@ -385,7 +385,7 @@ def test_the_folder_of_parts_is_there_with_its_label_or_not_at_all(
 
     monkeypatch.setattr(run, "write_json", full)
     with pytest.raises(KeyboardInterrupt):
-        run._check_parts(tmp_path / "a.parquet.parts", {"seed": 0})
+        run._check_parts(tmp_path / "a.parquet.parts", {"seed": 0}, [])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 #: Share of a budget by which no further repair is tried.
 REPAIRED_BY = 0.85
-#: Seconds of a budget below which one process measures: others take many of them to start, for each measurement.
-SHORT = 300.0
+#: Seconds of a budget below which one process does all, with every thread: others take many of them to start and to
+#: load a copy of the model, for each of three measurements.
+SHORT = 900.0
 #: What is counted, where it is not facts.
 UNITS = {"answers": "form", "repairs tried": "candidate"}
 
@@ -105,7 +106,7 @@ def audit(
     from knowshift.api.repairing import read_purposes, search
     from knowshift.audits.forms import check_format
     from knowshift.audits.page import compose
-    from knowshift.audits.plan import facts_to_ask
+    from knowshift.audits.plan import BRIEF, USUAL, facts_to_ask
     from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
     from knowshift.audits.verdict import reach_verdict
@@ -123,9 +124,11 @@ def audit(
     check_whole("guard_limit", guard_limit, 1)
     purposes = read_purposes(keep, guard, guard_limit, seed, str(facts) if isinstance(facts, (str, Path)) else None)
     source = load_facts(facts)
-    asked = facts_to_ask(limited(source.facts, limit, seed), seed)
+    of_source = limited(source.facts, limit, seed)
     check_push(push_to_hub, public, repair=repair, purposes=bool(purposes), models=(base, tuned))
-    pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(asked.facts))
+    pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(of_source))
+    manner = USUAL if given is None or not pair.base.heavy else BRIEF
+    asked = facts_to_ask(of_source, seed, manner.prompts)
     settings = {
         **names,
         "source": source.name,
@@ -153,7 +156,7 @@ def audit(
         def pacing(measured: int) -> None:
             say(PACING.format(measured), progress)
 
-        evidence = measure(pair, asked, folder, seed, given, prompt_format, tell, pacing, planned)
+        evidence = measure(pair, asked, manner, folder, seed, given, prompt_format, tell, pacing, planned)
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         found: tuple[Repair | None, str] = (None, "not asked for")
@@ -235,6 +238,8 @@ def _pair(
     base_spec, processes = base_spec.placed(device, workers, facts)
     tuned_spec, _ = tuned_spec.placed(device, processes, facts)
     tuned_spec = replace(tuned_spec, dtype=base_spec.dtype)  # rounding is no change
+    if processes == 1:
+        base_spec, tuned_spec = (replace(spec, threads=None) for spec in (base_spec, tuned_spec))
 
     names = {"base": str(base), "tuned": str(tuned)}
     return Pair(base_spec, tuned_spec, processes), names

@@ -13,11 +13,33 @@ from knowshift.errors import InputError
 from knowshift.facts.asking import GENERIC
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.relations import RELATIONS
+from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.budget.plan import balanced_order
 
-#: Completion prompts of a fact. With fewer prompts more facts fit into a budget, and the mean over facts is known
-#: better for it; seven still show a fact in several wordings.
-PROMPTS = 7
+
+@dataclass(frozen=True)
+class Manner:
+    """How much each fact is asked.
+
+    Attributes:
+        prompts: completion prompts of a fact.
+        texts: of each prompt; None: as many as their spread asks for.
+        tokens: of a text.
+        part: facts in a part of a measurement; None: as ever.
+    """
+
+    prompts: int
+    texts: int | None = None
+    tokens: int = Sampling.max_new_tokens
+    part: int | None = None
+
+
+#: With fewer prompts more facts fit into a budget, and the mean over facts is known better for it; seven still show a
+#: fact in several wordings.
+USUAL = Manner(7)
+#: The same, further, for a model that takes seconds for a fact: what a budget has time for is then few facts, and facts
+#: differ more than the texts of one.
+BRIEF = Manner(4, 2, 16, 96)
 #: Facts beyond which some are set aside as examples of the form "few-shot".
 ENOUGH = 6 * SHOWN
 
@@ -52,7 +74,7 @@ class Screened:
         return sum(fact.id in self.likely for fact in facts)
 
 
-def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = PROMPTS) -> Asked:
+def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = USUAL.prompts) -> Asked:
     """All facts but the examples, a seeded choice, equal ones once; every relation has a seeded choice of prompts.
 
     Raises:

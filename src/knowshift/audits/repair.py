@@ -11,15 +11,17 @@ chosen.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.audits.evidence import Evidence
+from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
 from knowshift.evaluation import ANSWER_TOKENS
@@ -41,6 +43,14 @@ SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
     ("least", (0.2, 0.4, 0.6), "layers"),
     ("fapm", (0.2, 0.4), "layers"),
     ("dg-hard", (1.0,), "layers"),
+)
+#: What is tried first where there is no time for all, by criterion, fraction and region: a coarse curve, the two controls
+#: and the paper's criterion. All else follows in the order of :data:`SWEEPS`.
+FIRST = (
+    *(("interpolate", fraction, "layers") for fraction in (0.5, 0.3, 0.7)),
+    ("random", 0.4, "layers"),
+    ("relative", 0.2, "layers"),
+    ("interpolate", 0.2, "layers"),
 )
 #: What the interval of the loss on the purpose must exclude, in units of the purpose's ``suffer``.
 EXCLUDED = 2.5
@@ -179,6 +189,7 @@ class Search:
         known = np.flatnonzero(evidence.first.known | evidence.second.known)
         self._facts = self._halves(known, [evidence.facts[i].question for i in known.tolist()])
         count = len(purpose) if purpose else 0
+        self._forms = telling_forms(evidence.forms)
         self._items = self._halves(np.arange(count), purpose.texts if purpose else [])
         self.served: Estimate | None = None
         self._untuned, self._gain = np.zeros(count), 1.0
@@ -190,16 +201,24 @@ class Search:
 
     def run(self, ends: float | None = None) -> Repair:
         """Sweep and choose; ``ends`` is the time of :func:`time.monotonic` at which the sweeps stop."""
+        began = time.monotonic()
         curve: list[tuple[Candidate | None, Scores]] = [(None, self.score(0, self.tuned))]
-        total = sum(len(fractions) for _, fractions, _ in SWEEPS)
+        each = time.monotonic() - began
+        chosen = sweeps_for(math.inf if ends is None else (ends - time.monotonic()) / each)
+        total = sum(len(fractions) for _, fractions, _ in chosen)
+        tried = set()
+        for criterion, fractions, region in chosen:
+            with closing(self._sweep(criterion, fractions, region)) as sweep:
+                for fraction in sweep:
+                    if ends is not None and time.monotonic() > ends:
+                        break
+                    curve.append((Candidate(criterion, fraction, region), self.score(0, self.tuned)))
+                    tried.add((criterion, fraction, region))
+                    self._tell(len(curve) - 1, total)
         left_out = []
         for criterion, fractions, region in SWEEPS:
-            if ends is not None and time.monotonic() > ends:
-                left_out.append(f"{criterion} ({region})")
-                continue
-            for fraction in self._sweep(criterion, fractions, region):
-                curve.append((Candidate(criterion, fraction, region), self.score(0, self.tuned)))
-                self._tell(len(curve) - 1, total)
+            if missing := [f"{one:g}" for one in fractions if (criterion, one, region) not in tried]:
+                left_out.append(f"{criterion} {', '.join(missing)} ({region})")
         described = None if self.purpose is None else Described.of(self.purpose)
         found = Repair(curve, described, self.served, left_out=left_out)
         enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
@@ -216,7 +235,7 @@ class Search:
         sure = gain.low > 0 and kept.value >= -suffer and kept.low >= -EXCLUDED * suffer
         return replace(repair, held_out=(before, after, gain), confirmed=bool(sure))
 
-    def _sweep(self, criterion: str, fractions: Sequence[float], region: str) -> Iterator[float]:
+    def _sweep(self, criterion: str, fractions: Sequence[float], region: str) -> Generator[float]:
         """Yield each fraction while the model stands restored to it; afterwards it is as tuned."""
         sweep = RestorationSweep(self.tuned.model, self.base, criterion, Scope(region), self.seed)
         try:
@@ -229,15 +248,14 @@ class Search:
         """Of a model as it stands, on one half."""
         facts = self._facts[half]
         known = np.zeros(len(facts), dtype=bool)
-        for form in self._evidence.forms:
-            if form.prompts is None or not len(facts):
-                continue
-            left = np.flatnonzero(~known)  # what one form has shown need not be asked in another
+        for form, shown in self._forms:
+            left = np.flatnonzero(~known & shown[facts])
             if not len(left):
-                break
+                continue
+            prompts = form.prompts or ()
             known[left] = answered(
                 loaded,
-                [form.prompts[facts[i]] for i in left],
+                [prompts[facts[i]] for i in left],
                 [self._evidence.facts[facts[i]].accepted for i in left],
                 first_line=form.first_line,
                 max_new_tokens=ANSWER_TOKENS,
@@ -256,6 +274,33 @@ class Search:
         told = [hashlib.sha256(f"{self.seed} {text.casefold().strip()}".encode()).digest()[0] & 1 for text in questions]
         second = np.array(told, dtype=bool)
         return places[~second], places[second]
+
+
+def telling_forms(forms: Sequence[Answered]) -> list[tuple[Answered, NDArray[np.bool_]]]:
+    """Forms of the tuned model, those with most right answers first, and which facts each is worth asking of.
+
+    These are the facts that one of the two models has answered right in it: a repaired model stands between the two.
+    What one form has shown need not be asked in another.
+    """
+    found = []
+    for form in forms:
+        if form.prompts is not None and form.right_after is not None:
+            before = form.right_before if form.right_before is not None else np.zeros_like(form.right_after)
+            found.append((form, before | form.right_after))
+    return sorted(found, key=lambda one: -int(one[1].sum()))
+
+
+def sweeps_for(candidates: float) -> list[tuple[str, tuple[float, ...], str]]:
+    """The sweeps, in their order, cut down to so many candidates: those of :data:`FIRST`, and then the simplest."""
+    every = [(criterion, fraction, region) for criterion, fractions, region in SWEEPS for fraction in fractions]
+    first = [one for one in FIRST if one in every]
+    ranked = [*first, *(one for one in every if one not in first)]
+    kept = set(ranked[: max(0, math.floor(min(candidates, len(ranked))))])
+    cut = [
+        (criterion, tuple(fraction for fraction in fractions if (criterion, fraction, region) in kept), region)
+        for criterion, fractions, region in SWEEPS
+    ]
+    return [sweep for sweep in cut if sweep[1]]
 
 
 def choose(curve: Sequence[tuple[Candidate | None, Scores]], suffer: float) -> Candidate | None:

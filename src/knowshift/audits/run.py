@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from knowshift.audits.evidence import Answered, Evidence, Shifted
 from knowshift.audits.forms import FEW_SHOT, Form, forms_of, own_form
 from knowshift.audits.moves import Rates
-from knowshift.audits.plan import Asked
+from knowshift.audits.plan import Asked, Manner
 from knowshift.audits.screening import screen
 from knowshift.errors import InputError, border
 from knowshift.evaluation import evaluate
@@ -32,7 +33,7 @@ from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
 from knowshift.token_shift import best_prompts, select_items, token_shift
 
 #: Share of what is left of a budget for the base's first measurement; two more follow, and answers, and repairs.
-SHARE = 0.22
+SHARE = 0.17
 #: In the audit's folder: what it is an audit of.
 MANIFEST = "manifest.json"
 #: In the audit's folder: the repaired model, where there is one.
@@ -74,6 +75,28 @@ def _loaded(spec: EngineSpec) -> LoadedModel:
     )
 
 
+@dataclass
+class _Opened:
+    """The models of a pair, each loaded in this process when it is first asked for."""
+
+    pair: Pair
+
+    @cached_property
+    def base(self) -> LoadedModel:
+        return self.pair.open_base()
+
+    @cached_property
+    def tuned(self) -> LoadedModel:
+        return self.pair.open_tuned()
+
+    def spec(self, of_base: bool) -> EngineSpec:
+        """How mastery opens a model: as it is loaded here, where this process measures alone."""
+        spec = self.pair.base if of_base else self.pair.tuned
+        if spec.is_server or self.pair.workers > 1:
+            return spec
+        return replace(spec, loaded=self.base if of_base else self.tuned)
+
+
 def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Start the folder of an audit, or make sure that the one that is there is of the same.
 
@@ -105,6 +128,7 @@ def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
 def measure(
     pair: Pair,
     asked: Asked,
+    manner: Manner,
     folder: Path,
     seed: int,
     budget: Budget | None,
@@ -119,6 +143,7 @@ def measure(
         InputError: a model that cannot be asked, a budget too small for one fact.
     """
     records = folder / "records"
+    opened = _Opened(pair)
     chosen: list[Plan] = []
 
     def keep(plan: Plan) -> None:
@@ -137,10 +162,10 @@ def measure(
         # As many draws in all as the paper's, over fewer prompts, so that levels mean the same.
         draws = max(10, round(210 / len(completion_prompts(facts[0]))))
         run_mastery(
-            spec,
+            replace(spec, facts_of_part=manner.part),
             facts,
             output,
-            Protocol(draws_per_prompt=draws, seed=own_seed, estimate="expected"),
+            Protocol(draws, max_new_tokens=manner.tokens, seed=own_seed, estimate="expected", texts=manner.texts),
             workers=pair.workers,
             budget=given,
             pacing=pacing,
@@ -158,12 +183,13 @@ def measure(
         def look(done: int, total: int) -> None:
             tell("a first look", done, total)
 
-        screened = screen(pair.base, asked.facts, records, seed + 3, budget, look)
+        screened = screen(opened.spec(True), asked.facts, records, seed + 3, budget, look)
     order = None if screened is None else screened.order(seed)
-    first = mastery(FIRST, pair.base, asked.facts, seed, None if budget is None else budget.share(SHARE), order)
+    share = None if budget is None else budget.share(SHARE)
+    first = mastery(FIRST, opened.spec(True), asked.facts, seed, share, order)
     facts = chosen[0].facts if chosen else asked.facts
-    second = mastery(SECOND, pair.base, facts, seed + 1)
-    after = mastery(AFTER, pair.tuned, facts, seed + 2)
+    second = mastery(SECOND, opened.spec(True), facts, seed + 1)
+    after = mastery(AFTER, opened.spec(False), facts, seed + 2)
     rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}
     levels = {row["fact"]: row["level"] for row in rows[first]}
     hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))
@@ -173,10 +199,10 @@ def measure(
     shift = None
     if not pair.on_servers:
         asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
-        base = _answers(pair.open_base, "base", *asked_again)
-        tuned = _answers(pair.open_tuned, "tuned", *asked_again)
+        base = _answers(lambda: opened.base, "base", *asked_again)
+        tuned = _answers(lambda: opened.tuned, "tuned", *asked_again)
         well_known = [fact for fact in facts if levels[fact.id] == LEVELS - 1]
-        shift = _shift(pair, well_known, best, prompt_format, records / "token-shift.parquet")
+        shift = _shift(opened, well_known, best, prompt_format, records / "token-shift.parquet")
     return Evidence(
         facts,
         Rates.of(rows[first]),
@@ -222,13 +248,15 @@ def _answers(
     return found
 
 
-def _shift(pair: Pair, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path) -> Shifted:
+def _shift(
+    opened: _Opened, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path
+) -> Shifted:
     """Of facts of level 4; where it cannot be measured, all else is told without it, and why."""
     own = own_form(prompt_format) if prompt_format else None
     if not path.exists():
         try:
             with border("token shift"):
-                base, tuned = pair.open_base(), pair.open_tuned()
+                base, tuned = opened.base, opened.tuned
                 items = select_items(base, facts, best)
                 asked = items.prompts if own is None else [own.prompt(fact) for fact in facts]
                 shift = token_shift(base, tuned, items, asked)

@@ -111,7 +111,7 @@ def reach_verdict(evidence: Evidence) -> Verdict:
     has_interval = knowledge.known and not math.isnan(knowledge.low)
     return Verdict(
         kind,
-        tuple(_sentences(kind, evidence, lost_forms, won, excluded, needed)),
+        tuple(_sentences(kind, evidence, lost_forms, won, excluded, needed, adjusted["knowledge"])),
         100 * knowledge.value if knowledge.known else None,
         (100 * knowledge.low, 100 * knowledge.high) if has_interval else None,
         100 * max(excluded, 0.0) if kind == UNCHANGED else None,
@@ -136,7 +136,13 @@ def _needed(evidence: Evidence) -> int | None:
 
 
 def _sentences(
-    kind: str, evidence: Evidence, lost_forms: list[str], won: list[str], excluded: float, needed: int | None
+    kind: str,
+    evidence: Evidence,
+    lost_forms: list[str],
+    won: list[str],
+    excluded: float,
+    needed: int | None,
+    adjusted: float,
 ) -> list[str]:
     counts, noise = evidence.moves.counts(), evidence.noise.counts()
     asked, known = len(evidence.facts), counts["kept"] + counts["lost"]
@@ -159,10 +165,10 @@ def _sentences(
     elif kind == CANNOT_TELL and lost_forms:
         found.append(f"Lost in some form of asking: {lost}; whether it is there in another cannot be told.")
     elif kind == CANNOT_TELL and needed is not None:
-        found.append(
-            f"A loss of {100 * EXCLUDED:.0f} points is neither seen nor excluded; about {needed:,} facts of this kind "
-            "would tell."
-        )
+        seen = f"A loss of {100 * EXCLUDED:.0f} points is neither seen nor excluded"
+        if evidence.knowledge.by_fact.high < 0:
+            seen = f"A loss is likely, and not sure, since much was tested at once (Holm-adjusted p = {adjusted:.2f})"
+        found.append(f"{seen}; about {needed:,} facts of this kind would tell.")
     if "not known before" in won:
         found.append(f"The share there of the facts that it did not know: {_change(evidence.gained)}.")
     if better := [_named(name, evidence.by_form[name]) for name in won if name in evidence.by_form]:

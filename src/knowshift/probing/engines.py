@@ -44,12 +44,13 @@ class EngineSpec:
     found: ModelFiles | None = None  # where it lies; looked for by name where None
     loaded: LoadedModel | None = None  # a model that is in this process already; no worker can open it
     heavy: bool = False  # whether a fact takes seconds
+    facts_of_part: int | None = None  # None: by the model's size
     servers: tuple[str, ...] = ()  # where ``name`` is a server's URL, those of others with the same model
 
     @property
     def part(self) -> int:
         """Facts in a part of a run."""
-        return PART_OF_HEAVY if self.heavy else PART
+        return self.facts_of_part or (PART_OF_HEAVY if self.heavy else PART)
 
     @property
     def is_server(self) -> bool:

@@ -29,6 +29,9 @@ MARGIN = 0.15
 #: is taken to be slower by 0.5 / sqrt(k) than they were.
 SPREAD = 0.5
 
+#: What one fact more in a batch takes at least, as a share of the mean.
+LEAST = 0.25
+
 #: Measures a batch of facts in each process; the seconds and the record of each.
 Ask = Callable[[Sequence[Sequence[Fact]]], list[tuple[float, MasteryRecord]]]
 
@@ -50,11 +53,22 @@ class Pace:
         self.measured = measured
 
     def batch(self, facts: int) -> float:
-        """Seconds to plan for one batch: between two rounds' where it is smaller than the last, else in proportion."""
+        """Seconds to plan for one batch.
+
+        Between two rounds' where it is smaller than the last. Where it is larger, each fact more is taken to need what
+        one more has needed between the last two rounds: batches take less and less for each, so that is an upper bound
+        but for chance, and at least a quarter of the mean.
+        """
         if facts <= 0:
             return 0.0
         size, took = self.sizes[-1], self.seconds[-1]
-        seconds = took * facts / size if facts > size else float(np.interp(facts, self.sizes, self.seconds))
+        if facts > size:
+            mean, more = took / size, took / size
+            if len(self.sizes) > 1:
+                more = (took - self.seconds[-2]) / (size - self.sizes[-2])
+            seconds = took + (facts - size) * float(np.clip(more, LEAST * mean, mean))
+        else:
+            seconds = float(np.interp(facts, self.sizes, self.seconds))
         return float(seconds * (1 + SPREAD / np.sqrt(self.measured)))
 
     def seconds_of(self, facts: int) -> float:
@@ -147,9 +161,7 @@ def measure_pace(
             return begun
 
 
-def _timed(
-    engine: LoadedModel | Engine, facts: Sequence[Fact], protocol: Protocol
-) -> tuple[float, MasteryRecord]:
+def _timed(engine: LoadedModel | Engine, facts: Sequence[Fact], protocol: Protocol) -> tuple[float, MasteryRecord]:
     began = time.monotonic()
     record = measure_mastery(engine, facts, protocol)
     return time.monotonic() - began, record
