@@ -62,7 +62,7 @@ def test_twenty_facts_say_how_little_they_show() -> None:
 
 
 def test_a_loss_that_much_testing_at_once_leaves_unsure_is_called_likely() -> None:
-    found = [without(evidence(count=30, seed=seed), 0.3, ("completion", "question"), False) for seed in range(30)]
+    found = [without(evidence(count=30, seed=seed), 0.2, ("completion", "question"), True, seed) for seed in range(30)]
     verdicts = [(reach_verdict(one), one.knowledge.by_fact) for one in found]
     unsure = [
         one for one, knowledge in verdicts if one.kind == "cannot-tell" and one.facts_needed and knowledge.high < 0

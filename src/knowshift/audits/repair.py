@@ -44,8 +44,8 @@ SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
     ("fapm", (0.2, 0.4), "layers"),
     ("dg-hard", (1.0,), "layers"),
 )
-#: What is tried first where there is no time for all, by criterion, fraction and region: a coarse curve, the two controls
-#: and the paper's criterion. All else follows in the order of :data:`SWEEPS`.
+#: What is tried first where there is no time for all, by criterion, fraction and region: a coarse curve, a random
+#: restoration and one of the paper's criterion. All else follows in the order of :data:`SWEEPS`.
 FIRST = (
     *(("interpolate", fraction, "layers") for fraction in (0.5, 0.3, 0.7)),
     ("random", 0.4, "layers"),

@@ -3,7 +3,8 @@
 Prompts that begin alike and draws that begin alike are the same thing, branches of one tree, so both are handled by
 one walk: a *node* is a distinct prefix; going down one level is one forward pass of one token over the nodes of that
 level, whose keys and values lie in a cache with one row a node. All nodes of a level have the same length, so nothing
-is ever padded or masked. What all prompts begin with is one path, and read in one pass. Where a node lies within prompts only, no distribution is computed.
+is ever padded or masked. What all prompts begin with is one path, and read in one pass. Where a node lies within
+prompts only, no distribution is computed.
 
 Batches: prompts are sorted by their tokens and taken in groups. When the last few texts of a group are still running,
 they are set aside and join the next group when it comes to their length, so that no forward pass is nearly empty.
