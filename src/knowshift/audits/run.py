@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,26 +73,26 @@ def _loaded(spec: EngineSpec) -> LoadedModel:
     )
 
 
-@dataclass
-class _Opened:
-    """The models of a pair, each loaded in this process when it is first asked for."""
+class _Side:
+    """One of the two models, loaded in this process when it is first asked for, and let go of before the other is."""
 
-    pair: Pair
+    def __init__(self, spec: EngineSpec, workers: int) -> None:
+        self._spec, self._alone = spec, workers == 1 and not spec.is_server
+        self._loaded: LoadedModel | None = None
 
-    @cached_property
-    def base(self) -> LoadedModel:
-        return self.pair.open_base()
+    @property
+    def loaded(self) -> LoadedModel:
+        if self._loaded is None:
+            self._loaded = _loaded(self._spec)
+        return self._loaded
 
-    @cached_property
-    def tuned(self) -> LoadedModel:
-        return self.pair.open_tuned()
+    @property
+    def spec(self) -> EngineSpec:
+        """How mastery opens it: as it is loaded here, where this process measures alone."""
+        return replace(self._spec, loaded=self.loaded) if self._alone else self._spec
 
-    def spec(self, of_base: bool) -> EngineSpec:
-        """How mastery opens a model: as it is loaded here, where this process measures alone."""
-        spec = self.pair.base if of_base else self.pair.tuned
-        if spec.is_server or self.pair.workers > 1:
-            return spec
-        return replace(spec, loaded=self.base if of_base else self.tuned)
+    def close(self) -> None:
+        self._loaded = None
 
 
 def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -142,7 +141,7 @@ def measure(
         InputError: a model that cannot be asked, a budget too small for one fact.
     """
     records = folder / "records"
-    opened = _Opened(pair)
+    base, tuned = (_Side(spec, pair.workers) for spec in (pair.base, pair.tuned))
     chosen: list[Plan] = []
 
     def keep(plan: Plan) -> None:
@@ -182,33 +181,34 @@ def measure(
         def look(done: int, total: int) -> None:
             tell("a first look", done, total)
 
-        screened = screen(opened.spec(True), asked.facts, records, seed + 3, budget, look)
+        screened = screen(base.spec, asked.facts, records, seed + 3, budget, look)
     order = None if screened is None else screened.order(seed)
     share = None if budget is None else budget.share(SHARE)
-    first = mastery(FIRST, opened.spec(True), asked.facts, seed, share, order)
+    first = mastery(FIRST, base.spec, asked.facts, seed, share, order)
     facts = chosen[0].facts if chosen else asked.facts
-    second = mastery(SECOND, opened.spec(True), facts, seed + 1)
-    after = mastery(AFTER, opened.spec(False), facts, seed + 2)
-    rows = {path: read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (first, second, after)}
-    levels = {row["fact"]: row["level"] for row in rows[first]}
-    hits, draws = ({row["fact"]: row[name] for row in rows[first]} for name in ("prompt_hits", "prompt_draws"))
+    second = mastery(SECOND, base.spec, facts, seed + 1)
+    rows = read_table(first, MASTERY, "mastery")[0].to_pylist()
+    levels = {row["fact"]: row["level"] for row in rows}
+    hits, draws = ({row["fact"]: row[name] for row in rows} for name in ("prompt_hits", "prompt_draws"))
     best = best_prompts(facts, hits, draws)
-    base: dict[str, _Told] = {}
-    tuned: dict[str, _Told] = {}
+    asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
+    before: dict[str, _Told] = {} if pair.on_servers else _answers(base, "base", *asked_again)
+    base.close()
+    after = mastery(AFTER, tuned.spec, facts, seed + 2)
+    now: dict[str, _Told] = {}
     shift = None
     if not pair.on_servers:
-        asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
-        base = _answers(lambda: opened.base, "base", *asked_again)
-        tuned = _answers(lambda: opened.tuned, "tuned", *asked_again)
+        now = _answers(tuned, "tuned", *asked_again)
         well_known = [fact for fact in facts if levels[fact.id] == LEVELS - 1]
-        shift = _shift(opened, well_known, best, prompt_format, records / "token-shift.parquet")
+        shift = _shift(base, tuned, well_known, best, prompt_format, records / "token-shift.parquet")
+    again, later = (read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (second, after))
     return Evidence(
         facts,
-        Rates.of(rows[first]),
-        Rates.of(rows[second]),
-        Rates.of(rows[after]),
+        Rates.of(rows),
+        Rates.of(again),
+        Rates.of(later),
         np.array([levels[fact.id] for fact in facts]),
-        [_paired(form, base.get(form), tuned.get(form)) for form in dict.fromkeys((*base, *tuned))],
+        [_paired(form, before.get(form), now.get(form)) for form in dict.fromkeys((*before, *now))],
         screened,
         shift,
     )
@@ -218,7 +218,7 @@ _Told = dict[str, list[Any]]
 
 
 def _answers(
-    open_model: Callable[[], LoadedModel],
+    side: _Side,
     who: str,
     facts: Sequence[Fact],
     levels: dict[str, int],
@@ -233,7 +233,7 @@ def _answers(
     if listed.exists():
         names = read_json(listed)["forms"]
         return {name: _columns(records / _file(name, who)) for name in names}
-    loaded = open_model()
+    loaded = side.loaded
     forms = forms_of(loaded, best, examples, prompt_format)
     found = {}
     for done, form in enumerate(forms):
@@ -248,14 +248,19 @@ def _answers(
 
 
 def _shift(
-    opened: _Opened, facts: Sequence[Fact], best: dict[str, int], prompt_format: str | None, path: Path
+    base_side: _Side,
+    tuned_side: _Side,
+    facts: Sequence[Fact],
+    best: dict[str, int],
+    prompt_format: str | None,
+    path: Path,
 ) -> Shifted:
     """Of facts of level 4; where it cannot be measured, all else is told without it, and why."""
     own = own_form(prompt_format) if prompt_format else None
     if not path.exists():
         try:
             with border("token shift"):
-                base, tuned = opened.base, opened.tuned
+                base, tuned = base_side.loaded, tuned_side.loaded
                 items = select_items(base, facts, best)
                 asked = items.prompts if own is None else [own.prompt(fact) for fact in facts]
                 shift = token_shift(base, tuned, items, asked)
