@@ -17,6 +17,7 @@ from knowshift.evaluation import (
     ANSWER_TOKENS,
     Answers,
     accuracy_by_level,
+    answered,
     empty_rate,
     evaluate,
     few_shot,
@@ -150,6 +151,8 @@ def test_both_grades_are_of_the_answer_or_its_first_line(tmp_path: Path) -> None
         found = evaluate(model, [_about_q(answer)], {"f": 3}, first_line=first_line).columns
         assert found["text"] == [" aB\nC"]
         assert (found["substring_hit"], found["word_hit"]) == ([substring], [word]), answer
+        prompts = [tuning_prompt(found["question"][0])]
+        assert answered(model, prompts, [(answer,)], first_line=first_line).tolist() == [substring]
         assert (found["level"], found["reason"], found["answer"]) == ([3], [None], [answer])
     assert evaluate(model, [_about_q("C")], {}).columns["level"] == [None]
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt, tuning_target
-from knowshift.facts.grading import Grader
+from knowshift.facts.grading import Grader, substring_hit
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.session import greedy
 from knowshift.records import ANSWERS, write_table
@@ -71,7 +74,7 @@ def evaluate(
 
     def grade(rule: Callable[[Grader, str], bool]) -> list[bool | None]:
         return [
-            None if text is None else rule(grader, text.lstrip().split("\n")[0] if first_line else text)
+            None if text is None else rule(grader, _counted(text, first_line))
             for grader, text in zip(graders, texts, strict=True)
         ]
 
@@ -90,6 +93,29 @@ def evaluate(
             "reason": reasons,
         }
     )
+
+
+def _counted(text: str, first_line: bool) -> str:
+    """What of an answer is graded."""
+    return text.lstrip().split("\n")[0] if first_line else text
+
+
+def answered(
+    loaded: LoadedModel,
+    prompts: Sequence[str],
+    accepted: Sequence[Sequence[str]],
+    *,
+    first_line: bool = False,
+    max_new_tokens: int = ANSWER_TOKENS,
+) -> NDArray[np.bool_]:
+    """Whether each greedy answer holds an accepted one, by the substring rule (paper 2.3): bool [prompts].
+
+    Raises:
+        InputError: an answer that cannot be graded, a prompt that does not fit.
+    """
+    texts = greedy(loaded, prompts, max_new_tokens=max_new_tokens)
+    hits = [substring_hit(_counted(text, first_line), own) for text, own in zip(texts, accepted, strict=True)]
+    return np.array(hits, dtype=bool)
 
 
 def _unanswerable(loaded: LoadedModel, prompts: Sequence[str], max_new_tokens: int) -> list[str | None]:

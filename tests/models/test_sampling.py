@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from knowshift.errors import InputError
-from knowshift.facts.grading import Grader, substring_hit
+from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling import frontier, tree
 from knowshift.models.sampling.frontier import edges_of_parts
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import philox, stream_key, uniforms
-from knowshift.models.sampling.session import TreeSession, answered, greedy, sample
+from knowshift.models.sampling.session import TreeSession, greedy, sample
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.token_bytes import token_pieces
 from markov import markov_model, texts_of
@@ -286,20 +286,6 @@ def test_shared_tokens_are_those_of_all(rows: list[list[int]]) -> None:
     shared = frontier.shared_tokens(ids, shortest)
     assert all(own[:shared] == rows[0][:shared] for own in rows)
     assert shared == shortest or len({own[shared] for own in rows}) > 1
-
-
-@pytest.mark.parametrize("first_line", [False, True])
-def test_answers_are_graded_as_whole_texts_are(
-    small_model: LoadedModel, chain_and_all: tuple[LoadedModel, np.ndarray], first_line: bool
-) -> None:
-    for model in (small_model, chain_and_all[0]):
-        texts = [text.lstrip().split("\n")[0] if first_line else text for text in greedy(model, PROMPTS)]
-        words = [[text.split()[-1] if text.split() else "x", "?!y"] for text in texts]
-        accepted = [words[i // 2 if i % 2 else i] for i in range(len(texts))]
-        right = answered(model, PROMPTS, accepted, first_line=first_line)
-        assert right.tolist() == [substring_hit(text, own) for text, own in zip(texts, accepted, strict=True)]
-        assert right.any()
-    assert answered(small_model, [], []).shape == (0,)
 
 
 def test_greedy_is_what_generate_gives(small_model: LoadedModel) -> None:

@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
-from knowshift.evaluation import ANSWER_TOKENS
+from knowshift.evaluation import answered
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.session import answered
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
@@ -258,7 +257,6 @@ class Search:
                 [prompts[facts[i]] for i in left],
                 [self._evidence.facts[facts[i]].accepted for i in left],
                 first_line=form.first_line,
-                max_new_tokens=ANSWER_TOKENS,
             )
         return Scores(known.astype(float), self._kept(self._items[half], loaded))
 

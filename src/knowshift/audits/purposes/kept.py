@@ -12,10 +12,10 @@ import torch
 from knowshift.audits.forms import OWN, Form
 from knowshift.audits.purposes.purpose import SUFFER, Floats
 from knowshift.errors import InputError, border
+from knowshift.evaluation import answered
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.session import answered
 
 #: Questions of the user's that are asked at most, and pieces of a text.
 MOST = 400

@@ -267,67 +267,22 @@ def greedy(
     """
     if not prompts:
         return []
-    answers: list[tuple[int, ...]] = [()] * len(prompts)
-
-    def took(prompt: int, numbers: Ints, text: tuple[int, ...], how: str) -> None:
-        answers[prompt] = text
-
-    _walk_greedily(loaded, prompts, lambda prompt, text: False, took, max_new_tokens, max_nodes)
-    texts: list[str] = loaded.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)
-    return texts
-
-
-def answered(
-    loaded: LoadedModel,
-    prompts: Sequence[str],
-    accepted: Sequence[Sequence[str]],
-    *,
-    first_line: bool = False,
-    max_new_tokens: int = 16,
-) -> NDArray[np.bool_]:
-    """Whether each greedy answer holds an accepted one, as the substring rule grades the texts of :func:`greedy`.
-
-    No answer is written further than until that is known.
-
-    Args:
-        first_line: whether only what stands before a line break counts, blanks before it left out.
-    """
-    right = np.zeros(len(prompts), dtype=bool)
-    if not len(prompts):
-        return right
-
-    def over(prompt: int, ids: tuple[int, ...]) -> bool:
-        text = str(loaded.tokenizer.decode(list(ids), skip_special_tokens=True))
-        line, *more = text.lstrip().split("\n", 1) if first_line else [text]
-        right[prompt] = any(answer in line for answer in accepted[prompt])
-        return bool(right[prompt] or more)
-
-    # What a text comes to is known from all of its tokens but one that stops it, which is no part of it.
-    _walk_greedily(loaded, prompts, over, lambda prompt, numbers, ids, how: None, max_new_tokens)
-    return right
-
-
-def _walk_greedily(
-    loaded: LoadedModel,
-    prompts: Sequence[str],
-    over: Callable[[int, tuple[int, ...]], bool],
-    took: Callable[[int, Ints, tuple[int, ...], str], None],
-    max_new_tokens: int,
-    max_nodes: int | None = None,
-) -> None:
-    """One text of most likely tokens for each prompt; ``over`` and ``took`` as :class:`.tree.Walk` calls them."""
     encoded = loaded.encoder.prompts(prompts, max_new_tokens)
+    answers: list[tuple[int, ...]] = [()] * len(prompts)
 
     def choose(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
         best: Ints = logits_KV.argmax(dim=-1).cpu().numpy()[row]
         return best
+
+    def took(prompt: int, numbers: Ints, text: tuple[int, ...], how: str) -> None:
+        answers[prompt] = text
 
     walk: Walk[tuple[int, ...]] = Walk(
         loaded,
         encoded,
         choose,
         lambda text, token: (*text, token),
-        over,
+        lambda prompt, text: False,
         took,
         (),
         max_new_tokens,
@@ -335,6 +290,8 @@ def _walk_greedily(
         max_nodes or nodes_that_fit(loaded, encoded, max_new_tokens),
     )
     walk.run([np.zeros(1, dtype=np.int64)] * len(prompts))
+    texts: list[str] = loaded.tokenizer.batch_decode([list(ids) for ids in answers], skip_special_tokens=True)
+    return texts
 
 
 def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:
