@@ -29,8 +29,8 @@ SHARE = 0.12
 PROMPTS = 3
 #: Prompts read together; the time is looked at between two such batches.
 BATCH = 384
-#: What the prompts of a fact promise (:meth:`.ExpectedSession.read`) where it is likely known. On a real model
-#: (docs/audit.md) two thirds of the facts with R of 0.25 and more promise as much, and 5% of those with less.
+#: What the prompts of a fact promise (:meth:`.ExpectedSession.read`) where it is likely known. On a real model two
+#: thirds of the facts with R of 0.25 and more promise as much, and one in twenty of the others (benchmarks/look.py).
 LIKELY = 0.01
 #: Facts, and seconds for the look, below which there is none.
 FEWEST, SHORTEST = 100, 30.0
@@ -86,18 +86,27 @@ def _look(
         if look.left <= 0:
             break
         some = [facts[place] for place in order[start : start + size]]
-        asked = [(fact, prompt) for fact in some for prompt in fact.prompts[:PROMPTS]]
-        session = ExpectedSession(
-            engine,
-            [prompt for _, prompt in asked],
-            [fact.accepted for fact, _ in asked],
-            Protocol(estimate="expected"),
-            1,
-            streams=[fact.id for fact, _ in asked],
-        )
-        found: dict[str, list[float]] = {}
-        for (fact, _), promise in zip(asked, session.read().tolist(), strict=True):
-            found.setdefault(fact.id, []).append(promise)
-        promises |= {name: sum(own) / len(own) for name, own in found.items()}
+        promises |= promised(engine, some)
         tell(len(promises), len(facts))
     return promises
+
+
+def promised(engine: LoadedModel, facts: Sequence[Fact]) -> dict[str, float]:
+    """What the first prompts of each fact promise on the mean, by its id; all are read together.
+
+    Raises:
+        InputError: as :class:`.ExpectedSession`.
+    """
+    asked = [(fact, prompt) for fact in facts for prompt in fact.prompts[:PROMPTS]]
+    session = ExpectedSession(
+        engine,
+        [prompt for _, prompt in asked],
+        [fact.accepted for fact, _ in asked],
+        Protocol(estimate="expected"),
+        1,
+        streams=[fact.id for fact, _ in asked],
+    )
+    found: dict[str, list[float]] = {}
+    for (fact, _), promise in zip(asked, session.read().tolist(), strict=True):
+        found.setdefault(fact.id, []).append(promise)
+    return {name: sum(own) / len(own) for name, own in found.items()}
