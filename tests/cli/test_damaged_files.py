@@ -476,7 +476,7 @@ def test_labels_of_unfinished_records(tmp_path: Path) -> None:
     label = tmp_path / "about.json"
     about = {"seed": 0, "identity": "abc", "facts": "digest", "protocol": {"draws": 10}}
     write_json(label, about)
-    holds(documents(about), damaged_in_place(label, lambda: _check_parts(tmp_path, about)))
+    holds(documents(about), damaged_in_place(label, lambda: _check_parts(tmp_path, about, [])))
 
 
 # -- facts ------------------------------------------------------------------------------------------------------

@@ -95,7 +95,8 @@ def _stages(loaded: LoadedModel, prompt: str) -> dict[str, list[int]]:
         stage(f"mastery {stopping}", rows)
     with _read(loaded) as rows:
         select_items(loaded, [fact], {"none": 0})
-    stage("select_items", rows[: len(found["greedy"])])
+    stage("select_items", rows)
+    found["select_items"] = found["select_items"][: len(found["greedy"])]  # and then what it answers
     with _read(loaded) as rows:
         token_shift(loaded, loaded, ShiftItems((fact,), (prompt,), (True,)))
     tuned, base = rows

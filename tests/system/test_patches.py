@@ -26,10 +26,10 @@ def test_sampling_goes_through_the_attention_for_one_token(
 
     attention.AttentionInterface.register(attention.NAME, watched)
     try:
-        greedy(small_model, ["Who is it?"], max_new_tokens=4)
+        greedy(small_model, ["Who is it?", "Ann"], max_new_tokens=4)
     finally:
         attention.AttentionInterface.register(attention.NAME, plain)
-    assert lengths.count(1) >= 2 * 3  # two layers, a step for each token after the first
+    assert lengths.count(1) >= 2 * 3  # two layers, a step for each token: the two prompts begin differently
     assert patches.attention_of(small_model.model) == attention.USUAL
 
 
