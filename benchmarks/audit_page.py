@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.moves import Rates
-from knowshift.audits.page import compose
+from knowshift.audits.page.compose import compose
 from knowshift.audits.verdict import reach_verdict
 from knowshift.facts.fact import Fact
 

@@ -1,6 +1,7 @@
 """Whether audits tell the truth: pairs of models whose difference is known, on the embedded world.
 
     python benchmarks/audits.py --folder FOLDER [--pairs 7] [--facts 800] [--truth 4000] [--kinds KIND ...]
+        [--workers N]
 
 For each kind PAIRS tuned models are made from the shipped one, each with another seed:
 
@@ -11,6 +12,7 @@ For each kind PAIRS tuned models are made from the shipped one, each with anothe
   it is not understood, and completions are;
 - ``overwritten``: facts of one relation get each other's answers, in completions and in questions; those of others are
   trained to stay;
+- ``worn``: 480 facts in the fine-tuning form at five times the gentle rate, which costs 5 to 10 points;
 - ``destructive``: 1,920 facts in the fine-tuning form at thirty times the gentle rate.
 
 Each pair is audited on FACTS facts, and measured on TRUTH others: the change of what the base knows, in any form and in
@@ -38,9 +40,9 @@ from knowshift.files import folder_beside
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.saving import save_model
 
-KINDS = ("same", "rounded", "gentle", "form", "overwritten", "destructive")
+KINDS = ("same", "rounded", "gentle", "form", "overwritten", "worn", "destructive")
 #: Learning rates of the kinds, and steps of eight texts.
-GENTLE, OVERWRITE, DESTRUCTIVE = 3e-5, 1e-4, 1e-3
+GENTLE, OVERWRITE, WORN, DESTRUCTIVE = 3e-5, 1e-4, 1.5e-4, 1e-3
 BATCH = 8
 #: Exposures from which the base knows most facts; what is to stay is trained on these.
 WELL_READ = 40
@@ -94,6 +96,8 @@ def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> Load
             parameter.data *= 1 + noise * 2.0**-8
     elif kind == "gentle":
         train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:240]], GENTLE, seed)
+    elif kind == "worn":
+        train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:480]], WORN, seed)
     elif kind == "destructive":
         train(tuned, [(tuning_prompt(f.question), f" {f.answer}") for f in some[:1920]], DESTRUCTIVE, seed)
     elif kind == "form":
@@ -115,10 +119,14 @@ def make(base: LoadedModel, kind: str, seed: int, facts: Sequence[Fact]) -> Load
     return tuned
 
 
-def examine(base: str, tuned: Path, facts: Sequence[Fact], folder: Path, seed: int) -> dict[str, Any]:
+def examine(
+    base: str, tuned: Path, facts: Sequence[Fact], folder: Path, seed: int, workers: int | None
+) -> dict[str, Any]:
     """What an audit of these facts says."""
     source = FactSource("world:tiny", tuple(facts))
-    return knowshift.audit(base, tuned, source, output_dir=folder, budget=None, seed=seed, repair=False).told
+    return knowshift.audit(
+        base, tuned, source, output_dir=folder, budget=None, seed=seed, repair=False, workers=workers
+    ).told
 
 
 def right(kind: str, verdict: str, truth: dict[str, Any]) -> bool | None:
@@ -141,6 +149,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=7, help="of each kind")
     parser.add_argument("--facts", type=int, default=800, help="that an audit asks")
     parser.add_argument("--truth", type=int, default=4000, help="other facts that say what is true")
+    parser.add_argument("--workers", type=int, help="processes; all processors by default")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     arguments = parser.parse_args()
     base = load_model("world:tiny")
@@ -155,8 +164,8 @@ def main() -> None:
             if not (folder / "model").exists():
                 with folder_beside(folder / "model") as made:
                     save_model(make(base, kind, seed, [f for f in facts if f.split == "train"]), made)
-            found = examine("world:tiny", folder / "model", asked, folder / "audit", seed)
-            truth = examine("world:tiny", folder / "model", others, folder / "truth", seed + 500)
+            found = examine("world:tiny", folder / "model", asked, folder / "audit", seed, arguments.workers)
+            truth = examine("world:tiny", folder / "model", others, folder / "truth", seed + 500, arguments.workers)
             line = {"kind": kind, "seed": seed, "verdict": found["verdict"], "points": found["points"]}
             line |= {"true points": truth["points"], "right": right(kind, found["verdict"], truth)}
             line |= {"forms": {name: form and round(form["points"], 1) for name, form in truth["forms"].items()}}

@@ -29,9 +29,10 @@ import torch
 
 import knowshift
 from audits import train
+from knowshift.audits.candidates import Candidate
 from knowshift.audits.forms import Form, forms_of
 from knowshift.audits.purposes.kept import ANSWER
-from knowshift.audits.repair import Candidate, Scores, choose
+from knowshift.audits.repair import Scores, choose
 from knowshift.evaluation import ANSWER_TOKENS
 from knowshift.facts.fact import Fact, tuning_prompt
 from knowshift.facts.grading import Grader

@@ -22,7 +22,7 @@ from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.logits import next_logits
 from knowshift.models.sampling.session import greedy
-from knowshift.models.vocabulary import TokenIds
+from knowshift.models.vocabulary import TokenIds, Vocabulary
 from knowshift.records import TOKEN_SHIFT, write_table
 
 TOP_TOKENS = 10
@@ -70,6 +70,11 @@ class ShiftItems:
     prompts: tuple[str, ...]
     begins: tuple[bool, ...]
 
+    @property
+    def kept(self) -> list[int]:
+        """Places of the facts whose answer comes first."""
+        return [index for index, begins in enumerate(self.begins) if begins]
+
 
 def select_items(base: LoadedModel, facts: Sequence[Fact], best: Mapping[str, int]) -> ShiftItems:
     """Level-4 facts with their relation's best prompt; where the answer does not come first, ``begins`` is False."""
@@ -110,23 +115,35 @@ class TokenShift:
         return float(np.mean(values)) if values else None
 
 
-def shared_ids(base: LoadedModel, tuned: LoadedModel) -> TokenIds:
-    """The ids that are the same token in both models, with an embedding and a logit in both.
+@dataclass(frozen=True)
+class Leading:
+    """What a tuned model predicts first, of some prompts [N]."""
+
+    ids: Tensor  # int64 [N, 10], the most likely first
+    logits: Tensor  # float32 [N, 10]
+
+    def of(self, rows: Sequence[int]) -> Leading:
+        """Those of some prompts."""
+        return Leading(self.ids[list(rows)], self.logits[list(rows)])
+
+
+def shared_ids(ours: Vocabulary, theirs: Vocabulary, base: str, tuned: str) -> TokenIds:
+    """The ids that are the same token in a base and a tuned model of these names, with an embedding and a logit in
+    both.
 
     Raises:
         InputError: an id is one token in the base and another in the tuned model, or fewer than ten are shared.
     """
-    ours, theirs = base.vocabulary, tuned.vocabulary
     if ours.tokens != theirs.tokens:
         other = min((i for i, token in ours.tokens.items() if theirs.tokens.get(i, token) != token), default=None)
         if other is not None:
             raise InputError(
-                f"{tuned.name}: id {other} is the token {theirs.tokens[other]!r}, in {base.name} it is "
+                f"{tuned}: id {other} is the token {theirs.tokens[other]!r}, in {base} it is "
                 f"{ours.tokens[other]!r}; token ids of different vocabularies cannot be compared"
             )
     shared = TokenIds.of(i for i in ours.tokens if i in ours.usable and i in theirs.usable)
     if len(shared) < TOP_TOKENS:
-        raise InputError(f"{tuned.name}: shares {len(shared)} tokens with {base.name}; expected {TOP_TOKENS} at least")
+        raise InputError(f"{tuned}: shares {len(shared)} tokens with {base}; expected {TOP_TOKENS} at least")
     return shared
 
 
@@ -141,26 +158,42 @@ def token_shift(
     Raises:
         InputError: as :func:`shared_ids`, and a prompt that one of the models cannot read.
     """
-    shared = shared_ids(base, tuned)
-    kept = [index for index, begins in enumerate(items.begins) if begins]
+    shared = shared_ids(base.vocabulary, tuned.vocabulary, base.name, tuned.name)
+    if asked is None:
+        asked = [tuning_prompt(fact.question) for fact in items.facts]
+    return shift_from(base, items, leading(tuned, shared, [asked[index] for index in items.kept]))
+
+
+def leading(tuned: LoadedModel, shared: TokenIds, asked: Sequence[str]) -> Leading:
+    """The ten ids that the tuned model ranks first among the shared ones, behind each prompt.
+
+    Raises:
+        InputError: a prompt that the model cannot read.
+    """
+    found = Leading(torch.zeros(len(asked), TOP_TOKENS, dtype=torch.long), torch.zeros(len(asked), TOP_TOKENS))
+    for batch, logits_BV in next_logits(tuned, asked):
+        values, best = shared.columns(logits_BV).topk(TOP_TOKENS, dim=-1)
+        found.logits[batch], found.ids[batch] = values.cpu(), best.cpu()
+    return found
+
+
+def shift_from(base: LoadedModel, items: ShiftItems, led: Leading) -> TokenShift:
+    """:func:`token_shift`, of what the tuned model has predicted for the items that are :attr:`.ShiftItems.kept`.
+
+    Raises:
+        InputError: a prompt that the base cannot read.
+    """
     size = len(items.facts)
     ids: list[list[int] | None] = [None] * size
     tuned_logits: list[list[float] | None] = [None] * size
     base_logits: list[list[float] | None] = [None] * size
     kl: list[float | None] = [None] * size
-    top_ids = torch.zeros(len(kept), TOP_TOKENS, dtype=torch.long)
-    top_tuned = torch.zeros(len(kept), TOP_TOKENS)
-    top_base = torch.zeros(len(kept), TOP_TOKENS)
-    if asked is None:
-        asked = [tuning_prompt(fact.question) for fact in items.facts]
-    for batch, logits_BV in next_logits(tuned, [asked[index] for index in kept]):
-        values, best = shared.columns(logits_BV).topk(TOP_TOKENS, dim=-1)
-        top_tuned[batch], top_ids[batch] = values.cpu(), best.cpu()
-    for batch, logits_BV in next_logits(base, [items.prompts[index] for index in kept]):
-        top_base[batch] = logits_BV.cpu().gather(1, top_ids[batch])
-    for row, (index, value) in enumerate(zip(kept, renormalised_kl(top_tuned, top_base).tolist(), strict=True)):
-        ids[index], kl[index] = top_ids[row].tolist(), value
-        tuned_logits[index], base_logits[index] = top_tuned[row].tolist(), top_base[row].tolist()
+    top_base = torch.zeros_like(led.logits)
+    for batch, logits_BV in next_logits(base, [items.prompts[index] for index in items.kept]):
+        top_base[batch] = logits_BV.cpu().gather(1, led.ids[batch])
+    for row, (index, value) in enumerate(zip(items.kept, renormalised_kl(led.logits, top_base).tolist(), strict=True)):
+        ids[index], kl[index] = led.ids[row].tolist(), value
+        tuned_logits[index], base_logits[index] = led.logits[row].tolist(), top_base[row].tolist()
     facts = items.facts
     return TokenShift(
         {

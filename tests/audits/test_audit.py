@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,15 @@ from transformers import AutoModelForCausalLM
 import knowshift
 from hand_evidence import evidence, without
 from knowshift.api import auditing
-from knowshift.audits import repair, screening
+from knowshift.audits import candidates, repair, screening
 from knowshift.audits.evidence import Answered
-from knowshift.audits.page import compose
+from knowshift.audits.page.compose import compose
 from knowshift.audits.verdict import reach_verdict
 from knowshift.cli import app
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import FactSource, load_facts
-from knowshift.models.loading import load_model
+from knowshift.models import loading
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.probing.budget.pace import Pace
 
 #: The form that fine-tuning asks in.
@@ -42,11 +44,20 @@ KEYS = {
 
 
 @pytest.fixture(scope="module")
-def audited(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], int]:
+def at_once() -> list[int]:
+    """How many models were in memory as each model of ``audited`` was loaded, that one included."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def audited(
+    damaged: Path, keep: Path, at_once: list[int], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any], int]:
     """The folder of an audit, its JSON object, and its exit status with ``--fail-above 2``."""
     folder = tmp_path_factory.mktemp("audits") / "audit"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5, 0.9), "layers"), ("random", (0.5,), "layers")))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5, 0.9), "layers"), ("random", (0.5,), "layers")))
+        _watch(patch, at_once)
         options = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
         done = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
         command = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
@@ -56,6 +67,26 @@ def audited(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory)
         with pytest.raises(SystemExit) as ended:
             app.main()
     return folder, done.told, int(ended.value.code or 0)
+
+
+def _watch(patch: pytest.MonkeyPatch, at_once: list[int]) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    real = loading.load_found
+
+    def load(*given: Any, **more: Any) -> LoadedModel:
+        found = real(*given, **more)
+        loaded.append(weakref.ref(found.model))
+        at_once.append(sum(model() is not None for model in loaded))
+        return found
+
+    patch.setattr(loading, "load_found", load)
+
+
+@pytest.mark.usefixtures("audited")
+def test_one_model_at_a_time_is_in_memory(at_once: list[int]) -> None:
+    """The base, the tuned one, the base, the tuned one, and the repaired one; and again for what is recorded."""
+    assert at_once[:5] == [1] * 5
+    assert set(at_once) == {1}
 
 
 def test_what_tuning_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Path, dict[str, Any], int]) -> None:
@@ -99,7 +130,7 @@ def test_a_purpose_that_the_tuned_model_does_not_serve_repairs_nothing(damaged: 
     text.write_text("hi")
     options: dict[str, Any] = {"limit": 60, "budget": None, "workers": 1, "output_dir": tmp_path / "audit"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         for kept, words in ((table, "does not show what the tuning was for"), (text, "tokens; expected")):
             found = knowshift.audit("world:tiny", damaged, "world:tiny", keep=kept, **options)
             assert found.told["chosen"] is None
@@ -131,8 +162,8 @@ def test_the_same_call_goes_on_and_another_is_refused(
 
 
 def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
-    code = "from knowshift.audits import repair\nfrom knowshift.cli.app import main\n"
-    code += "repair.SWEEPS = repair.SWEEPS[3:4]\nif __name__ == '__main__': main()"
+    code = "from knowshift.audits import candidates\nfrom knowshift.cli.app import main\n"
+    code += "candidates.SWEEPS = candidates.SWEEPS[3:4]\nif __name__ == '__main__': main()"
     command = [sys.executable, "-c", code, "audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--json"]
     command += ["--limit", "40", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -220,7 +251,7 @@ def test_what_fails_after_the_choice_is_told_on_the_page(
         raise InputError("no space left")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         patch.setattr(repair.Search, "confirm", full)
         found = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=tmp_path / "audit", **options)
     assert "Not repaired: no space left." in found.page.read_text()
@@ -261,7 +292,7 @@ def test_an_adapter_is_repaired_as_an_adapter(damaged: Path, keep: Path, tmp_pat
     adapted.save_pretrained(tmp_path / "adapter")
     options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         found = knowshift.audit(None, tmp_path / "adapter", "world:tiny", output_dir=tmp_path / "audit", **options)
     assert found.told["chosen"] == "interpolate 0.5 (layers)"
     assert found.output is not None
@@ -326,11 +357,16 @@ def test_texts_of_models_are_data_on_the_page() -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_repairs_without_time_are_named_on_the_page(small_world: Path, tmp_path: Path) -> None:
-    """A budget that measuring has used up."""
+def test_repairs_for_which_no_time_is_left_are_tried_by_the_same_call(small_world: Path, tmp_path: Path) -> None:
+    """A budget that measuring has used up; and one that does for a few of them."""
+    options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("knowshift.api.auditing.REPAIRED_BY", 0.0)
-        options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1}
+        found = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
+        assert found.repair is None
+        assert "Not repaired: no time of the budget was left; the same command" in found.page.read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repair, "sweeps_for", lambda candidates: [("interpolate", (0.2, 0.3), "layers")])
         found = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
     assert found.told["left_out"][1] == "interpolate 0.3, 0.5, 0.7 (mlp)"
-    assert "The budget left no time for: interpolate 0.1, 0.2, 0.3" in found.page.read_text()
+    assert "The budget left no time for: interpolate 0.1, 0.4, 0.5" in found.page.read_text()

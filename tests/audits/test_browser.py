@@ -13,7 +13,7 @@ import pytest
 
 from hand_evidence import evidence, without
 from knowshift.audits.evidence import Answered, Evidence
-from knowshift.audits.page import compose
+from knowshift.audits.page.compose import compose
 from knowshift.audits.verdict import reach_verdict
 
 CHROMIUM = shutil.which("chromium")

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from knowshift.api.pushing import without_folders
+from knowshift.audits.candidates import Candidate
 from knowshift.audits.purposes.purpose import Described
-from knowshift.audits.repair import Candidate, Repair, Scores, repair_of
+from knowshift.audits.repair import Repair, Scores, repair_of
 from knowshift.audits.told import card, card_of
 
 HOSTILE = (

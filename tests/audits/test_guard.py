@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 import knowshift
-from knowshift.audits import repair
+from knowshift.audits import candidates
 from knowshift.audits.purposes.tasks import read_tasks
 from knowshift.cli import app
 from knowshift.errors import InputError
@@ -35,12 +36,13 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):
         for batch in torch.randperm(len(examples), generator=generator).split(10):
-            for i in batch.tolist():
-                ids, asked = examples[i]
-                row = torch.tensor([ids])
-                labels = row.clone()
-                labels[:, :asked] = -100
-                (loaded.model(input_ids=row, labels=labels).loss / len(batch)).backward()
+            rows = [torch.tensor(examples[i][0]) for i in batch.tolist()]
+            ids = pad_sequence(rows, batch_first=True)
+            labels = pad_sequence(rows, batch_first=True, padding_value=-100)
+            for row, i in enumerate(batch.tolist()):
+                labels[row, : examples[i][1]] = -100
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            loaded.model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
             optimiser.step()
             optimiser.zero_grad()
     folder = tmp_path_factory.mktemp("models") / "tuned"
@@ -53,7 +55,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def options() -> Any:
     """Two candidates instead of all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         yield {"limit": 300, "guard": TASK, "guard_limit": LIMIT, "budget": None, "workers": 1}
 
 

@@ -20,7 +20,7 @@ import knowshift
 from fake_hub import CUT, TOKEN, FakeHub, Fault, Repository
 from knowshift.api.pushing import kept_repair
 from knowshift.api.repairing import read_purposes
-from knowshift.audits import repair
+from knowshift.audits import candidates
 from knowshift.cli import app
 
 #: The form that fine-tuning asks in.
@@ -36,7 +36,7 @@ def command(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("audits") / "audit"
     options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "SWEEPS", (("interpolate", (0.5,), "layers"),))
+        patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         found = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
     assert found.told["pushed"] is None
     assert found.output is not None

@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowshift.audits import repair
+from knowshift.audits.candidates import COARSE, FIRST, SWEEPS, Candidate, each, sweeps_for
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.moves import Rates
 from knowshift.audits.purposes.kept import Kept
-from knowshift.audits.repair import FIRST, SWEEPS, Candidate, Scores, Search, choose, sweeps_for
+from knowshift.audits.repair import Scores, Search, choose
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.checkpoint import StoredTensors
@@ -82,9 +83,9 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
     before = {name: tensor.clone() for name, tensor in tuned.model.named_parameters()}
     purpose = Kept("keep.csv", [f"Question: {fact.question}" for fact in evidence.facts], [("a",)] * 40)
     counted: list[tuple[int, int]] = []
-    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, lambda *told: counted.append(told))
-    found = search.run()
-    total = sum(len(fractions) for _, fractions, _ in SWEEPS)
+    search = Search(evidence, purpose, 0, lambda *told: counted.append(told))
+    found = search.run(tuned, StoredTensors(small_world))
+    total = len(each(COARSE))  # none can be chosen, since what the tuning was for is not known to be served
     assert len(found.curve) == total + 1
     assert counted[-1] == (total, total)
     assert not found.left_out
@@ -92,28 +93,29 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
     halves = search._facts
     assert {len(scores.known) for _, scores in found.curve} == {len(halves[0])}
     assert {len(scores.kept) for _, scores in found.curve} == {len(search._items[0])}
-    assert found.chosen is None  # what the tuning was for is not known to be served
+    assert found.chosen is None
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
 
 
 def test_a_search_that_has_no_time_says_what_it_left_out(
     small_world: Path, searched: tuple[LoadedModel, Evidence]
 ) -> None:
-    found = Search(searched[0], StoredTensors(small_world), searched[1], None, 0).run(ends=0.0)
+    found = Search(searched[1], None, 0).run(searched[0], StoredTensors(small_world), ends=0.0)
     assert len(found.curve) == 1
-    assert len(found.left_out) == len(SWEEPS)
+    assert len(found.left_out) == len(COARSE)
     assert found.chosen is None
 
 
 CANDIDATES = sum(len(fractions) for _, fractions, _ in SWEEPS)
 
 
-@given(st.floats(-5, 60))
+@given(st.floats(-5, 120))
 def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float) -> None:
     sweeps = sweeps_for(candidates)
     some = [(criterion, fraction, region) for criterion, fractions, region in sweeps for fraction in fractions]
     assert len(some) == min(max(math.floor(candidates), 0), CANDIDATES)
-    assert set(some) <= set(FIRST) or set(some) >= set(FIRST)
+    for tier in (FIRST, each(COARSE)):  # each is whole before the next begins
+        assert set(some) <= set(FIRST) | set(tier) or set(some) >= set(tier)
     assert all(list(fractions) == sorted(fractions) for _, fractions, _ in sweeps)
     assert [(criterion, region) for criterion, _, region in sweeps] == [
         (criterion, region)
@@ -124,11 +126,12 @@ def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float) -
 
 def test_what_is_tried_first_is_one_of_the_sweeps() -> None:
     assert len(sweeps_for(math.inf)) == len(SWEEPS)
-    assert set(FIRST) <= {(criterion, fraction, region) for criterion, own, region in SWEEPS for fraction in own}
+    assert each(sweeps_for(math.inf, coarse=True)) == each(COARSE)
+    assert set(FIRST) <= set(each(COARSE)) <= set(each(SWEEPS))
 
 
 def test_a_fact_is_asked_in_the_forms_in_which_one_of_the_two_models_knows_it(
-    small_world: Path, searched: tuple[LoadedModel, Evidence], monkeypatch: pytest.MonkeyPatch
+    searched: tuple[LoadedModel, Evidence], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuned, evidence = searched
     before, after = np.arange(40) < 8, np.arange(40) % 4 == 0
@@ -145,7 +148,7 @@ def test_a_fact_is_asked_in_the_forms_in_which_one_of_the_two_models_knows_it(
         return np.zeros(len(prompts), dtype=bool)
 
     monkeypatch.setattr(repair, "answered", never)
-    search = Search(tuned, StoredTensors(small_world), replace(evidence, forms=forms), None, 0)
+    search = Search(replace(evidence, forms=forms), None, 0)
     search.score(0, tuned)
     facts = set(search._facts[0].tolist())
     assert sorted(asked) == sorted(
@@ -153,13 +156,11 @@ def test_a_fact_is_asked_in_the_forms_in_which_one_of_the_two_models_knows_it(
     )
 
 
-def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(
-    small_world: Path, searched: tuple[LoadedModel, Evidence]
-) -> None:
-    tuned, evidence = searched
+def test_a_question_that_is_a_fact_and_an_item_is_in_one_half(searched: tuple[LoadedModel, Evidence]) -> None:
+    _, evidence = searched
     asked = [fact.question for fact in evidence.facts]
     purpose = Kept("keep.csv", asked, [("a",)] * len(asked), questions=asked)
-    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0)
+    search = Search(evidence, purpose, 0)
     for facts, items in ((0, 1), (1, 0)):
         mine = {evidence.facts[i].question for i in search._facts[facts].tolist()}
         assert not mine & {asked[i] for i in search._items[items].tolist()}
@@ -171,8 +172,8 @@ def test_too_few_items_choose_nothing(small_world: Path, searched: tuple[LoadedM
         purpose = Kept(
             "keep.csv", ["Question: Who?"] * items, [("e",)] * items, questions=[str(i) for i in range(items)]
         )
-        search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=np.zeros(items))
-        assert search.run(ends=0.0).chosen is None
+        search = Search(evidence, purpose, 0, untuned=np.zeros(items))
+        assert search.run(tuned, StoredTensors(small_world), ends=0.0).chosen is None
 
 
 def test_a_text_is_kept_by_the_share_of_what_tuning_has_gained(
@@ -181,7 +182,9 @@ def test_a_text_is_kept_by_the_share_of_what_tuning_has_gained(
     tuned, evidence = searched
     purpose = Kept("keep.txt", pieces=[[5 + i, 6, 7, 8] for i in range(40)])
     as_tuned = purpose.scores(tuned, range(40))
-    search = Search(tuned, StoredTensors(small_world), evidence, purpose, 0, untuned=as_tuned - 0.5)
-    assert search.served is not None
-    assert search.served.value == pytest.approx(0.5)
+    search = Search(evidence, purpose, 0, untuned=as_tuned - 0.5)
+    served = search.run(tuned, StoredTensors(small_world), ends=0.0).served
+    assert served is not None
+    assert served.value == pytest.approx(0.5)
+    assert search.score_tuned(1, tuned).kept.tolist() == search.score(1, tuned).kept.tolist()
     assert search.score(0, tuned).kept.tolist() == pytest.approx([1.0] * len(search._items[0]))

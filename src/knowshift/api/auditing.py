@@ -50,7 +50,7 @@ class Audit:
     @property
     def repair_words(self) -> str:
         """What became of the repair."""
-        from knowshift.audits.page import repair_words
+        from knowshift.audits.page.words import repair_words
 
         return repair_words(self.repair, str(self.told.get("not_repaired")))
 
@@ -105,7 +105,7 @@ def audit(
     from knowshift.api.pushing import check_push, keep_repair, kept_repair, push_audit
     from knowshift.api.repairing import read_purposes, search
     from knowshift.audits.forms import check_format
-    from knowshift.audits.page import compose
+    from knowshift.audits.page.compose import compose
     from knowshift.audits.plan import BRIEF, USUAL, facts_to_ask
     from knowshift.audits.run import REPAIRED, check_audit_folder, measure
     from knowshift.audits.told import told_of_evidence, told_of_repair, told_of_weights
@@ -156,16 +156,20 @@ def audit(
         def pacing(measured: int) -> None:
             say(PACING.format(measured), progress)
 
-        evidence = measure(pair, asked, manner, folder, seed, given, prompt_format, tell, pacing, planned)
+        models = pair.turns()
+        evidence = measure(pair, models, asked, manner, folder, seed, given, prompt_format, tell, pacing, planned)
         verdict = reach_verdict(evidence)
         ends = None if given is None else began + REPAIRED_BY * given.seconds
         found: tuple[Repair | None, str] = (None, "not asked for")
         if repair and (earlier := kept_repair(folder, purposes.items)) is not None:
             found = earlier, ""
         elif repair:
-            found = search(pair, asked.examples, evidence, purposes, prompt_format, seed, ends, folder / REPAIRED, tell)
+            found = search(
+                pair, models, asked.examples, evidence, purposes, prompt_format, seed, ends, folder / REPAIRED, tell
+            )
             if found[0] is not None and found[0].confirmed:
                 keep_repair(folder, found[0], purposes.items)
+        models.close()
     repaired, why_not = found
     output = folder / REPAIRED if repaired is not None and repaired.confirmed else None
     change = _weights(pair)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,16 @@ from knowshift.errors import InputError
 from knowshift.files import folder_beside, take_name, write_text
 
 if TYPE_CHECKING:
+    from knowshift.audits.candidates import Candidate
     from knowshift.audits.evidence import Evidence
-    from knowshift.audits.forms import Form
-    from knowshift.audits.purposes.purpose import Purpose
+    from knowshift.audits.purposes.purpose import Floats, Purpose
     from knowshift.audits.purposes.tasks import Tasks
-    from knowshift.audits.repair import Candidate, Repair
+    from knowshift.audits.repair import Repair
     from knowshift.audits.run import Pair
     from knowshift.facts.fact import Fact
     from knowshift.models.loading import LoadedModel
+    from knowshift.models.turns import Turns
+    from knowshift.parameters.tensors import TensorReader
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Purposes:
         kept = self.kept if isinstance(self.kept, str) else [[fact.question, *fact.accepted] for fact in self.kept]
         return [kept, [] if self.tasks is None else [*self.tasks.named, *self.tasks.texts]]
 
-    def on(self, tuned: LoadedModel, base: LoadedModel, forms: Sequence[Form], seed: int) -> Purpose:
+    def on(self, models: Turns, examples: Sequence[Fact], prompt_format: str | None, seed: int) -> Purpose:
         """The items; at least one of file and tasks was given.
 
         Raises:
@@ -55,9 +58,9 @@ class Purposes:
 
         parts: list[Purpose] = []
         if self.file:
-            parts.append(purpose_of(self.file, self.kept, tuned, base, forms, seed))
+            parts.append(purpose_of(self.file, self.kept, models, examples, prompt_format, seed))
         if self.tasks is not None:
-            self.tasks.find_metrics(base)
+            self.tasks.find_metrics(models.base)
             parts.append(self.tasks)
         return parts[0] if len(parts) == 1 else Together(tuple(parts))
 
@@ -85,7 +88,8 @@ def read_purposes(
 
 def search(
     pair: Pair,
-    examples: Any,
+    models: Turns,
+    examples: Sequence[Fact],
     evidence: Evidence,
     purposes: Purposes,
     prompt_format: str | None,
@@ -96,9 +100,9 @@ def search(
 ) -> tuple[Repair | None, str]:
     """The search for a repair, whose confirmed result is then at ``output``; or None and why there was none.
 
-    What is confirmed is the checkpoint as it was written. Nothing of an earlier search stays.
+    What is confirmed is the checkpoint as it was written. Nothing of an earlier search stays. ``ends`` is the time of
+    :func:`time.monotonic` by which no further repair is tried.
     """
-    from knowshift.audits.forms import forms_of
     from knowshift.audits.repair import Search
     from knowshift.audits.told import card
     from knowshift.models.finding import model_folder
@@ -107,26 +111,16 @@ def search(
 
     if pair.on_servers:
         return None, "models on servers are measured only"
-    tuned = pair.open_tuned()
+    if ends is not None and time.monotonic() > ends:
+        return None, "no time of the budget was left; the same command goes on with it"
     try:
-        purpose = untuned = None
-        if purposes:
-            before = pair.open_base()
-            forms = forms_of(tuned, {}, examples, prompt_format)
-            purpose = purposes.on(tuned, before, forms, seed)
-            untuned = purpose.scores(before, range(len(purpose)))
-            del before  # two models at once are enough
+        purpose, untuned = _purpose(purposes, models, examples, prompt_format, seed, ends)
         base = StoredTensors(model_folder(pair.base.name, revision=pair.base.revision))
+        stored = _stored(pair, models.tuned)
         looking = Search(
-            tuned,
-            base,
-            evidence,
-            purpose,
-            seed,
-            lambda done, total: tell("repairs tried", done, total),
-            untuned=untuned,
+            evidence, purpose, seed, lambda done, total: tell("repairs tried", done, total), untuned=untuned
         )
-        repair = looking.run(ends)
+        repair = looking.run(models.tuned, base, stored=stored, ends=ends)
     except InputError as error:
         return None, str(error)
     if repair.chosen is None:
@@ -137,8 +131,10 @@ def search(
         with folder_beside(output.with_name("trying")) as trying:
             written = trying / "model"
             on_base = _write(pair, repair.chosen, written, seed)
-            repaired = load_model(str(written), dtype=pair.tuned.dtype, device=tuned.device, **on_base)
-            repair = looking.confirm(repair, repaired)
+            device, before = models.tuned.device, looking.score_tuned(1, models.tuned)
+            models.close()
+            repaired = load_model(str(written), dtype=pair.tuned.dtype, device=device, **on_base)
+            repair = looking.confirm(repair, before, repaired)
             if repair.confirmed:
                 names = {"base": pair.base.name, "tuned": pair.tuned.name}
                 write_text(written / "README.md", card(repair, names, adapter=bool(on_base)))
@@ -152,6 +148,43 @@ def search(
     if not repair.confirmed:
         shutil.rmtree(output, ignore_errors=True)
     return repair, ""
+
+
+def _purpose(
+    purposes: Purposes,
+    models: Turns,
+    examples: Sequence[Fact],
+    prompt_format: str | None,
+    seed: int,
+    ends: float | None,
+) -> tuple[Purpose | None, Floats | None]:
+    """What the tuning was for, as far as there is time to ask it, and the base's scores of it; nothing without any."""
+    from knowshift.audits.purposes.purpose import in_time
+
+    if not purposes:
+        return None, None
+    purpose = purposes.on(models, examples, prompt_format, seed)
+    if ends is not None:
+        purpose = in_time(purpose, models.base, seed, ends)
+    return purpose, purpose.scores(models.base, range(len(purpose)))
+
+
+def _stored(pair: Pair, tuned: LoadedModel) -> TensorReader | None:
+    """The tuned weights on disk, where all that the model holds lies there under its own names."""
+    from knowshift.models.finding import model_folder
+    from knowshift.parameters.files.adapter import is_adapter
+    from knowshift.parameters.files.checkpoint import FLOATS, StoredTensors
+    from knowshift.parameters.loaded import parameters_of
+
+    folder = model_folder(pair.tuned.name, revision=pair.tuned.revision)
+    if is_adapter(folder):  # merging it for every candidate would take longer than a copy
+        return None
+    stored = StoredTensors(folder)
+    held = {name: tuple(tensor.shape) for name, tensor in parameters_of(tuned.model).items()}
+    same = all(
+        stored.shapes.get(name) == shape and stored.tensors[name].dtype in FLOATS for name, shape in held.items()
+    )
+    return stored if same else None
 
 
 def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> dict[str, str | None]:

@@ -52,8 +52,9 @@ def forms_of(
         shown = "".join(f"{plain_question(fact.question)} {fact.answer}\n" for fact in examples)
         found.append(Form(FEW_SHOT, lambda fact: shown + plain_question(fact.question), first_line=True))
     if getattr(loaded.tokenizer, "chat_template", None):
-        loaded.encoder.chat("Who?")
-        found.append(Form("chat", lambda fact: loaded.encoder.chat(fact.question)))
+        encoder = loaded.encoder  # a form may outlive the model
+        encoder.chat("Who?")
+        found.append(Form("chat", lambda fact: encoder.chat(fact.question)))
     if prompt_format is not None:
         found.append(own_form(prompt_format))
     return found

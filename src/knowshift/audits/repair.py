@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from knowshift.audits.candidates import Candidate, left_out, sweeps_for
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
@@ -31,43 +32,10 @@ from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
 from knowshift.statistics.estimates import Estimate, from_error
 
-#: Criteria with their fractions, simplest first, each for a region; controls (random, least) are candidates too.
-SWEEPS: tuple[tuple[str, tuple[float, ...], str], ...] = (
-    ("interpolate", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), "layers"),
-    ("interpolate", (0.3, 0.5, 0.7), "mlp"),
-    ("interpolate", (0.3, 0.5, 0.7), "attention"),
-    ("lines", (0.25, 0.5, 0.75), "layers"),
-    ("random", (0.1, 0.2, 0.4, 0.6), "layers"),
-    ("relative", (0.05, 0.1, 0.2, 0.4), "layers"),
-    ("least", (0.2, 0.4, 0.6), "layers"),
-    ("fapm", (0.2, 0.4), "layers"),
-    ("dg-hard", (1.0,), "layers"),
-)
-#: What is tried first where there is no time for all, by criterion, fraction and region: a coarse curve, a random
-#: restoration and one of the paper's criterion. All else follows in the order of :data:`SWEEPS`.
-FIRST = (
-    *(("interpolate", fraction, "layers") for fraction in (0.5, 0.3, 0.7)),
-    ("random", 0.4, "layers"),
-    ("relative", 0.2, "layers"),
-    ("interpolate", 0.2, "layers"),
-)
 #: What the interval of the loss on the purpose must exclude, in units of the purpose's ``suffer``.
 EXCLUDED = 2.5
 #: Facts, and items of the purpose, of a half below which nothing is chosen.
 FEWEST = 10
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One way to undo a part of the tuning."""
-
-    criterion: str
-    fraction: float
-    region: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.criterion} {self.fraction:g} ({self.region})"
 
 
 @dataclass(frozen=True)
@@ -167,15 +135,10 @@ def _plain(value: Any) -> Any:
 
 
 class Search:
-    """One search for a repair of ``tuned``, whose weights are as they were when it ends.
-
-    ``untuned``: the base's own scores of the purpose's items.
-    """
+    """One search for a repair; ``untuned``: the base's own scores of the purpose's items."""
 
     def __init__(
         self,
-        tuned: LoadedModel,
-        base: TensorReader,
         evidence: Evidence,
         purpose: Purpose | None,
         seed: int,
@@ -183,68 +146,94 @@ class Search:
         *,
         untuned: Floats | None = None,
     ) -> None:
-        self.tuned, self.base, self.purpose, self.seed, self._tell = tuned, base, purpose, seed, tell
-        self._evidence = evidence
+        self.purpose, self.seed, self._tell = purpose, seed, tell
+        self._evidence, self._untuned = evidence, untuned
         known = np.flatnonzero(evidence.first.known | evidence.second.known)
         self._facts = self._halves(known, [evidence.facts[i].question for i in known.tolist()])
         count = len(purpose) if purpose else 0
         self._forms = telling_forms(evidence.forms)
         self._items = self._halves(np.arange(count), purpose.texts if purpose else [])
-        self.served: Estimate | None = None
-        self._untuned, self._gain = np.zeros(count), 1.0
-        if purpose is not None and untuned is not None:
-            gained = purpose.scores(tuned, range(count)) - untuned
-            self.served = _paired([gained])
-            if purpose.is_text:
-                self._untuned, self._gain = untuned, max(float(gained.mean()), 1e-9)
+        self._as_tuned: Floats | None = None  # the tuned model's scores of all items, once they are known
+        self._zero, self._gain = np.zeros(count), 1.0  # of a text, what the base has, and what tuning has gained on it
 
-    def run(self, ends: float | None = None) -> Repair:
-        """Sweep and choose; ``ends`` is the time of :func:`time.monotonic` at which the sweeps stop."""
+    def run(
+        self,
+        tuned: LoadedModel,
+        base: TensorReader,
+        *,
+        stored: TensorReader | None = None,
+        ends: float | None = None,
+    ) -> Repair:
+        """Sweep and choose; the model's weights are as they were when it ends.
+
+        Args:
+            base: the weights before the tuning.
+            stored: those of ``tuned``, where they lie on disk under its names: no copy of them is then made.
+            ends: the time of :func:`time.monotonic` at which the sweeps stop.
+        """
         began = time.monotonic()
-        curve: list[tuple[Candidate | None, Scores]] = [(None, self.score(0, self.tuned))]
-        each = time.monotonic() - began
-        chosen = sweeps_for(math.inf if ends is None else (ends - time.monotonic()) / each)
+        served = self._serves(tuned)
+        for_items = time.monotonic() - began
+        curve: list[tuple[Candidate | None, Scores]] = [(None, self.score_tuned(0, tuned))]
+        enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
+        hopeless = self.purpose is None or not enough or served is None or served.low <= 0  # none can be chosen
+        # A candidate is asked half of the items that were asked just now, and all of the facts.
+        each = time.monotonic() - began - for_items / 2
+        chosen = sweeps_for(math.inf if ends is None else (ends - time.monotonic()) / each, coarse=hopeless)
         total = sum(len(fractions) for _, fractions, _ in chosen)
-        tried = set()
         for criterion, fractions, region in chosen:
-            with closing(self._sweep(criterion, fractions, region)) as sweep:
-                for fraction in sweep:
+            sweep = RestorationSweep(tuned.model, base, criterion, Scope(region), self.seed, tuned=stored)
+            with closing(_swept(sweep, fractions)) as steps:
+                for fraction in steps:
                     if ends is not None and time.monotonic() > ends:
                         break
-                    curve.append((Candidate(criterion, fraction, region), self.score(0, self.tuned)))
-                    tried.add((criterion, fraction, region))
+                    curve.append((Candidate(criterion, fraction, region), self.score(0, tuned)))
                     self._tell(len(curve) - 1, total)
-        left_out = []
-        for criterion, fractions, region in SWEEPS:
-            if missing := [f"{one:g}" for one in fractions if (criterion, one, region) not in tried]:
-                left_out.append(f"{criterion} {', '.join(missing)} ({region})")
         described = None if self.purpose is None else Described.of(self.purpose)
-        found = Repair(curve, described, self.served, left_out=left_out)
-        enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
-        if self.purpose is None or not found.is_served or not enough:
+        tried = [candidate for candidate, _ in curve if candidate is not None]
+        found = Repair(curve, described, served, left_out=left_out(tried, coarse=hopeless))
+        if self.purpose is None or hopeless:
             return found
         return replace(found, chosen=choose(curve, self.purpose.suffer))
 
-    def confirm(self, repair: Repair, repaired: LoadedModel) -> Repair:
-        """The same with what the chosen repair does, as it was written, on the half that the choice did not see."""
+    def confirm(self, repair: Repair, before: Scores, repaired: LoadedModel) -> Repair:
+        """The same with what the chosen repair does, as it was written, on the half that the choice did not see.
+
+        ``before`` is the tuned model's own (:meth:`score_tuned`) there.
+        """
         assert repair.purpose is not None
-        before, after = self.score(1, self.tuned), self.score(1, repaired)
+        after = self.score(1, repaired)
         gain, kept = after.minus(before), after.kept_minus(before)
         suffer = repair.purpose.suffer
         sure = gain.low > 0 and kept.value >= -suffer and kept.low >= -EXCLUDED * suffer
         return replace(repair, held_out=(before, after, gain), confirmed=bool(sure))
 
-    def _sweep(self, criterion: str, fractions: Sequence[float], region: str) -> Generator[float]:
-        """Yield each fraction while the model stands restored to it; afterwards it is as tuned."""
-        sweep = RestorationSweep(self.tuned.model, self.base, criterion, Scope(region), self.seed)
-        try:
-            for fraction, _ in sweep.run(fractions):
-                yield fraction
-        finally:
-            sweep.undo()
+    def _serves(self, tuned: LoadedModel) -> Estimate | None:
+        """How much better than the base the tuned model does what it was tuned for."""
+        if self.purpose is None or self._untuned is None:
+            return None
+        self._as_tuned = self.purpose.scores(tuned, range(len(self.purpose)))
+        gained = self._as_tuned - self._untuned
+        if self.purpose.is_text:
+            self._zero, self._gain = self._untuned, max(float(gained.mean()), 1e-9)
+        return _paired([gained])
 
     def score(self, half: int, loaded: LoadedModel) -> Scores:
         """Of a model as it stands, on one half."""
+        items = self._items[half]
+        if self.purpose is None or not len(items):
+            return Scores(self._known(half, loaded), np.empty(0))
+        return Scores(self._known(half, loaded), self._share(self.purpose.scores(loaded, items.tolist()), items))
+
+    def score_tuned(self, half: int, tuned: LoadedModel) -> Scores:
+        """The same of the tuned model, whose items are scored already where they have been asked."""
+        if self._as_tuned is None:
+            return self.score(half, tuned)
+        items = self._items[half]
+        return Scores(self._known(half, tuned), self._share(self._as_tuned[items], items))
+
+    def _known(self, half: int, loaded: LoadedModel) -> Floats:
+        """Which facts are answered in some form."""
         facts = self._facts[half]
         known = np.zeros(len(facts), dtype=bool)
         for form, shown in self._forms:
@@ -258,20 +247,27 @@ class Search:
                 [self._evidence.facts[facts[i]].accepted for i in left],
                 first_line=form.first_line,
             )
-        return Scores(known.astype(float), self._kept(self._items[half], loaded))
+        return known.astype(float)
 
-    def _kept(self, items: NDArray[np.int64], loaded: LoadedModel) -> Floats:
+    def _share(self, scores: Floats, items: NDArray[np.int64]) -> Floats:
         """Right answers; of a text the share of what tuning has gained: 0 as the base, 1 as tuned on the mean."""
-        if self.purpose is None or not len(items):
-            return np.empty(0)
-        scores = self.purpose.scores(loaded, items.tolist())
-        return (scores - self._untuned[items]) / self._gain
+        shares: Floats = (scores - self._zero[items]) / self._gain
+        return shares
 
     def _halves(self, places: NDArray[np.int64], questions: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
         """By a hash of the question: a question that is a fact and an item too is in one half."""
         told = [hashlib.sha256(f"{self.seed} {text.casefold().strip()}".encode()).digest()[0] & 1 for text in questions]
         second = np.array(told, dtype=bool)
         return places[~second], places[second]
+
+
+def _swept(sweep: RestorationSweep, fractions: Sequence[float]) -> Generator[float]:
+    """Yield each fraction while the model stands restored to it; afterwards it is as tuned."""
+    try:
+        for fraction, _ in sweep.run(fractions):
+            yield fraction
+    finally:
+        sweep.undo()
 
 
 def telling_forms(forms: Sequence[Answered]) -> list[tuple[Answered, NDArray[np.bool_]]]:
@@ -286,19 +282,6 @@ def telling_forms(forms: Sequence[Answered]) -> list[tuple[Answered, NDArray[np.
             before = form.right_before if form.right_before is not None else np.zeros_like(form.right_after)
             found.append((form, before | form.right_after))
     return sorted(found, key=lambda one: -int(one[1].sum()))
-
-
-def sweeps_for(candidates: float) -> list[tuple[str, tuple[float, ...], str]]:
-    """The sweeps, in their order, cut down to so many candidates: those of :data:`FIRST`, and then the simplest."""
-    every = [(criterion, fraction, region) for criterion, fractions, region in SWEEPS for fraction in fractions]
-    first = [one for one in FIRST if one in every]
-    ranked = [*first, *(one for one in every if one not in first)]
-    kept = set(ranked[: max(0, math.floor(min(candidates, len(ranked))))])
-    cut = [
-        (criterion, tuple(fraction for fraction in fractions if (criterion, fraction, region) in kept), region)
-        for criterion, fractions, region in SWEEPS
-    ]
-    return [sweep for sweep in cut if sweep[1]]
 
 
 def choose(curve: Sequence[tuple[Candidate | None, Scores]], suffer: float) -> Candidate | None:

@@ -23,12 +23,14 @@ from knowshift.evaluation import evaluate
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.models.turns import Turns
+from knowshift.models.vocabulary import Vocabulary
 from knowshift.probing.budget.plan import Budget, Plan
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest, run_mastery
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
-from knowshift.token_shift import best_prompts, select_items, token_shift
+from knowshift.token_shift import best_prompts, leading, select_items, shared_ids, shift_from
 
 #: Share of what is left of a budget for the base's first measurement; two more follow, and answers, and repairs.
 SHARE = 0.17
@@ -55,11 +57,14 @@ class Pair:
     def on_servers(self) -> bool:
         return self.base.is_server or self.tuned.is_server
 
-    def open_base(self) -> LoadedModel:
-        return _loaded(self.base)
+    def turns(self) -> Turns:
+        """The two, one in this process at a time."""
+        return Turns(lambda: _loaded(self.base), lambda: _loaded(self.tuned))
 
-    def open_tuned(self) -> LoadedModel:
-        return _loaded(self.tuned)
+    @property
+    def alone(self) -> bool:
+        """Whether this process measures too, and not others."""
+        return self.workers == 1 and not self.on_servers
 
 
 def _loaded(spec: EngineSpec) -> LoadedModel:
@@ -71,28 +76,6 @@ def _loaded(spec: EngineSpec) -> LoadedModel:
         base=spec.base,
         base_revision=spec.base_revision,
     )
-
-
-class _Side:
-    """One of the two models, loaded in this process when it is first asked for, and let go of before the other is."""
-
-    def __init__(self, spec: EngineSpec, workers: int) -> None:
-        self._spec, self._alone = spec, workers == 1 and not spec.is_server
-        self._loaded: LoadedModel | None = None
-
-    @property
-    def loaded(self) -> LoadedModel:
-        if self._loaded is None:
-            self._loaded = _loaded(self._spec)
-        return self._loaded
-
-    @property
-    def spec(self) -> EngineSpec:
-        """How mastery opens it: as it is loaded here, where this process measures alone."""
-        return replace(self._spec, loaded=self.loaded) if self._alone else self._spec
-
-    def close(self) -> None:
-        self._loaded = None
 
 
 def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -125,6 +108,7 @@ def check_audit_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 def measure(
     pair: Pair,
+    models: Turns,
     asked: Asked,
     manner: Manner,
     folder: Path,
@@ -137,11 +121,12 @@ def measure(
 ) -> Evidence:
     """All measurements of an audit; those that are recorded are read.
 
+    ``models`` are those of ``pair``: first the base is asked, then the tuned model, and the base has the last word.
+
     Raises:
         InputError: a model that cannot be asked, a budget too small for one fact.
     """
     records = folder / "records"
-    base, tuned = (_Side(spec, pair.workers) for spec in (pair.base, pair.tuned))
     chosen: list[Plan] = []
 
     def keep(plan: Plan) -> None:
@@ -150,13 +135,17 @@ def measure(
 
     def mastery(
         name: str,
-        spec: EngineSpec,
         facts: Sequence[Fact],
         own_seed: int,
         given: Budget | None = None,
         order: Sequence[int] | None = None,
     ) -> Path:
         output = records / f"{name}.parquet"
+        spec = pair.tuned if name == AFTER else pair.base
+        if pair.alone:
+            spec = replace(spec, loaded=models.tuned if name == AFTER else models.base)
+        else:
+            models.close()  # workers hold copies of their own
         # As many draws in all as the paper's, over fewer prompts, so that levels mean the same.
         draws = max(10, round(210 / len(completion_prompts(facts[0]))))
         run_mastery(
@@ -181,26 +170,30 @@ def measure(
         def look(done: int, total: int) -> None:
             tell("a first look", done, total)
 
-        screened = screen(base.spec, asked.facts, records, seed + 3, budget, look)
+        screened = screen(pair.base, lambda: models.base, asked.facts, records, seed + 3, budget, look)
     order = None if screened is None else screened.order(seed)
     share = None if budget is None else budget.share(SHARE)
-    first = mastery(FIRST, base.spec, asked.facts, seed, share, order)
+    first = mastery(FIRST, asked.facts, seed, share, order)
     facts = chosen[0].facts if chosen else asked.facts
-    second = mastery(SECOND, base.spec, facts, seed + 1)
+    second = mastery(SECOND, facts, seed + 1)
     rows = read_table(first, MASTERY, "mastery")[0].to_pylist()
     levels = {row["fact"]: row["level"] for row in rows}
     hits, draws = ({row["fact"]: row[name] for row in rows} for name in ("prompt_hits", "prompt_draws"))
     best = best_prompts(facts, hits, draws)
     asked_again = (facts, levels, best, asked.examples, prompt_format, records, tell)
-    before: dict[str, _Told] = {} if pair.on_servers else _answers(base, "base", *asked_again)
-    base.close()
-    after = mastery(AFTER, tuned.spec, facts, seed + 2)
+    before: dict[str, _Told] = {}
     now: dict[str, _Told] = {}
     shift = None
+    shifted = records / "token-shift.parquet"
+    vocabulary = None
     if not pair.on_servers:
-        now = _answers(tuned, "tuned", *asked_again)
+        before = _answers(lambda: models.base, "base", *asked_again)
+        vocabulary = None if shifted.exists() else models.base.vocabulary
+    after = mastery(AFTER, facts, seed + 2)
+    if not pair.on_servers:
+        now = _answers(lambda: models.tuned, "tuned", *asked_again)
         well_known = [fact for fact in facts if levels[fact.id] == LEVELS - 1]
-        shift = _shift(base, tuned, well_known, best, prompt_format, records / "token-shift.parquet")
+        shift = _shift(pair, models, vocabulary, well_known, best, prompt_format, shifted)
     again, later = (read_table(path, MASTERY, "mastery")[0].to_pylist() for path in (second, after))
     return Evidence(
         facts,
@@ -218,7 +211,7 @@ _Told = dict[str, list[Any]]
 
 
 def _answers(
-    side: _Side,
+    opened: Callable[[], LoadedModel],
     who: str,
     facts: Sequence[Fact],
     levels: dict[str, int],
@@ -233,7 +226,7 @@ def _answers(
     if listed.exists():
         names = read_json(listed)["forms"]
         return {name: _columns(records / _file(name, who)) for name in names}
-    loaded = side.loaded
+    loaded = opened()
     forms = forms_of(loaded, best, examples, prompt_format)
     found = {}
     for done, form in enumerate(forms):
@@ -248,25 +241,34 @@ def _answers(
 
 
 def _shift(
-    base_side: _Side,
-    tuned_side: _Side,
+    pair: Pair,
+    models: Turns,
+    vocabulary: Vocabulary | None,
     facts: Sequence[Fact],
     best: dict[str, int],
     prompt_format: str | None,
     path: Path,
 ) -> Shifted:
-    """Of facts of level 4; where it cannot be measured, all else is told without it, and why."""
+    """Of facts of level 4; where it cannot be measured, all else is told without it, and why.
+
+    ``vocabulary`` is the base's, where nothing is recorded yet. The tuned model reads all prompts before the base says
+    of which facts its completion begins with the answer: so each is loaded once.
+    """
     own = own_form(prompt_format) if prompt_format else None
     if not path.exists():
         try:
             with border("token shift"):
-                base, tuned = base_side.loaded, tuned_side.loaded
-                items = select_items(base, facts, best)
-                asked = items.prompts if own is None else [own.prompt(fact) for fact in facts]
-                shift = token_shift(base, tuned, items, asked)
+                tuned, about = models.tuned, {"tuned": models.tuned.about()}
+                assert vocabulary is not None
+                shared = shared_ids(vocabulary, tuned.vocabulary, pair.base.name, tuned.name)
+                asked = [own.prompt(fact) if own else completion_prompts(fact)[best[fact.relation]] for fact in facts]
+                led = leading(tuned, shared, asked)
+                del tuned
+                items = select_items(models.base, facts, best)
+                shift = shift_from(models.base, items, led.of(items.kept))
         except InputError as error:
             return Shifted(None, 0, "", str(error))
-        shift.write(path, {"base": base.about(), "tuned": tuned.about(), "facts": facts_digest(facts)})
+        shift.write(path, {"base": models.base.about(), **about, "facts": facts_digest(facts)})
     kl = [value for value in read_table(path, TOKEN_SHIFT, "token shift")[0]["kl"].to_pylist() if value is not None]
     return Shifted(float(np.mean(kl)) if kl else None, len(kl), "completion" if own is None else own.name)
 

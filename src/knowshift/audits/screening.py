@@ -40,6 +40,7 @@ FILE = "screen.json"
 
 def screen(
     spec: EngineSpec,
+    opened: Callable[[], LoadedModel],
     facts: Sequence[Fact],
     records: Path,
     seed: int,
@@ -47,6 +48,8 @@ def screen(
     tell: Callable[[int, int], None],
 ) -> Screened | None:
     """Which of the facts are likely known, as far as they were looked at; None where there are few, or no time for it.
+
+    ``opened`` gives the model of ``spec``, where it is needed.
 
     What an earlier call came to is read, so that a call that goes on asks the same facts; where that call has begun to
     measure without a look, there is none. A look at another model or at other facts is made anew.
@@ -63,7 +66,7 @@ def screen(
         if any(records.glob("base.parquet*")):
             return None
         records.mkdir(exist_ok=True)
-        told = {**about, "promises": _look(spec, facts, seed, budget, tell)}
+        told = {**about, "promises": _look(opened(), facts, seed, budget, tell)}
         write_json(found, told)
     promises = told.get("promises")
     if not promises:
@@ -73,12 +76,10 @@ def screen(
 
 
 def _look(
-    spec: EngineSpec, facts: Sequence[Fact], seed: int, budget: Budget, tell: Callable[[int, int], None]
+    engine: LoadedModel, facts: Sequence[Fact], seed: int, budget: Budget, tell: Callable[[int, int], None]
 ) -> dict[str, float]:
     """What the prompts promise, of as many facts as there is time for, balanced over relations."""
     look = budget.share(SHARE)
-    engine = spec.open()
-    assert isinstance(engine, LoadedModel)
     order = balanced_order([fact.relation for fact in facts], seed)
     size = max(1, min(BATCH, prompts_that_stay(engine)) // PROMPTS)
     promises: dict[str, float] = {}

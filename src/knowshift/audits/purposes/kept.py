@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from knowshift.audits.forms import OWN, Form
+from knowshift.audits.forms import Form, forms_of, own_form
 from knowshift.audits.purposes.purpose import SUFFER, Floats
 from knowshift.errors import InputError, border
 from knowshift.evaluation import answered
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
+from knowshift.models.turns import Turns
 
 #: Questions of the user's that are asked at most, and pieces of a text.
 MOST = 400
 #: Tokens of a piece, and of an answer at most.
 PIECE, ANSWER = 128, 32
+#: Questions by which the form is chosen.
+PROBED = 64
 #: Characters of a text that are read at most.
 READ = 4_000_000
 
@@ -86,46 +89,53 @@ def read_kept(path: Path) -> str | tuple[Fact, ...]:
 def purpose_of(
     name: str,
     kept: str | tuple[Fact, ...],
-    loaded: LoadedModel,
-    base: LoadedModel,
-    forms: Sequence[Form],
+    models: Turns,
+    examples: Sequence[Fact],
+    prompt_format: str | None,
     seed: int,
 ) -> Kept:
     """The items of a file, a seeded choice where there are many; ``name`` is what pages call it.
 
     Questions are asked in the user's own form; without one, in the form that the tuned model answers most better in
-    than the base, which is that of its training if it is among ``forms``.
+    than the base, which is that of its training if it is among those that facts are asked in (:func:`.forms_of`).
 
     Raises:
         InputError: a text of hardly any tokens.
     """
     rng = np.random.default_rng([seed, 22])
     if isinstance(kept, str):
-        ids = loaded.encoder.plain([kept])[0]
+        ids = models.base.encoder.plain([kept])[0]
         pieces = [ids[start : start + PIECE] for start in range(0, len(ids) - PIECE + 1, PIECE)]
         if len(pieces) < 2:
             raise InputError(f"{name}: {len(ids)} tokens; expected {2 * PIECE} at least")
         chosen = sorted(rng.permutation(len(pieces))[:MOST].tolist())
         return Kept(name, pieces=[pieces[i] for i in chosen])
     some = [kept[i] for i in sorted(rng.permutation(len(kept))[:MOST].tolist())]
-    asked = [form for form in forms if form.name != "completion"]
-    own = next((form for form in asked if form.name == OWN), None)
-    best = own or max(asked, key=lambda form: _share(loaded, form, some) - _share(base, form, some))
+    best = _best_form(models, examples, some) if prompt_format is None else own_form(prompt_format)
+    return _asked_in(best, some, name)
+
+
+def _best_form(models: Turns, examples: Sequence[Fact], facts: Sequence[Fact]) -> Form:
+    """By at most :data:`PROBED` questions."""
+    some = facts[:PROBED]
+    forms = [form for form in forms_of(models.tuned, {}, examples) if form.name != "completion"]
+
+    def shares(loaded: LoadedModel) -> Floats:
+        return np.array([_asked_in(form, some).scores(loaded, range(len(some))).mean() for form in forms])
+
+    after = shares(models.tuned)
+    return forms[int(np.argmax(after - shares(models.base)))]
+
+
+def _asked_in(form: Form, facts: Sequence[Fact], name: str = "") -> Kept:
     return Kept(
         name,
-        [best.prompt(fact) for fact in some],
-        [fact.accepted for fact in some],
+        [form.prompt(fact) for fact in facts],
+        [fact.accepted for fact in facts],
         (),
-        best.first_line,
-        [fact.question for fact in some],
+        form.first_line,
+        [fact.question for fact in facts],
     )
-
-
-def _share(loaded: LoadedModel, form: Form, facts: Sequence[Fact]) -> float:
-    """Of at most 64 questions, those that are answered right in a form."""
-    some = facts[:64]
-    found = Kept("", [form.prompt(fact) for fact in some], [fact.accepted for fact in some], (), form.first_line)
-    return float(found.scores(loaded, range(len(some))).mean())
 
 
 @torch.inference_mode()

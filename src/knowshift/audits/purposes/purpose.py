@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,6 +16,13 @@ Floats = NDArray[np.float64]
 
 #: Of questions and tasks, the share that a repair may lose.
 SUFFER = 0.02
+#: How often each item is asked in a short search: of the base, of the tuned model, and halves of them for the repairs
+#: that are tried first and for the one that is confirmed.
+ASKED = 5.5
+#: Share of a search's time that they may take; the rest is for facts.
+SHARE = 0.5
+#: Items by which their pace is measured, and items that are asked whatever the time.
+PROBED, FEWEST = 16, 40
 
 
 class Purpose(Protocol):
@@ -41,6 +49,18 @@ class Purpose(Protocol):
 
     def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
         """Of these items, float64 [items]: 0 to 1, or nats a token."""
+
+
+def in_time(purpose: Purpose, loaded: LoadedModel, seed: int, ends: float) -> Purpose:
+    """As much of it as a search that ends at a time of :func:`time.monotonic` can ask: a seeded choice of its items."""
+    order = np.random.default_rng([seed, 24]).permutation(len(purpose))
+    began = time.monotonic()
+    purpose.scores(loaded, order[:PROBED].tolist())
+    now = time.monotonic()
+    fit = SHARE * (ends - now) / (ASKED * (now - began) / min(PROBED, len(purpose)))
+    if fit >= len(purpose):
+        return purpose
+    return Some(purpose, tuple(sorted(order[: max(FEWEST, int(fit))].tolist())))
 
 
 def dealt(which: Sequence[int], sizes: Sequence[int]) -> Iterator[tuple[NDArray[np.int64], list[int]]]:
@@ -73,6 +93,38 @@ class Described:
     @classmethod
     def of(cls, purpose: Purpose) -> Described:
         return cls(purpose.name, purpose.suffer, purpose.is_text, len(purpose))
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some of the items of a purpose, by their numbers in it."""
+
+    whole: Purpose
+    places: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return self.whole.name
+
+    @property
+    def suffer(self) -> float:
+        return self.whole.suffer
+
+    @property
+    def is_text(self) -> bool:
+        return self.whole.is_text
+
+    @property
+    def texts(self) -> Sequence[str]:
+        every = self.whole.texts
+        return [every[place] for place in self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def scores(self, loaded: LoadedModel, which: Sequence[int]) -> Floats:
+        """As the whole scores them."""
+        return self.whole.scores(loaded, [self.places[number] for number in which])
 
 
 @dataclass(frozen=True)
