@@ -366,7 +366,7 @@ def test_repairs_for_which_no_time_is_left_are_tried_by_the_same_call(small_worl
         assert found.repair is None
         assert "Not repaired: no time of the budget was left; the same command" in found.page.read_text()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(repair, "sweeps_for", lambda candidates: [("interpolate", (0.2, 0.3), "layers")])
+        patch.setattr(repair, "sweeps_for", lambda fit, coarse: [("interpolate", (0.2, 0.3), "layers")])
         found = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
     assert found.told["left_out"][1] == "interpolate 0.3, 0.5, 0.7 (mlp)"
     assert "The budget left no time for: interpolate 0.1, 0.4, 0.5" in found.page.read_text()

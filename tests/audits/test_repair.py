@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowshift.audits import repair
-from knowshift.audits.candidates import COARSE, FIRST, SWEEPS, Candidate, each, sweeps_for
+from knowshift.audits.candidates import COARSE, FIRST, SWEEPS, Candidate, each, rank, sweeps_for
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.moves import Rates
 from knowshift.audits.purposes.kept import Kept
@@ -88,6 +89,8 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
     total = len(each(COARSE))  # none can be chosen, since what the tuning was for is not known to be served
     assert len(found.curve) == total + 1
     assert counted[-1] == (total, total)
+    ranks = [rank(candidate) for candidate, _ in found.curve if candidate is not None]
+    assert ranks == sorted(ranks)
     assert not found.left_out
     assert all(torch.equal(before[name], tensor) for name, tensor in tuned.model.named_parameters())
     halves = search._facts
@@ -106,27 +109,21 @@ def test_a_search_that_has_no_time_says_what_it_left_out(
     assert found.chosen is None
 
 
-CANDIDATES = sum(len(fractions) for _, fractions, _ in SWEEPS)
-
-
-@given(st.floats(-5, 120))
-def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float) -> None:
-    sweeps = sweeps_for(candidates)
-    some = [(criterion, fraction, region) for criterion, fractions, region in sweeps for fraction in fractions]
-    assert len(some) == min(max(math.floor(candidates), 0), CANDIDATES)
-    for tier in (FIRST, each(COARSE)):  # each is whole before the next begins
-        assert set(some) <= set(FIRST) | set(tier) or set(some) >= set(tier)
+@given(st.floats(-5, 120), st.booleans())
+def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float, coarse: bool) -> None:
+    sweeps = sweeps_for(candidates, coarse=coarse)
+    some = each(sweeps)
+    tiers = [set(FIRST), set(each(COARSE)), set(each(COARSE)) if coarse else set(each(SWEEPS))]
+    assert len(some) == len(set(some)) == min(max(math.floor(candidates), 0), len(tiers[-1]))
+    for done in range(len(some) + 1):  # whenever it ends, a tier was whole before the next began
+        for tier, later in itertools.pairwise(tiers):
+            assert set(some[:done]) >= tier or not set(some[:done]) & (later - tier)
     assert all(list(fractions) == sorted(fractions) for _, fractions, _ in sweeps)
-    assert [(criterion, region) for criterion, _, region in sweeps] == [
-        (criterion, region)
-        for criterion, fractions, region in SWEEPS
-        if any((criterion, fraction, region) in some for fraction in fractions)
-    ]
 
 
 def test_what_is_tried_first_is_one_of_the_sweeps() -> None:
-    assert len(sweeps_for(math.inf)) == len(SWEEPS)
-    assert each(sweeps_for(math.inf, coarse=True)) == each(COARSE)
+    assert sorted(each(sweeps_for(math.inf))) == sorted(each(SWEEPS))
+    assert sorted(each(sweeps_for(math.inf, coarse=True))) == sorted(each(COARSE))
     assert set(FIRST) <= set(each(COARSE)) <= set(each(SWEEPS))
 
 

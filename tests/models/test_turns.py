@@ -19,11 +19,11 @@ def test_asking_for_one_model_lets_go_of_the_other(small_world: Path) -> None:
         return loaded
 
     turns = Turns(lambda: opener("base"), lambda: opener("tuned"))
-    assert turns.base is turns.base
-    assert turns.tuned.name == turns.base.name
+    asked = [turns.base.name, turns.base.name, turns.tuned.name, turns.base.name]  # an assertion would keep a model
+    assert len(set(asked)) == 1
     assert [name for name, _ in made] == ["base", "tuned", "base"]
     assert [model() is None for _, model in made] == [True, True, False]
     turns.close()
     turns.close()
     assert made[-1][1]() is None
-    assert turns.base.model is made[-1][1]()
+    assert [name for name, _ in made] == ["base", "tuned", "base"]

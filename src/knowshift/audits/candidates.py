@@ -65,17 +65,25 @@ class Candidate:
 
 
 def sweeps_for(candidates: float, *, coarse: bool = False) -> list[Sweep]:
-    """The sweeps, in their order, cut down to so many candidates: first of :data:`FIRST`, then of :data:`COARSE`.
+    """So many candidates as sweeps, in the order in which they are tried: those of :data:`FIRST`, of :data:`COARSE`,
+    all others; of each of these the simplest first.
 
-    ``coarse``: none but these.
+    ``coarse``: none but the first two.
     """
-    ranked = [one for one in dict.fromkeys((*FIRST, *each(COARSE), *each(SWEEPS))) if one in _wanted(coarse)]
-    kept = set(ranked[: max(0, math.floor(min(candidates, len(ranked))))])
-    cut = [
-        (criterion, tuple(fraction for fraction in fractions if (criterion, fraction, region) in kept), region)
-        for criterion, fractions, region in SWEEPS
-    ]
-    return [sweep for sweep in cut if sweep[1]]
+    left, found = max(0, math.floor(min(candidates, len(each(SWEEPS))))), []
+    wanted = _wanted(coarse)
+    for tier in (set(FIRST), set(each(COARSE)), wanted):
+        own = [one for one in each(SWEEPS) if one in tier & wanted][:left]
+        left, wanted = left - len(own), wanted - set(own)
+        for criterion, fractions, region in SWEEPS:
+            if chosen := tuple(fraction for fraction in fractions if (criterion, fraction, region) in own):
+                found.append((criterion, chosen, region))
+    return found
+
+
+def rank(candidate: Candidate) -> int:
+    """Its place among all, of which the simplest is the first."""
+    return each(SWEEPS).index((candidate.criterion, candidate.fraction, candidate.region))
 
 
 def each(sweeps: Sequence[Sweep]) -> list[tuple[str, float, str]]:

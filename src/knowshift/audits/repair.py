@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.audits.candidates import Candidate, left_out, sweeps_for
+from knowshift.audits.candidates import Candidate, left_out, rank, sweeps_for
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.purposes.purpose import Described, Floats, Purpose
 from knowshift.audits.shares import mean_change
@@ -31,6 +31,7 @@ from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
 from knowshift.statistics.estimates import Estimate, from_error
+from knowshift.system.allocator import give_back
 
 #: What the interval of the loss on the purpose must exclude, in units of the purpose's ``suffer``.
 EXCLUDED = 2.5
@@ -76,7 +77,7 @@ class Repair:
     """What the search came to.
 
     Attributes:
-        curve: candidates in the order tried, with their scores on the first half; the tuned model is the first, as
+        curve: candidates, the simplest first, with their scores on the first half; the tuned model is the first, as
             None.
         served: how much better the tuned model serves the purpose than the base: shares of right answers, or nats a
             token of a text; None without a purpose.
@@ -188,8 +189,10 @@ class Search:
                     if ends is not None and time.monotonic() > ends:
                         break
                     curve.append((Candidate(criterion, fraction, region), self.score(0, tuned)))
+                    give_back()
                     self._tell(len(curve) - 1, total)
         described = None if self.purpose is None else Described.of(self.purpose)
+        curve.sort(key=lambda one: -1 if one[0] is None else rank(one[0]))
         tried = [candidate for candidate, _ in curve if candidate is not None]
         found = Repair(curve, described, served, left_out=left_out(tried, coarse=hopeless))
         if self.purpose is None or hopeless:

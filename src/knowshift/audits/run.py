@@ -30,6 +30,7 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest, run_mastery
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table
+from knowshift.system.allocator import give_back
 from knowshift.token_shift import best_prompts, leading, select_items, shared_ids, shift_from
 
 #: Share of what is left of a budget for the base's first measurement; two more follow, and answers, and repairs.
@@ -160,6 +161,7 @@ def measure(
             order=order,
             progress=lambda done, total, positions: tell(name, done, total),
         )
+        give_back()
         return output
 
     if budget is not None and budget.left <= 0:
@@ -171,6 +173,7 @@ def measure(
             tell("a first look", done, total)
 
         screened = screen(pair.base, lambda: models.base, asked.facts, records, seed + 3, budget, look)
+        give_back()
     order = None if screened is None else screened.order(seed)
     share = None if budget is None else budget.share(SHARE)
     first = mastery(FIRST, asked.facts, seed, share, order)
@@ -234,6 +237,7 @@ def _answers(
         path = records / _file(form.name, who)
         if not path.exists():
             _answer(loaded, form, facts, levels).write(path, {**loaded.about(), "facts": facts_digest(facts)})
+            give_back()
         found[form.name] = _columns(path)
     write_json(listed, {"forms": [form.name for form in forms]})
     tell(f"answers, {who}", len(forms), len(forms))

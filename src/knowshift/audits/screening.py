@@ -22,6 +22,7 @@ from knowshift.probing.budget.plan import Budget, balanced_order
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest
+from knowshift.system.allocator import give_back
 
 #: Share of a budget for the look.
 SHARE = 0.12
@@ -88,6 +89,7 @@ def _look(
             break
         some = [facts[place] for place in order[start : start + size]]
         promises |= promised(engine, some)
+        give_back()
         tell(len(promises), len(facts))
     return promises
 

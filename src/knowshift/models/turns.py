@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 from knowshift.models.loading import LoadedModel
@@ -32,6 +33,7 @@ class Turns:
         """Let go of the one that is in memory."""
         if self._held is not None:
             self._held = None
+            gc.collect()  # a model in a reference cycle stays until Python looks for one
             give_back()
 
     def _of(self, name: str) -> LoadedModel:

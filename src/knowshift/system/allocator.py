@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import gc
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 
@@ -22,11 +21,9 @@ def steady_heap() -> None:
 
 
 def give_back() -> None:
-    """Return what is no longer used to the system, now: a model has gone, and another comes.
+    """Return what is no longer used to the system, now: one stage of a long work has ended, and another comes.
 
-    The C library by itself keeps most of what large tensors have left, and a model in a reference cycle stays until
-    Python looks for one.
+    The C library by itself keeps most of what large tensors have left: hundreds of MB of a model's caches.
     """
-    gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
