@@ -165,7 +165,7 @@ def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
     code = "from knowshift.audits import candidates\nfrom knowshift.cli.app import main\n"
     code += "candidates.SWEEPS = candidates.SWEEPS[3:4]\nif __name__ == '__main__': main()"
     command = [sys.executable, "-c", code, "audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--json"]
-    command += ["--limit", "40", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
+    command += ["--limit", "24", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     record = tmp_path / "audit" / "records" / "base.parquet"
     for _ in range(1200):

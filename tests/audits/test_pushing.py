@@ -204,7 +204,7 @@ def test_only_the_model_that_was_confirmed_for_this_purpose_is_taken_up_again(
 
 def test_without_a_confirmed_repair_nothing_is_pushed(small_world: Path, hub: FakeHub, tmp_path: Path) -> None:
     keep = tmp_path / "keep.csv"
-    keep.write_text("question,answer\n" + "".join(f"What is {i}?,zzqx\n" for i in range(60)))
+    keep.write_text("question,answer\n" + "".join(f"What is {i}?,zzqx\n" for i in range(24)))
     words = ["audit", str(small_world), str(small_world), "--facts", f"world:{small_world}", "--budget", "none"]
     words += ["--limit", "40", "--keep", str(keep), "--output-dir", str(tmp_path / "audit"), "--workers", "1"]
     done = run(words, "--push-to-hub", NAME, "--public", "--json")
