@@ -192,9 +192,9 @@ def test_a_gpu_gets_one_process_and_a_small_model_on_a_cpu_one_a_core(
     ("megabytes", "free", "workers", "processes"),
     [
         (270, 24, None, 4),
-        (270, 8, None, 3),  # 2.1 GB each
+        (270, 8, None, 2),  # 2.8 GB each
         (270, 2, None, 1),
-        (900, 8, None, 2),
+        (900, 8, None, 1),
         (270, 2, 3, 3),  # who says how many gets them
         (4, 1, None, 4),
     ],

@@ -24,13 +24,13 @@ from knowshift.models.sampling.tree import Walk
 #: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
 #: Bytes that the keys and values of one level may take, by kind of device.
-CACHE_BYTES = {"cpu": 512 << 20, "cuda": 8 << 30}
+CACHE_BYTES = {"cpu": 768 << 20, "cuda": 8 << 30}
 #: Bytes that prompts may take that stay read between rounds.
-STAY_BYTES = {"cpu": 384 << 20, "cuda": 16 << 30}
+STAY_BYTES = {"cpu": 640 << 20, "cuda": 16 << 30}
 #: Tokens of an ordinary prompt, and room for some more.
 ORDINARY = 32
 #: Bytes that the logits of one level may take.
-LOGIT_BYTES = 128 << 20
+LOGIT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
