@@ -109,6 +109,23 @@ def test_a_search_that_has_no_time_says_what_it_left_out(
     assert found.chosen is None
 
 
+def test_no_sweep_begins_when_the_time_is_over(
+    small_world: Path, searched: tuple[LoadedModel, Evidence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much was planned: beginning one reads all weights."""
+    begun: list[str] = []
+    real = repair.RestorationSweep
+
+    def begin(model: torch.nn.Module, base: StoredTensors, criterion: str, *given: object, **more: object) -> object:
+        begun.append(criterion)
+        return real(model, base, criterion, *given, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(repair, "RestorationSweep", begin)
+    monkeypatch.setattr(repair, "sweeps_for", lambda fit, coarse: list(COARSE))
+    Search(searched[1], None, 0).run(searched[0], StoredTensors(small_world), ends=0.0)
+    assert not begun
+
+
 @given(st.floats(-5, 120), st.booleans())
 def test_little_time_is_for_a_coarse_curve_and_its_controls(candidates: float, coarse: bool) -> None:
     sweeps = sweeps_for(candidates, coarse=coarse)

@@ -13,7 +13,7 @@ Sweep = tuple[str, tuple[float, ...], str]
 
 #: All layers, and the two parts of them that are undone alone.
 REGIONS = ("layers", "mlp", "attention")
-#: Criteria with their fractions, simplest first; the paper's fractions (section 4.3) where weights are put back.
+#: Criteria with their fractions, simplest first; the paper's fractions where weights are put back.
 #: Controls (random, least) are candidates too.
 CRITERIA: tuple[tuple[str, tuple[float, ...]], ...] = (
     ("interpolate", (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)),

@@ -183,6 +183,8 @@ class Search:
         chosen = sweeps_for(math.inf if ends is None else (ends - time.monotonic()) / each, coarse=hopeless)
         total = sum(len(fractions) for _, fractions, _ in chosen)
         for criterion, fractions, region in chosen:
+            if ends is not None and time.monotonic() > ends:
+                break  # a sweep reads all weights before its first step
             sweep = RestorationSweep(tuned.model, base, criterion, Scope(region), self.seed, tuned=stored)
             with closing(_swept(sweep, fractions)) as steps:
                 for fraction in steps:
