@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from knowshift.audits.purposes.kept import purpose_of, read_kept
+from knowshift.audits.forms import Form
+from knowshift.audits.purposes import kept
+from knowshift.audits.purposes.kept import Kept, purpose_of, read_kept
+from knowshift.audits.purposes.purpose import Floats
 from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel
 from knowshift.models.turns import Turns
 
 
-def test_a_purpose_is_asked_in_the_form_that_is_answered_best(small_model: LoadedModel, tmp_path: Path) -> None:
+def test_a_purpose_is_asked_in_the_form_that_tuning_has_made_better(
+    small_model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not in the one that is answered most, nor in one that it has made worse."""
     table = tmp_path / "keep.csv"
     table.write_text("question,answer\nWhere?,Rome\nWho?,Ann\n")
-    models = Turns(lambda: small_model, lambda: small_model)
+    forms = [Form(name, lambda fact, name=name: f"{name}: {fact.question}") for name in ("worse", "most", "better")]
+    shares = {"base": {"worse": 0.8, "most": 0.9, "better": 0.1}, "tuned": {"worse": 0.1, "most": 0.9, "better": 0.4}}
+
+    def scores(self: Kept, loaded: LoadedModel, which: Sequence[int]) -> Floats:
+        return np.full(len(which), shares[loaded.name][self.prompts[0].split(":")[0]])
+
+    monkeypatch.setattr(kept, "forms_of", lambda loaded, best, examples: forms)
+    monkeypatch.setattr(Kept, "scores", scores)
+    models = Turns(lambda: replace(small_model, name="base"), lambda: replace(small_model, name="tuned"))
     found = purpose_of("keep.csv", read_kept(table), models, [], None, 0)
-    assert len(found) == 2
-    assert found.prompts == ["Question: Where? Answer:", "Question: Who? Answer:"]
-    assert found.scores(small_model, [0, 1]).shape == (2,)
+    assert found.prompts == ["better: Where?", "better: Who?"]
+    assert found.questions == ["Where?", "Who?"]
+    own = purpose_of("keep.csv", read_kept(table), models, [], "Q {question} A", 0)
+    assert own.prompts == ["Q Where? A", "Q Who? A"]
 
 
 def test_a_text_counts_by_the_loglikelihood_of_its_tokens(small_model: LoadedModel, tmp_path: Path) -> None:
