@@ -31,7 +31,6 @@ from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.tensors import TensorReader
 from knowshift.statistics.estimates import Estimate, from_error
-from knowshift.system.allocator import give_back
 
 #: What the interval of the loss on the purpose must exclude, in units of the purpose's ``suffer``.
 EXCLUDED = 2.5
@@ -177,7 +176,7 @@ class Search:
         for_items = time.monotonic() - began
         curve: list[tuple[Candidate | None, Scores]] = [(None, self.score_tuned(0, tuned))]
         enough = all(len(half) >= FEWEST for half in (*self._facts, *self._items))
-        hopeless = self.purpose is None or not enough or served is None or served.low <= 0  # none can be chosen
+        hopeless = not enough or served is None or served.low <= 0  # none can be chosen
         # A candidate is asked half of the items that were asked just now, and all of the facts.
         each = time.monotonic() - began - for_items / 2
         chosen = sweeps_for(math.inf if ends is None else (ends - time.monotonic()) / each, coarse=hopeless)
@@ -191,7 +190,6 @@ class Search:
                     if ends is not None and time.monotonic() > ends:
                         break
                     curve.append((Candidate(criterion, fraction, region), self.score(0, tuned)))
-                    give_back()
                     self._tell(len(curve) - 1, total)
         described = None if self.purpose is None else Described.of(self.purpose)
         curve.sort(key=lambda one: -1 if one[0] is None else rank(one[0]))

@@ -26,6 +26,7 @@ truncation adds.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,10 +138,11 @@ class ExpectedSession:
         self._whole = np.zeros(len(prompts), dtype=bool)
         self._which = which
         self._made = np.zeros(len(prompts) * texts, dtype=bool)
+        me = weakref.proxy(self)  # a walk that held its session would keep the caches until Python looks for cycles
         self._walk: Walk[None] = Walk(
             loaded,
             self._encoded,
-            self._choose,
+            lambda *level: me._choose(*level),
             lambda text, token: None,
             lambda prompt, text: False,
             lambda prompt, numbers, text, how: None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -190,6 +191,12 @@ class TreeSession:
 
     def _new_walk(self) -> Walk[Any]:
         common = (self.sampling.max_new_tokens, self.loaded.stop_ids(), self._limits)
+        me = weakref.proxy(self)  # a walk that held its session would keep the caches until Python looks for cycles
+
+        def choose(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
+            token: Ints = me._choose(logits_KV, row, prompt, number, step)
+            return token
+
         table = self.loaded.pieces
         if table is not None:
             pieces = table
@@ -198,7 +205,15 @@ class TreeSession:
                 return text + pieces[token]
 
             return Walk(
-                self.loaded, self._encoded, self._choose, longer, self._holds, self._took, b"", *common, keep=self._keep
+                self.loaded,
+                self._encoded,
+                choose,
+                longer,
+                lambda prompt, text: me._holds(prompt, text),
+                lambda prompt, numbers, text, how: me._took(prompt, numbers, text, how),
+                b"",
+                *common,
+                keep=self._keep,
             )
         tokenizer = self.loaded.tokenizer
 
@@ -208,10 +223,10 @@ class TreeSession:
         return Walk(
             self.loaded,
             self._encoded,
-            self._choose,
+            choose,
             lambda text, token: (*text, token),
-            lambda prompt, text: self._holds(prompt, spell(text)),
-            lambda prompt, numbers, text, how: self._took(prompt, numbers, spell(text), how),
+            lambda prompt, text: me._holds(prompt, spell(text)),
+            lambda prompt, numbers, text, how: me._took(prompt, numbers, spell(text), how),
             (),
             *common,
             keep=self._keep,
