@@ -36,20 +36,34 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     shared=st.integers(1, 3),
     width=st.sampled_from([4, 16, attention.NARROW, attention.NARROW + 8, 48, 64, 128, 256]),
     tokens=st.integers(1, attention.LONG_NARROW // 2),
+    before=st.sampled_from([0, 0, 1, 20]),
     scaling=st.sampled_from([None, 0.3]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 99),
 )
 def test_one_token_attends_as_by_the_kernel(
-    rows: int, groups: int, shared: int, width: int, tokens: int, scaling: float | None, dtype: torch.dtype, seed: int
+    rows: int,
+    groups: int,
+    shared: int,
+    width: int,
+    tokens: int,
+    before: int,
+    scaling: float | None,
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    layer = TreeLayer()
+    held = torch.randn(2, 1, groups, before, width).to(dtype)  # what all rows have in common
+    prefix = attention.Prefix(*held) if before else None
+    layer = TreeLayer(prefix=prefix)
     for _ in range(2):  # a prompt's tokens, then one more
         key, value = layer.update(*torch.randn(2, rows, groups, tokens, width).to(dtype))
     assert key.shape == (rows, groups, 2 * tokens, width)
+    assert layer.get_seq_length() == before + 2 * tokens
     query = torch.randn(rows, groups * shared, 1, width).to(dtype)
     mine, nothing = attention.one_token_attention(torch.nn.Module(), query, key, value, None, scaling=scaling)
+    assert prefix is None or prefix.used == 1
+    key, value = (torch.cat([of.expand(rows, -1, -1, -1), own], 2) for of, own in zip(held, (key, value), strict=True))
     exact = (tensor.double() for tensor in (query, key, value))
     theirs = torch.nn.functional.scaled_dot_product_attention(*exact, scale=scaling, enable_gqa=True)
     assert nothing is None

@@ -270,7 +270,7 @@ def test_what_prompts_begin_with_costs_one_pass(small_model: LoadedModel, monkey
 
     monkeypatch.setattr(tree.Walk, "_forward", counted)
     greedy(small_model, [BEGINNING + "The", BEGINNING + "It", BEGINNING], max_new_tokens=1)
-    assert passes[0] == len(small_model.encoder.prompts([BEGINNING.strip()])[0]) - 1
+    assert passes[0] == len(small_model.encoder.prompts([BEGINNING.strip()])[0]) - 2
     assert set(passes[1:]) == {1}
     with torch.inference_mode():
         alone = [greedy(small_model, [BEGINNING + word], max_new_tokens=4)[0] for word in ("The", "It", "")]

@@ -129,10 +129,11 @@ def audit(
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(of_source))
     manner = USUAL if given is None or not pair.base.heavy else BRIEF
     asked = facts_to_ask(of_source, seed, manner.prompts)
+    origin = {"source": source.name, "digest": source.digest()}
+    del source, of_source  # a hundred thousand facts take as much memory as a small model
     settings = {
         **names,
-        "source": source.name,
-        "digest": source.digest(),
+        **origin,
         "seed": seed,
         "limit": limit,
         "prompt_format": prompt_format,
@@ -180,7 +181,7 @@ def audit(
     about = {
         "base": str(names["base"]),
         "tuned": str(names["tuned"]),
-        "source": source.name,
+        "source": origin["source"],
         "facts": len(evidence.facts),
         "kept for": (repaired.purpose.name if repaired and repaired.purpose else purposes.name)
         or "nothing was given (--keep, --guard)",

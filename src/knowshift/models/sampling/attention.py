@@ -7,12 +7,17 @@ wide, for float16 and with several threads, PyTorch does it: two batched matrix 
 or, where heads are narrow, plain products and sums, since a matrix product costs more than what is in it. All in
 float32, sums in another order each. docs/mastery.md has the times.
 
-Anything else (a mask, soft capping, attention sinks, a long cache, another device) goes to the kernel as before.
+What all rows have in common, examples or a template before each question, lies in memory once (:class:`Prefix`). Of
+that part the products of all rows are one matrix product for each key-value head, and the softmax is over both parts.
+
+Anything else (a mask, soft capping, attention sinks, a long cache, another device) goes to the kernel as before, after
+a prefix has been repeated for each row.
 """
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +48,33 @@ _SIGNATURES = {
 }
 
 
+@dataclass
+class Prefix:
+    """Keys and values [1, G, P, W] of tokens that stand before those of every row.
+
+    A layer shows its own keys with these beside them (:meth:`beside`), through code of transformers that knows nothing
+    of it. Where that code hands on other tensors than it was shown, ``used`` does not count, and what was computed is
+    to be thrown away.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    used: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.keys.shape[2]
+
+    def beside(self, keys: torch.Tensor) -> None:
+        """Let whoever gets these keys find the prefix."""
+        keys.knowshift_prefix = self  # type: ignore[attr-defined]
+
+    @staticmethod
+    def of(keys: torch.Tensor) -> Prefix | None:
+        """What stands before these keys."""
+        return getattr(keys, "knowshift_prefix", None)
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled loop, or None where there is none."""
@@ -58,11 +90,22 @@ def one_token_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W]."""
+    """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W].
+
+    Keys may have a :class:`Prefix`, which is attended to as well.
+    """
     rows, heads, length, width = query.shape
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
     plain = length == 1 and attention_mask is None and not special and query.device.type == "cpu"
     scale = width**-0.5 if scaling is None else scaling
+    if (prefix := Prefix.of(key)) is not None:
+        prefix.used += 1
+        if plain:
+            return _behind(prefix, query, key, value, scale), None
+        key, value = (
+            torch.cat([before.expand(rows, -1, -1, -1), own], dim=2)
+            for before, own in ((prefix.keys, key), (prefix.values, value))
+        )
     if plain and key.shape[2] <= LONG and (compiled := _compiled(query, key, value, scale)) is not None:
         return compiled, None
     short = key.shape[2] <= (LONG_NARROW if width <= NARROW else LONG)
@@ -88,6 +131,25 @@ def one_token_attention(
             values[some] * weights.unsqueeze(-1), dim=1, out=result[some].view(-1, groups, heads // groups, width)
         )
     return result.to(dtype), None
+
+
+def _behind(prefix: Prefix, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """The same over a prefix and the keys and values of each row: [N, 1, H, W]."""
+    rows, heads, _, width = query.shape
+    groups, own = key.shape[1:3]
+    each, dtype = heads // groups, query.dtype
+    queries = (query.float() * scale).view(rows, groups, each, width)
+    by_group = queries.transpose(0, 1).reshape(groups, rows * each, width)
+    before = torch.bmm(by_group, prefix.keys[0].float().transpose(1, 2)).view(groups, rows, each, -1).transpose(0, 1)
+    scores = queries.new_empty(rows, groups, each, own + prefix.length)
+    scores[..., own:] = before
+    by_row = queries.reshape(rows * groups, each, width)
+    scores[..., :own] = torch.bmm(by_row, key.float().flatten(0, 1).transpose(1, 2)).view(rows, groups, each, own)
+    weights = scores.softmax(dim=-1)
+    result = torch.bmm(weights[..., :own].reshape(rows * groups, each, own), value.float().flatten(0, 1))
+    of_prefix = weights[..., own:].transpose(0, 1).reshape(groups, rows * each, prefix.length)
+    summed = torch.bmm(of_prefix, prefix.values[0].float()).view(groups, rows, each, width).transpose(0, 1)
+    return (result.view(rows, groups, each, width) + summed).reshape(rows, 1, heads, width).to(dtype)
 
 
 def _compiled(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor | None:

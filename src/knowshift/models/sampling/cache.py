@@ -9,6 +9,7 @@ recurrent states) keep the implementation of transformers.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from knowshift.models.sampling.attention import NARROW
+from knowshift.models.sampling.attention import NARROW, Prefix
 
 Ints = NDArray[np.int64]
 
@@ -27,11 +28,16 @@ ROOM = 8
 
 
 class TreeLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of one layer, [rows, heads, room, width], of which [rows, heads, length, width] is shown."""
+    """Keys and values of one layer, [rows, heads, room, width], of which [rows, heads, length, width] is shown.
 
-    def __init__(self, arena: Arena | None = None, number: int = 0, **kwargs: Any) -> None:
+    What stands before them in every row, ``prefix``, is shown beside the keys.
+    """
+
+    def __init__(
+        self, arena: Arena | None = None, number: int = 0, prefix: Prefix | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.arena, self.number = arena, number
+        self.arena, self.number, self.prefix = arena, number, prefix
         self.stored: list[torch.Tensor] = []
         self.rows = 0
         self.length = 0
@@ -59,7 +65,7 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
         return self._show()
 
     def get_seq_length(self) -> int:
-        return self.length
+        return self.length + (self.prefix.length if self.prefix else 0)
 
     def batch_select_indices(self, indices: torch.Tensor, room: int = 0) -> None:
         """The rows at ``indices``, in that order, copied; tensors that other layers may share stay untouched.
@@ -111,6 +117,8 @@ class TreeLayer(DynamicLayer):  # type: ignore[misc]
 
     def _show(self) -> tuple[torch.Tensor, torch.Tensor]:
         self.keys, self.values = (old[: self.rows, :, : self.length] for old in self.stored)
+        if self.prefix is not None:
+            self.prefix.beside(self.keys)
         return self.keys, self.values
 
 
@@ -152,10 +160,17 @@ class Arena:
         return list(self.held[number])
 
 
-def tree_cache(config: PreTrainedConfig, arena: Arena | None = None) -> DynamicCache:
-    """An empty cache for a model of this config, its plain layers replaced by :class:`TreeLayer`."""
+def tree_cache(
+    config: PreTrainedConfig, arena: Arena | None = None, prefix: Sequence[Prefix] | None = None
+) -> DynamicCache:
+    """An empty cache for a model of this config, its plain layers replaced by :class:`TreeLayer`.
+
+    ``prefix`` is that of each layer, where all are plain.
+    """
     cache = DynamicCache(config=config)
-    if cache.layers:
+    if prefix is not None:
+        cache.layers = [TreeLayer(arena, i, own) for i, own in enumerate(prefix)]
+    elif cache.layers:
         plain = [type(layer) is DynamicLayer for layer in cache.layers]
         cache.layers = [
             TreeLayer(arena, i) if mine else layer
@@ -164,6 +179,13 @@ def tree_cache(config: PreTrainedConfig, arena: Arena | None = None) -> DynamicC
     else:
         cache.layer_class_to_replicate = TreeLayer
     return cache
+
+
+def prefix_of(cache: DynamicCache) -> list[Prefix] | None:
+    """What the one row of a cache holds, as the prefix of each layer of other caches; None where it cannot be one."""
+    if not can_append(cache):
+        return None
+    return [Prefix(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
 
 
 def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:

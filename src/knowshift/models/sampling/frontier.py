@@ -51,27 +51,36 @@ class Front(Generic[Text]):
 
     def part(self, start: int, end: int) -> Front[Text]:
         """The texts from ``start`` to ``end`` as a front of their own, with its own cache. No prompt is being read."""
+        mine = self._only(start, end)
+        rows = mine.parents
+        return replace(mine, cache=pick_rows(self.cache, rows, ROOM), parents=np.arange(len(rows)), borrowed=False)
+
+    def parts(self, size: int) -> list[Front[Text]]:
+        """Fronts of at most ``size`` nodes. The texts of a prompt stay together, if they are not more than that.
+
+        The first goes on with this one's cache, if that is its own, and takes this one's place.
+        """
+        prompt_T = np.empty(len(self.texts), dtype=np.int64)
+        prompt_T[self.text] = self.prompt
+        (_, first), *others = itertools.pairwise(edges_of_parts(prompt_T, size))
+        rest = [self.part(start, end) for start, end in others]
+        return [self.part(0, first) if self.borrowed else self._only(0, first), *rest]
+
+    def _only(self, start: int, end: int) -> Front[Text]:
+        """The texts from ``start`` to ``end`` as a front with the same cache. No prompt is being read."""
         assert not len(self.reading)
         nodes = self.text_node[start:end]
         mine = (self.text >= start) & (self.text < end)
         return replace(
             self,
-            cache=pick_rows(self.cache, self.parents[nodes], ROOM),
-            parents=np.arange(len(nodes)),
+            parents=self.parents[nodes],
             tokens=self.tokens[nodes],
             texts=self.texts[start:end],
             text_node=np.arange(len(nodes)),
             prompt=self.prompt[mine],
             number=self.number[mine],
             text=self.text[mine] - start,
-            borrowed=False,
         )
-
-    def parts(self, size: int) -> list[Front[Text]]:
-        """Fronts of at most ``size`` nodes. The texts of a prompt stay together, if they are not more than that."""
-        prompt_T = np.empty(len(self.texts), dtype=np.int64)
-        prompt_T[self.text] = self.prompt
-        return [self.part(start, end) for start, end in itertools.pairwise(edges_of_parts(prompt_T, size))]
 
     def join(self, other: Front[Text]) -> None:
         """Take in a front of the same depth that reads no prompt."""

@@ -20,7 +20,7 @@ from knowshift.models.sampling.cache import Ints
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import stream_key, uniforms
 from knowshift.models.sampling.settings import Sampling
-from knowshift.models.sampling.tree import Walk
+from knowshift.models.sampling.tree import Walk, held_once
 
 #: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
@@ -311,7 +311,7 @@ def greedy(
 
 def nodes_that_fit(loaded: LoadedModel, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> int:
     """Nodes of one level whose keys, values and logits stay within the memory bounds: 32 to :data:`MAX_NODES`."""
-    length = max((len(ids) for ids in encoded), default=0) + max_new_tokens
+    length = max((len(ids) for ids in encoded), default=0) + max_new_tokens - held_once(loaded, encoded)
     # Twice: the level's own cache, and what is set aside or just being copied.
     of_cache = 2 * bytes_of_token(loaded) * length
     bound = CACHE_BYTES.get(loaded.model.device.type, CACHE_BYTES["cpu"])

@@ -3,8 +3,8 @@
 Prompts that begin alike and draws that begin alike are the same thing, branches of one tree, so both are handled by
 one walk: a *node* is a distinct prefix; going down one level is one forward pass of one token over the nodes of that
 level, whose keys and values lie in a cache with one row a node. All nodes of a level have the same length, so nothing
-is ever padded or masked. What all prompts begin with is one path, and read in one pass. Where a node lies within
-prompts only, no distribution is computed.
+is ever padded or masked. What all prompts begin with is one path, and read in one pass; where it is long, as examples
+before every question are, rows do not repeat it. Where a node lies within prompts only, no distribution is computed.
 
 Batches: prompts are sorted by their tokens and taken in groups. When the last few texts of a group are still running,
 they are set aside and join the next group when it comes to their length, so that no forward pass is nearly empty.
@@ -29,13 +29,15 @@ from transformers import DynamicCache
 
 from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.attention import NAME, USUAL
-from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, tree_cache
+from knowshift.models.sampling.attention import NAME, USUAL, Prefix
+from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, prefix_of, tree_cache
 from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front, shared_tokens
 from knowshift.system import patches
 
 #: Texts still running, below which they are set aside for the next group.
 FEW = 64
+#: Tokens that all prompts begin with, from which on they are held once and not in every row.
+LONG_PREFIX = 16
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class Walk(Generic[Text]):
     positions: int = 0  # token positions computed so far
     _aside: dict[int, list[Front[Text]]] = field(default_factory=dict)
     _leaves: list[_Leaves] = field(default_factory=list)
+    _prefix: list[Prefix] | None = None  # of each layer
 
     def run(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
         """Follow the draws ``numbers[p]`` of every prompt p to their ends; ``begun`` hears of prompts begun."""
@@ -110,18 +113,21 @@ class Walk(Generic[Text]):
         for row, ids in zip(self._ids, self.prompts, strict=True):
             row[: len(ids)] = ids
         order = np.lexsort(self._ids.T[::-1])
-        # A prompt branches into its texts; of many draws, several are alike to begin with.
-        most = max(map(len, numbers), default=0)
-        size = max(1, self.max_nodes // min(max(most, 1), 4))
-        arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens)
+        common = held_once(self.loaded, self.prompts)
         with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
+            held = self._hold(common)
+            # A prompt branches into its texts; of many draws, several are alike to begin with.
+            most = max(map(len, numbers), default=0)
+            size = max(1, self.max_nodes // min(max(most, 1), 4))
+            arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens - held)
             for start in range(0, len(order), size):
                 group = order[start : start + size]
-                front = self._first(tree_cache(self.loaded.model.config, arena), group)
+                front = self._first(tree_cache(self.loaded.model.config, arena, self._prefix), group)
                 self._follow(front, last=start + size >= len(order))
                 begun(len(group))
                 while self._waiting() > self.max_nodes:
                     self._follow(self._take(max(self._aside)), last=True)
+            del arena, front  # what waits has memory of its own
             while self._aside:
                 self._follow(self._take(min(self._aside)), last=True)
 
@@ -169,11 +175,15 @@ class Walk(Generic[Text]):
     def _follow(self, front: Front[Text], last: bool) -> None:
         """Take a front down until nothing is left of it, or, unless it is the last, little enough to be set aside."""
         while front.nodes:
-            reading = len(front.reading) > 0
-            if not reading and not last and front.nodes < self.few and can_append(front.cache):
+            if not last and self._may_wait(front):
                 self._set_aside(front.part(0, front.nodes))
                 return
             front = self._down(front)
+
+    def _may_wait(self, front: Front[Text]) -> bool:
+        """Whether a front has few nodes, and there is room for them beside those that wait already."""
+        few = front.nodes < self.few and front.nodes + self._waiting() <= self.max_nodes // 2
+        return few and not len(front.reading) and can_append(front.cache)
 
     def _down(self, front: Front[Text]) -> Front[Text]:
         """One level down, with what waits there, as far as it fits."""
@@ -189,11 +199,17 @@ class Walk(Generic[Text]):
         self._aside.setdefault(front.depth, []).append(front)
 
     def _take(self, depth: int) -> Front[Text]:
+        """One of the fronts that wait there, with a cache of its own; of too many nodes, some."""
         fronts = self._aside[depth]
         front = fronts.pop()
         if not fronts:
             del self._aside[depth]
-        return front.part(0, front.nodes) if front.borrowed else front
+        if not front.borrowed:
+            return front
+        front, *rest = front.parts(self.max_nodes)
+        for part in rest:
+            self._set_aside(part)
+        return front
 
     def _take_in(self, front: Front[Text]) -> None:
         """Let fronts that wait at this depth join, as far as they fit."""
@@ -248,6 +264,26 @@ class Walk(Generic[Text]):
                 token = chosen
         return self._children(front, texts, node, prompt, number, text, token)
 
+    def _hold(self, length: int) -> int:
+        """Read so many tokens that all prompts begin with, and hold them for all rows; how many are held.
+
+        None are, if the layers of this model do not attend to a prefix, as one more token shows.
+        """
+        config, none = self.loaded.model.config, np.empty(0, dtype=np.int64)
+        if not length:
+            return 0
+        cache = tree_cache(config)
+        self._forward(self._ids[:1, :length], cache, none)
+        self._prefix = prefix_of(cache)
+        if self._prefix is not None:
+            self._forward(self._ids[:1, length : length + 1], tree_cache(config, prefix=self._prefix), none)
+            if all(own.used == 1 for own in self._prefix):
+                return length
+        self._prefix = None
+        longest = int(self._lengths.max()) + self.max_new_tokens
+        self.max_nodes = max(1, self.max_nodes * (longest - length) // longest)
+        return 0
+
     def _first(self, cache: DynamicCache, prompts: Ints) -> Front[Text]:
         """The first nodes of prompts that are sorted by their ids, behind what all of them begin with."""
         ids = self._ids[prompts]
@@ -255,7 +291,8 @@ class Walk(Generic[Text]):
         # Examples or a template that all prompts begin with are read at once: token by token, each would cost a pass
         # over all weights. The last token that is shared is a node, with a distribution where a prompt ends there.
         if shared > 1:
-            self._forward(ids[:1, : shared - 1], cache, np.empty(0, dtype=np.int64))
+            begun = self._prefix[0].length if self._prefix else 0
+            self._forward(ids[:1, begun : shared - 1], cache, np.empty(0, dtype=np.int64))
         return first_front(cache, prompts, ids, max(shared - 1, 0))
 
     def _forward(self, tokens: Ints, cache: DynamicCache, wanted: Ints) -> torch.Tensor:
@@ -325,6 +362,19 @@ class Walk(Generic[Text]):
             number=number[draws],
             text=renumbered[child[goes_on]],
         )
+
+
+def held_once(loaded: LoadedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with that need not lie in every row of a cache; 0 where they are few.
+
+    Two less than they have in common: a row has a token of its own, and the last is a node. Only on a CPU, where
+    attention is ours.
+    """
+    if len(prompts) < 2 or loaded.model.device.type != "cpu" or patches.attention_of(loaded.model) != USUAL:
+        return 0
+    least, most = min(map(list, prompts)), max(map(list, prompts))  # what these have in common, all have
+    shared = next((i for i, (one, other) in enumerate(zip(least, most, strict=False)) if one != other), len(least))
+    return shared - 2 if shared - 2 >= LONG_PREFIX else 0
 
 
 def _cache_argument(model: Any) -> str:
