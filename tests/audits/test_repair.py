@@ -100,6 +100,24 @@ def test_a_search_leaves_the_model_as_tuned_and_tries_all(
     assert not set(halves[0].tolist()) & set(halves[1].tolist())
 
 
+@given(
+    facts=st.sets(st.integers(0, 99), min_size=1, max_size=40),
+    items=st.sets(st.integers(0, 99), max_size=40),
+    seed=st.integers(0, 9),
+)
+def test_the_fewer_are_cut_in_the_middle_and_a_question_is_in_one_half(
+    facts: set[int], items: set[int], seed: int
+) -> None:
+    questions = [[f"What is {i}?" for i in sorted(some)] for some in (facts, items)]
+    places = [repair._places(some, seed) for some in questions]
+    cut = repair._cut(*places)
+    fewer = places[0] if not items or len(facts) <= len(items) else places[1]
+    assert abs(int((fewer < cut).sum()) - int((fewer >= cut).sum())) <= 1
+    sides = [dict(zip(some, own < cut, strict=True)) for some, own in zip(questions, places, strict=True)]
+    assert all(sides[0][question] == sides[1][question] for question in sides[0] if question in sides[1])
+    assert repair._places([" WHAT is 1? "], seed) == repair._places(["what is 1?"], seed)
+
+
 def test_a_search_that_has_no_time_says_what_it_left_out(
     small_world: Path, searched: tuple[LoadedModel, Evidence]
 ) -> None:

@@ -149,10 +149,13 @@ class Search:
         self.purpose, self.seed, self._tell = purpose, seed, tell
         self._evidence, self._untuned = evidence, untuned
         known = np.flatnonzero(evidence.first.known | evidence.second.known)
-        self._facts = self._halves(known, [evidence.facts[i].question for i in known.tolist()])
+        of_facts = _places([evidence.facts[i].question for i in known.tolist()], seed)
+        of_items = _places(purpose.texts if purpose else [], seed)
+        cut = _cut(of_facts, of_items)
+        self._facts = known[of_facts < cut], known[of_facts >= cut]
+        self._items = np.flatnonzero(of_items < cut), np.flatnonzero(of_items >= cut)
         count = len(purpose) if purpose else 0
         self._forms = telling_forms(evidence.forms)
-        self._items = self._halves(np.arange(count), purpose.texts if purpose else [])
         self._as_tuned: Floats | None = None  # the tuned model's scores of all items, once they are known
         self._zero, self._gain = np.zeros(count), 1.0  # of a text, what the base has, and what tuning has gained on it
 
@@ -257,11 +260,17 @@ class Search:
         shares: Floats = (scores - self._zero[items]) / self._gain
         return shares
 
-    def _halves(self, places: NDArray[np.int64], questions: Sequence[str]) -> tuple[NDArray[np.int64], ...]:
-        """By a hash of the question: a question that is a fact and an item too is in one half."""
-        told = [hashlib.sha256(f"{self.seed} {text.casefold().strip()}".encode()).digest()[0] & 1 for text in questions]
-        second = np.array(told, dtype=bool)
-        return places[~second], places[second]
+
+def _places(questions: Sequence[str], seed: int) -> Floats:
+    """Of each question a number from 0 to 1, by its hash: one that is a fact and an item too has one place."""
+    told = [hashlib.sha256(f"{seed} {text.casefold().strip()}".encode()).digest() for text in questions]
+    return np.array([int.from_bytes(digest[:8], "big") / 2**64 for digest in told])
+
+
+def _cut(of_facts: Floats, of_items: Floats) -> float:
+    """Where both are cut in halves: in the middle of those that are fewer, since a half of few may be too few."""
+    fewer = of_facts if len(of_facts) <= len(of_items) or not len(of_items) else of_items
+    return float(np.median(fewer)) if len(fewer) else 0.5
 
 
 def _swept(sweep: RestorationSweep, fractions: Sequence[float]) -> Generator[float]:
