@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.world.build import build_world
 from knowshift.world.invent import ExposureBand, invent_facts
 from tiny_models import SMALL
+
+# Commands that tests start share the processors with other tests: their threads would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A shell's background jobs start with interrupts ignored, and so do their children: tests that interrupt would hang.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -204,7 +204,7 @@ class Clock(SimpleNamespace):
 
 
 def _budgets_used(monkeypatch: pytest.MonkeyPatch, workers: int, slow: float) -> list[float]:
-    """Shares of 100 budgets that runs take: facts differ by half of their mean, processes take time to start.
+    """Shares of 40 budgets that runs take: facts differ by half of their mean, processes take time to start.
 
     A batch takes what its facts do, and once more the mean fact's time, ``slow`` times, for the first and less and less
     for each of eight: that is what reading the weights takes.
@@ -213,7 +213,7 @@ def _budgets_used(monkeypatch: pytest.MonkeyPatch, workers: int, slow: float) ->
     monkeypatch.setattr(pace, "time", clock)
     monkeypatch.setattr(plan, "time", clock)
     used = []
-    for seed in range(100):
+    for seed in range(40):
         rng = np.random.default_rng(seed)
         facts = _facts(rng.choice(list("abcdefgh"), 3000).tolist())
         kind = rng.uniform(0.02, 3.0)
@@ -255,7 +255,7 @@ def _budgets_used(monkeypatch: pytest.MonkeyPatch, workers: int, slow: float) ->
 @pytest.mark.parametrize("slow", [0.0, 1.0, 4.0])
 def test_runs_end_in_time_and_use_most_of_it(monkeypatch: pytest.MonkeyPatch, workers: int, slow: float) -> None:
     used = _budgets_used(monkeypatch, workers, slow)
-    assert sum(share > 1 for share in used) <= 2
+    assert sum(share > 1 for share in used) <= 1
     assert np.median(used) > 0.7
 
 

@@ -28,7 +28,7 @@ from knowshift.models.loading import LoadedModel, torch_device
 from knowshift.probing.budget.pace import plan_budget
 from knowshift.probing.budget.plan import Budget, Plan
 from knowshift.probing.crew import Crew, of_worker
-from knowshift.probing.engines import EngineSpec
+from knowshift.probing.engines import LIGHT, EngineSpec
 from knowshift.probing.measure import (
     Engine,
     MasteryRecord,
@@ -39,6 +39,7 @@ from knowshift.probing.measure import (
 )
 from knowshift.probing.meter import Meter, Progress
 from knowshift.records import MASTERY, MASTERY_BY_ESTIMATE, count_in, read_about, read_columns, read_table
+from knowshift.system.allocator import give_back
 from knowshift.system.workers import results
 
 #: Rows of the final record that are gathered before they are written as one row group.
@@ -300,6 +301,8 @@ def _write_part(
     protocol: Protocol,
     tell: Callable[[int, int], None],
 ) -> None:
+    if isinstance(engine, LoadedModel) and engine.weight_bytes > LIGHT:
+        give_back()  # what the caches of the part before have left, in pieces that the next do not fit into
     record = measure_mastery(engine, facts, protocol, progress=tell)
     record.write(path, {"positions": record.positions})
 
