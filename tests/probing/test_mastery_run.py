@@ -95,6 +95,17 @@ def test_parts_workers_and_resuming_make_no_difference(facts: list[Fact], spec: 
     assert (tmp_path / "again.parquet").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(("light", "times"), [(0, 5), (run.LIGHT, 0)])
+def test_a_large_model_has_its_memory_back_before_each_part(
+    light: int, times: int, facts: list[Fact], spec: EngineSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    monkeypatch.setattr(run, "LIGHT", light)
+    monkeypatch.setattr(run, "give_back", lambda: given.append(1))
+    run_mastery(spec, facts, tmp_path / "m.parquet", PROTOCOL)
+    assert len(given) == times
+
+
 def test_a_worker_that_fails_says_why_and_parts_stay(
     spec: EngineSpec, facts: list[Fact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
