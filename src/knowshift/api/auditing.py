@@ -129,16 +129,16 @@ def audit(
     pair, names = _pair(base, tuned, revision, base_revision, device, dtype, workers, len(of_source))
     manner = USUAL if given is None or not pair.base.heavy else BRIEF
     asked = facts_to_ask(of_source, seed, manner.prompts)
-    origin = {"source": source.name, "digest": source.digest()}
-    del source, of_source  # a hundred thousand facts take as much memory as a small model
     settings = {
         **names,
-        **origin,
+        "source": source.name,
+        "digest": source.digest(),
         "seed": seed,
         "limit": limit,
         "prompt_format": prompt_format,
         "budget": None if given is None else given.seconds,
     }
+    del source, of_source  # a hundred thousand facts take as much memory as a small model
     check_audit_folder(folder, settings)
     plans: list[Plan] = []
     with ExitStack() as stack:
@@ -181,7 +181,7 @@ def audit(
     about = {
         "base": str(names["base"]),
         "tuned": str(names["tuned"]),
-        "source": origin["source"],
+        "source": settings["source"],
         "facts": len(evidence.facts),
         "kept for": (repaired.purpose.name if repaired and repaired.purpose else purposes.name)
         or "nothing was given (--keep, --guard)",
