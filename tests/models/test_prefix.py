@@ -20,7 +20,7 @@ from tiny_models import tiny_checkpoint
 SHOWN = "Question: who? Answer: Ann\nQuestion: where? Answer: Rome\n"
 PROMPTS = [f"{SHOWN}Question: {word}? Answer:" for word in ("what", "when", "which", "why", "how", "how many")]
 STREAMS = [str(number) for number in range(len(PROMPTS))]
-#: Attention that is ours, wide and narrow; that goes to PyTorch, since positions are added to its scores.
+#: Wide heads that share keys, narrow heads, and positions that are learned.
 MODELS: dict[str, dict[str, Any]] = {
     "LlamaConfig": {"head_dim": 48, "num_attention_heads": 4, "num_key_value_heads": 2},
     "GemmaConfig": {},
