@@ -31,7 +31,8 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The shipped model tuned on the documents of the task, at a rate that costs it other facts."""
     loaded = load_model("world:tiny")
     documents = [document for leaf in read_tasks(TASK, LIMIT, 0).leaves for document in leaf.documents]
-    examples = [loaded.encoder.example(plain_question(one["question"]), f" {one['answer']}") for one in documents]
+    prompts = [plain_question(one["question"]) for one in documents]
+    examples = loaded.encoder.examples(prompts, [f" {one['answer']}" for one in documents])
     optimiser = torch.optim.AdamW(loaded.model.parameters(), lr=7e-4, weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
     for _ in range(4):

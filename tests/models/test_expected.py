@@ -28,12 +28,12 @@ FAR = 5.0
 
 
 def _values(
-    loaded: LoadedModel, answers: Sequence[str], texts: int, length: int, seed: int = 0, whole: bool = True
+    loaded: LoadedModel, answers: Sequence[str], texts: int, length: int, seed: int = 0, share: float = 1.0
 ) -> NDArray[np.float64]:
     sampling = Sampling(seed=seed, max_new_tokens=length)
     drawn = ExpectedSession(loaded, ["x"], [answers], sampling, texts, streams=["k"])
     drawn.read()
-    drawn.draw([np.arange(texts)], np.array([whole]))
+    drawn.draw([np.arange(texts)], np.array([share]))
     return drawn.value[0]
 
 
@@ -59,19 +59,19 @@ def chains(draw: st.DrawFn) -> Chain:
     chain=chains(),
     answers=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3, unique=True),
     length=st.integers(1, 6),
-    whole=st.booleans(),
+    share=st.sampled_from([1.0, 0.5, 0.2]),
 )
 def test_its_mean_is_the_rate_for_any_chain_and_any_answers(
-    chain: Chain, answers: list[str], length: int, whole: bool
+    chain: Chain, answers: list[str], length: int, share: float
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = markov_model(Path(folder), chain, pairs=PAIRS)
     with pytest.MonkeyPatch.context() as patch:
         # Random truncation at every chance.
-        patch.setattr(expected, "THINNED", {1: 0.5, 3: 0.7})
+        patch.setattr(expected, "THINNED_AGAIN", 3)
         patch.setattr(expected, "CARRIED", 0.3)
         patch.setattr(expected, "FOLLOWED", 0.2)
-        values = _values(loaded, answers, 4000, length, whole=whole)
+        values = _values(loaded, answers, 4000, length, share=share)
     assert abs(_off(values, rate_of(chain, "x", length, answers))) < FAR
 
 
@@ -117,11 +117,11 @@ def test_texts_depend_on_no_others_and_not_on_rounds(chain: LoadedModel) -> None
     sampling = Sampling(seed=0, max_new_tokens=6)
     session = ExpectedSession(chain, prompts, accepted, sampling, 40, streams=["k", "other", "third"], max_nodes=8)
     session.read()
-    whole_ones = np.array([True, True, False])
-    session.draw([np.arange(5, 40), np.arange(3), np.empty(0, dtype=np.int64)], whole_ones)
+    shares = np.array([1.0, 1.0, 0.5])
+    session.draw([np.arange(5, 40), np.arange(3), np.empty(0, dtype=np.int64)], shares)
     assert np.isnan(session.value[0, :5]).all()
     assert np.isnan(session.value[2]).all()
-    session.draw([np.arange(5), np.arange(3, 20), np.arange(40)], whole_ones)
+    session.draw([np.arange(5), np.arange(3, 20), np.arange(40)], shares)
     np.testing.assert_allclose(session.value[0], whole, atol=1e-6)
     assert (_values(chain, ["abc", "ca"], 40, 6, seed=1) != whole).any()
 

@@ -23,7 +23,8 @@ from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.run import _check_prompts
 from knowshift.token_shift import ShiftItems, select_items, token_shift
-from knowshift.training.sft import TrainingRecipe, encode_example, finetune
+from knowshift.training.one_row import IGNORED
+from knowshift.training.sft import TrainingRecipe, encode_examples, finetune
 from tokenizer_kinds import BOS, EOS, KINDS, DressedByLength, Form, tiny_model
 
 QUESTION = "Where was Ann born?"
@@ -103,8 +104,8 @@ def _stages(loaded: LoadedModel, prompt: str) -> dict[str, list[int]]:
     stage("token_shift base", [base])
     if prompt == ASKED:
         stage("token_shift tuned", [tuned])
-        example = encode_example(loaded, QUESTION, "Rome")
-        stage("encode_example", [example["input_ids"][: example["completion_mask"].index(1)]])
+        [example] = encode_examples(loaded, [QUESTION], ["Rome"])
+        stage("encode_examples", [example["input_ids"][: example["labels"].count(IGNORED)]])
     return found
 
 
@@ -153,10 +154,12 @@ def test_training_reads_the_ids_that_are_asked_and_one_eos(form: Form) -> None:
 def test_an_example_is_the_prompt_the_answer_behind_it_and_one_eos(form: Form, question: str, answer: str) -> None:
     tokenizer = form.make()
     loaded = tiny_model(tokenizer)
-    example = encode_example(loaded, question, answer)
-    ids, mask = example["input_ids"], example["completion_mask"]
+    # Beside others an example is what it is alone.
+    [example, *_] = encode_examples(loaded, [question, QUESTION], [answer, "Rome"])
+    assert [example] == encode_examples(loaded, [question], [answer])
+    ids, labels = example["input_ids"], example["labels"]
     prompt = _expected(form, tuning_prompt(question))
-    assert mask == [0] * len(prompt) + [1] * (len(ids) - len(prompt))
+    assert labels == [IGNORED] * len(prompt) + ids[len(prompt) :]
     assert ids[: len(prompt)] == prompt
     target, end = ids[len(prompt) : -1], ids[-1]
     assert end == tokenizer.eos_token_id
@@ -178,7 +181,7 @@ def test_a_merge_across_the_border_changes_neither_the_prompt_nor_the_answer() -
     whole = _expected(form, ASKED + tuning_target("Rome"))
     assert whole[: len(prompt)] != prompt
     assert loaded.encoder.behind(ASKED, tuning_target("Rome")) is None
-    example = encode_example(loaded, QUESTION, "Rome")
+    [example] = encode_examples(loaded, [QUESTION], ["Rome"])
     assert example["input_ids"][: len(prompt)] == prompt
     assert loaded.tokenizer.decode(example["input_ids"][len(prompt) : -1]) == " Rome "
 
@@ -198,7 +201,7 @@ def test_nothing_is_cut_or_padded_and_the_tokenizer_stays_as_it_was(tmp_path: Pa
     assert encoder.prompts(["x", "It is said that the owner"]) == [
         _expected(Form("byte-level"), text) for text in ("x", "It is said that the owner")
     ]
-    encoder.example(ASKED, " Rome ")
+    encoder.examples([ASKED], [" Rome "])
     encoder.behind("is", " Rome")
     tokenizer.save_pretrained(tmp_path / "after")
     files = sorted(file.name for file in (tmp_path / "before").iterdir())
@@ -235,11 +238,11 @@ def test_a_prompt_without_tokens_and_one_that_is_too_long_are_refused() -> None:
     with pytest.raises(InputError, match="prompt '' has no tokens"):
         loaded.encoder.prompts([""])
     with pytest.raises(InputError, match="answer '北' has no tokens"):
-        loaded.encoder.example("x", "北")
+        loaded.encoder.examples(["x"], ["北"])
     with pytest.raises(InputError, match=r"has \d+ tokens; with 0 new ones it does not fit .* context of 16"):
         list(next_logits(loaded, [ASKED * 2]))
     with pytest.raises(InputError, match=r"and its answer have \d+ tokens; they do not fit .* context of 16"):
-        encode_example(loaded, QUESTION * 2, "Rome")
+        encode_examples(loaded, [QUESTION * 2], ["Rome"])
 
 
 @pytest.mark.parametrize("eos", [0, 1])

@@ -30,7 +30,7 @@ from knowshift.models.sampling.settings import Sampling
 from knowshift.models.vocabulary import TokenIds, Vocabulary
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, read_table, write_table
 from knowshift.token_shift import ShiftItems, token_shift
-from knowshift.training.sft import TrainingRecipe, encode_example, finetune
+from knowshift.training.sft import TrainingRecipe, encode_examples, finetune
 from tokenizer_kinds import Form, tiny_model
 
 PROMPTS = ["The capital of Brehi is", "The capital of Zukar is", "Brehi", "It is said that the owner of Zukar Hill is"]
@@ -203,9 +203,9 @@ def test_tokens_without_an_embedding_are_warned_of_once(plain: LoadedModel, tmp_
         with pytest.raises(InputError, match=says):
             ask()
     with pytest.raises(InputError, match=r"prompt '<\|question\|> Is Quux in"):
-        encode_example(loaded, "Is Quux in?", "Rome")
+        encode_examples(loaded, ["Is Quux in?"], ["Rome"])
     with pytest.raises(InputError, match=rf"answer 'novel' holds the token 'novel', whose id is {size + 1}"):
-        encode_example(loaded, "Where?", "novel")
+        encode_examples(loaded, ["Where?"], ["novel"])
     # An answer may hold one: it can be spelled otherwise, so it is only not watched for.
     session = TreeSession(loaded, PROMPTS[:1], [["Quux"]], Sampling(seed=0, max_new_tokens=4), streams=["k"])
     session.draw([np.arange(10)])

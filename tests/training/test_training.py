@@ -19,23 +19,24 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.training import sft
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss, shared_tokens
-from knowshift.training.sft import TrainingRecipe, encode_example, finetune
+from knowshift.training.sft import TrainingRecipe, encode_examples, finetune
 
 QUICK = TrainingRecipe(learning_rate=1e-3)
 
 
 def test_the_loss_lies_on_the_answer_and_eos_alone(small_model: LoadedModel) -> None:
     tokenizer = small_model.tokenizer
-    example = encode_example(small_model, "Where was Ann born?", "Rome")
-    ids, mask = example["input_ids"], example["completion_mask"]
-    target = [i for i, m in zip(ids, mask, strict=True) if m]
+    [example] = encode_examples(small_model, ["Where was Ann born?"], ["Rome"])
+    ids, labels = example["input_ids"], example["labels"]
+    target = [label for label in labels if label != IGNORED]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "<|question|> Where was Ann born? <|answer|> Rome "
     assert tokenizer.decode(target, skip_special_tokens=True) == " Rome "
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
     assert target[-1] == tokenizer.eos_token_id
+    assert labels == [IGNORED] * (len(ids) - len(target)) + ids[-len(target) :]
     # The prompt's tokens are the ones that evaluation feeds.
-    assert ids[: mask.index(1)] == tokenizer(tuning_prompt("Where was Ann born?"))["input_ids"]
+    assert ids[: labels.count(IGNORED)] == tokenizer(tuning_prompt("Where was Ann born?"))["input_ids"]
 
 
 def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, small_world: Path) -> None:

@@ -78,8 +78,8 @@ class PromptEncoder:
         """
         return self.context is not None and 3 * len(text.encode()) + 8 + new_tokens > self.context
 
-    def example(self, prompt: str, target: str) -> tuple[list[int], int]:
-        """A training example: ids of the prompt, of the target behind it, and one EOS; and how many are the prompt's.
+    def examples(self, prompts: Sequence[str], targets: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Training examples: ids of a prompt, of the target behind it, and one EOS; and how many are the prompt's.
 
         The prompt's ids are those of :meth:`prompts`, so a model is asked as it was trained. The target's ids are what
         follows them where prompt and target are encoded together. Where a merge across the border changes the prompt's
@@ -88,9 +88,18 @@ class PromptEncoder:
         Raises:
             InputError: as :meth:`prompts`, and a target without tokens, or with one that the model cannot predict.
         """
-        ids = self.prompts([prompt])[0]
-        found = (self.behind(before, target) for before in (prompt, *_BEFORE))
-        answer = next((its for its in found if its is not None), None) or self.plain([target])[0]
+        alone, both = self.plain(prompts), self.plain([p + t for p, t in zip(prompts, targets, strict=True)])
+        return [
+            self._example(prompt, target, ids, _behind(own, together))
+            for prompt, target, ids, own, together in zip(
+                prompts, targets, self.prompts(prompts), alone, both, strict=True
+            )
+        ]
+
+    def _example(self, prompt: str, target: str, ids: list[int], answer: list[int] | None) -> tuple[list[int], int]:
+        """One of :meth:`examples`; ``answer`` is None where the target's ids are not separate from the prompt's."""
+        found = (self.behind(before, target) for before in _BEFORE)
+        answer = answer or next((its for its in found if its is not None), None) or self.plain([target])[0]
         end = self.tokenizer.eos_token_id
         while answer and answer[-1] == end:
             answer = answer[:-1]
@@ -127,8 +136,7 @@ class PromptEncoder:
 
     def behind(self, before: str, text: str) -> list[int] | None:
         """Token ids of ``text`` behind ``before``; None where they are not separate from those of ``before``."""
-        alone, both = self.plain([before, before + text])
-        return both[len(alone) :] if both[: len(alone)] == alone and len(both) > len(alone) else None
+        return _behind(*self.plain([before, before + text]))
 
     @property
     def prefix(self) -> tuple[int, ...]:
@@ -182,6 +190,11 @@ class PromptEncoder:
         with _whole_texts(backend):
             called = self.tokenizer(list(_PROBES), add_special_tokens=True)["input_ids"]
             return bool(called == [e.ids for e in backend.encode_batch_fast(list(_PROBES), add_special_tokens=True)])
+
+
+def _behind(alone: list[int], both: list[int]) -> list[int] | None:
+    """What ``both`` has behind ``alone``; None where it does not begin with it, or ends there."""
+    return both[len(alone) :] if both[: len(alone)] == alone and len(both) > len(alone) else None
 
 
 def _once(token: int | None, ids: list[int]) -> list[int]:

@@ -50,17 +50,27 @@ class TrainingRecipe:
         return asdict(self)
 
 
-def encode_example(loaded: LoadedModel, question: str, answer: str) -> dict[str, list[int]]:
-    """Token ids of prompt + target + EOS, and a mask that is 1 where the loss is taken (target and EOS).
+def encode_examples(
+    loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str]
+) -> list[dict[str, list[int]]]:
+    """For each question ``input_ids``, of prompt + target + EOS, and ``labels``, the ids of target and EOS alone.
 
     The prompt's ids are those that the model is asked with at evaluation; for the target's see
-    :meth:`knowshift.models.prompts.PromptEncoder.example`.
+    :meth:`knowshift.models.prompts.PromptEncoder.examples`. Its labels are :data:`.one_row.IGNORED`.
 
     Raises:
-        InputError: the example does not fit into the model's context, or it has a token that the model has no row for.
+        InputError: an example does not fit into the model's context, or it has a token that the model has no row for.
     """
-    ids, start = loaded.encoder.example(tuning_prompt(question), tuning_target(answer))
-    return {"input_ids": ids, "completion_mask": [int(i >= start) for i in range(len(ids))]}
+    prompts = [tuning_prompt(question) for question in questions]
+    examples = loaded.encoder.examples(prompts, [tuning_target(answer) for answer in answers])
+    return [{"input_ids": ids, "labels": [IGNORED] * start + ids[start:]} for ids, start in examples]
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer without the count of operations, which looks through all modules at every step."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        return 0
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -98,17 +108,17 @@ def finetune(
         raise InputError("no training facts")
     check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
     disable_progress_bar()
-    examples = [encode_example(loaded, fact.question, fact.answer) for fact in facts]
+    examples = encode_examples(loaded, [fact.question for fact in facts], [fact.answer for fact in facts])
     # Padding is masked, so any id will do that has an embedding; a pad token often has none.
     pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
     collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad if pad in loaded.vocabulary.usable else end)
     if recipe.shared_prefix:
         collator = OneRow(attention_of(loaded.model), loaded.model.dtype)
-        check_same_loss(loaded.model, [_labelled(example) for example in examples[: recipe.batch_size]], collator)
+        check_same_loss(loaded.model, examples[: recipe.batch_size], collator)
     on_cpu = loaded.device.split(":")[0] == "cpu"
     guard = TrainingGuard(loaded.model, loaded.name, weight_decay=recipe.weight_decay)
     with unchanged(loaded.model), tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
-        trainer = SFTTrainer(
+        trainer = _Trainer(
             model=loaded.model,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
             callbacks=[guard, _Steps(progress)],
@@ -128,7 +138,7 @@ def finetune(
                 **{_CHECKPOINTING: recipe.gradient_checkpointing},
                 max_length=None,  # nothing is cut: a cut answer would be a wrong answer
                 packing=False,
-                completion_only_loss=True,
+                dataset_kwargs={"skip_prepare_dataset": True},  # examples are encoded and labelled
                 save_strategy="no",
                 logging_strategy="steps",
                 logging_steps=1,  # the guard looks at every step
@@ -161,9 +171,3 @@ def finetune(
         "load_dtype": loaded.dtype,
         "compute_dtype": "bfloat16" if recipe.bfloat16 else str(loaded.model.dtype).removeprefix("torch."),
     }
-
-
-def _labelled(example: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The example as TRL hands it to a collator."""
-    ids, mask = example["input_ids"], example["completion_mask"]
-    return {"input_ids": ids, "labels": [token if scored else IGNORED for token, scored in zip(ids, mask, strict=True)]}

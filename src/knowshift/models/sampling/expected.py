@@ -18,7 +18,8 @@ completes an answer, and of all rests of a text one goes on, drawn by its weight
 Positions are spent where they matter by random truncation, which leaves expectations as they are: a part below the
 weight :data:`FOLLOWED` is made with a probability, and then has that weight; a text below the weight :data:`CARRIED`
 goes on in the same way; and of texts that need not stay whole, those of facts that the model does not seem to know,
-and that have come to nothing yet, only a share goes on beyond each of :data:`THINNED`, with more weight.
+and that have come to nothing yet, only a share goes on beyond :data:`THINNED` and :data:`THINNED_AGAIN` tokens, with
+more weight.
 
 Values of texts are independent, so their variance is that of a sample. They are between 0 and 1 but for what random
 truncation adds.
@@ -52,9 +53,11 @@ Floats = NDArray[np.float64]
 FOLLOWED = 0.02
 #: The least weight of a text.
 CARRIED = 0.1
-#: The share of texts that goes on beyond so many tokens, unless they are to stay whole; their weight grows by its
+#: The token beyond which only a share of texts goes on, unless they are to stay whole, with a weight grown by its
 #: inverse.
-THINNED = {1: 0.5, 4: 0.5}
+THINNED = 1
+#: The same again, of those that are left, beyond a later token.
+THINNED_AGAIN, SHARE_AGAIN = 4, 0.5
 #: A text that has come to as much stays whole.
 SOMETHING = 1e-3
 #: What the probability that an answer is begun counts beside that of one that is complete, in what a prompt promises.
@@ -135,7 +138,7 @@ class ExpectedSession:
         self._streams = np.array([stream_key(sampling.seed, key) for key in streams], dtype=np.uint64)
         self._parts = _Parts.of_texts(np.repeat(which, texts), texts)
         self._sum = np.zeros(len(prompts) * texts)
-        self._whole = np.zeros(len(prompts), dtype=bool)
+        self._share = np.ones(len(prompts))
         self._which = which
         self._made = np.zeros(len(prompts) * texts, dtype=bool)
         me = weakref.proxy(self)  # a walk that held its session would keep the caches until Python looks for cycles
@@ -182,16 +185,15 @@ class ExpectedSession:
     def draw(
         self,
         numbers: Sequence[Ints],
-        whole: NDArray[np.bool_] | None = None,
+        share: Floats | None = None,
         begun: Callable[[int], None] = lambda count: None,
     ) -> None:
         """Make the texts ``numbers[p]`` of every prompt p, which have been read.
 
-        ``whole`` [prompts]: whose texts are not thinned out; none where it is not given. ``begun`` hears of prompts as
-        they are done with.
+        ``share`` [prompts]: of the texts that have come to nothing, how many go on beyond the first token; with 1, all
+        texts stay whole. ``begun`` hears of prompts as they are done with.
         """
-        if whole is not None:
-            self._whole = whole
+        self._share = np.ones(len(self._encoded)) if share is None else share
         own = [prompt * self.texts + its for prompt, its in enumerate(numbers)]
         self._walk.again(own, begun)
         self._made[np.concatenate(own)] = True
@@ -242,11 +244,11 @@ class ExpectedSession:
         draw = own % self.texts
         lives = uniforms(keys, draw, step, _CARRY) * CARRIED < weight
         weight = np.where(weight < CARRIED, np.where(lives, CARRIED, 0.0), weight)
-        thin = ~self._whole[own // self.texts] & (self._sum[own] < SOMETHING)
-        for after, share in THINNED.items():
-            lives = uniforms(keys, draw, step, _THIN) < share
-            weight = np.where(thin & (step == after), np.where(lives, weight / share, 0.0), weight)
-        return weight
+        share = self._share[own // self.texts]
+        again = np.where(step == THINNED_AGAIN, SHARE_AGAIN, 1.0)
+        share = np.where((share < 1) & (self._sum[own] < SOMETHING), np.where(step == THINNED, share, again), 1.0)
+        lives = uniforms(keys, draw, step, _THIN) < share
+        return np.where(lives, weight / share, 0.0)
 
     def _branch(
         self, before: Floats, tokens: Ints, hits: NDArray[np.bool_], chance: Floats, number: Ints, keys: Any, step: Ints

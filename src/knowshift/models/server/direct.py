@@ -117,10 +117,10 @@ class DirectSession(Rounds[Corrected]):
     def draw(  # type: ignore[override]
         self,
         numbers: Sequence[Ints],
-        whole: NDArray[np.bool_] | None = None,
+        share: Floats | None = None,
         begun: Callable[[int], None] = lambda count: None,
     ) -> None:
-        """Make the texts ``numbers[p]`` of every prompt p; all stay ``whole``."""
+        """Make the texts ``numbers[p]`` of every prompt p; all stay whole, whatever the ``share``."""
         super().draw(numbers, begun)
 
     def ask(self, index: int, numbers: Ints, drawing: Drawing) -> tuple[Corrected, int]:
