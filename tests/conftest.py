@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commands
 from hand_run import build_hand_run
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.reports.tables.build import Tables, build_tables
@@ -54,6 +55,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imported_once() -> None:
+    commands.import_once()
 
 
 @pytest.fixture(scope="session")

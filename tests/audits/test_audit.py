@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import weakref
@@ -21,6 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 import knowshift
+from commands import Command
 from hand_evidence import evidence, without
 from knowshift.api import auditing
 from knowshift.audits import candidates, repair, screening
@@ -162,25 +162,26 @@ def test_the_same_call_goes_on_and_another_is_refused(
 
 
 def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
-    code = "from knowshift.audits import candidates\nfrom knowshift.cli.app import main\n"
-    code += "candidates.SWEEPS = candidates.SWEEPS[3:4]\nif __name__ == '__main__': main()"
-    command = [sys.executable, "-c", code, "audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--json"]
-    command += ["--limit", "24", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    few = "from knowshift.audits import candidates\ncandidates.SWEEPS = candidates.SWEEPS[3:4]"
+    words = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--json"]
+    words += ["--limit", "24", "--budget", "none", "--workers", "1", "--output-dir", str(tmp_path / "audit")]
+    first = Command(words, before=few)
     record = tmp_path / "audit" / "records" / "base.parquet"
     for _ in range(1200):
         if record.exists():
             break
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
+    first.communicate(60)
     written = record.stat().st_mtime_ns
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    told = json.loads(done.stdout)
+    again = Command(words, before=few)
+    out, err = again.communicate(300)
+    assert again.returncode == 0, err
+    told = json.loads(out)
     assert record.stat().st_mtime_ns == written
     assert told["verdict"] in ("knowledge-lost", "cannot-tell")
     assert told["chosen"] is None
-    assert "--keep" in done.stderr
+    assert "--keep" in err
 
 
 def test_an_audit_with_a_budget_goes_on_with_the_same_facts(small_world: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import commands
 import knowshift
 from knowshift.cli.app import _interrupted, main
 from knowshift.facts.sources.load import load_facts
@@ -24,7 +25,7 @@ from knowshift.records import MASTERY, TOKEN_SHIFT, read_table, write_table
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "knowshift", *words], capture_output=True, text=True, timeout=300)
+    return commands.run(words)
 
 
 def call_here(*words: str) -> subprocess.CompletedProcess[str]:

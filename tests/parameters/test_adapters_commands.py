@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from commands import Command
 from knowshift.cli.app import main
 from knowshift.errors import InputError
 from knowshift.models.finding import find_model
@@ -131,15 +131,9 @@ def test_weights_that_an_adapter_makes_infinite_are_refused(
         assert re.search(r"tensor '.*' has NaN or infinite weights in float32$", str(refused.value))
 
 
-#: The command with small parts, interrupted as from a keyboard when a worker has finished one.
-INTERRUPTED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+SMALL_PARTS = """
 from knowshift.probing import engines
 engines.PART = 4
-from knowshift.cli.app import main
-if __name__ == "__main__":
-    main()
 """
 
 
@@ -154,10 +148,9 @@ def test_an_interrupted_run_of_an_adapter_leaves_no_temporary_folder(
     scratch.mkdir()
     parts = tmp_path / "m.parquet.parts"
     words = ["mastery", str(adapter), "--facts", f"world:{small_world}", "--output", str(tmp_path / "m.parquet")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, *words, "--draws", "2", "--max-new-tokens", "4", "--workers", "2"],
-        stderr=subprocess.PIPE,
-        text=True,
+    process = Command(
+        [*words, "--draws", "2", "--max-new-tokens", "4", "--workers", "2"],
+        before=SMALL_PARTS,
         env={**os.environ, "TMPDIR": str(scratch)},
     )
     until, seen = time.monotonic() + 120, set()

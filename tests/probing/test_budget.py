@@ -6,7 +6,6 @@ import heapq
 import json
 import math
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -21,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import knowshift
+from commands import Command
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
@@ -303,16 +303,13 @@ def test_a_run_keeps_to_its_budget_and_is_that_of_the_facts_it_chose(
     assert told == {**about, "budget": {"seconds": 6.0, "facts": plan["facts"], "of": len(facts)}}
 
 
-#: The command with parts of four facts and a pace at which 30 facts fit.
+#: Parts of four facts and a pace at which 30 facts fit.
 SLOW = """
 from knowshift.probing import engines
 from knowshift.probing.budget import pace
 engines.PART = 4
 pace.Pace.next_size = lambda self, left: 0
 pace.Pace.fitting = lambda self, left, facts: 29
-from knowshift.cli.app import main
-if __name__ == "__main__":
-    main()
 """
 
 
@@ -327,7 +324,7 @@ def test_a_killed_run_goes_on_with_the_facts_that_it_chose(
     output = tmp_path / "m.parquet"
     words = ["mastery", str(small_world), "--facts", f"world:{small_world}", "--output", str(output), "--json"]
     words += ["--draws", "3", "--workers", "1", "--budget"]
-    process = subprocess.Popen([sys.executable, "-c", SLOW, *words, "2m"], stderr=subprocess.PIPE, text=True)
+    process = Command([*words, "2m"], before=SLOW)
     parts = tmp_path / "m.parquet.parts"
     until = time.monotonic() + 100
     while process.poll() is None and not list(parts.glob("part-*")) and time.monotonic() < until:

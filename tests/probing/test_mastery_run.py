@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from inspect import signature
@@ -18,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from commands import Command
 from knowshift.cli.mastery import mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
@@ -325,7 +324,7 @@ def test_facts_that_cannot_be_asked_write_nothing(bad: list[Fact], says: str, sp
 
 def _command(small_world: Path, output: Path, *more: str) -> list[str]:
     return [
-        *(sys.executable, "-m", "knowshift", "mastery", str(small_world), "--facts", f"world:{small_world}"),
+        *("mastery", str(small_world), "--facts", f"world:{small_world}"),
         *("--output", str(output), "--json", "--draws", "3", *more),
     ]
 
@@ -339,7 +338,7 @@ def _call(command: list[str]) -> dict[str, Any]:
 
     from knowshift.cli.app import app
 
-    result = CliRunner().invoke(app, command[3:], catch_exceptions=False)
+    result = CliRunner().invoke(app, command, catch_exceptions=False)
     assert result.exit_code == 0
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -357,9 +356,7 @@ def test_killed_at_any_moment_and_run_again_the_record_is_the_same(
     assert result["draws"] == 48 * 21 * 3
     small = _command(small_world, tmp_path / "b.parquet", *FEW, "--workers")
     for how, workers in ((signal.SIGKILL, "2"), (signal.SIGINT, "1")):
-        command = [sys.executable, "-c", SMALL_PARTS, *small[3:], workers]
-        # Its pipe closes when the workers have ended too, however their parent did.
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = Command([*small, workers], before=SMALL_PARTS)
         parts = tmp_path / "b.parquet.parts"
         had = len(list(parts.glob("part-*"))) if parts.exists() else 0
         until = time.monotonic() + 240
@@ -376,15 +373,10 @@ def test_killed_at_any_moment_and_run_again_the_record_is_the_same(
     assert not (tmp_path / "b.parquet.parts").exists()
 
 
-#: The command with parts of four facts, so that a small world has some to lose.
+#: Parts of four facts, so that a small world has some to lose.
 SMALL_PARTS = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
 from knowshift.probing import engines
 engines.PART = 4
-from knowshift.cli.app import main
-if __name__ == "__main__":
-    main()
 """
 
 

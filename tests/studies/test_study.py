@@ -7,8 +7,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
+from commands import Command
 from knowshift.errors import InputError
 from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
@@ -47,9 +46,8 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def _study(config: Path, run: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "knowshift", "study", str(config), "--output-dir", str(run), "--json", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def _study(config: Path, run: Path, *more: str) -> Command:
+    return Command(["study", str(config), "--output-dir", str(run), "--json", *more])
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -109,11 +107,11 @@ def test_killed_at_any_moment_and_run_again_it_ends_in_the_same_tables(
         process = _study(config_file, run, "--executor", *executor)
         deadline = time.monotonic() + 240
         while not list(run.glob(moment)):
-            assert process.poll() is None, process.communicate()[1]
+            assert process.poll() is None, process.communicate(60)[1]
             assert time.monotonic() < deadline
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.communicate(60)
         assert all(path.stat().st_mtime_ns == when for path, when in done.items())
         done = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/*") if not path.name.startswith(".")}
 

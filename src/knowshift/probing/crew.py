@@ -43,7 +43,10 @@ class Crew:
         """Processes for so many pieces of work, and what they count; None where this process does it alone."""
         if self._pool is None and (processes := min(self.workers, pieces)) > 1:
             tally = Tally(2)
-            self._pool = self._open.enter_context(process_pool(processes, _begin, self.spec, tally)), tally
+            self._pool = (
+                self._open.enter_context(process_pool(processes, _begin, self.spec, tally, imports=__name__)),
+                tally,
+            )
         return self._pool
 
 

@@ -43,7 +43,7 @@ def here(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int)
 @contextmanager
 def processes(run: Path, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
     # One pool for all stages: starting a worker takes seconds.
-    with process_pool(workers) as pool:
+    with process_pool(workers, imports=__name__) as pool:
         yield lambda units: results(pool, _do, [(run, config, found, unit) for unit in units], ahead=None)
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 from knowshift.system.patches import processes_of
 
 Result = TypeVar("Result")
+
+#: Where Linux shows GPUs (NVIDIA, AMD).
+_GPUS = ("/dev/nvidiactl", "/dev/kfd")
 
 
 def cores() -> int:
@@ -22,16 +27,36 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker_context() -> BaseContext:
+    """How workers are started: never as a fork of this process, whose threads would be missing.
+
+    Importing torch and transformers takes seconds. Where there is no GPU, a process is kept that has only imported
+    them, and workers are forks of that one, for all pools of this process. With a GPU they are spawned: what looks for
+    GPUs while it is imported leaves forks without them. So they are where a library of the system may have started
+    threads (macOS), and where nothing forks (Windows).
+    """
+    forks = sys.platform == "linux" and not any(map(os.path.exists, _GPUS))
+    return multiprocessing.get_context("forkserver" if forks else "spawn")
+
+
 @contextmanager
-def process_pool(workers: int, begin: Callable[..., None] | None = None, *given: Any) -> Iterator[ProcessPoolExecutor]:
+def process_pool(
+    workers: int, begin: Callable[..., None] | None = None, *given: Any, imports: str = __name__
+) -> Iterator[ProcessPoolExecutor]:
     """Processes that each call ``begin(*given, number)`` first, with a number of its own from 0.
 
-    They are spawned: torch's threads do not survive a fork. When the block ends by an error or an interrupt, they are
-    terminated and waiting calls are dropped.
+    When the block ends by an error or an interrupt, they are terminated and waiting calls are dropped.
+
+    Args:
+        imports: the module that workers need, whose import takes long.
     """
-    context = multiprocessing.get_context("spawn")
+    context = worker_context()
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([imports])  # as long as none has been started
     numbers = context.Value("i", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(numbers, begin, given))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start, initargs=(numbers, dict(os.environ), begin, given)
+    )
     try:
         yield pool
     except BaseException:
@@ -42,8 +67,16 @@ def process_pool(workers: int, begin: Callable[..., None] | None = None, *given:
     pool.shutdown()
 
 
-def _start(numbers: Any, begin: Callable[..., None] | None, given: tuple[Any, ...]) -> None:
-    """A worker ignores interrupts, which its parent handles, and ends when the parent is gone, however that ended."""
+def _start(
+    numbers: Any, environment: Mapping[str, str], begin: Callable[..., None] | None, given: tuple[Any, ...]
+) -> None:
+    """A worker ignores interrupts, which its parent handles, and ends when the parent is gone, however that ended.
+
+    Its environment is the parent's of now, and not of when the process was started that it is a fork of.
+    """
+    if dict(os.environ) != environment:
+        os.environ.clear()
+        os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -64,7 +97,7 @@ class Tally:
     """Whole numbers that processes add to and any of them reads; workers get it when they begin."""
 
     def __init__(self, size: int) -> None:
-        self._counts = multiprocessing.get_context("spawn").Array("q", size)
+        self._counts = worker_context().Array("q", size)
 
     def add(self, *more: int) -> None:
         """Add to each of the numbers."""

@@ -1,0 +1,120 @@
+"""Commands in processes of their own that need not import torch and transformers anew, which takes seconds.
+
+They are forks of one process a test run, which has imported what commands import and done nothing else. What tests
+the start of a command, or needs what a library reads from the environment when it is imported, starts Python itself.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+#: What commands import, those of :mod:`knowshift.system.workers` among it.
+IMPORTED = (
+    "knowshift.cli.app",
+    "knowshift.probing.run",
+    "knowshift.studies.run",
+    "knowshift.audits.run",
+    "knowshift.training.sft",
+    "transformers.models.llama.modeling_llama",
+)
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+def import_once() -> None:
+    """Start the process that is forked."""
+    _CONTEXT.set_forkserver_preload(list(IMPORTED))
+    forkserver.ensure_running()
+
+
+class Command:
+    """A running ``knowshift WORDS``, with the part of :class:`subprocess.Popen` that tests use.
+
+    It leads a process group of its own. ``before`` is Python code that runs before the command does.
+    """
+
+    def __init__(self, words: Sequence[str], *, before: str = "", env: Mapping[str, str] | None = None) -> None:
+        (out, its_out), (err, its_err) = os.pipe(), os.pipe()
+        environment = dict(os.environ if env is None else env)
+        self._process = _CONTEXT.Process(target=_Forked(list(words), before, environment, its_out, its_err))
+        self._process.start()
+        os.close(its_out)
+        os.close(its_err)
+        self._said: list[str] = ["", ""]
+        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in enumerate((out, err))]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, which: int, pipe: int) -> None:
+        with open(pipe, encoding="utf-8") as file:
+            self._said[which] = file.read()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """What it has written to standard output and error, when it and all that it started have ended."""
+        for thing in (*self._readers, self._process):
+            thing.join(timeout)
+        if self._process.exitcode is None or any(reader.is_alive() for reader in self._readers):
+            raise subprocess.TimeoutExpired(self._process.name, timeout)
+        return self._said[0], self._said[1]
+
+
+def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command that has ended."""
+    command = Command(words)
+    out, err = command.communicate(timeout)
+    assert command.returncode is not None
+    return subprocess.CompletedProcess(list(words), command.returncode, out, err)
+
+
+class _Forked:
+    """What the forked process does. Its pipes are handed to it while it is started."""
+
+    def __init__(self, words: list[str], before: str, environment: dict[str, str], out: int, err: int) -> None:
+        self._given = words, before, environment, os.getcwd()
+        self._pipes = out, err
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._given, tuple(DupFd(pipe) for pipe in self._pipes)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._given, pipes = state
+        self._pipes = tuple(pipe.detach() for pipe in pipes)
+
+    def __call__(self) -> None:
+        words, before, environment, folder = self._given
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, pipe in enumerate(self._pipes, start=1):
+            os.dup2(pipe, number)
+            os.close(pipe)
+        os.environ.clear()
+        os.environ.update(environment)
+        os.chdir(folder)
+        sys.argv = ["knowshift", *words]
+        exec(before, {})
+        from knowshift.cli.app import main
+
+        main()
