@@ -86,6 +86,9 @@ OTHER: dict[str, Any] = {
     "restoration.criteria": ["random", "relative"],
     "restoration.region": "mlp",
     "restoration.sizes": [2, 4],
+    "restoration.train_set_fractions": [0.05],
+    "restoration.train_set_facts": 3,
+    "restoration.layer_group": 2,
 }
 
 #: Of the fields that are no setting of a cell, those that say which facts are probed change every cell; those that say
@@ -194,7 +197,7 @@ def test_units_have_the_titles_that_people_read_and_costs_by_what_they_do() -> N
     more = {
         "control_rate": 0.25,
         "control_draws": 1,
-        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"]},
+        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"], "train_set_fractions": []},
     }
     config = StudyConfig.model_validate({**SMALL, "levels": [3], **more})
     plan = make_plan(config, FACTS, "facts", "model")
