@@ -58,6 +58,7 @@ TABLES = {
     "paper_concentration",
     "paper_restoration",
     "paper_train_set",
+    "paper_strategies",
     "paper_layer_groups",
     "findings",
 }

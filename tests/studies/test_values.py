@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -55,7 +56,8 @@ control_rate: 0.25
 mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
 training: {{learning_rate: {RATE}, batch_size: 2}}
 evaluation: {{facts_per_level: 3, few_shot: 2}}
-restoration: {{fractions: {list(FRACTIONS)}, criteria: [{", ".join(RESTORED_BY)}]}}
+restoration: {{fractions: {list(FRACTIONS)}, criteria: [{", ".join(RESTORED_BY)}],
+  train_set_fractions: [0.3, 0.7], train_set_facts: 3, layer_group: 1}}
 """
 
 
@@ -267,6 +269,53 @@ def test_every_method_restores_and_its_answers_belong_to_its_fraction(study: Stu
                 sweep.undo()
             differing += len(texts) > 1
     assert differing > len(RESTORED_BY) // 2  # of twice as many: what stood under another fraction would be seen
+
+
+def test_restored_models_are_asked_some_of_their_training_facts(study: Study) -> None:
+    restored = [(key, cells) for key, cells in study.units() if "train_set" in cells]
+    assert [key["size"] for key, _ in restored] == [4, 4]
+    for key, cells in restored:
+        folder = cells["train_set"].folder(study.run)
+        members = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())["facts"]
+        picked = np.random.default_rng([SEED, 8, 0, key["draw"]]).permutation(4)[:3]
+        asked = [study.facts[members[place]] for place in sorted(picked)]
+        tuned, base = study.tuned(cells["tuned"]), study.base_weights()
+        expected = {"0": evaluate(tuned, asked, study.levels).columns}
+        counts = {"0": 0}
+        for fraction in (0.3, 0.7):
+            sweep = RestorationSweep(tuned.model, base, seed=_seed(SEED, "restore", 0, 4, key["draw"]))
+            ((_, counts[f"{fraction}"]),) = sweep.run([fraction])
+            expected[f"{fraction}"] = evaluate(tuned, asked, study.levels).columns
+            sweep.undo()
+        assert {file.name for file in folder.iterdir()} == {
+            "restored.json",
+            *(f"answers-relative-{name}.parquet" for name in expected),
+        }
+        for name, columns in expected.items():
+            assert study.read(cells["train_set"], f"answers-relative-{name}.parquet") == columns
+        told = json.loads((folder / "restored.json").read_text())
+        assert told == {"eligible": sweep.eligible, "criteria": {"relative": counts}}
+
+
+def test_each_layer_is_restored_whole_and_in_domain_facts_are_asked(study: Study) -> None:
+    restored = [cells for _, cells in study.units() if "layer_groups" in cells]
+    assert len(restored) == 2
+    for cells in restored:
+        folder, base = cells["layer_groups"].folder(study.run), study.base_weights()
+        asked = [fact for fact in study.asked() if fact.domain == "in_domain"]
+        counts = {}
+        for layer in (0, 1):
+            tuned = study.tuned(cells["tuned"])
+            with torch.no_grad():
+                for name, weight in tuned.model.named_parameters():
+                    if f".layers.{layer}." in name and weight.ndim == 2:
+                        weight.copy_(base[name])
+                        counts[f"{layer}-{layer}"] = counts.get(f"{layer}-{layer}", 0) + weight.numel()
+            found = study.read(cells["layer_groups"], f"answers-{layer}-{layer}.parquet")
+            assert found == evaluate(tuned, asked, study.levels).columns
+            assert read_about(folder / f"answers-{layer}-{layer}.parquet", "answers")["layers"] == f"{layer}-{layer}"
+        assert json.loads((folder / "restored.json").read_text()) == {"layers": counts}
+        assert len(list(folder.iterdir())) == 3
 
 
 def test_the_report_reads_every_restored_answer(study: Study) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -433,6 +434,30 @@ def paper_train_set(records: Records) -> Golden:
     return by_level(found, "size", "fraction")
 
 
+def paper_strategies(records: Records) -> Golden:
+    largest = max(size for _, size in records.grid)
+    models = [model for (_, size), model in records.grid.items() if size == largest]
+    put_back = [m for m in records.restored if m.put_back("", 0.0) in models and m.criterion == "relative"]
+    rows: list[tuple[Any, ...]] = []
+    for strategy, its in (("SFT divided by mastery", models), ("parameter restoration", put_back)):
+        means: list[tuple[float, str, list[float]]] = []
+        for model in its:
+            held = [
+                [row[4] for row in counted(records, model, draw) if row[1] == "mean"]
+                for draw in records.substring.draws[model]
+            ]
+            both = [mean_of(values) for values in zip(*held, strict=True)]
+            put = f", {round(100 * model.fraction)}%" if model.criterion else ""
+            means.append((mean_of(both), f"level {model.level}, {model.size}{put}", both))
+        _, name, both = max(means)
+        rows.append((strategy, "run", name, *both))
+    for row in _published("strategies"):
+        name, chosen = re.fullmatch(r"([^(]*?)(?: \((.*)\))?", row["strategy"]).groups()  # type: ignore[union-attr]
+        shares = [float(row[f"{domain}_percent"]) / 100 for domain in DOMAINS]
+        rows.append((name, row["model"], chosen or "", *shares))
+    return Golden(("strategy", "source", "chosen", *DOMAINS), 3, rows)
+
+
 def paper_layer_groups(records: Records) -> Golden:
     held = [
         (model, name, mean_of_levels(answers, "substring_hit"))
@@ -478,6 +503,7 @@ TABLES: dict[str, Callable[[Records], Golden]] = {
     "paper_concentration": paper_concentration,
     "paper_restoration": paper_restoration,
     "paper_train_set": paper_train_set,
+    "paper_strategies": paper_strategies,
     "paper_layer_groups": paper_layer_groups,
 }
 
