@@ -19,7 +19,7 @@ from knowshift.parameters.kernels import compiled as kernels
 from knowshift.parameters.loaded import as_array, copy_of
 from knowshift.parameters.methods import METHODS
 from knowshift.parameters.regions import Scope
-from knowshift.parameters.restore import RestorationSweep, restore_layers
+from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.criteria import CRITERIA, keys, random_keys
 from knowshift.parameters.selection.select import exact_count
 from weights_pairs import move, relative_by_definition, same_bits, save_pair, tiny_llama
@@ -370,38 +370,3 @@ def test_authors_mode_restores_what_their_rule_does_up_to_ties() -> None:
         assert torch.equal(now[score < last], s[score < last])
         tied = score == last
         assert int((now != s)[tied].sum()) == count - int((score > last).sum())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("group", "expected"), [(1, [[0], [1], [2], [3], [4]]), (2, [[0, 1], [2, 3], [4]]), (9, [[0, 1, 2, 3, 4]])]
-)
-def test_whole_layers_are_restored_one_group_at_a_time(
-    group: int, expected: list[list[int]], dtype: torch.dtype
-) -> None:
-    model = tiny_llama(dtype=dtype, num_hidden_layers=5)
-    base = copy_of(model)
-    move(model)
-    tuned, region, found = copy_of(model), region_of(model), []
-    for layers, count in restore_layers(model, base, group):
-        found.append(list(layers))
-        names = [name for name in region if int(name.split(".layers.")[1].split(".")[0]) in layers]
-        assert count == sum(base[name].numel() for name in names) > 0
-        for name, tensor in copy_of(model).items():
-            assert same_bits(tensor, (base if name in names else tuned)[name]), name
-    assert found == expected
-    assert all(same_bits(tensor, tuned[name]) for name, tensor in copy_of(model).items())
-
-
-def test_layers_are_as_tuned_where_the_loop_is_left_and_a_region_without_layers_has_none() -> None:
-    base, model = pair_of_models()
-    tuned = copy_of(model)
-    steps = restore_layers(model, base, 1)
-    next(steps)
-    assert any(not same_bits(tensor, tuned[name]) for name, tensor in copy_of(model).items())
-    steps.close()  # type: ignore[attr-defined]
-    assert all(same_bits(tensor, tuned[name]) for name, tensor in copy_of(model).items())
-    assert list(restore_layers(model, base, 1, Scope("embeddings"))) == []
-    del base["model.layers.1.mlp.up_proj.weight"]
-    with pytest.raises(InputError, match=r"layers\.1\.mlp\.up_proj"):
-        next(restore_layers(model, base, 1))

@@ -24,6 +24,7 @@ from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import greedy
 from knowshift.parameters.change import measure_change
+from knowshift.parameters.loaded import copy_of
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
@@ -32,12 +33,14 @@ from knowshift.records import MASTERY, read_about, write_table
 from knowshift.reports.evidence.answers import read_answers
 from knowshift.reports.evidence.run_folder import open_run
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
+from knowshift.studies.content import layer_group_answers
 from knowshift.studies.plan import Cell, Plan, make_plan
 from knowshift.studies.run import plan_of, run_study
 from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
 from knowshift.training.sft import TrainingRecipe, finetune
+from weights_pairs import move, tiny_llama
 
 SEED, RATE = 11, 2e-2
 #: Two that a short form of writing would take for one, and one that it would write with an exponent.
@@ -316,6 +319,29 @@ def test_each_layer_is_restored_whole_and_in_domain_facts_are_asked(study: Study
             assert read_about(folder / f"answers-{layer}-{layer}.parquet", "answers")["layers"] == f"{layer}-{layer}"
         assert json.loads((folder / "restored.json").read_text()) == {"layers": counts}
         assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"), [(1, ["0-0", "1-1", "2-2", "3-3", "4-4"]), (2, ["0-1", "2-3", "4-4"]), (9, ["0-4"])]
+)
+def test_groups_of_layers_are_restored_one_after_the_other(study: Study, group: int, expected: list[str]) -> None:
+    """In a model of five layers: only the group's matrices have their base weights; in the end none."""
+    loaded = study.base()
+    loaded = replace(loaded, model=tiny_llama(num_hidden_layers=5, vocab_size=len(loaded.tokenizer)))
+    base = copy_of(loaded.model)
+    move(loaded.model)
+    tuned, found = copy_of(loaded.model), []
+    settings = {"restoration.region": "layers", "restoration.layer_group": group}
+    for layers, count, _ in layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings):
+        found.append(f"{layers[0]}-{layers[-1]}")
+        inside = re.compile(rf"model\.layers\.({'|'.join(map(str, layers))})\..*_proj\.weight")
+        assert count == sum(tensor.numel() for name, tensor in base.items() if inside.fullmatch(name)) > 0
+        for name, tensor in copy_of(loaded.model).items():
+            assert torch.equal(tensor, (base if inside.fullmatch(name) else tuned)[name]), name
+    assert found == expected
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in copy_of(loaded.model).items())
+    settings["restoration.region"] = "embeddings"
+    assert not [*layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings)]
 
 
 def test_the_report_reads_every_restored_answer(study: Study) -> None:

@@ -162,39 +162,6 @@ class RestorationSweep:
         return restored
 
 
-def restore_layers(
-    model: torch.nn.Module, base: Mapping[str, torch.Tensor], group: int, scope: Scope = PAPER_SCOPE
-) -> Iterator[tuple[range, int]]:
-    """Put whole groups of ``group`` layers back to their base weights, one group at a time (paper, Table 11).
-
-    Yields (layers of the group, weights restored) while that group, and no other, has its base weights; the last group
-    may be smaller. Afterwards, or where the loop is left, the model is as tuned, bit for bit. Of a layer the tensors of
-    the scope's region are restored; a region without layers yields nothing.
-
-    Raises:
-        InputError: a tensor that the base lacks or has in another shape; an unknown architecture.
-    """
-    held = parameters_of(model)
-    places = [place for place in model_region(model, scope) if place.layer is not None]
-    check_shapes(as_reader(base).shapes, {place.name: tuple(held[place.name].shape) for place in places})
-    layers = max((place.layer for place in places if place.layer is not None), default=-1) + 1
-    for first in range(0, layers, group):
-        members = range(first, min(first + group, layers))
-        names = [place.name for place in places if place.layer in members]
-        tuned = {name: held[name].detach().clone() for name in names}
-        try:
-            _put(held, base, names)
-            yield members, sum(tensor.numel() for tensor in tuned.values())
-        finally:
-            _put(held, tuned, names)
-
-
-@torch.no_grad()
-def _put(held: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
-    for name in names:
-        held[name].copy_(values[name])
-
-
 def _is_in_reach(tensor: torch.Tensor) -> bool:
     """Whether the CPU can write to it; else whole stretches are copied to its device."""
     return tensor.device.type == "cpu"

@@ -22,8 +22,9 @@ from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
+from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
-from knowshift.parameters.restore import RestorationSweep, restore_layers
+from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
 from knowshift.training.draws import draw_training_set
 
@@ -193,9 +194,16 @@ def layer_group_answers(
 ) -> Iterator[tuple[range, int, Answers]]:
     """Answers to the in-domain test questions with one group of layers restored: (layers, weights restored, answers).
 
-    At the end the tuned model has its tuned weights again, bit for bit. Paper, Table 11, which is in-domain.
+    A region without layers has no groups. At the end the tuned model has its tuned weights again, bit for bit. Paper,
+    Table 11, which is in-domain.
     """
     questions = [fact for fact in asked if fact.domain == "in_domain"]
-    scope = Scope(settings["restoration.region"])
-    for layers, count in restore_layers(tuned.model, base, settings["restoration.layer_group"], scope):
-        yield layers, count, evaluate(tuned, questions, levels)
+    region, group = settings["restoration.region"], settings["restoration.layer_group"]
+    places = model_region(tuned.model, Scope(region))
+    count = 1 + max((place.layer for place in places if place.layer is not None), default=-1)
+    for first in range(0, count, group):
+        last = min(first + group, count) - 1
+        sweep = RestorationSweep(tuned.model, base, scope=Scope(region, (first, last)))
+        for _, restored in sweep.run([1.0]):
+            yield range(first, last + 1), restored, evaluate(tuned, questions, levels)
+        sweep.undo()

@@ -44,7 +44,7 @@ class Section:
 def sections(tables: Mapping[str, Table]) -> list[Section]:
     """Every table of the paper that this run has rows of, in the order of the paper's numbers."""
     chance = (
-        "Share, in %, of the top 20% by relative change, mean over training levels; the share of weights is chance's."
+        "Share, in %, of the top 20% by relative change, mean of training levels; chance gives the share of weights."
     )
     known = [
         Section(
