@@ -30,7 +30,7 @@ def change(**fields: Any) -> dict[str, Any]:
 
 
 def test_what_a_study_writes_is_taken() -> None:
-    for kind in ("tuned", "evaluation", "token_shift", "weight_change", "restoration"):
+    for kind in ("tuned", "evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups"):
         check_coordinates(FILE, kind, TUNED)
         check_coordinates(FILE, kind, {**TUNED, "level": 0, "draw": 0, "control": "learning_rate"})
     check_coordinates(FILE, "mastery", {"part": 3})
@@ -104,6 +104,7 @@ def test_what_a_study_writes_is_taken() -> None:
             lambda: check_restored(FILE, {"criteria": {"random": {"0.1": 0.5}}}),
             "random at 0.1 is 0.5; expected a whole",
         ),
+        (lambda: check_restored(FILE, {"layers": {"0-3": "x"}}), "layers at 0-3 is 'x'; expected a whole number"),
         (lambda: check_texts(FILE, {"a": ["\ud800"]}), "holds a text with a lone surrogate; expected Unicode"),
         (lambda: check_texts(FILE, {"\udfff": 1}), "holds a text with a lone surrogate; expected Unicode"),
     ],

@@ -28,6 +28,8 @@ from knowshift.reports.tables.build import Tables
 
 NAMES = (
     "accuracy_by_size",
+    "accuracy_by_test_level",
+    "level_4_by_size",
     "kl_by_size",
     "restoration",
     "restoration_by_level",
@@ -83,7 +85,7 @@ def accuracies(pairs: Sequence[tuple[Right, Right]], domain: int) -> list[float]
 
 def test_every_figure_is_drawn_in_this_order(drawn: dict[str, Figure]) -> None:
     assert tuple(drawn) == NAMES
-    assert [len(figure.axes) for figure in drawn.values()] == [2, 1, 2, 2, 1, 1]
+    assert [len(figure.axes) for figure in drawn.values()] == [2, 10, 2, 1, 2, 2, 1, 1]
 
 
 def test_accuracy_by_size(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) -> None:
@@ -111,6 +113,34 @@ def test_accuracy_by_size(drawn: dict[str, Figure], svgs: dict[str, ET.Element])
     assert "accuracy, mean of test levels" in said
     assert said[-4:] == ["mastery level of the training facts", "0", "2", "4"]
     assert {"0%", "20%"} <= set(said)
+
+
+def test_accuracy_by_test_level(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) -> None:
+    """A model answers whole test levels or none of them: the mean over draws of ones and zeros."""
+    places = [(domain, test_level) for domain in (0, 1) for test_level in range(5)]
+    for (domain, test_level), axes in zip(places, drawn["accuracy_by_test_level"].axes, strict=True):
+        assert axes.get_title("left") == f"{PANELS[domain]}, level {test_level}"
+        assert list(lines(axes)) == ["0", "2", "4"]
+        for index, level in enumerate(LEVELS):
+            x, y = points(lines(axes)[str(level)])
+            each = {size: [float(test_level in answered(p[domain])) for p in TUNED[level, size]] for size in SIZES}
+            assert x == [60, 240, 1920]
+            assert y == near([sum(each[size]) / 3 for size in SIZES])
+            if domain == 0:  # out-of-domain the halves of level 4 have one fact each, and no interval
+                assert [at for at, _, _ in band(axes, index)] == [60, 240, 1920]
+    said = texts(svgs["accuracy_by_test_level"])
+    assert [said.count(text) for text in ("accuracy", "samples", "240")] == [2, 5, 10]
+    assert said[-4:] == ["mastery level of the training facts", "0", "2", "4"]
+
+
+def test_level_4_by_size(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) -> None:
+    for domain, axes in enumerate(drawn["level_4_by_size"].axes):
+        assert axes.get_title("left") == PANELS[domain]
+        for level in LEVELS:
+            _, y = points(lines(axes)[str(level)])
+            each = [[float(4 in answered(p[domain])) for p in TUNED[level, size]] for size in SIZES]
+            assert y == near([sum(values) / 3 for values in each])
+    assert "accuracy on level-4 facts" in texts(svgs["level_4_by_size"])
 
 
 def test_kl_by_size(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) -> None:

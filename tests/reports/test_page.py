@@ -21,6 +21,7 @@ from knowshift.reports.evidence.samples import draw_samples
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.findings.takeaways import takeaways
 from knowshift.reports.page.page import FIGURE_NOTES, FIGURE_TITLES, compose, headline, how_many_shown
+from knowshift.reports.page.paper import sections
 from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.statistics.estimates import Estimate
 from page_text import compact
@@ -188,6 +189,8 @@ def test_every_verdict_has_its_colour(hand_tables: Tables) -> None:
 
 CAPTIONS = {
     "accuracy_by_size": "The highest point, both domains together, lies at 240 samples for levels 0, 2 and 4.",
+    "accuracy_by_test_level": "",
+    "level_4_by_size": "",
     "kl_by_size": (
         "Mean KL to the base over 6 well-known facts: 1.03 at 60, 0.74 at 240, 1.86 at 1,920 samples. From its lowest "
         "smaller size (240 samples in 18 of 18 choices) to 1,920: +1.12 nats [+0.86 to +1.39]."
@@ -211,12 +214,12 @@ CAPTIONS = {
 
 
 def test_captions(hand_tables: Tables, page: str) -> None:
-    assert takeaways(hand_tables, hand_tables.findings) == CAPTIONS
+    assert takeaways(hand_tables, hand_tables.findings) == {name: text for name, text in CAPTIONS.items() if text}
     found = re.findall(r'<figure id="(\w+)">.*?<figcaption>(.*?)</figcaption>', page, re.DOTALL)
     assert [name for name, _ in found] == list(FIGURE_TITLES) == list(FIGURE_NOTES) == list(CAPTIONS)
     for name, caption in found:
-        expected = f'<b>{FIGURE_TITLES[name]}</b> {CAPTIONS[name]} <span class="soft">{FIGURE_NOTES[name]}</span>'
-        assert unescape(caption) == expected
+        said = f"<b>{FIGURE_TITLES[name]}</b> {CAPTIONS[name]}".rstrip()
+        assert unescape(caption) == f'{said} <span class="soft">{FIGURE_NOTES[name]}</span>'
 
 
 def test_gains_and_losses_of_the_caption_are_counted_from_the_table(hand_tables: Tables) -> None:
@@ -277,9 +280,9 @@ def test_captions_of_other_numbers(hand_tables: Tables) -> None:
     assert set(takeaways(empty, []).values()) == {""}
 
 
-def test_ids_of_figures_stand_once_in_a_page(page: str) -> None:
+def test_ids_of_figures_and_sections_stand_once_in_a_page(hand_tables: Tables, page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES)
+    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES) + len(sections(hand_tables))
     assert '<use href="#kl_by_size-y" clip-path="url(#kl_by_size-x)"/>' in page
     assert f'<svg role="img" aria-label="{FIGURE_TITLES["kl_by_size"]}" id="kl_by_size-x">' in page
 

@@ -50,6 +50,16 @@ TABLES = {
     "modules",
     "restoration",
     "restoration_summary",
+    "train_set",
+    "layer_groups",
+    "paper_mastery",
+    "paper_accuracy",
+    "level_4",
+    "paper_concentration",
+    "paper_restoration",
+    "paper_train_set",
+    "paper_strategies",
+    "paper_layer_groups",
     "findings",
 }
 
@@ -138,7 +148,7 @@ def test_every_table_is_written_and_equal_cells_give_equal_bytes(run: Path, tabl
     (again / "manifest.json").write_text(json.dumps(manifest))
     first = {p.name: p.read_bytes() for p in tables.write(tmp_path / "one")}
     second = {p.name: p.read_bytes() for p in build_tables(again).write(tmp_path / "two")}
-    assert set(first) == {f"{name}.csv" for name in TABLES}
+    assert set(first) == {f"{name}.{suffix}" for name in TABLES for suffix in ("csv", "tex")}
     assert first == second
 
 
@@ -311,7 +321,7 @@ def test_page_is_whole_self_contained_and_stable(run: Path, page: str) -> None:
     assert not re.search(r'(?:src|href)="(?!#)', text)
     assert "@import" not in text
     assert set(re.findall(r"https?://[^/\"]+", text)) == {"http://www.w3.org"}  # names of namespaces
-    assert len(re.findall("<figure ", text)) == 6
+    assert len(re.findall("<figure ", text)) == 8
     assert text == write_report(run).read_text()
     assert sorted(p.name for p in run.iterdir()) == ["cells", "figures", "manifest.json", "report.html", "tables"]
 
@@ -371,6 +381,8 @@ def test_figures_are_files_with_text_and_without_a_date(run: Path) -> None:
     names = {p.stem for p in (run / "figures").glob("*.svg")}
     assert names == {
         "accuracy_by_size",
+        "accuracy_by_test_level",
+        "level_4_by_size",
         "kl_by_size",
         "restoration",
         "restoration_by_level",

@@ -145,11 +145,14 @@ def test_every_file_of_the_run_is_held(study: Study) -> None:
         "weight_change": {"change.json"},
         "restoration": {*(f"answers-{c}-{f}.parquet" for c in ("relative", "random") for f in ("0.2", "1"))}
         | {"restored.json"},
+        "train_set": {*(f"answers-relative-{f}.parquet" for f in ("0", "0.05", "0.2")), "restored.json"},
+        "layer_groups": {"answers-0-1.parquet", "restored.json"},
     }
     for kind, _, folder in study.cells:
         assert {file.name for file in folder.iterdir()} == held[kind], kind
+    restored = ("restoration", "train_set", "layer_groups")
     counts = {kind: sum(its == kind for its, _, _ in study.cells) for kind in held}
-    assert counts == {**dict.fromkeys(held, 10), "mastery": 1, "base": 1, "restoration": 4}
+    assert counts == {**dict.fromkeys(held, 10), "mastery": 1, "base": 1, **dict.fromkeys(restored, 4)}
 
 
 def test_mastery(study: Study) -> None:
@@ -321,6 +324,32 @@ def test_restored(study: Study) -> None:
             for name, weights in zip(names, s.split([held[name].numel() for name in names]), strict=True):
                 held[name].copy_(weights.view_as(held[name]))
         assert {answer_of(model, asked(fact)) for fact in ASKED} == {TUNED[where][1]}
+
+
+def test_restored_and_asked_the_training_facts(study: Study) -> None:
+    for where, folder in study.of("train_set"):
+        facts, said = TUNED[where]
+        told = json.loads((folder / "restored.json").read_text())
+        assert told == {"eligible": 35904, "criteria": {"relative": {"0": 0, "0.05": 1795, "0.2": 7180}}}
+        for name in ("0", "0.05", "0.2"):
+            rows = pq.read_table(folder / f"answers-relative-{name}.parquet").to_pylist()
+            assert [(row["fact"], row["text"]) for row in rows] == [(fact, said) for fact in facts]
+            assert [row["substring_hit"] for row in rows] == [FACTS[fact][3] == said for fact in facts]
+
+
+def test_both_layers_restored(study: Study) -> None:
+    base = dict(study.base().named_parameters())
+    for where, folder in study.of("layer_groups"):
+        model, count = study.tuned(where), 0
+        with torch.no_grad():
+            for name, weights in model.named_parameters():
+                if ".layers." in name:  # region "all": their norms too
+                    weights.copy_(base[name])
+                    count += weights.numel()
+        assert json.loads((folder / "restored.json").read_text()) == {"layers": {"0-1": count}}
+        rows = pq.read_table(folder / "answers-0-1.parquet").to_pylist()
+        assert [row["fact"] for row in rows] == [fact for fact in ASKED if FACTS[fact][2] == "in_domain"]
+        assert [row["text"] for row in rows] == [answer_of(model, asked(row["fact"])) for row in rows]
 
 
 @pytest.fixture(scope="module")

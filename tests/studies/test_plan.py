@@ -86,6 +86,9 @@ OTHER: dict[str, Any] = {
     "restoration.criteria": ["random", "relative"],
     "restoration.region": "mlp",
     "restoration.sizes": [2, 4],
+    "restoration.train_set_fractions": [0.05],
+    "restoration.train_set_facts": 3,
+    "restoration.layer_group": 2,
 }
 
 #: Of the fields that are no setting of a cell, those that say which facts are probed change every cell; those that say
@@ -194,7 +197,7 @@ def test_units_have_the_titles_that_people_read_and_costs_by_what_they_do() -> N
     more = {
         "control_rate": 0.25,
         "control_draws": 1,
-        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"]},
+        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"], "train_set_fractions": []},
     }
     config = StudyConfig.model_validate({**SMALL, "levels": [3], **more})
     plan = make_plan(config, FACTS, "facts", "model")
@@ -249,10 +252,14 @@ def _golden() -> dict[str, str]:
     null = content.weight_change({"weight": weight}, tuned, "a digest", {"seed": 3, "restoration.region": "all"}).null
     shares = {f: round(share, 6) for f, share in null["relative"].items() if share is not None}
     probed = cells.probed_facts(FACTS, _config())
+    grid = {"level": 4, "size": 6, "draw": 1}
+    trained_by = KnownFacts(trained, known.rows)
+    again = content.trained_facts(trained_by, grid, {"seed": 3, "restoration.train_set_facts": 3})
     return {
         "probed": digest(probed),
         "asked": digest([fact.id for fact in asked]),
         "drawn": digest([fact.id for fact in drawn]),
+        "trained": digest([fact.id for fact in again]),
         "seeds": digest([content.seed_of(3, "training", 4, 1), content.seed_of(3, "restore", 4, 6, 1)]),
         "null": digest(shares),
     }
@@ -265,6 +272,7 @@ GOLDEN: dict[int, dict[str, str]] = {
         "probed": "b00ce82108ef40d2",
         "asked": "ec83cccf8334c160",
         "drawn": "d72de52e6b8ea131",
+        "trained": "8a499bd3353f6ba5",
         "seeds": "73549d88441245c9",
         "null": "ce8a12be5359de4d",
     },

@@ -78,6 +78,8 @@ def test_the_study_ends_in_records_tables_figures_and_a_report(whole_run: Path) 
         "token_shift": 12,
         "weight_change": 12,
         "restoration": 4,
+        "train_set": 4,
+        "layer_groups": 4,
     }
     assert manifest["packages"]["torch"]
     assert manifest["model"]["dtype"] == "float32"
@@ -210,6 +212,8 @@ def test_every_shipped_config_loads_and_plans(name: str) -> None:
         ("restoration: {sizes: [7]}", "7 is not among the sizes"),
         ("- a list", "not YAML"),
         ("restoration: {fractions: [1.5]}", "restoration.fractions.0"),
+        ("restoration: {train_set_fractions: [0.2, 0.05]}", "train_set_fractions: expected ascending values"),
+        ("restoration: {layer_group: -1}", "restoration.layer_group"),
         ("restoration: {criteria: [same-nor]}", "'same-nor' is not known; nearest: 'same-norm'"),
         ("mastery: {estimate: guess}", "mastery.estimate: Input should be 'hits' or 'expected'"),
         ("mastery: {estimate: expected, stopping: exact}", "mastery: stopping rule 'exact' counts hits"),
@@ -273,7 +277,7 @@ def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp
     assert {path.name for path in tuned.iterdir()} == {*beside, "model.safetensors"}
     for name in beside - {"config.json"}:
         assert (tuned / name).read_bytes() == (tiny / name).read_bytes()
-    measures = ("evaluation", "token_shift", "weight_change", "restoration")
+    measures = ("evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
     before = {path: path.read_bytes() for kind in measures for path in run.glob(f"cells/{kind}/*/*")}
     for path in before:
         shutil.rmtree(path.parent, ignore_errors=True)

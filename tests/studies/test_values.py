@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -23,6 +24,7 @@ from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling.session import greedy
 from knowshift.parameters.change import measure_change
+from knowshift.parameters.loaded import copy_of
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.selection.select import exact_count
@@ -31,12 +33,14 @@ from knowshift.records import MASTERY, read_about, write_table
 from knowshift.reports.evidence.answers import read_answers
 from knowshift.reports.evidence.run_folder import open_run
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
+from knowshift.studies.content import layer_group_answers
 from knowshift.studies.plan import Cell, Plan, make_plan
 from knowshift.studies.run import plan_of, run_study
 from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
 from knowshift.training.sft import TrainingRecipe, finetune
+from weights_pairs import move, tiny_llama
 
 SEED, RATE = 11, 2e-2
 #: Two that a short form of writing would take for one, and one that it would write with an exponent.
@@ -55,7 +59,8 @@ control_rate: 0.25
 mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
 training: {{learning_rate: {RATE}, batch_size: 2}}
 evaluation: {{facts_per_level: 3, few_shot: 2}}
-restoration: {{fractions: {list(FRACTIONS)}, criteria: [{", ".join(RESTORED_BY)}]}}
+restoration: {{fractions: {list(FRACTIONS)}, criteria: [{", ".join(RESTORED_BY)}],
+  train_set_fractions: [0.3, 0.7], train_set_facts: 3, layer_group: 1}}
 """
 
 
@@ -267,6 +272,76 @@ def test_every_method_restores_and_its_answers_belong_to_its_fraction(study: Stu
                 sweep.undo()
             differing += len(texts) > 1
     assert differing > len(RESTORED_BY) // 2  # of twice as many: what stood under another fraction would be seen
+
+
+def test_restored_models_are_asked_some_of_their_training_facts(study: Study) -> None:
+    restored = [(key, cells) for key, cells in study.units() if "train_set" in cells]
+    assert [key["size"] for key, _ in restored] == [4, 4]
+    for key, cells in restored:
+        folder = cells["train_set"].folder(study.run)
+        members = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())["facts"]
+        picked = np.random.default_rng([SEED, 8, 0, key["draw"]]).permutation(4)[:3]
+        asked = [study.facts[members[place]] for place in sorted(picked)]
+        tuned, base = study.tuned(cells["tuned"]), study.base_weights()
+        expected = {"0": evaluate(tuned, asked, study.levels).columns}
+        counts = {"0": 0}
+        for fraction in (0.3, 0.7):
+            sweep = RestorationSweep(tuned.model, base, seed=_seed(SEED, "restore", 0, 4, key["draw"]))
+            ((_, counts[f"{fraction}"]),) = sweep.run([fraction])
+            expected[f"{fraction}"] = evaluate(tuned, asked, study.levels).columns
+            sweep.undo()
+        assert {file.name for file in folder.iterdir()} == {
+            "restored.json",
+            *(f"answers-relative-{name}.parquet" for name in expected),
+        }
+        for name, columns in expected.items():
+            assert study.read(cells["train_set"], f"answers-relative-{name}.parquet") == columns
+        told = json.loads((folder / "restored.json").read_text())
+        assert told == {"eligible": sweep.eligible, "criteria": {"relative": counts}}
+
+
+def test_each_layer_is_restored_whole_and_in_domain_facts_are_asked(study: Study) -> None:
+    restored = [cells for _, cells in study.units() if "layer_groups" in cells]
+    assert len(restored) == 2
+    for cells in restored:
+        folder, base = cells["layer_groups"].folder(study.run), study.base_weights()
+        asked = [fact for fact in study.asked() if fact.domain == "in_domain"]
+        counts = {}
+        for layer in (0, 1):
+            tuned = study.tuned(cells["tuned"])
+            with torch.no_grad():
+                for name, weight in tuned.model.named_parameters():
+                    if f".layers.{layer}." in name and weight.ndim == 2:
+                        weight.copy_(base[name])
+                        counts[f"{layer}-{layer}"] = counts.get(f"{layer}-{layer}", 0) + weight.numel()
+            found = study.read(cells["layer_groups"], f"answers-{layer}-{layer}.parquet")
+            assert found == evaluate(tuned, asked, study.levels).columns
+            assert read_about(folder / f"answers-{layer}-{layer}.parquet", "answers")["layers"] == f"{layer}-{layer}"
+        assert json.loads((folder / "restored.json").read_text()) == {"layers": counts}
+        assert len(list(folder.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"), [(1, ["0-0", "1-1", "2-2", "3-3", "4-4"]), (2, ["0-1", "2-3", "4-4"]), (9, ["0-4"])]
+)
+def test_groups_of_layers_are_restored_one_after_the_other(study: Study, group: int, expected: list[str]) -> None:
+    """In a model of five layers: only the group's matrices have their base weights; in the end none."""
+    loaded = study.base()
+    loaded = replace(loaded, model=tiny_llama(num_hidden_layers=5, vocab_size=len(loaded.tokenizer)))
+    base = copy_of(loaded.model)
+    move(loaded.model)
+    tuned, found = copy_of(loaded.model), []
+    settings = {"restoration.region": "layers", "restoration.layer_group": group}
+    for layers, count, _ in layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings):
+        found.append(f"{layers[0]}-{layers[-1]}")
+        inside = re.compile(rf"model\.layers\.({'|'.join(map(str, layers))})\..*_proj\.weight")
+        assert count == sum(tensor.numel() for name, tensor in base.items() if inside.fullmatch(name)) > 0
+        for name, tensor in copy_of(loaded.model).items():
+            assert torch.equal(tensor, (base if inside.fullmatch(name) else tuned)[name]), name
+    assert found == expected
+    assert all(torch.equal(tensor, tuned[name]) for name, tensor in copy_of(loaded.model).items())
+    settings["restoration.region"] = "embeddings"
+    assert not [*layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings)]
 
 
 def test_the_report_reads_every_restored_answer(study: Study) -> None:

@@ -268,6 +268,14 @@ class Records:
         self.changes = {(model_of(k), k["draw"]): _json(f / "change.json") for k, f in self.cells["weight_change"]}
         self.put_back = {(model_of(k), k["draw"]): _json(f / "restored.json") for k, f in self.cells["restoration"]}
 
+    def restored_apart(self, kind: str) -> Iterable[tuple[Model, int, str, dict[str, Any], list[dict[str, Any]]]]:
+        """Model, draw, what was restored, what the cell says about it, and the graded answers with a level."""
+        for key, folder in self.cells[kind]:
+            for file in folder.glob("answers-*.parquet"):
+                rows = [r for r in rows_of(file) if r["substring_hit"] is not None and r["level"] is not None]
+                name = file.stem.removeprefix("answers-").removeprefix("relative-")
+                yield model_of(key), key["draw"], name, _json(folder / "restored.json"), rows
+
     def _read_answers(self) -> None:
         files: dict[tuple[Model, int], Path] = {}
         for _, folder in self.cells["base"]:

@@ -83,6 +83,9 @@ def build(run: Path) -> Path:
                 _change(cell("weight_change", key), level + place, draw)
                 if size == 960 or (level, size) == (2, 240):
                     _restored(cell("restoration", key), answers, right, level, size, draw)
+                if size == 960:
+                    _train_set(cell("train_set", key), level, draw)
+                    _layer_groups(cell("layer_groups", key), answers, right, level, draw)
                 # The largest size of levels 0 and 2 without a draw, and a smaller one of level 1.
                 if (size == 960 and level != 1 and (level, draw) != (0, 2)) or (level, size) == (1, 240):
                     slow = {**key, "learning_rate": SLOW, "control": "learning_rate"}
@@ -147,6 +150,29 @@ def _change(folder: Path, turn: int, draw: int) -> None:
         "module_weights": {"q": 0.2, "up": 0.8},
     }
     write_json(folder / "change.json", record)
+
+
+def _train_set(folder: Path, level: int, draw: int) -> None:
+    """Nine training facts, as tuned and at two fractions; level 1 lacks a fraction, draw 1 a grade."""
+    for place, fraction in enumerate(("0", "0.05", "0.2") if level != 1 else ("0", "0.2")):
+        hits: list[bool | None] = [(5 * i + place + 2 * draw) % 9 < 3 + level + place for i in range(9)]
+        words: list[bool | None] = [bool(hit) and i % 4 != place for i, hit in enumerate(hits)]
+        if draw == 1:
+            hits[2] = words[2] = None
+        rows: dict[str, list[Any]] = {"fact": [f"train.{i}" for i in range(9)], "level": [level] * 9}
+        rows |= {"relation": ["P17"] * 9, "split": ["train"] * 9, "domain": ["in_domain"] * 9}
+        rows |= {"question": ["Where?"] * 9, "answer": ["an answer"] * 9, "text": ["a text"] * 9, "reason": [None] * 9}
+        file = folder / f"answers-relative-{fraction}.parquet"
+        write_table(file, ANSWERS, {**rows, "substring_hit": hits, "word_hit": words}, {})
+    counts = {"0": 0, "0.2": 200 + draw}
+    write_json(folder / "restored.json", {"eligible": 1000 + level, "criteria": {"relative": counts}})
+
+
+def _layer_groups(folder: Path, answers: Callable[..., None], right: int, level: int, draw: int) -> None:
+    """Eleven layers by four; both domains are there, which makes no difference to how levels are counted."""
+    for place, name in enumerate(("0-3", "4-7", "8-10")):
+        answers(folder / f"answers-{name}.parquet", right - 1 + place, draw, 3 + place, ungraded=draw == 1)
+    write_json(folder / "restored.json", {"layers": {"0-3": 400 + level, "4-7": 400, "8-10": 300}})
 
 
 def _restored(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -284,6 +285,202 @@ def compared(
     return (*where, *found, *within(versus), versus.p)
 
 
+def train_set(records: Records) -> Golden:
+    rows = []
+    for model, draw, name, told, answers in records.restored_apart("train_set"):
+        counts = (told["criteria"]["relative"].get(name, NAN), told["eligible"], len(answers))
+        graded = ([r[grade] for r in answers] for grade in ("substring_hit", "word_hit"))
+        rows.append((*one_draw(model, draw), name, *counts, *(x for g in graded for x in (sum(g), mean_of(g)))))
+    columns = ("restored", "eligible", "facts", "correct", "accuracy", "word_correct", "word_accuracy")
+    return Golden((*ONE_DRAW, "fraction", *columns), 6, rows)
+
+
+def mean_of_levels(answers: list[dict[str, Any]], grade: str) -> float:
+    return mean_of(mean_of(r[grade] for r in answers if r["level"] == k) for k in sorted({r["level"] for r in answers}))
+
+
+def layer_groups(records: Records) -> Golden:
+    rows = []
+    for model, draw, name, told, answers in records.restored_apart("layer_groups"):
+        graded = ("substring_hit", "word_hit")
+        numbers = (x for g in graded for x in (sum(r[g] for r in answers), mean_of_levels(answers, g)))
+        rows.append((*one_draw(model, draw), name, told["layers"][name], len(answers), *numbers))
+    columns = ("restored", "facts", "correct", "accuracy", "word_correct", "word_accuracy")
+    return Golden((*ONE_DRAW, "layers", *columns), 6, rows)
+
+
+def published_by(name: str, value: str, *names: str) -> dict[tuple[str, ...], float]:
+    """A published percentage as a proportion, by the named columns."""
+    return {tuple(row[n] for n in names): float(row[value]) / 100 for row in _published(name)}
+
+
+def paper_mastery(records: Records) -> Golden:
+    found = {
+        (f"{split}_{domain}", "run"): [
+            sum((r["split"], r["domain"], r["level"]) == (split, domain, level) for r in records.mastery)
+            for level in range(5)
+        ]
+        for split, domain in {(r["split"], r["domain"]) for r in records.mastery}
+    }
+    for row in _published("mastery_distribution"):
+        found.setdefault((row["split"], row["model"]), [0] * 5)[int(row["level"])] += int(row["facts"])
+    rows = [(*where, sum(n), *n, *(k / sum(n) for k in n)) for where, n in found.items()]
+    levels, shares = (tuple(f"{name}_{level}" for level in range(5)) for name in ("level", "share"))
+    return Golden(("split", "source", "facts", *levels, *shares), 2, rows)
+
+
+def paper_accuracy(records: Records) -> Golden:
+    measured: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
+    for (level, size), model in records.grid.items():
+        singles = [counted(records, model, draw) for draw in records.substring.draws[model]]
+        for number, (domain, test_level, *_) in enumerate(singles[0]):
+            held = [single[number][4] for single in singles]
+            spread = statistics.stdev(held) if len(held) > 1 and not math.isnan(held[0]) else NAN
+            where = (str(size), domain, str(level), "run")
+            measured.setdefault(where, {})[test_level] = (mean_of(held), spread)
+    places = ("train_size", "domain", "train_level", "model")
+    spreads = published_by("accuracy_1920", "deviation", *places, "test_level")
+    for (*where, test_level), value in published_by("accuracy_1920", "accuracy_percent", *places, "test_level").items():
+        measured.setdefault(tuple(where), {})[test_level] = (value, spreads[(*where, test_level)])
+    for (*where, fraction), value in published_by(
+        "restoration", "accuracy_percent", *places, "restored_fraction"
+    ).items():
+        if fraction == "0" and where[0] != "1920":
+            measured[tuple(where)] = {"mean": (value, NAN)}
+    names = ("0", "1", "2", "3", "4", "mean")
+    rows = []
+    for where, values in measured.items():
+        pairs = [values.get(name, (NAN, NAN)) for name in names]
+        rows.append((*where, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
+    columns = (*(f"test_{k}" for k in range(5)), "mean", *(f"deviation_{name}" for name in names))
+    return Golden(("size", "domain", "level", "source", *columns), 4, rows)
+
+
+def level_4(records: Records) -> Golden:
+    rows = []
+    for (level, size), model in records.grid.items():
+        alike: list[tuple[Model, Model | None]] = [
+            (model._replace(level=k), None) for k in {k for k, _ in records.grid}
+        ]
+        for domain in DOMAINS:
+            hits, kl = records.substring, records.kl
+            told = hits.difference([(model, None)], hits.over([domain], 4), alike)
+            counts = [sum(f["domain"] == domain and f["level"] == 4 for f in scored.facts) for scored in (hits, kl)]
+            row = (domain, str(level), str(size), counts[0], *within(told, 0, 1))
+            shift = kl.difference([(model, None)], kl.pooled((domain,)))
+            rows.append((*row, counts[1], *within(shift, 0)))
+    columns = ("facts", "accuracy", "low", "high", "kl_facts", "kl_mean", "kl_low", "kl_high")
+    return Golden(("domain", "level", "size", *columns), 3, rows)
+
+
+def paper_concentration(records: Records) -> Golden:
+    fractions = ("0.01", "0.03", "0.05", "0.1", "0.2", "0.4", "0.6")
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    for source, where in (("run", "concentration"), ("null", "null")):
+        for name in fractions:
+            for model, _, mean in over_draws(records, lambda r: r[where]["relative"].get(name)):  # noqa: B023
+                if model in records.grid.values():
+                    found.setdefault((str(model.size), str(model.level), source), {})[name] = mean.value
+    places = ("train_size", "train_level", "model", "top_fraction")
+    for (*at, name), share in published_by("update_concentration", "share_of_relative_change_percent", *places).items():
+        found.setdefault(tuple(at), {})[name] = share
+    rows = [(*at, *(shares.get(name, NAN) for name in fractions)) for at, shares in found.items()]
+    columns = ("top_1", "top_3", "top_5", "top_10", "top_20", "top_40", "top_60")
+    return Golden(("size", "level", "source", *columns), 3, rows)
+
+
+def by_level(found: dict[tuple[str, ...], dict[str, float]], *names: str) -> Golden:
+    """A row for each place, of the values by training level."""
+    rows = [(*at, *(values.get(str(level), NAN) for level in range(5))) for at, values in found.items()]
+    return Golden((*names, "source", *(f"level_{level}" for level in range(5))), len(names) + 1, rows)
+
+
+def paper_restoration(records: Records) -> Golden:
+    found: dict[tuple[str, ...], dict[str, float]] = {}
+    restored = [model for model in records.restored if model.put_back("", 0.0) in records.grid.values()]
+    sizes = {model.size for model in restored}
+    for model in (*restored, *(model for model in records.grid.values() if model.size in sizes)):
+        singles = [counted(records, model, draw) for draw in records.substring.draws[model]]
+        for number, (domain, test_level, *_) in enumerate(singles[0]):
+            if test_level == "mean":
+                at = (str(model.size), domain, model.criterion, _name(model.fraction), "run")
+                found.setdefault(at, {})[str(model.level)] = mean_of(single[number][4] for single in singles)
+    places = ("train_size", "domain", "restored_fraction", "model", "train_level")
+    for (size, domain, fraction, source, level), value in published_by(
+        "restoration", "accuracy_percent", *places
+    ).items():
+        criterion = "" if fraction == "0" else "relative"
+        found.setdefault((size, domain, criterion, fraction, source), {})[level] = value
+    return by_level(found, "size", "domain", "criterion", "fraction")
+
+
+def means_by_level(held: Iterable[tuple[Model, str, float]]) -> dict[tuple[str, ...], dict[str, float]]:
+    """The mean of the values of each model and name, by training level."""
+    values: dict[tuple[str, ...], dict[str, list[float]]] = {}
+    for model, name, value in held:
+        values.setdefault((str(model.size), name, "run"), {}).setdefault(str(model.level), []).append(value)
+    return {at: {level: mean_of(its) for level, its in by.items()} for at, by in values.items()}
+
+
+def paper_train_set(records: Records) -> Golden:
+    held = [
+        (model, name, mean_of(r["substring_hit"] for r in answers))
+        for model, _, name, _, answers in records.restored_apart("train_set")
+    ]
+    found = means_by_level(held)
+    places = ("train_size", "restored_fraction", "model", "train_level")
+    for (*at, level), value in published_by("restoration_train_set", "train_accuracy_percent", *places).items():
+        found.setdefault(tuple(at), {})[level] = value
+    return by_level(found, "size", "fraction")
+
+
+def paper_strategies(records: Records) -> Golden:
+    largest = max(size for _, size in records.grid)
+    models = [model for (_, size), model in records.grid.items() if size == largest]
+    put_back = [m for m in records.restored if m.put_back("", 0.0) in models and m.criterion == "relative"]
+    rows: list[tuple[Any, ...]] = []
+    for strategy, its in (("SFT divided by mastery", models), ("parameter restoration", put_back)):
+        means: list[tuple[float, str, list[float]]] = []
+        for model in its:
+            held = [
+                [row[4] for row in counted(records, model, draw) if row[1] == "mean"]
+                for draw in records.substring.draws[model]
+            ]
+            both = [mean_of(values) for values in zip(*held, strict=True)]
+            put = f", {round(100 * model.fraction)}%" if model.criterion else ""
+            means.append((mean_of(both), f"level {model.level}, {model.size}{put}", both))
+        _, name, both = max(means)
+        rows.append((strategy, "run", name, *both))
+    for row in _published("strategies"):
+        name, chosen = re.fullmatch(r"([^(]*?)(?: \((.*)\))?", row["strategy"]).groups()  # type: ignore[union-attr]
+        shares = [float(row[f"{domain}_percent"]) / 100 for domain in DOMAINS]
+        rows.append((name, row["model"], chosen or "", *shares))
+    return Golden(("strategy", "source", "chosen", *DOMAINS), 3, rows)
+
+
+def paper_layer_groups(records: Records) -> Golden:
+    held = [
+        (model, name, mean_of_levels(answers, "substring_hit"))
+        for model, _, name, _, answers in records.restored_apart("layer_groups")
+    ]
+    sizes = {model.size for model, _, _ in held}
+    for model in records.grid.values():
+        for draw in records.substring.draws[model] if model.size in sizes else ():
+            rows = [row for row in counted(records, model, draw) if row[:2] == ("in_domain", "mean")]
+            held += [(model, "", row[4]) for row in rows]
+    found = means_by_level(held)
+    places = ("train_size", "restored_layers", "model", "train_level")
+    for (*at, level), value in published_by("restored_layers", "in_domain_percent", *places).items():
+        found.setdefault(tuple(at), {})[level] = value
+    places = ("train_size", "domain", "restored_fraction", "model", "train_level")
+    for (size, domain, fraction, source, level), value in published_by(
+        "restoration", "accuracy_percent", *places
+    ).items():
+        if (size, domain, fraction) == ("240", "in_domain", "0"):
+            found.setdefault((size, "", source), {})[level] = value
+    return by_level(found, "size", "layers")
+
+
 TABLES: dict[str, Callable[[Records], Golden]] = {
     "mastery": mastery,
     "exposures": exposures,
@@ -298,6 +495,16 @@ TABLES: dict[str, Callable[[Records], Golden]] = {
     "modules": lambda records: places(records, "module"),
     "restoration": restoration,
     "restoration_summary": restoration_summary,
+    "train_set": train_set,
+    "layer_groups": layer_groups,
+    "paper_mastery": paper_mastery,
+    "paper_accuracy": paper_accuracy,
+    "level_4": level_4,
+    "paper_concentration": paper_concentration,
+    "paper_restoration": paper_restoration,
+    "paper_train_set": paper_train_set,
+    "paper_strategies": paper_strategies,
+    "paper_layer_groups": paper_layer_groups,
 }
 
 

@@ -27,7 +27,7 @@ DASH = Entry(NONE)
 
 @dataclass(frozen=True)
 class Grid:
-    """Caption, head and rows; ``style`` is a class of page.css. A page leaves out a grid without rows."""
+    """Caption ("": none), head and rows; ``style`` is a class of page.css. A page leaves out a grid without rows."""
 
     caption: str
     head: Sequence[str]

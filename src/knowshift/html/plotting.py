@@ -15,12 +15,12 @@ from knowshift.html.style import STYLE
 
 
 @contextmanager
-def panels(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure of so many inches, and its panels from left to right."""
+def panels(width: float, height: float, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of so many inches, and its panels from left to right, row by row."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, sharey=True, squeeze=False)
-        yield figure, list(axes[0])
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        yield figure, list(axes.flat)
 
 
 def svg_text(figure: Figure) -> str:

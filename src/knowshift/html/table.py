@@ -13,11 +13,15 @@ Row: TypeAlias = tuple[str | int | float | bool | None, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of plain values under column names; NaN and None are missing."""
+    """Rows of plain values under column names; NaN and None are missing.
+
+    ``percent`` names columns of proportions that people read in percent; their values here and in CSV are 0..1.
+    """
 
     name: str
     columns: tuple[str, ...]
     rows: tuple[Row, ...]
+    percent: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name

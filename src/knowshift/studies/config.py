@@ -73,6 +73,9 @@ class RestorationConfig(_Strict):
     criteria: tuple[str, ...] = ("relative", "random")
     region: str = "layers"
     sizes: tuple[int, ...] | None = None  # training sizes whose models are restored; the largest where not given
+    train_set_fractions: tuple[Fraction, ...] = (0.05, 0.2)  # the training set is asked after these (paper, Table 6)
+    train_set_facts: int | None = Field(None, ge=1)  # at most so many facts of each training set, drawn at random
+    layer_group: int = Field(4, ge=0)  # so many layers at a time are restored whole (paper, Table 11); 0: none
 
 
 class StudyConfig(_Strict):
@@ -162,8 +165,12 @@ def parse_config(text: str, origin: str) -> StudyConfig:
     for field, values in (("levels", config.levels), ("sizes", config.sizes), ("criteria", restoration.criteria)):
         if not values or len(set(values)) != len(values):
             raise InputError(f"{origin}: {field}: expected distinct values, found {list(values)}")
-    if not restoration.fractions or sorted(set(restoration.fractions)) != list(restoration.fractions):
-        raise InputError(f"{origin}: fractions: expected ascending values, found {list(restoration.fractions)}")
+    for field, fractions in (
+        ("fractions", restoration.fractions),
+        ("train_set_fractions", restoration.train_set_fractions),
+    ):
+        if (field == "fractions" and not fractions) or sorted(set(fractions)) != list(fractions):
+            raise InputError(f"{origin}: {field}: expected ascending values, found {list(fractions)}")
     for criterion in restoration.criteria:
         if criterion in SPECTRAL:
             raise InputError(f"{origin}: criterion {criterion!r} sets its own threshold and takes no fraction")

@@ -22,6 +22,7 @@ from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
+from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
@@ -134,13 +135,75 @@ def restored_answers(
     The tuned model is changed meanwhile; at the end it has its tuned weights again, bit for bit.
     """
     for criterion in settings["restoration.criteria"]:
-        sweep = RestorationSweep(
-            tuned.model,
-            base,
-            criterion=criterion,
-            scope=Scope(settings["restoration.region"]),
-            seed=seed_of(settings["seed"], "restore", coordinates["level"], coordinates["size"], coordinates["draw"]),
-        )
+        sweep = _sweep(base, tuned, criterion, coordinates, settings)
         for fraction, count in sweep.run(settings["restoration.fractions"]):
             yield criterion, fraction, count, sweep.eligible, evaluate(tuned, asked, levels)
+        sweep.undo()
+
+
+def _sweep(
+    base: Mapping[str, torch.Tensor],
+    tuned: LoadedModel,
+    criterion: str,
+    coordinates: Mapping[str, Any],
+    settings: Settings,
+) -> RestorationSweep:
+    return RestorationSweep(
+        tuned.model,
+        base,
+        criterion=criterion,
+        scope=Scope(settings["restoration.region"]),
+        seed=seed_of(settings["seed"], "restore", coordinates["level"], coordinates["size"], coordinates["draw"]),
+    )
+
+
+def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
+    """The facts of a training set that are asked after restoring: all, or so many of a seeded draw, in its order."""
+    level, size, draw = (coordinates[name] for name in ("level", "size", "draw"))
+    members = draw_training_set(known, level=level, size=size, draw=draw, seed=settings["seed"])
+    rng = np.random.default_rng([settings["seed"], 8, level, draw])
+    picked = sorted(rng.permutation(len(members))[: settings["restoration.train_set_facts"]].tolist())
+    return [members[index] for index in picked]
+
+
+def restored_train_answers(
+    base: Mapping[str, torch.Tensor],
+    tuned: LoadedModel,
+    known: KnownFacts,
+    coordinates: Mapping[str, Any],
+    settings: Settings,
+) -> Iterator[tuple[float, int, int, Answers]]:
+    """Answers to the model's own training questions, as tuned (fraction 0) and with the most changed weights restored.
+
+    Yields (fraction, weights restored, weights eligible, answers), as :func:`restored_answers`; paper, Table 6.
+    """
+    asked = trained_facts(known, coordinates, settings)
+    sweep = _sweep(base, tuned, "relative", coordinates, settings)
+    yield 0.0, 0, sweep.eligible, evaluate(tuned, asked, known.levels)
+    for fraction, count in sweep.run(settings["restoration.train_set_fractions"]):
+        yield fraction, count, sweep.eligible, evaluate(tuned, asked, known.levels)
+    sweep.undo()
+
+
+def layer_group_answers(
+    base: Mapping[str, torch.Tensor],
+    tuned: LoadedModel,
+    asked: Sequence[Fact],
+    levels: Mapping[str, int],
+    settings: Settings,
+) -> Iterator[tuple[range, int, Answers]]:
+    """Answers to the in-domain test questions with one group of layers restored: (layers, weights restored, answers).
+
+    A region without layers has no groups. At the end the tuned model has its tuned weights again, bit for bit. Paper,
+    Table 11, which is in-domain.
+    """
+    questions = [fact for fact in asked if fact.domain == "in_domain"]
+    region, group = settings["restoration.region"], settings["restoration.layer_group"]
+    places = model_region(tuned.model, Scope(region))
+    count = 1 + max((place.layer for place in places if place.layer is not None), default=-1)
+    for first in range(0, count, group):
+        last = min(first + group, count) - 1
+        sweep = RestorationSweep(tuned.model, base, scope=Scope(region, (first, last)))
+        for _, restored in sweep.run([1.0]):
+            yield range(first, last + 1), restored, evaluate(tuned, questions, levels)
         sweep.undo()

@@ -70,6 +70,11 @@ CONTENT: Mapping[str, Content] = {
     "restoration": Content(
         (*_ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
     ),
+    "train_set": Content(
+        ("seed", "restoration.train_set_fractions", "restoration.train_set_facts", "restoration.region"),
+        ("mastery", "tuned"),
+    ),
+    "layer_groups": Content((*_ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
 }
 
 #: Fields that are among the inputs of every cell.
@@ -147,7 +152,14 @@ class Unit:
             for cell in self.cells
             if cell.kind == "restoration"
         )
-        return 60.0 + 0.4 * float(first.coordinates["size"]) + 40.0 * answers
+        size = int(first.coordinates["size"])
+        trained = sum(
+            min(size, cell.settings["restoration.train_set_facts"] or size)
+            * (1 + len(cell.settings["restoration.train_set_fractions"]))
+            for cell in self.cells
+            if cell.kind == "train_set"
+        )
+        return 60.0 + 0.4 * size + 40.0 * answers + 0.08 * trained
 
     def missing(self, run: Path) -> list[Cell]:
         return [cell for cell in self.cells if not cell.folder(run).is_dir()]
@@ -269,6 +281,8 @@ def _tuned_unit(
     kinds = ["evaluation", "token_shift", "weight_change"]
     if size in config.restored_sizes and not control:
         kinds.append("restoration")
+        kinds += ["train_set"] if config.restoration.train_set_fractions else []
+        kinds += ["layer_groups"] if config.restoration.layer_group else []
     cells = (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds))
     name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
     return Unit(name, cells)

@@ -163,3 +163,25 @@ class Worker:
             answers.write(folder / f"answers-{criterion}-{name}.parquet", about)
             counts.setdefault(criterion, {})[name] = count
         write_json(folder / "restored.json", {"eligible": eligible, "criteria": counts})
+
+    def _train_set(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        counts: dict[str, int] = {}
+        eligible = 0
+        for fraction, count, eligible, answers in content.restored_train_answers(  # noqa: B007
+            self.base_weights, self._tuned_model(unit), self._known, cell.coordinates, cell.settings
+        ):
+            name = fraction_name(fraction)
+            about = {**self._about(cell), "criterion": "relative", "fraction": fraction, "restored": count}
+            answers.write(folder / f"answers-relative-{name}.parquet", about)
+            counts[name] = count
+        write_json(folder / "restored.json", {"eligible": eligible, "criteria": {"relative": counts}})
+
+    def _layer_groups(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        counts: dict[str, int] = {}
+        for layers, count, answers in content.layer_group_answers(
+            self.base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.settings
+        ):
+            name = f"{layers[0]}-{layers[-1]}"
+            answers.write(folder / f"answers-{name}.parquet", {**self._about(cell), "layers": name, "restored": count})
+            counts[name] = count
+        write_json(folder / "restored.json", {"layers": counts})

@@ -11,7 +11,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import LEVELS
 
 #: Kinds of cells that are about a tuned model: their coordinates name its training set. Other kinds may come.
-_OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration")
+_OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
@@ -73,10 +73,11 @@ def check_change(file: Path, record: Mapping[str, Any]) -> None:
 
 
 def check_restored(file: Path, record: Mapping[str, Any]) -> None:
-    """``restored.json``: whole numbers of weights by criterion and fraction."""
+    """``restored.json``: whole numbers of weights by criterion and fraction, or by group of layers."""
     if record.get("eligible") is not None and not _is_count(record["eligible"]):
         raise InputError(f"{file}: eligible is {shown(record['eligible'])}; expected a whole number")
-    for criterion, counts in _object(file, "criteria", record.get("criteria")).items():
+    groups = {"layers": record.get("layers")}
+    for criterion, counts in {**_object(file, "criteria", record.get("criteria")), **groups}.items():
         for fraction, count in _object(file, criterion, counts).items():
             if count is not None and not _is_count(count):
                 raise InputError(f"{file}: {criterion} at {fraction} is {shown(count)}; expected a whole number")

@@ -103,6 +103,40 @@ def accuracy_by_size(summary: Table) -> str | None:
         return svg_text(figure)
 
 
+def accuracy_by_test_level(summary: Table) -> str | None:
+    """Accuracy against size on the facts of each test level: a line for each training level, a row for each domain."""
+    rows = [row for row in summary.where(control="") if row["test_level"] != "mean"]
+    if not rows:
+        return None
+    sizes = sorted({float(r["size"]) for r in rows})
+    with panels(10.5, 5.4, LEVELS, len(DOMAINS)) as (figure, axes):
+        places = [(domain, level) for domain in DOMAINS for level in range(LEVELS)]
+        for (domain, level), panel in zip(places, axes, strict=True):
+            here = [r for r in rows if r["domain"] == domain and r["test_level"] == str(level)]
+            _lines_by_level(panel, [r for r in here if r["accuracy"] is not None], "accuracy", sizes)
+            panel.set_title(f"{DOMAIN_WORDS[domain].capitalize()}, level {level}", fontsize=9)
+            panel.tick_params(labelsize=8)
+            panel.set_xlabel("samples" if domain == DOMAINS[-1] else "", fontsize=9)
+            if level == 0:
+                _percent_axis(panel, "accuracy", top=1)
+        legend_above(figure, axes[-1], "mastery level of the training facts")
+        return svg_text(figure)
+
+
+def level_4_by_size(table: Table) -> str | None:
+    """Accuracy on the best-known test facts against size, a line for each training level, a panel for each domain."""
+    rows = table.where()
+    if not rows:
+        return None
+    sizes = sorted({float(r["size"]) for r in rows})
+    with _by_domain(3.7) as (figure, left, panels):
+        for domain, axes in panels:
+            _lines_by_level(axes, [r for r in rows if r["domain"] == domain], "accuracy", sizes)
+        _percent_axis(left, "accuracy on level-4 facts")
+        legend_above(figure, left, "mastery level of the training facts")
+        return svg_text(figure)
+
+
 def kl_by_size(summary: Table) -> str | None:
     """Mean KL(tuned || base) against size, a line for each training level."""
     rows = summary.where(control="", domain="both")
@@ -273,6 +307,8 @@ def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:
     """Every figure that this run has data for, by name, as SVG text."""
     drawn = {
         "accuracy_by_size": accuracy_by_size(tables["accuracy_summary"]),
+        "accuracy_by_test_level": accuracy_by_test_level(tables["accuracy_summary"]),
+        "level_4_by_size": level_4_by_size(tables["level_4"]),
         "kl_by_size": kl_by_size(tables["token_shift_summary"]),
         "restoration": restoration_by_fraction(tables["restoration_summary"], tables["base"], tables["accuracy"]),
         "restoration_by_level": restoration_by_level(tables["restoration_summary"]),

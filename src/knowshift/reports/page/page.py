@@ -27,10 +27,13 @@ from knowshift.reports.page.grids import (
     sample_table,
     word_grid,
 )
+from knowshift.reports.page.paper import sections
 from knowshift.reports.tables.build import Tables, build_tables
 
 FIGURE_TITLES = {
     "accuracy_by_size": "Accuracy against the number of training samples",
+    "accuracy_by_test_level": "Accuracy on facts of each mastery level",
+    "level_4_by_size": "What becomes of the best-known facts",
     "kl_by_size": "How far token probabilities move from the base model",
     "restoration": "Accuracy when part of the change is put back",
     "restoration_by_level": "Gain and loss by training level",
@@ -43,6 +46,14 @@ FIGURE_NOTES = {
     "accuracy_by_size": (
         "Closed-book accuracy on test facts, plain mean of the five test levels; bands are 95% intervals over facts "
         "and training draws."
+    ),
+    "accuracy_by_test_level": (
+        "The same models by the mastery level of the test facts, as in the paper's Figures 2 and 6; bands are 95% "
+        "intervals."
+    ),
+    "level_4_by_size": (
+        "Closed-book accuracy on test facts of level 4 (the paper's Figures 4 and 5, with the KL on them below); bands "
+        "are 95% intervals."
     ),
     "kl_by_size": (
         "KL(tuned || base) in nats on the ten largest logits of the first answer token, over test facts of level 4; "
@@ -65,7 +76,7 @@ FIGURE_NOTES = {
 
 
 def write_report(run: Path) -> Path:
-    """Write tables/*.csv, figures/*.svg and report.html of a run folder; returns the page's path."""
+    """Write tables/*.csv, tables/*.tex, figures/*.svg and report.html of a run folder; returns the page's path."""
     return write_report_with_findings(run)[0]
 
 
@@ -104,6 +115,7 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
         ],
+        sections=sections(tables),
         restoration=[restoration_grid(restored, criterion) for criterion in evidence.criteria],
         claims=claims_table(findings),
         made_with=_made_with(evidence.run.manifest),

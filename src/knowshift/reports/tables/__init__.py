@@ -1,1 +1,1 @@
-"""Every table that is written as CSV. Imports no pages."""
+"""Every table that is written as CSV and LaTeX. Imports no pages."""

@@ -1,4 +1,4 @@
-"""The report's data: one CSV for each table and figure, the same bytes for the same cells."""
+"""The report's data: each table as CSV and as LaTeX, the same bytes for the same cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from knowshift.html.table import Row, Table
 from knowshift.reports.evidence.evidence import Evidence, read_evidence
 from knowshift.reports.findings.build import Finding, find, finding_rows
 from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, controls, exposures, mastery
-from knowshift.reports.tables.restoration import restoration, restoration_summary
+from knowshift.reports.tables.latex import to_latex
+from knowshift.reports.tables.paper import paper_tables
+from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
+from knowshift.reports.tables.settings import rate_name
 from knowshift.reports.tables.shift import concentration, places, token_shift, token_shift_summary
 
 
@@ -36,13 +39,14 @@ class Tables(Mapping[str, Table]):
         return len(self.tables)
 
     def write(self, folder: Path) -> list[Path]:
-        """Write every table as ``folder/NAME.csv``; returns the paths."""
+        """Write every table as ``folder/NAME.csv`` and ``folder/NAME.tex``; returns the paths."""
         folder.mkdir(parents=True, exist_ok=True)
         paths = []
         for name, table in self.tables.items():
-            path = folder / f"{name}.csv"
-            write_text(path, to_csv(table))
-            paths.append(path)
+            for suffix, write in (("csv", to_csv), ("tex", to_latex)):
+                path = folder / f"{name}.{suffix}"
+                write_text(path, write(table))
+                paths.append(path)
         return paths
 
 
@@ -50,7 +54,7 @@ def build_tables(run: Path) -> Tables:
     """Read a run folder and compute every table; an InputError names what cannot be read."""
     evidence = read_evidence(run)
     findings = find(evidence)
-    tables = [
+    long = [
         mastery(evidence),
         exposures(evidence),
         base(evidence),
@@ -64,8 +68,11 @@ def build_tables(run: Path) -> Tables:
         places(evidence, "modules"),
         restoration(evidence),
         restoration_summary(evidence),
-        finding_rows(findings),
+        train_set(evidence),
+        layer_groups(evidence),
     ]
+    named = {table.name: table for table in long}
+    tables = [*long, *paper_tables(named, rate_name(evidence.run.learning_rate)), finding_rows(findings)]
     return Tables({table.name: table for table in tables}, findings, evidence)
 
 

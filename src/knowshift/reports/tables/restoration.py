@@ -9,10 +9,12 @@ from knowshift.facts.fact import DOMAINS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.evidence import Evidence
+from knowshift.reports.evidence.restored import layer_group_answers, train_set_answers
 from knowshift.reports.evidence.run_folder import Setting, read_cell_json
 from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.reports.tables.answers import COUNT_COLUMNS, count, count_rows
 from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
+from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.estimates import Estimate, Floats
 from knowshift.statistics.holm import holm
 
@@ -33,6 +35,33 @@ def restoration(evidence: Evidence) -> Table:
         rows.extend((*head, *row) for row in count_rows(counts, index))
     columns = (*DRAW_COLUMNS, "criterion", "fraction", "restored", "eligible", *COUNT_COLUMNS)
     return Table("restoration", columns, tuple(rows))
+
+
+def train_set(evidence: Evidence) -> Table:
+    """Every restored model on the facts it was trained on (paper, Table 6); fraction 0 is the model as tuned."""
+    rows: list[Row] = []
+    for answers in train_set_answers(evidence.run):
+        facts, hits, words = (int(x.sum()) for x in (answers.facts, answers.hits, answers.word_hits))
+        shares = [hits / facts if facts else None, words / facts if facts else None]
+        head = (*draw_values(answers.cell.setting, answers.cell.draw), answers.name, answers.restored, answers.eligible)
+        rows.append((*head, facts, hits, shares[0], words, shares[1]))
+    columns = ("fraction", "restored", "eligible", "facts", "correct", "accuracy", "word_correct", "word_accuracy")
+    return Table("train_set", (*DRAW_COLUMNS, *columns), tuple(rows))
+
+
+def layer_groups(evidence: Evidence) -> Table:
+    """Every model with a group of layers restored, on the in-domain test facts (paper, Table 11).
+
+    The accuracies are the plain means of the test levels' (:func:`domain_accuracy`).
+    """
+    rows: list[Row] = []
+    for answers in layer_group_answers(evidence.run):
+        facts, hits, words = (int(x.sum()) for x in (answers.facts, answers.hits, answers.word_hits))
+        means = [domain_accuracy(x, answers.facts) for x in (answers.hits, answers.word_hits)]
+        head = (*draw_values(answers.cell.setting, answers.cell.draw), answers.name, answers.restored)
+        rows.append((*head, facts, hits, means[0], words, means[1]))
+    columns = ("layers", "restored", "facts", "correct", "accuracy", "word_correct", "word_accuracy")
+    return Table("layer_groups", (*DRAW_COLUMNS, *columns), tuple(rows))
 
 
 def _restored_count(record: dict[str, object], criterion: str, fraction: str) -> tuple[int | None, int | None]:

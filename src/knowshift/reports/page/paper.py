@@ -1,0 +1,220 @@
+"""The page's section on the paper's tables: each in its form, this run beside the published numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.html.grid import Entry, Grid, number
+from knowshift.html.table import Table, is_missing
+from knowshift.html.words import DOMAIN_WORDS, exact_percent
+from knowshift.reports.findings.claims import mean_of
+from knowshift.reports.tables.paper import AS_TUNED, BY_LEVEL, FRACTIONS, RELATIVE
+
+#: The paper's model that most of its tables are about: its numbers stand small behind the run's.
+PAPER_MODEL = "LLaMA-3-8B"
+
+_WORDS = {
+    "run": "this run",
+    "null": "null",
+    "train_in_domain": "training",
+    "test_in_domain": "test, in-domain",
+    "test_out_of_domain": "test, out-of-domain",
+    AS_TUNED: "as tuned",
+    RELATIVE: "most changed",
+    "random": "at random",
+    **DOMAIN_WORDS,
+}
+_BY_LEVEL = {name: f"level {level}" for level, name in enumerate(BY_LEVEL)}
+_BESIDE = f"small: {PAPER_MODEL}."
+
+
+@dataclass(frozen=True)
+class Section:
+    """One table of the paper: its title, what its numbers are, and the table; ``name`` is that of its CSV."""
+
+    name: str
+    title: str
+    note: str
+    grid: Grid
+
+
+def sections(tables: Mapping[str, Table]) -> list[Section]:
+    """Every table of the paper that this run has rows of, in the order of the paper's numbers."""
+    chance = (
+        "Share, in %, of the top 20% by relative change, mean of training levels; chance gives the share of weights."
+    )
+    known = [
+        Section(
+            "paper_mastery",
+            "Tables 1 and 8: how many facts are known how well",
+            "Facts by the base model's mastery level; small: their share. This run's are those that were probed.",
+            mastery_grid(tables["paper_mastery"]),
+        ),
+        Section(
+            "paper_accuracy",
+            "Table 2, Figures 2 and 6: accuracy by training level, size and test level",
+            f"In %, mean over training draws; {_BESIDE} The paper prints test levels at 1,920 samples alone.",
+            beside_grid(
+                tables["paper_accuracy"],
+                {
+                    "size": "samples",
+                    "domain": "test facts",
+                    "level": "trained on",
+                    **{f"test_{level}": f"test {level}" for level in range(LEVELS)},
+                    "mean": "mean",
+                },
+            ),
+        ),
+        Section(
+            "paper_concentration",
+            "Table 3: how far the change is concentrated",
+            f"Share, in %, of the summed relative change in the most changed weights; {_BESIDE} The null pairs each "
+            "tensor's own weights and changes at random.",
+            beside_grid(
+                tables["paper_concentration"],
+                {
+                    "size": "samples",
+                    "level": "level",
+                    "source": "",
+                    **{f"top_{round(100 * float(name))}": f"top {exact_percent(float(name))}" for name in FRACTIONS},
+                },
+            ),
+        ),
+        Section(
+            "paper_restoration",
+            "Table 4: accuracy after restoring, on test facts",
+            f"In %, by mastery level of the training facts, mean of the five test levels and of draws; {_BESIDE}",
+            beside_grid(
+                tables["paper_restoration"],
+                {
+                    "size": "samples",
+                    "domain": "test facts",
+                    "criterion": "restored",
+                    "fraction": "of weights",
+                    **_BY_LEVEL,
+                },
+            ),
+        ),
+        Section(
+            "paper_train_set",
+            "Table 6: accuracy after restoring, on the training facts",
+            f"In %, by mastery level of the training facts, most changed weights restored, mean of draws; {_BESIDE}",
+            beside_grid(tables["paper_train_set"], {"size": "samples", "fraction": "weights restored", **_BY_LEVEL}),
+        ),
+        Section(
+            "paper_strategies",
+            "Table 7: strategies",
+            "Accuracy in %, of each strategy's best model, chosen on the facts it is measured on, as in the paper: too "
+            "high by luck. A study trains on single mastery levels alone, not on mixed data.",
+            strategies_grid(tables["paper_strategies"]),
+        ),
+        Section(
+            "layers", "Table 9: where the most changed weights sit, by layer", chance, places_grid(tables["layers"])
+        ),
+        Section(
+            "modules", "Table 10: where the most changed weights sit, by module", chance, places_grid(tables["modules"])
+        ),
+        Section(
+            "paper_layer_groups",
+            "Table 11: accuracy with whole groups of layers restored",
+            "In %, on in-domain test facts, by mastery level of the training facts, mean of test levels and draws.",
+            layer_groups_grid(tables["paper_layer_groups"]),
+        ),
+    ]
+    return [section for section in known if section.grid.rows]
+
+
+def mastery_grid(table: Table) -> Grid:
+    """Splits and models down, levels across: facts, and small their share."""
+    rows = []
+    for row in table.where():
+        shown = [number(row["facts"], "{:,}".format)]
+        for level in range(LEVELS):
+            share = row[f"share_{level}"]
+            note = "" if is_missing(share) else f"{100 * share:.0f}%"
+            shown.append(number(row[f"level_{level}"], "{:,}".format, note=note))
+        rows.append([Entry(_WORDS[row["split"]]), Entry(_WORDS.get(row["source"], row["source"])), *shown])
+    return Grid("", ["facts of", "model", "all", *_BY_LEVEL.values()], rows, "dense")
+
+
+def beside_grid(table: Table, heads: Mapping[str, str]) -> Grid:
+    """The run's rows of a table in the paper's form, :data:`PAPER_MODEL`'s number of the same place behind each.
+
+    ``heads`` are the words over the columns that are shown. Other models of the paper, and places that the run has
+    not, stand in the CSV alone.
+    """
+    places = table.columns[: table.columns.index("source")]
+    paper = {tuple(row[name] for name in places): row for row in table.where(source=PAPER_MODEL)}
+    rows = []
+    for row in table.where():
+        if row["source"] in ("run", "null"):
+            beside = paper.get(tuple(row[name] for name in places), {}) if row["source"] == "run" else {}
+            rows.append([_entry(name, row[name], beside.get(name), name in table.percent) for name in heads])
+    return Grid("", list(heads.values()), rows, "dense")
+
+
+def strategies_grid(table: Table) -> Grid:
+    """Strategies of the run and of the paper's model; what the run has not, is the paper's alone."""
+    found = table.where()
+    rows = []
+    for row in found if any(row["source"] == "run" for row in found) else ():
+        about = [row["strategy"], _WORDS.get(row["source"], row["source"]), row["chosen"]]
+        rows.append([*map(Entry, about), *(number(row[domain], _in_percent) for domain in DOMAINS)])
+    return Grid("", ["strategy", "model", "the best", *(DOMAIN_WORDS[domain] for domain in DOMAINS)], rows, "dense")
+
+
+def layer_groups_grid(table: Table) -> Grid:
+    """Groups of layers down, training levels across; the paper's model, which has other layers, below."""
+    found = table.where()
+    rows = []
+    for row in found if any(row["source"] == "run" for row in found) else ():
+        about = [_WORDS.get(row["source"], row["source"]), f"{row['size']:,}", row["layers"] or "none, as tuned"]
+        rows.append([*map(Entry, about), *(number(row[name], _in_percent) for name in BY_LEVEL)])
+    return Grid("", ["model", "samples", "layers restored", *_BY_LEVEL.values()], rows, "dense")
+
+
+def _entry(name: str, value: Any, published: Any, percent: bool) -> Entry:
+    if isinstance(value, str):
+        return Entry(exact_percent(float(value)) if name == "fraction" else _WORDS.get(value, value))
+    if not percent:
+        return Entry(f"{value:,}")
+    return number(value, _in_percent, note="" if is_missing(published) else f"({_in_percent(published)})")
+
+
+def places_grid(table: Table) -> Grid:
+    """Layers or modules down: the run's largest size, the share of weights, and the paper's model.
+
+    Where one model has layers that the other lacks, the other's share is missing. The paper's "mlp." and "attn." do
+    not count where modules are matched.
+    """
+    one = table.columns[table.columns.index("control") + 1]
+    runs = [row for row in table.where(source="run") if not row["control"]]
+    size = max((row["size"] for row in runs), default=0)
+    paper = {_last(row[one]): row["share"] for row in table.where(source=PAPER_MODEL)}
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in runs:
+        if row["size"] == size:
+            found.setdefault(row[one], []).append(row)
+    rows = []
+    for name, here in found.items():
+        means = [_mean(row[key] for row in here) for key in ("share", "share_of_weights")]
+        rows.append([Entry(name), *(number(value, _in_percent) for value in (*means, paper.pop(_last(name), None)))])
+    for name, share in paper.items() if rows else ():
+        rows.append([Entry(name), *(number(value, _in_percent) for value in (None, None, share))])
+    return Grid("", [one, f"this run, {size:,} samples", "share of weights", PAPER_MODEL], rows, "dense")
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    held = [value for value in values if value is not None and not is_missing(value)]
+    return mean_of(held) if held else None
+
+
+def _in_percent(value: float) -> str:
+    return f"{100 * value:.1f}"

@@ -1,0 +1,266 @@
+"""The tables of the paper (Ye et al., EMNLP 2025) in its form: this run's rows, and beside each what is published.
+
+They are made from the report's long tables. Rows stand in the order of what they are about, the run's before those of
+the paper's models; what was not measured, or is not published, is missing. Columns ``level_0`` to ``level_4`` are the
+training facts' mastery level. Models of the main grid alone take part, not the learning-rate control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from knowshift.facts.fact import DOMAINS, LEVELS
+from knowshift.html.table import Row, Table
+from knowshift.reports.evidence.restored import first_layer
+from knowshift.reports.findings.claims import mean_of
+from knowshift.reports.published import published
+from knowshift.reports.tables.answers import TEST_LEVELS, level_name
+
+BY_LEVEL = tuple(f"level_{level}" for level in range(LEVELS))
+#: The fractions of the paper's tables on concentration and restoration.
+FRACTIONS = ("0.01", "0.03", "0.05", "0.1", "0.2", "0.4", "0.6")
+#: What restores the paper's models, and the name of what is restored nowhere: the model as tuned.
+RELATIVE, AS_TUNED = "relative", ""
+
+
+def paper_tables(tables: Mapping[str, Table], rate: str) -> list[Table]:
+    """Every table in the paper's form; ``rate`` is the grid's learning rate, as tables write it."""
+    return [
+        paper_mastery(tables["mastery"]),
+        paper_accuracy(tables["accuracy_summary"], rate),
+        level_4(tables["accuracy_summary"], tables["token_shift_summary"], rate),
+        paper_concentration(tables["concentration"], rate),
+        paper_restoration(tables["accuracy_summary"], tables["restoration_summary"], rate),
+        paper_train_set(tables["train_set"], rate),
+        paper_strategies(tables["accuracy_summary"], tables["restoration_summary"], rate),
+        paper_layer_groups(tables["accuracy_summary"], tables["layer_groups"], rate),
+    ]
+
+
+def paper_mastery(mastery: Table) -> Table:
+    """Facts of each split at each mastery level, and their shares (Tables 1 and 8)."""
+    counts: dict[tuple[str, str], dict[int, int]] = {}
+    for row in mastery.where():
+        if row["level"] != "unscored":
+            split = f"{row['split']}_{row['domain']}"
+            counts.setdefault((split, "run"), {})[int(row["level"])] = row["facts"]
+    for row in published("mastery_distribution"):
+        counts.setdefault((row["split"], row["model"]), {})[int(row["level"])] = int(row["facts"])
+    splits = list(dict.fromkeys(split for split, _ in counts))
+    rows: list[Row] = []
+    for (split, source), facts in sorted(counts.items(), key=lambda item: splits.index(item[0][0])):
+        total = sum(facts.values())
+        shares = [facts[level] / total if total else None for level in range(LEVELS)]
+        rows.append((split, source, total, *(facts[level] for level in range(LEVELS)), *shares))
+    shared = tuple(f"share_{level}" for level in range(LEVELS))
+    return Table("paper_mastery", ("split", "source", "facts", *BY_LEVEL, *shared), tuple(rows), frozenset(shared))
+
+
+def paper_accuracy(summary: Table, rate: str) -> Table:
+    """Accuracy by test level with its standard deviation over draws (Table 2; by size, its Figures 2 and 6).
+
+    The paper has every test level at 1,920 samples; at 240 it prints the mean of LLaMA-3-8B alone (Table 4, nothing
+    restored).
+    """
+    found: dict[tuple[int, int, str, str], dict[str, tuple[Any, Any]]] = {}
+    for row in summary.where(control="", learning_rate=rate):
+        place = (row["size"], row["level"], row["domain"], "run")
+        found.setdefault(place, {})[row["test_level"]] = (row["accuracy"], row["deviation"])
+    for one in published("restoration"):
+        if (one["train_size"], one["restored_fraction"]) == ("240", "0"):
+            place = (240, int(one["train_level"]), one["domain"], one["model"])
+            found[place] = {"mean": (float(one["accuracy_percent"]) / 100, None)}
+    for one in published("accuracy_1920"):
+        place = (int(one["train_size"]), int(one["train_level"]), one["domain"], one["model"])
+        pair = (float(one["accuracy_percent"]) / 100, float(one["deviation"]) / 100)
+        found.setdefault(place, {})[one["test_level"]] = pair
+    names = [level_name(level) for level in TEST_LEVELS]
+    columns = [name if name == "mean" else f"test_{name}" for name in names]
+    deviations = [f"deviation_{name}" for name in names]
+    rows: list[Row] = []
+    for place in sorted(found, key=lambda at: (at[0], _domain(at[2]), at[1], _rank(at[3]))):
+        size, level, domain, source = place
+        pairs = [found[place].get(name, (None, None)) for name in names]
+        rows.append((size, domain, level, source, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
+    places = ("size", "domain", "level", "source")
+    return Table("paper_accuracy", (*places, *columns, *deviations), tuple(rows), frozenset((*columns, *deviations)))
+
+
+def level_4(summary: Table, shifts: Table, rate: str) -> Table:
+    """Accuracy on the best-known test facts, beside the KL to the base, by size (Figures 4 and 5; nats)."""
+    kl = {(row["size"], row["level"], row["domain"]): row for row in shifts.where(control="", learning_rate=rate)}
+    rows: list[Row] = []
+    best = summary.where(control="", learning_rate=rate, test_level=str(LEVELS - 1))
+    for row in sorted(best, key=lambda row: (_domain(row["domain"]), row["level"], row["size"])):
+        place = (row["size"], row["level"], row["domain"])
+        shift = kl.get(place, {})
+        told = [shift.get(name) for name in ("facts", "kl_mean", "low", "high")]
+        rows.append(
+            (
+                row["domain"],
+                row["level"],
+                row["size"],
+                row["facts"],
+                *(row[k] for k in ("accuracy", "low", "high")),
+                *told,
+            )
+        )
+    columns = (
+        "domain",
+        "level",
+        "size",
+        "facts",
+        "accuracy",
+        "low",
+        "high",
+        "kl_facts",
+        "kl_mean",
+        "kl_low",
+        "kl_high",
+    )
+    return Table("level_4", columns, tuple(rows), frozenset(("accuracy", "low", "high")))
+
+
+def paper_concentration(concentration: Table, rate: str) -> Table:
+    """Share of the summed relative change in the top 1 to 60% of weights, beside the no-signal null (Table 3)."""
+    found: dict[tuple[int, int, str], dict[str, float]] = {}
+    for source in ("run", "null"):
+        for row in concentration.where(source=source, control="", learning_rate=rate, measure="relative"):
+            found.setdefault((row["size"], row["level"], source), {})[row["top_fraction"]] = row["share"]
+    for one in published("update_concentration"):
+        place = (int(one["train_size"]), int(one["train_level"]), one["model"])
+        found.setdefault(place, {})[one["top_fraction"]] = float(one["share_of_relative_change_percent"]) / 100
+    columns = tuple(f"top_{round(100 * float(name))}" for name in FRACTIONS)
+    rows: list[Row] = [
+        (*place, *(found[place].get(name) for name in FRACTIONS))
+        for place in sorted(found, key=lambda at: (at[0], at[1], _rank(at[2])))
+    ]
+    return Table("paper_concentration", ("size", "level", "source", *columns), tuple(rows), frozenset(columns))
+
+
+def paper_restoration(summary: Table, restored: Table, rate: str) -> Table:
+    """Accuracy after restoring each fraction, by training level (Table 4); fraction 0 is the model as tuned."""
+    found: dict[tuple[int, str, str, str, str], dict[int, float]] = {}
+    sizes = set()
+    for row in restored.where(control="", learning_rate=rate):
+        if row["level"] != "mean":
+            sizes.add(row["size"])
+            place = (row["size"], row["domain"], row["criterion"], row["fraction"], "run")
+            found.setdefault(place, {})[int(row["level"])] = row["accuracy"]
+    for row in summary.where(control="", learning_rate=rate, test_level="mean"):
+        if row["size"] in sizes:
+            found.setdefault((row["size"], row["domain"], AS_TUNED, "0", "run"), {})[row["level"]] = row["accuracy"]
+    for one in published("restoration"):
+        fraction = one["restored_fraction"]
+        criterion = RELATIVE if float(fraction) else AS_TUNED
+        place = (int(one["train_size"]), one["domain"], criterion, fraction, one["model"])
+        found.setdefault(place, {})[int(one["train_level"])] = float(one["accuracy_percent"]) / 100
+    rows = by_training_level(found, lambda at: (at[0], _domain(at[1]), _criterion(at[2]), float(at[3])))
+    columns = ("size", "domain", "criterion", "fraction", "source", *BY_LEVEL)
+    return Table("paper_restoration", columns, rows, frozenset(BY_LEVEL))
+
+
+def paper_train_set(trained: Table, rate: str) -> Table:
+    """Accuracy on the training facts after restoring, by training level, mean over draws (Table 6)."""
+    found: dict[tuple[int, str, str], dict[int, float]] = {}
+    for (size, fraction, level), values in _over_draws(trained, rate, "fraction").items():
+        found.setdefault((size, fraction, "run"), {})[level] = mean_of(values)
+    for one in published("restoration_train_set"):
+        place = (int(one["train_size"]), one["restored_fraction"], one["model"])
+        found.setdefault(place, {})[int(one["train_level"])] = float(one["train_accuracy_percent"]) / 100
+    rows = by_training_level(found, lambda at: (at[0], float(at[1])))
+    return Table("paper_train_set", ("size", "fraction", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
+
+
+#: The strategies of Table 7 that a study has numbers of, by the names there.
+DIVIDED, RESTORED = "SFT divided by mastery", "parameter restoration"
+
+
+def paper_strategies(summary: Table, restored: Table, rate: str) -> Table:
+    """The best model of each strategy at the largest size (Table 7), in-domain and out-of-domain.
+
+    As in the paper the best is chosen, by the mean of both domains, on the facts that it is then measured on: the
+    numbers are too high by what luck gives to the best of many, most where there are most to choose from.
+    """
+    domains: tuple[str, ...] = DOMAINS
+    rows: list[Row] = []
+    grid = summary.where(control="", learning_rate=rate, test_level="mean")
+    size = max((row["size"] for row in grid), default=0)
+    tried: dict[str, dict[str, dict[str, float]]] = {DIVIDED: {}, RESTORED: {}}
+    for row in grid:
+        if row["size"] == size:
+            tried[DIVIDED].setdefault(f"level {row['level']}, {size}", {})[row["domain"]] = row["accuracy"]
+    for row in restored.where(control="", learning_rate=rate, size=size, criterion=RELATIVE):
+        if row["level"] != "mean":
+            name = f"level {row['level']}, {size}, {100 * float(row['fraction']):g}%"
+            tried[RESTORED].setdefault(name, {})[row["domain"]] = row["accuracy"]
+    for strategy, models in tried.items():
+        known = {name: held for name, held in models.items() if all(value == value for value in held.values())}
+        if known:
+            best = max(known, key=lambda name: mean_of(list(known[name].values())))
+            rows.append((strategy, "run", best, *(known[best].get(domain) for domain in domains)))
+    for one in published("strategies"):
+        strategy, _, chosen = one["strategy"].removesuffix(")").partition(" (")
+        shares = [float(one[f"{domain}_percent"]) / 100 for domain in domains]
+        rows.append((strategy, one["model"], chosen, *shares))
+    order = list(dict.fromkeys(one["strategy"].partition(" (")[0] for one in published("strategies")))
+    rows.sort(key=lambda row: (order.index(str(row[0])), _rank(str(row[1]))))
+    return Table("paper_strategies", ("strategy", "source", "chosen", *domains), tuple(rows), frozenset(domains))
+
+
+def paper_layer_groups(summary: Table, groups: Table, rate: str) -> Table:
+    """In-domain accuracy with a group of layers restored, by training level, mean over draws (Table 11).
+
+    ``layers`` is empty for the model as tuned. The paper does not say its training size; its values match the rows of
+    240 samples in Table 4, whence the row of its model as tuned is.
+    """
+    found: dict[tuple[int, str, str], dict[int, float]] = {}
+    for (size, layers, level), values in _over_draws(groups, rate, "layers").items():
+        found.setdefault((size, layers, "run"), {})[level] = mean_of(values)
+    sizes = {size for size, _, _ in found}
+    for row in summary.where(control="", learning_rate=rate, domain="in_domain", test_level="mean"):
+        if row["size"] in sizes:
+            found.setdefault((row["size"], "", "run"), {})[row["level"]] = row["accuracy"]
+    for one in published("restored_layers"):
+        place = (int(one["train_size"]), one["restored_layers"], one["model"])
+        found.setdefault(place, {})[int(one["train_level"])] = float(one["in_domain_percent"]) / 100
+    for one in published("restoration"):
+        if (one["train_size"], one["domain"], one["restored_fraction"]) == ("240", "in_domain", "0"):
+            level, share = int(one["train_level"]), float(one["accuracy_percent"]) / 100
+            found.setdefault((240, "", one["model"]), {})[level] = share
+    rows = by_training_level(found, lambda at: (at[0], _rank(at[2]), first_layer(at[1]) if at[1] else -1))
+    return Table("paper_layer_groups", ("size", "layers", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
+
+
+def _over_draws(table: Table, rate: str, name: str) -> dict[tuple[int, str, int], list[float]]:
+    """The accuracies of all draws by size, the column ``name`` and training level."""
+    found: dict[tuple[int, str, int], list[float]] = {}
+    for row in table.where(control="", learning_rate=rate):
+        if row["accuracy"] is not None:
+            found.setdefault((row["size"], row[name], row["level"]), []).append(row["accuracy"])
+    return found
+
+
+def by_training_level(
+    found: Mapping[tuple[Any, ...], Mapping[int, float]], order: Callable[[tuple[Any, ...]], tuple[Any, ...]]
+) -> tuple[Row, ...]:
+    """A row for each place, which ends with its source: the values of the training levels, missing where none is."""
+    places = sorted(found, key=lambda at: (*order(at), *_rank(at[-1])))
+    return tuple((*place, *(found[place].get(level) for level in range(LEVELS))) for place in places)
+
+
+def _domain(name: str) -> int:
+    names: tuple[str, ...] = DOMAINS
+    return names.index(name)
+
+
+def _criterion(name: str) -> tuple[int, str]:
+    """As tuned, then the paper's criterion, then the others."""
+    return ((AS_TUNED, RELATIVE).index(name) if name in (AS_TUNED, RELATIVE) else 2), name
+
+
+def _rank(source: str) -> tuple[int, str]:
+    """The run, its null, then the paper's models: the one that most of its tables are about first."""
+    own = ("run", "null", "LLaMA-3-8B")
+    return (own.index(source) if source in own else len(own)), source
