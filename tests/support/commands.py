@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from multiprocessing import forkserver
@@ -112,6 +113,7 @@ class _Forked:
             os.close(pipe)
         os.environ.clear()
         os.environ.update(environment)
+        tempfile.tempdir = None  # asked for again
         os.chdir(folder)
         sys.argv = ["knowshift", *words]
         exec(before, {})

@@ -1,0 +1,67 @@
+"""Worker processes: what they have of the process that starts them, and how they are started."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from knowshift.system import workers
+from knowshift.system.workers import process_pool, worker_context
+
+
+def _seen(name: str) -> tuple[str | None, str, str]:
+    return os.environ.get(name), tempfile.gettempdir(), os.getcwd()
+
+
+def _product(threads: int) -> float:
+    torch.set_num_threads(threads)
+    return float((torch.ones(600, 600) @ torch.ones(600, 600)).sum())
+
+
+def test_the_environment_is_that_of_the_moment_a_pool_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with process_pool(1) as pool:  # from now on there is a process to fork, which keeps its own
+        assert pool.submit(_seen, "KNOWSHIFT_TEST").result()[0] is None
+    monkeypatch.setenv("KNOWSHIFT_TEST", "set")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("HOME")
+    monkeypatch.chdir(tmp_path)
+    with process_pool(1) as pool:
+        assert pool.submit(_seen, "KNOWSHIFT_TEST").result() == ("set", str(tmp_path), str(tmp_path))
+        assert pool.submit(_seen, "HOME").result()[0] is None
+
+
+def test_threads_of_torch_work_whatever_this_process_has_done_with_them() -> None:
+    before = torch.get_num_threads()
+    try:
+        expected = _product(2)
+    finally:
+        torch.set_num_threads(before)
+    with process_pool(2) as pool:
+        assert [pool.submit(_product, threads).result(timeout=120) for threads in (1, 2, 2)] == [expected] * 3
+
+
+def test_with_a_gpu_workers_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_GPUS", ())
+    assert worker_context().get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")
+    monkeypatch.setattr(workers, "_GPUS", (str(tmp_path),))
+    assert worker_context().get_start_method() == "spawn"
+    with process_pool(2, _begin, "given") as pool:
+        assert pool.submit(_began).result(timeout=120)[0] == "given"
+
+
+_mine: list[object] = []
+
+
+def _begin(*given: object) -> None:
+    _mine.extend(given)
+
+
+def _began() -> list[object]:
+    return _mine
