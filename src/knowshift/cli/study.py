@@ -12,7 +12,6 @@ from knowshift.system.progress import duration
 
 if TYPE_CHECKING:
     from knowshift.api.studies import StudyPlan
-    from knowshift.studies.cost import Estimate
 
 
 def register(app: typer.Typer) -> None:
@@ -72,40 +71,37 @@ class _UnitLines:
 
 
 def _print_plan(plan: StudyPlan, as_json: bool) -> None:
-    source, estimate = plan.about["source"], plan.estimate
+    source = plan.about["source"]
+    lines = [f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}"]
+    lines += [f"  {kind}: {n} cells, {n - plan.missing.get(kind, 0)} done" for kind, n in plan.cells.items()]
+    lines.append(f"  each restoration cell answers the test facts {plan.restored} times; run folder: {plan.run}")
+    lines += _costs(plan)
+    for heading, told in (("assumed:", plan.assumed), ("to have ready:", plan.have_ready)):
+        lines += [heading, *(f"  {line}" for line in told)] if told else []
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    estimate = plan.estimate and plan.estimate.as_record()
+    more = {"estimate": estimate, "assumed": plan.assumed, "have_ready": plan.have_ready}
+    emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about, **more}, as_json)
 
-    def say(text: str) -> None:
-        console.print(text, soft_wrap=True)
 
-    say(f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}")
-    for kind, count in plan.cells.items():
-        say(f"  {kind}: {count} cells, {count - plan.missing.get(kind, 0)} done")
-    say(f"  each restoration cell answers the test facts {plan.restored} times; run folder: {plan.run}")
+def _costs(plan: StudyPlan) -> list[str]:
+    estimate = plan.estimate
     if estimate is None:
-        say("what it takes is not known: neither files nor a preset tell the size of the model")
-    else:
-        say("what is left takes about:")
-        say(f"  time: {_time(estimate)}")
-        say(f"  of it {', '.join(f'{kind} {_share(s, estimate)}' for kind, s in estimate.seconds.items())}")
-        say(f"  disk: {estimate.disk / 1e9:,.1f} GB in the run folder")
-        train, probe = estimate.memory.training / 1e9, estimate.memory.mastery / 1e9
-        say(f"  memory of one worker: {train:,.1f} GB to train, up to {probe:,.1f} GB to probe")
-        if estimate.on_gpu:
-            gpus = estimate.memory.gpus
-            one = "holds it" if gpus == 1 else "does not hold it, and a training is not divided among GPUs"
-            say(f"  GPUs: a worker needs the memory of {gpus} of 80 GB; one {one}")
-    for heading, lines in (("assumed:", plan.assumed), ("to have ready:", plan.have_ready)):
-        for line in (heading, *(f"  {line}" for line in lines)) if lines else ():
-            say(line)
-    told = {"estimate": estimate and estimate.as_record(), "assumed": plan.assumed, "have_ready": plan.have_ready}
-    emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about, **told}, as_json)
-
-
-def _time(estimate: Estimate) -> str:
+        return ["what it takes is not known: neither files nor a preset tell the size of the model"]
+    hours, memory = estimate.hours, estimate.memory
+    time = (
+        f"{hours:,.1f} GPU-hours" if estimate.on_gpu else f"{duration(3600 * hours * estimate.threads)} of one CPU core"
+    )
+    shares = [f"{kind} {seconds / (3600 * hours):.0%}" for kind, seconds in estimate.seconds.items()]
+    lines = [
+        "what is left takes about:",
+        f"  time: {time}" + (f" ({', '.join(shares)})" if shares else ""),
+        f"  disk: {estimate.disk / 1e9:,.2f} GB in the run folder",
+        f"  memory of one worker: {memory.training / 1e9:,.1f} GB to train, "
+        f"up to {memory.mastery / 1e9:,.1f} GB to probe",
+    ]
     if estimate.on_gpu:
-        return f"{estimate.hours:,.1f} GPU-hours"
-    return f"{duration(3600 * estimate.hours * estimate.threads)} of one CPU core"
-
-
-def _share(seconds: float, estimate: Estimate) -> str:
-    return f"{seconds / (3600 * estimate.hours or 1):.0%}"
+        one = "holds it" if memory.gpus == 1 else "does not hold it, and a training is not divided among GPUs"
+        lines.append(f"  GPUs: a worker needs the memory of {memory.gpus} of 80 GB; one {one}")
+    return lines
