@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
@@ -93,6 +93,7 @@ CHANGES = st.fixed_dictionaries(
 )
 
 
+@settings(max_examples=25, deadline=None)
 @given(CHANGES, st.sampled_from(sorted(known_models())), st.integers(2000, 20_000))
 def test_an_estimate_is_the_sum_of_its_parts_and_grows_with_the_study(
     changes: dict[str, Any], name: str, facts: int

@@ -6,7 +6,7 @@ import importlib.resources
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -249,13 +249,12 @@ def _keys(path: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = StudyConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        assert annotation is not None
         assert _is_section(annotation)
         model = annotation
     return list(model.model_fields)
 
 
-def _is_section(annotation: Any) -> bool:
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
