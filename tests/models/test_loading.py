@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 
 from knowshift.errors import InputError, KnowshiftWarning
@@ -147,12 +148,33 @@ def test_what_cannot_be_used_is_refused_in_one_line(copy: Path, spoil, says: str
     assert str(told.value).startswith(str(copy))
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (GatedRepoError, r"gated; accept its licence at https://huggingface.co/someone/model, then `hf auth login`"),
+        (RepositoryNotFoundError, r"there is no such model, or it is private \(`hf auth login` or HF_TOKEN\)"),
+        (RevisionNotFoundError, "there is no revision 'v9'"),
+    ],
+)
+def test_what_the_hub_refuses_is_said_with_what_to_do(
+    fault: type[HfHubHTTPError], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **more: object) -> None:
+        raise fault.__new__(
+            fault, "403 Client Error. (Request ID: Root=1-2)"
+        )  # without a response, of whatever library
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
+    with pytest.raises(InputError, match=rf"^someone/model: no such folder, and the hub did not give it: .*{says}"):
+        load_model("someone/model", revision="v9")
+
+
 def test_names_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name, says in [
         (str(tmp_path / "none"), "no such model folder"),
         ("world:/no/such", "no such model folder"),
-        ("nobody/nothing-at-all", "the hub did not give it"),
+        ("nobody/nothing-at-all", "the hub did not give it: it is not in the cache, and the hub cannot be reached"),
     ]:
         with pytest.raises(InputError, match=says):
             load_model(name)

@@ -19,7 +19,7 @@ from knowshift.probing.run import facts_digest
 from knowshift.studies import content
 from knowshift.studies import plan as cells
 from knowshift.studies.config import StudyConfig
-from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, PACKAGES, Plan, make_plan
+from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, PACKAGES, Plan, make_plan, outline
 from knowshift.training.draws import draw_training_set
 
 FACTS = tuple(
@@ -193,29 +193,55 @@ def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:
         assert set(cell.inputs["earlier"]) == set(CONTENT[cell.kind].earlier)
 
 
-def test_units_have_the_titles_that_people_read_and_costs_by_what_they_do() -> None:
-    more = {
-        "control_rate": 0.25,
-        "control_draws": 1,
-        "restoration": {"fractions": [0.1, 0.2], "criteria": ["relative"], "train_set_fractions": []},
-    }
-    config = StudyConfig.model_validate({**SMALL, "levels": [3], **more})
+def test_units_have_the_titles_that_people_read() -> None:
+    config = StudyConfig.model_validate({**SMALL, "levels": [3], "sizes": [2, 4, "all"], "control_draws": 1})
     plan = make_plan(config, FACTS, "facts", "model")
-    assert [(unit.title, unit.cost) for unit in plan.probes] == [
-        ("mastery, part 1 of 4", 4.0),
-        ("mastery, part 2 of 4", 4.0),
-        ("mastery, part 3 of 4", 4.0),
-        ("mastery, part 4 of 4", 1.0),
+    assert [unit.title for unit in plan.probes] == [f"mastery, part {i} of 4" for i in (1, 2, 3, 4)]
+    assert [unit.title for unit in plan.tuned] == [
+        "the base model's own answers",
+        "level 3, all facts, draw 1",
+        "level 3, all facts, draw 2",
+        "level 3, 4 facts, draw 1",
+        "level 3, 4 facts, draw 2",
+        "level 3, 4 facts, draw 1, rate 3.3e-06",
+        "level 3, 2 facts, draw 1",
+        "level 3, 2 facts, draw 2",
     ]
-    # 60 to train, 0.4 a fact, 40 for every time that the questions are answered: as tuned, and at both fractions.
-    assert [(unit.title, pytest.approx(unit.cost)) for unit in plan.tuned] == [
-        ("the base model's own answers", 100.0),
-        ("level 3, 4 facts, draw 1", 60 + 1.6 + 3 * 40),
-        ("level 3, 4 facts, draw 2", 60 + 1.6 + 3 * 40),
-        ("level 3, 4 facts, draw 1, rate 2.5e-06", 60 + 1.6 + 40),
-        ("level 3, 2 facts, draw 1", 60 + 0.8 + 40),
-        ("level 3, 2 facts, draw 2", 60 + 0.8 + 40),
-    ]
+    assert (plan.train, plan.test) == (8, 5)
+
+
+def test_all_facts_of_a_level_are_as_many_as_mastery_tells() -> None:
+    config = StudyConfig.model_validate({**SMALL, "sizes": [2, 4, "all"]})
+    before = make_plan(config, FACTS, "facts", "model")
+    after = make_plan(config, FACTS, "facts", "model", levels=[5, 4, 0, 0, 0])
+    assert (before.settled, after.settled) == (False, True)
+    assert sorted(unit.title for unit in before.tuned) == sorted(unit.title for unit in after.tuned)
+    found = {
+        (c.coordinates["level"], c.coordinates["draw"]): c.coordinates["size"]
+        for c in after.cells
+        if c.kind == "tuned" and c.coordinates["control"] == "all"
+    }
+    assert found == {(0, 0): 5, (0, 1): 5, (1, 0): 4, (1, 1): 4}
+    # The rest of the grid is that of a study without them: the control and restoration are at the largest number.
+    grid = _digests(make_plan(_config(), FACTS, "facts", "model"))
+    told = _digests(after)
+    assert grid.items() <= told.items()
+    assert {kind for kind, where in told.keys() - grid.keys()} == {
+        "tuned",
+        "evaluation",
+        "token_shift",
+        "weight_change",
+    }
+
+
+def test_an_outline_has_the_cells_of_the_plan() -> None:
+    """What stands for a plan whose facts or model are not at hand has the same grid and the same parts."""
+    for sizes in ([2, 4], [2, 4, "all"]):
+        config = StudyConfig.model_validate({**SMALL, "sizes": sizes})
+        real, outlined = make_plan(config, FACTS, "facts", "model"), outline(config, 8, 5)
+        assert [(c.kind, c.coordinates) for c in outlined.cells] == [(c.kind, c.coordinates) for c in real.cells]
+        assert [c.inputs["probed"]["count"] for c in outlined.cells if c.kind == "mastery"] == [4, 4, 4, 1]
+        assert (outlined.train, outlined.test) == (real.train, real.test)
 
 
 def test_the_digest_of_a_mastery_runs_facts_is_over_all_that_its_record_holds() -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-from knowshift.errors import InputError, check_whole, nearest
+import yaml
+
+from knowshift.errors import InputError, border, check_whole, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from knowshift.reports.findings.claims import Finding
     from knowshift.studies.config import StudyConfig
+    from knowshift.studies.cost import Estimate
+
+#: Values of fields of a study's configuration by dotted key, or texts KEY=VALUE with the value in YAML.
+Overrides = Mapping[str, Any] | Sequence[str]
 
 #: Called after every unit with: units done, units in all, its title, the seconds it took, the seconds left.
 OnUnit = Callable[[int, int, str, float, float], None]
@@ -44,14 +51,17 @@ class Report:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """What a study would do: its cells by kind, and how many of them are missing in the run folder."""
+    """What a study would do and take: its cells by kind, how many are missing in the run folder, and at what cost."""
 
     name: str
     run: Path
     cells: dict[str, int]
     missing: dict[str, int]
     restored: int  # times that each restoration cell answers the test facts
-    about: dict[str, Any]  # model and source, as in the manifest
+    about: dict[str, Any]  # model and source, as in the manifest where both are at hand
+    estimate: Estimate | None  # time, disk and memory of what is missing; None where the model's size is not known
+    have_ready: tuple[str, ...]  # what is not at hand, one line each
+    assumed: tuple[str, ...]  # what the estimate takes for granted, one line each
 
 
 @dataclass(frozen=True)
@@ -67,26 +77,36 @@ def plan_study(
     config: str | Path | StudyConfig | None = None,
     *,
     preset: str | None = None,
+    model: str | None = None,
+    facts: str | None = None,
+    overrides: Overrides = (),
     output_dir: str | Path | None = None,
     executor: str = "processes",
     workers: int | None = None,
 ) -> StudyPlan:
-    """The plan of a study; nothing is run, nothing is written. What :func:`study` would refuse is refused here too.
+    """The plan of a study and what it takes; nothing is run, written or fetched.
+
+    A model of the hub or facts that are not at hand are no obstacle: their known sizes stand for them. What
+    :func:`study` would refuse of what is at hand is refused here too.
 
     Raises:
         InputError: as :func:`study`.
     """
-    from knowshift.studies.run import plan_of
+    from knowshift.studies.config import Executor
+    from knowshift.studies.run import preview
 
-    settings, run = _checked(config, preset, output_dir, executor, workers)
-    plan, about = plan_of(settings)
+    settings, run = _checked(config, preset, _replaced(model, facts, overrides), output_dir, executor, workers)
+    seen = preview(settings, run, cast(Executor, executor))
     return StudyPlan(
         settings.name,
         run,
-        dict(Counter(cell.kind for cell in plan.cells)),
-        dict(Counter(cell.kind for unit in plan.units for cell in unit.missing(run))),
+        dict(Counter(cell.kind for cell in seen.plan.cells)),
+        dict(Counter(cell.kind for cell in seen.missing)),
         len(settings.restoration.fractions) * len(settings.restoration.criteria),
-        about,
+        seen.about,
+        seen.estimate,
+        seen.ready.to_do,
+        tuple(seen.assumed),
     )
 
 
@@ -94,6 +114,9 @@ def study(
     config: str | Path | StudyConfig | None = None,
     *,
     preset: str | None = None,
+    model: str | None = None,
+    facts: str | None = None,
+    overrides: Overrides = (),
     output_dir: str | Path | None = None,
     executor: str = "processes",
     workers: int | None = None,
@@ -106,6 +129,10 @@ def study(
     Args:
         config: a study's YAML file, or a configuration.
         preset: a shipped study instead, such as "tiny".
+        model: another model than that of the configuration, whose revision and base are then dropped.
+        facts: another source of facts.
+        overrides: other values of fields, by dotted key: {"training.learning_rate": 3e-5}, or texts in YAML:
+            ["training.learning_rate=3e-5"].
         output_dir: the run folder; runs/NAME where not given.
         executor: "here" (this process), "processes" or "ray".
         workers: processes; one per core where not given.
@@ -118,7 +145,7 @@ def study(
     from knowshift.studies.run import run_study
     from knowshift.system.progress import bar
 
-    settings, run = _checked(config, preset, output_dir, executor, workers)
+    settings, run = _checked(config, preset, _replaced(model, facts, overrides), output_dir, executor, workers)
     began = time.monotonic()
     with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
         on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
@@ -138,25 +165,46 @@ def report(run: str | Path) -> Report:
     return Report(page, findings, {file.stem: file for file in sorted((Path(run) / "tables").glob("*.csv"))})
 
 
+def _replaced(model: str | None, facts: str | None, overrides: Overrides) -> dict[str, Any]:
+    """All values that replace those of a configuration, by dotted key; a key that is set counts last."""
+    values: dict[str, Any] = {}
+    if model is not None:
+        values |= {"model": model, "revision": None, "base": None, "base_revision": None}
+    if facts is not None:
+        values["facts"] = facts
+    if isinstance(overrides, Mapping):
+        return values | dict(overrides)
+    if isinstance(overrides, str):
+        raise InputError(f"overrides {overrides!r}: expected a list of texts KEY=VALUE, or values by key")
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--set {text}: expected KEY=VALUE, such as training.learning_rate=3e-5")
+        with border(f"--set {text}: the value is not YAML"):
+            values[key.strip()] = yaml.safe_load(value)
+    return values
+
+
 def _checked(
     config: str | Path | StudyConfig | None,
     preset: str | None,
+    replaced: Mapping[str, Any],
     output_dir: str | Path | None,
     executor: str,
     workers: int | None,
 ) -> tuple[StudyConfig, Path]:
     """The configuration and the run folder of a call, after all its arguments are checked."""
-    from knowshift.studies.config import Executor, StudyConfig, load_config, load_preset
+    from knowshift.studies.config import Executor, StudyConfig, load_config, load_preset, parse_config
     from knowshift.studies.folder import check_folder
 
     if (config is None) == (preset is None):
         raise InputError("study: give either a config file or --preset NAME")
     if preset is not None:
-        settings = load_preset(preset)
+        settings = load_preset(preset, replaced)
     elif isinstance(config, (str, Path)):
-        settings = load_config(Path(config))
+        settings = load_config(Path(config), replaced)
     elif isinstance(config, StudyConfig):
-        settings = config
+        settings = parse_config(json.dumps(config.as_record()), "the configuration", replaced) if replaced else config
     else:
         raise InputError(f"study: a configuration of type {type(config).__name__}; expected a file or a StudyConfig")
     if workers is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import JsonOption, PathArgument, PathOption, console, emit
+from knowshift.cli.output import FACTS_FORMS, JsonOption, PathArgument, PathOption, console, emit
 from knowshift.system.progress import duration
 
 if TYPE_CHECKING:
@@ -20,9 +20,19 @@ def register(app: typer.Typer) -> None:
 
 def study(
     config: Annotated[Path | None, PathArgument(help="A study's YAML file.", show_default=False)] = None,
-    preset: Annotated[str | None, typer.Option(help="A shipped study instead of a file, e.g. tiny.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A shipped study instead of a file, e.g. tiny or llama-3-8b (docs/study.md).")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Another model than the config's: a folder or a hub id.")] = None,
+    facts: Annotated[str | None, typer.Option(help=f"Another source of facts: {FACTS_FORMS}")] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Another value of a field, e.g. training.learning_rate=3e-5."),
+    ] = None,
     output_dir: Annotated[Path | None, PathOption(help="Run folder; runs/NAME where not given.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, run nothing, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and what it takes; run, write and fetch nothing.")
+    ] = False,
     executor: Annotated[str, typer.Option(help="here, processes or ray.")] = "processes",
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; one per core where not given.")] = None,
     as_json: JsonOption = False,
@@ -33,6 +43,9 @@ def study(
     asked: dict[str, Any] = {
         "config": config,
         "preset": preset,
+        "model": model,
+        "facts": facts,
+        "overrides": overrides or (),
         "output_dir": output_dir,
         "executor": executor,
         "workers": workers,
@@ -59,8 +72,36 @@ class _UnitLines:
 
 def _print_plan(plan: StudyPlan, as_json: bool) -> None:
     source = plan.about["source"]
-    console.print(f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}")
-    for kind, count in plan.cells.items():
-        console.print(f"  {kind}: {count} cells, {count - plan.missing.get(kind, 0)} done")
-    console.print(f"  each restoration cell answers the test facts {plan.restored} times; run folder: {plan.run}")
-    emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about}, as_json)
+    lines = [f"{plan.name}: {source['probed']} facts of {source['name']} probed on {plan.about['model']['name']}"]
+    lines += [f"  {kind}: {n} cells, {n - plan.missing.get(kind, 0)} done" for kind, n in plan.cells.items()]
+    lines.append(f"  each restoration cell answers the test facts {plan.restored} times; run folder: {plan.run}")
+    lines += _costs(plan)
+    for heading, told in (("assumed:", plan.assumed), ("to have ready:", plan.have_ready)):
+        lines += [heading, *(f"  {line}" for line in told)] if told else []
+    for line in lines:
+        console.print(line, soft_wrap=True)
+    estimate = plan.estimate and plan.estimate.as_record()
+    more = {"estimate": estimate, "assumed": plan.assumed, "have_ready": plan.have_ready}
+    emit({"run": str(plan.run), "cells": plan.cells, "missing": plan.missing, **plan.about, **more}, as_json)
+
+
+def _costs(plan: StudyPlan) -> list[str]:
+    estimate = plan.estimate
+    if estimate is None:
+        return ["what it takes is not known: neither files nor a preset tell the size of the model"]
+    hours, memory = estimate.hours, estimate.memory
+    time = (
+        f"{hours:,.1f} GPU-hours" if estimate.on_gpu else f"{duration(3600 * hours * estimate.threads)} of one CPU core"
+    )
+    shares = [f"{kind} {seconds / (3600 * hours):.0%}" for kind, seconds in estimate.seconds.items()]
+    lines = [
+        "what is left takes about:",
+        f"  time: {time}" + (f" ({', '.join(shares)})" if shares else ""),
+        f"  disk: {estimate.disk / 1e9:,.2f} GB in the run folder",
+        f"  memory of one worker: {memory.training / 1e9:,.1f} GB to train, "
+        f"up to {memory.mastery / 1e9:,.1f} GB to probe",
+    ]
+    if estimate.on_gpu:
+        one = "holds it" if memory.gpus == 1 else "does not hold it, and a training is not divided among GPUs"
+        lines.append(f"  GPUs: a worker needs the memory of {memory.gpus} of 80 GB; one {one}")
+    return lines

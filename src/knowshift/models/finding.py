@@ -158,10 +158,27 @@ def check_model_files(name: str, folder: Path) -> None:
 
 def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
-    with border(f"{name}: no such folder, and the hub did not give it"):
+    doing = f"{name}: no such folder, and the hub did not give it"
+    log_in = "`hf auth login` or HF_TOKEN"
+    with border(doing):
         try:
             return Path(snapshot_download(name, revision=revision, allow_patterns=WANTED))
         except HFValidationError as error:
             raise InputError(f"{name}: no such folder, and not a hub id of the form owner/name") from error
+        except GatedRepoError as error:
+            page = f"https://huggingface.co/{name}"
+            raise InputError(f"{doing}: it is gated; accept its licence at {page}, then {log_in}") from error
+        except RepositoryNotFoundError as error:
+            raise InputError(f"{doing}: there is no such model, or it is private ({log_in})") from error
+        except RevisionNotFoundError as error:
+            raise InputError(f"{doing}: there is no revision {revision!r}") from error
+        except LocalEntryNotFoundError as error:
+            raise InputError(f"{doing}: it is not in the cache, and the hub cannot be reached") from error

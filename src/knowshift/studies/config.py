@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.resources
 import reprlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic_core import PydanticCustomError
 
 from knowshift.errors import InputError, border, nearest
 from knowshift.parameters.methods import METHODS
@@ -24,8 +26,21 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 _SHORT.maxstring = 80
 
+#: The size of a training set that holds every training fact of its level.
+ALL: Literal["all"] = "all"
+
+
+def _size(value: object) -> int | Literal["all"]:
+    if value == ALL:
+        return ALL
+    if type(value) is not int or value < 1:
+        raise PydanticCustomError("size", "expected a whole number, 1 or more, or 'all'")
+    return value
+
+
 Level = Annotated[int, Field(ge=0, le=4)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Size = Annotated[int | Literal["all"], PlainValidator(_size)]
 
 
 class _Strict(BaseModel):
@@ -92,7 +107,7 @@ class StudyConfig(_Strict):
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
     seed: int = Field(0, ge=0, lt=2**31)
     levels: tuple[Level, ...] = Field((0, 1, 2, 3, 4), min_length=1)
-    sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field((60, 240, 960, 1920), min_length=1)
+    sizes: tuple[Size, ...] = Field((60, 240, 960, 1920), min_length=1)  # and "all": all facts of the level
     draws: int = Field(5, ge=1)  # random training sets of each level
     control_rate: float | None = Field(
         1 / 3, gt=0, allow_inf_nan=False
@@ -105,8 +120,18 @@ class StudyConfig(_Strict):
     restoration: RestorationConfig = RestorationConfig()
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """The sizes that are numbers; "all" is another number of facts for each level."""
+        return tuple(size for size in self.sizes if not isinstance(size, str))
+
+    @property
+    def largest(self) -> int:
+        """The largest number: the size of the learning-rate control, and of the models that are restored."""
+        return max(self.numbers)
+
+    @property
     def restored_sizes(self) -> tuple[int, ...]:
-        return self.restoration.sizes if self.restoration.sizes is not None else (max(self.sizes),)
+        return self.restoration.sizes if self.restoration.sizes is not None else (self.largest,)
 
     def as_record(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
@@ -118,35 +143,41 @@ def presets() -> list[str]:
     return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
 
 
-def load_preset(name: str) -> StudyConfig:
-    """A shipped configuration.
+def load_preset(name: str, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """A shipped configuration; ``overrides`` as in :func:`parse_config`.
 
     Raises:
-        InputError: no such preset.
+        InputError: no such preset; what :func:`parse_config` refuses.
     """
     if name not in presets():
         raise InputError(f"no preset {name!r}{nearest(name, presets())}")
     text = (importlib.resources.files("knowshift.studies") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-    return parse_config(text, f"preset {name}")
+    return parse_config(text, f"preset {name}", overrides)
 
 
-def load_config(path: Path) -> StudyConfig:
-    """A configuration from a YAML file.
+def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """A configuration from a YAML file; ``overrides`` as in :func:`parse_config`.
 
     Raises:
         InputError: no such file, not YAML, an unknown key (with the nearest), a value of the wrong kind.
     """
     with border(f"{path}: cannot be read"):
         text = path.read_text(encoding="utf-8")
-    return parse_config(text, str(path))
+    return parse_config(text, str(path), overrides)
 
 
-def parse_config(text: str, origin: str) -> StudyConfig:
-    """Parse and check YAML text; ``origin`` names it in errors."""
+def parse_config(text: str, origin: str, overrides: Mapping[str, Any] | None = None) -> StudyConfig:
+    """Parse and check YAML text; ``origin`` names it in errors.
+
+    ``overrides`` are values by dotted key ("training.learning_rate") that replace those of the text. An error in one
+    of them names "--set KEY" instead of ``origin``.
+    """
     with border(f"{origin}: not YAML"):
         data = yaml.safe_load(text)
     if not isinstance(data, dict):
         raise InputError(f"{origin}: expected a mapping of keys to values, found {type(data).__name__}")
+    for key, value in (overrides or {}).items():
+        _override(data, key, value, origin)
     try:
         config = StudyConfig.model_validate(data)
     except ValidationError as failure:
@@ -156,10 +187,40 @@ def parse_config(text: str, origin: str) -> StudyConfig:
             raise InputError(
                 f"{origin}: unknown key {where!r}{nearest(str(first['loc'][-1]), _keys(first['loc'][:-1]))}"
             ) from None
-        raise InputError(f"{origin}: {where}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
+        given = any(f"{where}.".startswith(f"{key}.") for key in overrides or {})
+        place = f"--set {where}" if given else f"{origin}: {where}"
+        raise InputError(f"{place}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
+    _check_together(config, origin)
+    return config
+
+
+def dotted_keys() -> list[str]:
+    """Every field of a configuration: "seed", "training.learning_rate"."""
+    return [
+        f"{name}.{inner}" if inner else name
+        for name, field in StudyConfig.model_fields.items()
+        for inner in (_keys((name,)) if _is_section(field.annotation) else [""])
+    ]
+
+
+def _override(data: dict[Any, Any], key: str, value: Any, origin: str) -> None:
+    """Put a value at a dotted key into the content of a file, whose section may be missing or no section."""
+    if key not in (known := dotted_keys()):
+        raise InputError(f"--set {key}: unknown key{nearest(key, known)}")
+    section, _, name = key.rpartition(".")
+    place = data if not section else data.setdefault(section, {})
+    if not isinstance(place, dict):
+        raise InputError(f"{origin}: {section}: expected a mapping, found {_SHORT.repr(place)}")
+    place[name] = value
+
+
+def _check_together(config: StudyConfig, origin: str) -> None:
+    """Refuse values that are of the right kind, but not for one another or for this program."""
     check_trainable(f"{origin}: dtype", config.dtype)
     _check_mastery(origin, config.mastery)
-    if missing := sorted(set(config.restored_sizes) - set(config.sizes)):
+    if not config.numbers:
+        raise InputError(f"{origin}: sizes: expected at least one number beside 'all', found {list(config.sizes)}")
+    if missing := sorted(set(config.restored_sizes) - set(config.numbers)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
     restoration = config.restoration
     for field, values in (("levels", config.levels), ("sizes", config.sizes), ("criteria", restoration.criteria)):
@@ -178,7 +239,6 @@ def parse_config(text: str, origin: str) -> StudyConfig:
             raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, RESTORED_BY)}")
     if restoration.region not in REGIONS:
         raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
-    return config
 
 
 def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
@@ -196,10 +256,13 @@ def _keys(path: tuple[int | str, ...]) -> list[str]:
     model: type[BaseModel] = StudyConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation
-        assert isinstance(annotation, type)
-        assert issubclass(annotation, BaseModel)
+        assert _is_section(annotation)
         model = annotation
     return list(model.model_fields)
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 Executor = Literal["here", "processes", "ray"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +65,26 @@ def check_folder(run: Path, config: StudyConfig) -> None:
     check_parent(run)
 
 
-def check_levels(run: Path, config: StudyConfig, plan: Plan) -> None:
+def levels_of(run: Path, plan: Plan) -> list[int] | None:
+    """How many training facts each level 0..4 has; None while a part of mastery is missing."""
+    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
+    if not all(file.is_file() for file in files):
+        return None
+    tables = [read_columns(file, ["split", "level"]) for file in files]
+    return level_counts([row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"])
+
+
+def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
     """Refuse sizes that a level has too few facts for, before the first training.
 
     Raises:
         InputError: the first such level, with what it has and what was asked.
     """
-    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
-    tables = [read_columns(file, ["split", "level"]) for file in files]
-    levels = [row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"]
-    counts = level_counts(levels)
     for level in config.levels:
-        if counts[level] < max(config.sizes):
+        if counts[level] < config.largest:
             raise InputError(
-                f"{config.facts}: level {level} has {counts[level]} training facts among the {len(levels)} probed, "
-                f"{max(config.sizes)} asked (levels 0..4 have {counts})"
+                f"{config.facts}: level {level} has {counts[level]} training facts among the {sum(counts)} probed, "
+                f"{config.largest} asked (levels 0..4 have {list(counts)})"
             )
 
 
@@ -105,7 +111,8 @@ def write_manifest(
             "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
             "git_revision": _git_revision(),
             **about,
-            "cells": [cell.as_record() for cell in plan.cells],
+            # Cells of a training set of all facts of a level are listed once mastery has told their number.
+            "cells": [cell.as_record() for cell in plan.cells if cell.coordinates.get("size", 0) is not None],
             "timings": {**before, **seconds},
         },
     )

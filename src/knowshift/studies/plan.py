@@ -9,8 +9,9 @@ but ``training.report_to``.
 from __future__ import annotations
 
 import importlib.metadata
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,17 @@ import numpy as np
 
 from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
 from knowshift.files import digest
-from knowshift.studies.config import StudyConfig
+from knowshift.studies.config import ALL, StudyConfig
 
 #: What the numbers of a cell may depend on, and what a manifest names.
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 
 #: Increased when the content that a cell would have changes for the same inputs.
 CONTENT_VERSION = 3
+
+
+#: The coordinate "control" of the largest size trained again at a smaller rate; that of a whole level is "all".
+RATE_CONTROL = "learning_rate"
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,8 @@ class Cell:
     """One piece of work: its place in the study's grid, and all that its content depends on.
 
     ``coordinates`` are level, size, draw, learning rate and control of a tuned model's cell, and the part of a mastery
-    cell; a manifest and a digest have them under the name "key".
+    cell; a manifest and a digest have them under the name "key". Where the training set is all of a level (control
+    "all"), the size is the number of its facts, and None as long as mastery does not tell it.
     """
 
     kind: str
@@ -139,28 +145,6 @@ class Unit:
     title: str
     cells: tuple[Cell, ...]
 
-    @property
-    def cost(self) -> float:
-        """Estimated time, in that of one probed fact."""
-        first = self.cells[0]
-        if first.kind == "mastery":
-            return float(first.inputs["probed"]["count"])
-        if first.kind == "base":
-            return 100.0
-        answers = 1 + sum(
-            len(cell.settings["restoration.fractions"]) * len(cell.settings["restoration.criteria"])
-            for cell in self.cells
-            if cell.kind == "restoration"
-        )
-        size = int(first.coordinates["size"])
-        trained = sum(
-            min(size, cell.settings["restoration.train_set_facts"] or size)
-            * (1 + len(cell.settings["restoration.train_set_fractions"]))
-            for cell in self.cells
-            if cell.kind == "train_set"
-        )
-        return 60.0 + 0.4 * size + 40.0 * answers + 0.08 * trained
-
     def missing(self, run: Path) -> list[Cell]:
         return [cell for cell in self.cells if not cell.folder(run).is_dir()]
 
@@ -171,6 +155,8 @@ class Plan:
 
     probes: tuple[Unit, ...]
     tuned: tuple[Unit, ...]
+    train: int = 0  # training facts that are probed
+    test: int = 0  # likewise test facts
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -179,6 +165,11 @@ class Plan:
     @property
     def cells(self) -> list[Cell]:
         return [cell for unit in self.units for cell in unit.cells]
+
+    @property
+    def settled(self) -> bool:
+        """Whether the size of every training set is known."""
+        return all(unit.cells[0].coordinates.get("size", 0) is not None for unit in self.tuned)
 
 
 def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
@@ -196,8 +187,18 @@ def probed_facts(facts: Sequence[Fact], config: StudyConfig) -> list[int]:
     return sorted(chosen)
 
 
-def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, model_identity: str) -> Plan:
-    """Every cell of a study, in the order of running."""
+def make_plan(
+    config: StudyConfig,
+    facts: Sequence[Fact],
+    facts_digest: str,
+    model_identity: str,
+    levels: Sequence[int] | None = None,
+) -> Plan:
+    """Every cell of a study, in the order of running.
+
+    ``levels`` are the numbers of training facts of levels 0..4, once mastery has told them: they are the sizes of the
+    training sets that hold all facts of a level.
+    """
     probed = probed_facts(facts, config)
     common = {
         "model": model_identity,
@@ -205,26 +206,44 @@ def make_plan(config: StudyConfig, facts: Sequence[Fact], facts_digest: str, mod
         "prompts": digest([completion_prompts(facts[index]) for index in probed]),
         # Other versions compute other last digits, so their cells have other digests.
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        **{field: field_of(config, field) for field in EVERYWHERE},
     }
     size = config.mastery.facts_per_cell
-    parts = []
-    for start in range(0, len(probed), size):
-        members = probed[start : start + size]
-        inputs = {**common, "probed": {"count": len(members), "members": digest(members)}}
-        parts.append(_cell("mastery", {"part": start // size}, config, inputs))
-    made: dict[str, Any] = {"mastery": [cell.digest for cell in parts]}
+    groups = [probed[start : start + size] for start in range(0, len(probed), size)]
+    parts = [{"count": len(part), "members": digest(part)} for part in groups]
+    train = sum(1 for index in probed if facts[index].split == "train")
+    return replace(_plan(config, common, parts, levels), train=train, test=len(probed) - train)
+
+
+def outline(config: StudyConfig, train: int, test: int) -> Plan:
+    """The plan of a study whose model or facts are not at hand: all its cells, with digests that name nothing.
+
+    ``train`` and ``test`` are the numbers of facts that are probed.
+    """
+    size, probed = config.mastery.facts_per_cell, train + test
+    parts = [{"count": min(size, probed - start)} for start in range(0, probed, size)]
+    return replace(_plan(config, {}, parts, None), train=train, test=test)
+
+
+def _plan(
+    config: StudyConfig, inputs: Mapping[str, Any], parts: Sequence[dict[str, Any]], levels: Sequence[int] | None
+) -> Plan:
+    """The grid of a study; ``parts`` are the inputs of each part of mastery."""
+    common = {**inputs, **{field: field_of(config, field) for field in EVERYWHERE}}
+    probes = [_cell("mastery", {"part": i}, config, {**common, "probed": part}) for i, part in enumerate(parts)]
+    made: dict[str, Any] = {"mastery": [cell.digest for cell in probes]}
     base_cell = _cell("base", {}, config, common, made)
     tuned = [
         _tuned_unit(config, common, made, level, size, draw, control)
         for level in config.levels
-        for size, control, draws in _sizes(config)
+        for size, control, draws in _sizes(config, None if levels is None else levels[level])
         for draw in range(draws)
     ]
     # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
-    tuned.sort(key=lambda unit: -int(unit.cells[0].coordinates["size"]))
-    probes = [Unit(f"mastery, part {i + 1} of {len(parts)}", (cell,)) for i, cell in enumerate(parts)]
-    return Plan(tuple(probes), (Unit("the base model's own answers", (base_cell,)), *tuned))
+    tuned.sort(key=lambda unit: -float(unit.cells[0].coordinates["size"] or math.inf))
+    return Plan(
+        tuple(Unit(f"mastery, part {i + 1} of {len(probes)}", (cell,)) for i, cell in enumerate(probes)),
+        (Unit("the base model's own answers", (base_cell,)), *tuned),
+    )
 
 
 def field_of(config: StudyConfig, field: str) -> Any:
@@ -249,11 +268,17 @@ def _cell(
     return Cell(kind, coordinates, {**common, "key": coordinates, "settings": settings, "earlier": earlier})
 
 
-def _sizes(config: StudyConfig) -> list[tuple[int, bool, int]]:
-    """(size, whether it is the learning-rate control, number of draws)."""
-    control_draws = min(config.control_draws or config.draws, config.draws)
-    control = [(max(config.sizes), True, control_draws)] if config.control_rate is not None else []
-    return [(size, False, config.draws) for size in config.sizes] + control
+def _sizes(config: StudyConfig, whole: int | None) -> list[tuple[int | None, str | None, int]]:
+    """(size, its name among the coordinates where it is none of the grid, number of draws) of one level.
+
+    ``whole`` is the number of the level's training facts, None where that is not known yet.
+    """
+    sizes: list[tuple[int | None, str | None, int]] = [(size, None, config.draws) for size in config.numbers]
+    if ALL in config.sizes:
+        sizes.append((whole, ALL, config.draws))
+    if config.control_rate is not None:
+        sizes.append((config.largest, RATE_CONTROL, min(config.control_draws or config.draws, config.draws)))
+    return sizes
 
 
 def _tuned_unit(
@@ -261,12 +286,12 @@ def _tuned_unit(
     common: Mapping[str, Any],
     made: Mapping[str, Any],
     level: int,
-    size: int,
+    size: int | None,
     draw: int,
-    control: bool,
+    control: str | None,
 ) -> Unit:
     rate = config.training.learning_rate
-    if control:
+    if control == RATE_CONTROL:
         assert config.control_rate is not None
         rate *= config.control_rate
     coordinates = {
@@ -274,7 +299,7 @@ def _tuned_unit(
         "size": size,
         "draw": draw,
         "learning_rate": rate,
-        "control": "learning_rate" if control else None,
+        "control": control,
     }
     tuned = _cell("tuned", coordinates, config, common, made)
     made = {**made, "tuned": tuned.digest}
@@ -284,5 +309,6 @@ def _tuned_unit(
         kinds += ["train_set"] if config.restoration.train_set_fractions else []
         kinds += ["layer_groups"] if config.restoration.layer_group else []
     cells = (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds))
-    name = f"level {level}, {size} facts, draw {draw + 1}" + (f", rate {rate:.2g}" if control else "")
+    name = f"level {level}, {ALL if control == ALL else size} facts, draw {draw + 1}"
+    name += f", rate {rate:.2g}" if control == RATE_CONTROL else ""
     return Unit(name, cells)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import load_tokenizer, prepared, torch_device
-from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.studies.config import Executor, StudyConfig
+from knowshift.studies.cost import CostModel, Estimate, check_device
 from knowshift.studies.executors import EXECUTORS
-from knowshift.studies.folder import check_folder, check_levels, remove_leftovers, write_manifest
-from knowshift.studies.plan import Plan, make_plan, probed_facts
-from knowshift.studies.work import find_base
+from knowshift.studies.folder import check_folder, check_levels, levels_of, remove_leftovers, write_manifest
+from knowshift.studies.plan import Cell, Plan, make_plan, outline, probed_facts
+from knowshift.studies.readiness import Readiness, find_base, probed_of, readiness, shape_at_hand, weights_of
 from knowshift.system.workers import cores
 from knowshift.training.precision import check_trainable, stored_dtype
 
@@ -28,8 +28,10 @@ from knowshift.training.precision import check_trainable, stored_dtype
 Progress = Callable[[int, int, str, float, float], None]
 
 
-def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
+def plan_of(config: StudyConfig, run: Path | None = None) -> tuple[Plan, dict[str, Any]]:
     """The plan of a study, and what its manifest says about facts and model.
+
+    Where ``run`` holds all of mastery, training sets of all facts of a level have their size.
 
     Raises:
         InputError: the source or the model cannot be read; the model would be trained in float16; a level cannot have
@@ -40,18 +42,68 @@ def plan_of(config: StudyConfig) -> tuple[Plan, dict[str, Any]]:
     model = describe_model(files, dtype=config.dtype, device=config.device)
     if config.dtype == "auto":
         check_trainable(config.model, stored_dtype(files.weights))
-    plan = make_plan(config, source.facts, source.digest(), model["identity"])
-    probed = [source.facts[index] for index in probed_facts(source.facts, config)]
-    train = sum(1 for fact in probed if fact.split == "train")
-    if train < max(config.sizes):
-        raise InputError(
-            f"{config.facts}: {train} training facts are probed, {max(config.sizes)} asked as one training set"
-        )
+    described = (source.digest(), model["identity"])
+    plan = make_plan(config, source.facts, *described)
+    if run is not None and not plan.settled:
+        plan = make_plan(config, source.facts, *described, levels=levels_of(run, plan))
+    _check_sizes(config, plan)
     about = {
         "model": {"name": config.model, **model},
-        "source": {"name": config.facts, "digest": source.digest(), "facts": len(source.facts), "probed": len(probed)},
+        "source": {
+            "name": config.facts,
+            "digest": described[0],
+            "facts": len(source.facts),
+            "probed": plan.train + plan.test,
+        },
     }
     return plan, about
+
+
+def _check_sizes(config: StudyConfig, plan: Plan) -> None:
+    if plan.train < config.largest:
+        raise InputError(
+            f"{config.facts}: {plan.train} training facts are probed, {config.largest} asked as one training set"
+        )
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A study before it runs."""
+
+    plan: Plan
+    missing: list[Cell]  # what is not in the run folder yet
+    about: dict[str, Any]  # model and source, as in the manifest where they are at hand
+    estimate: Estimate | None  # of what is missing; None where nothing tells the size of the model
+    ready: Readiness
+    assumed: list[str]  # what the estimate takes for granted
+
+
+def preview(config: StudyConfig, run: Path, executor: Executor) -> Preview:
+    """What a study would do and take. Nothing is fetched: what is not at hand is replaced by known numbers.
+
+    Raises:
+        InputError: as :func:`plan_of`, of what is at hand.
+    """
+    ready, shape = readiness(config, executor), shape_at_hand(config)
+    weights = None if shape is None else shape.weights
+    if ready.all:
+        plan, about = plan_of(config, run)
+        weights = about["model"]["weights"]
+    else:
+        if ready.facts:
+            facts = load_facts(config.facts).facts
+            split = [facts[index].split for index in probed_facts(facts, config)]
+            counts = (split.count("train"), split.count("test"))
+        else:
+            counts = probed_of(config)
+        plan = outline(config, *counts)
+        _check_sizes(config, plan)
+        about = {"model": {"name": config.model}, "source": {"name": config.facts, "probed": sum(counts)}}
+    missing = [cell for unit in plan.units for cell in unit.missing(run)] if ready.all else plan.cells
+    if weights is None:
+        return Preview(plan, missing, about, None, ready, [])
+    costs = CostModel(config, plan, weights, shape)
+    return Preview(plan, missing, about, costs.estimate(missing), ready, costs.assumed)
 
 
 def describe_model(files: ModelFiles, *, dtype: str, device: str) -> dict[str, Any]:
@@ -65,7 +117,7 @@ def describe_model(files: ModelFiles, *, dtype: str, device: str) -> dict[str, A
         "identity": files.identity(),
         "dtype": dtype,
         "device": str(torch_device(device)),
-        "weights": sum(math.prod(shape) for shape in StoredTensors(files.weights).shapes.values()),
+        "weights": weights_of(files),
     }
 
 
@@ -82,8 +134,11 @@ def run_study(
     Raises:
         InputError: the folder holds the run of another config; a level has fewer facts than a size asks for.
     """
-    plan, about = plan_of(config)
     check_folder(run, config)
+    plan, about = plan_of(config, run)
+    costs = CostModel(config, plan, about["model"]["weights"], shape_at_hand(config))
+    if executor != "ray":
+        check_device(config, costs.weights, costs.shape)
     lock = FileLock(run.parent / f".{run.name}.lock")
     run.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -96,13 +151,17 @@ def run_study(
     try:
         write_manifest(run, config, plan, about, seconds)
         remove_leftovers(run)
-        missing = {unit.title: unit.cost for unit in plan.units if unit.missing(run)}
+        missing = {unit.title: sum(map(costs.seconds, cells)) for unit in plan.units if (cells := unit.missing(run))}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
         processes = min(workers or _workers(config), max(1, len(missing)))
         with _shared(config, executor, missing) as found, EXECUTORS[executor](run, config, found, processes) as do:
-            for stage in (plan.probes, plan.tuned):
-                if stage is plan.tuned:
-                    check_levels(run, config, plan)
+            for tuning in (False, True):
+                if tuning:
+                    counts = levels_of(run, plan)
+                    assert counts is not None
+                    check_levels(config, counts)
+                    plan = plan if plan.settled else plan_of(config, run)[0]
+                stage = plan.tuned if tuning else plan.probes
                 for title, took in do([unit for unit in stage if unit.title in missing]):
                     seconds[title] = round(took, 2)
                     behind += missing[title]

@@ -15,21 +15,18 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.known_facts import COLUMNS, KnownFacts
-from knowshift.models.finding import ModelFiles, find_model
+from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.records import read_columns
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
+from knowshift.studies.cost import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
+from knowshift.studies.readiness import find_base, shape_at_hand, weights_of
 from knowshift.system.allocator import steady_heap
 from knowshift.token_shift import ShiftItems, items_of, token_shift
-
-
-def find_base(config: StudyConfig) -> ModelFiles:
-    """Where the model of a study lies."""
-    return find_model(config.model, revision=config.revision, base=config.base, base_revision=config.base_revision)
 
 
 class Worker:
@@ -43,9 +40,12 @@ class Worker:
         torch.set_num_threads(config.threads)
         self.run, self.config, self.found = run, config, found
         self.source = load_facts(config.facts)
-        self.base: LoadedModel = load_found(found or find_base(config), dtype=config.dtype, device=config.device)
+        files = found or find_base(config)
+        check_device(config, weights_of(files), shape_at_hand(config))
+        self.base: LoadedModel = load_found(files, dtype=config.dtype, device=config.device)
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
-        self.base_weights = {name: tensor.detach().clone() for name, tensor in self.base.model.named_parameters()}
+        # The base's own weights, not a copy: a model is tuned in a copy, and nothing else changes weights.
+        self.base_weights = {name: tensor.detach() for name, tensor in self.base.model.named_parameters()}
         self._in_memory: tuple[str, LoadedModel] | None = None
         self._chosen: dict[str, list[Fact]] = {}
         self._items: ShiftItems | None = None

@@ -35,6 +35,12 @@ def offline() -> bool:
     return any(value.strip().upper() in {"1", "ON", "YES", "TRUE"} for value in asked)
 
 
+def cached_entity_questions(folder: Path | None = None) -> Path | None:
+    """The zip in the cache, or None; the network is not asked."""
+    target = (folder or cache_folder()) / _NAME
+    return target if target.is_file() else None
+
+
 def fetch_entity_questions(url: str | None = None, folder: Path | None = None) -> Path:
     """The path of the checked zip in the cache, fetched from ``url`` (default :data:`URL`) if it is not there yet.
 
@@ -47,8 +53,8 @@ def fetch_entity_questions(url: str | None = None, folder: Path | None = None) -
     """
     url = url or URL
     target = (folder or cache_folder()) / _NAME
-    if target.is_file():
-        return target
+    if (cached := cached_entity_questions(folder)) is not None:
+        return cached
     advice = _ADVICE.format(url=url)
     if offline():
         raise InputError(f"entity-questions: not in the cache ({target}) and offline (HF_HUB_OFFLINE); {advice}")

@@ -1,0 +1,288 @@
+"""What a study costs, before it runs: token positions, time, disk and memory, from its plan and its model's shape.
+
+Time is the number of operations divided by a rate. The numbers below are measured (docs/mastery.md, docs/weights.md,
+docs/study.md) except where they say "assumed". The same estimate weighs the units of a running study, so that its
+progress tells the time left.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from knowshift.errors import InputError
+from knowshift.models.loading import torch_device
+from knowshift.models.sampling.session import CACHE_BYTES, STAY_BYTES
+from knowshift.studies.config import StudyConfig
+from knowshift.studies.plan import Cell, Plan
+from knowshift.studies.shape import Shape
+
+#: Token positions of one fact at the paper's 10 draws of 21 prompts and 32 tokens, by estimate: of the shipped model,
+#: whose texts are short, and of SmolLM2-135M on EntityQuestions (docs/mastery.md).
+WORLD_POSITIONS = {"hits": 371, "expected": 206}
+REAL_POSITIONS = {"hits": 6145, "expected": 1086}
+#: Tokens, mean of EntityQuestions under SmolLM2's tokenizer: of the fine-tuning prompt, and of an example in a batch of
+#: 8 padded to the longest. With a shared prefix: of an example of the shipped world (144 tokens a step of 8).
+PROMPT, EXAMPLE, SHARED_EXAMPLE = 20, 30, 18
+#: Tokens of an answer at most; assumed for all answers, since untuned and restored models often go on to the end.
+ANSWER = 16
+#: Tokens that a position has before it, for the operations of attention; assumed.
+CONTEXT = 32
+#: Of the facts asked, those of level 4, whose first token is compared; and of a training set of a whole level. Assumed.
+SHARE_OF_LEVEL = 1 / 5
+#: Processor seconds for one weight: compared with the base, and put back at all fractions of one criterion
+#: (docs/weights.md: 20.2 s and 6.4 s for 486 million).
+COMPARED, RESTORED = 20.2 / 486e6, 6.4 / 486e6
+
+#: Operations a second of one CPU core: 480 token positions a second of SmolLM2-135M on two cores (docs/mastery.md).
+CORE = 65e9
+#: Seconds of a step of AdamW for one float32 weight on a CPU (docs/study.md: 0.228 s for 134.5 million).
+ADAM = 0.228 / 134.5e6
+#: Peak operations a second of an 80 GB GPU (NVIDIA H100 SXM, data sheet, without sparsity), and the assumed share.
+GPU_PEAK = {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12}
+GPU_SHARE = 0.3
+GPU_BYTES = 80 * 10**9
+#: Bytes a second of its memory (the same sheet), of which half is assumed; AdamW reads four and writes three values.
+GPU_BANDWIDTH = 3.35e12 / 2
+
+#: Bytes of a weight; "auto" is taken to be the 16 bits in which most checkpoints are stored.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+#: Bytes on disk of a row of a mastery and of an answer record, of files of 796 rows (docs/study.md).
+MASTERY_ROW, ANSWER_ROW = 167, 35
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one worker needs on its device."""
+
+    mastery: int  # weights and, at most, keys and values; with less memory it takes longer
+    training: int  # base, tuned weights, gradients, two moments of Adam, activations
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of 80 GB that hold a training together. A study trains on one device, so one must hold it."""
+        return math.ceil(self.training / GPU_BYTES)
+
+
+def memory_of(config: StudyConfig, weights: int, shape: Shape | None) -> Memory:
+    """The memory of one worker, for a model of so many weights; without a shape, without its activations."""
+    wide = BYTES[config.dtype]
+    kind = "cpu" if _on_cpu(config) else "cuda"
+    autocast = config.training.bfloat16
+    # Base, tuned, gradients and two moments; autocast keeps a copy of the weights in two bytes for the backward pass.
+    states = weights * (5 * wide + (2 if autocast and wide > 2 else 0))
+    activations = 0
+    if shape is not None:
+        tokens = config.training.batch_size * EXAMPLE
+        narrow = 2 if autocast else wide
+        of_layer = tokens * (10 * shape.hidden + 4 * shape.feed_forward) * narrow
+        kept = tokens * shape.hidden * narrow * shape.layers + of_layer
+        activations = kept if config.training.gradient_checkpointing else shape.layers * of_layer
+        activations += 3 * 4 * tokens * shape.vocabulary  # logits, their float32, their gradients
+    return Memory(weights * wide + CACHE_BYTES[kind] + STAY_BYTES[kind], states + activations)
+
+
+def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> None:
+    """:func:`check_memory` of this machine's device, where that is a GPU."""
+    place = torch_device(config.device)
+    if place.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(place)
+        check_memory(config, memory_of(config, weights, shape).training, free)
+
+
+def check_memory(config: StudyConfig, needed: int, free: int) -> None:
+    """Refuse a device that is too small for a training.
+
+    Args:
+        needed: bytes of a training (:func:`memory_of`).
+        free: bytes free on the device.
+
+    Raises:
+        InputError: says both numbers, and what needs less.
+    """
+    if needed <= free:
+        return
+    less = "" if BYTES[config.dtype] == 2 else "--set dtype=bfloat16, a smaller model or "
+    raise InputError(
+        f"{config.device}: training {config.model} in {config.dtype} takes about {needed / 1e9:.1f} GB, "
+        f"{free / 1e9:.1f} GB are free; use {less}a device with more memory (a training is not divided among devices)"
+    )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a study, or what is left of it, takes by this model."""
+
+    positions: int  # of mastery
+    steps: int  # of training
+    answers: int
+    seconds: dict[str, float] = field(repr=False)  # of one worker, by kind of cell
+    disk: int  # bytes of the run folder
+    memory: Memory
+    device: str
+    threads: int
+
+    @property
+    def hours(self) -> float:
+        """Hours of one worker: GPU-hours, or hours of ``threads`` CPU cores."""
+        return sum(self.seconds.values()) / 3600
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.split(":")[0] != "cpu"
+
+    def as_record(self) -> dict[str, Any]:
+        """As ``knowshift study --dry-run --json`` prints it."""
+        on_gpu = self.on_gpu
+        return {
+            "mastery_positions": self.positions,
+            "training_steps": self.steps,
+            "answers": self.answers,
+            "gpu_hours" if on_gpu else "core_hours": round(self.hours * (1 if on_gpu else self.threads), 3),
+            "hours": {kind: round(seconds / 3600, 4) for kind, seconds in self.seconds.items()},
+            "disk_bytes": self.disk,
+            "memory_bytes": {"mastery": self.memory.mastery, "training": self.memory.training},
+            "gpus_of_80_gb": self.memory.gpus,
+        }
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Costs of the cells of ``plan``, with a model of so many weights; without a shape, two operations a weight."""
+
+    config: StudyConfig
+    plan: Plan
+    weights: int
+    shape: Shape | None = None
+
+    @cached_property
+    def _position(self) -> float:
+        """Seconds of a token position in a forward pass."""
+        flops = 2 * self.weights if self.shape is None else self.shape.flops(CONTEXT)
+        return flops / self._rate(self.config.dtype)
+
+    @property
+    def _step(self) -> float:
+        """Seconds of a step of the optimiser, beside its passes through the model."""
+        if _on_cpu(self.config):
+            return self.weights * ADAM
+        return self.weights * 7 * BYTES[self.config.dtype] / GPU_BANDWIDTH
+
+    def _rate(self, dtype: str) -> float:
+        if _on_cpu(self.config):
+            return CORE * self.config.threads
+        return GPU_SHARE * GPU_PEAK["bfloat16" if dtype == "auto" else dtype]
+
+    @cached_property
+    def asked(self) -> int:
+        """Test facts that every model answers, at most."""
+        most = self.config.evaluation.facts_per_level
+        return self.plan.test if most is None else min(self.plan.test, 2 * 5 * most)
+
+    @property
+    def positions_of_fact(self) -> float:
+        """Token positions that the mastery of one fact takes; a rule that stops early takes fewer."""
+        mastery = self.config.mastery
+        texts = mastery.draws_per_prompt / 10 if mastery.estimate == "hits" else (mastery.texts or 2) / 2
+        if self.config.facts.startswith("world:"):
+            return texts * WORLD_POSITIONS[mastery.estimate]
+        return texts * REAL_POSITIONS[mastery.estimate] * mastery.max_new_tokens / 32
+
+    def size_of(self, cell: Cell) -> int:
+        """Facts of a cell's training set; where mastery has not told them yet, a fifth of the facts probed."""
+        size = cell.coordinates["size"]
+        return round(self.plan.train * SHARE_OF_LEVEL) if size is None else int(size)
+
+    def steps(self, cell: Cell) -> int:
+        training = self.config.training
+        return training.epochs * -(-self.size_of(cell) // training.batch_size)
+
+    def answers(self, cell: Cell) -> int:
+        """Answers that a cell asks for."""
+        restoration = self.config.restoration
+        if cell.kind == "train_set":
+            trained = min(self.size_of(cell), restoration.train_set_facts or self.size_of(cell))
+            return trained * (1 + len(restoration.train_set_fractions))
+        if cell.kind == "layer_groups":
+            layers = self.shape.layers if self.shape is not None else 0
+            return self.asked // 2 * -(-layers // restoration.layer_group)  # in-domain, half of the facts
+        times = {"base": 3, "evaluation": 1, "restoration": len(restoration.fractions) * len(restoration.criteria)}
+        return self.asked * times.get(cell.kind, 0)
+
+    def seconds(self, cell: Cell) -> float:
+        """Seconds that a cell takes one worker, without loading a model."""
+        config, threads = self.config, self.config.threads
+        answering = self.answers(cell) * (PROMPT + ANSWER) * self._position
+        if cell.kind == "mastery":
+            return float(cell.inputs["probed"]["count"]) * self.positions_of_fact * self._position
+        if cell.kind == "tuned":
+            tokens = config.training.epochs * self.size_of(cell)
+            tokens *= SHARED_EXAMPLE if config.training.shared_prefix else EXAMPLE
+            passes = 4 if config.training.gradient_checkpointing else 3  # the backward pass is two forward ones
+            slower = self._rate(config.dtype) / self._rate("bfloat16" if config.training.bfloat16 else config.dtype)
+            return tokens * passes * self._position * slower + self.steps(cell) * self._step
+        if cell.kind == "token_shift":
+            return 2 * self.asked * SHARE_OF_LEVEL * PROMPT * self._position
+        if cell.kind == "weight_change":
+            return self.weights * COMPARED / threads
+        if cell.kind in ("restoration", "train_set"):
+            ranked = len(config.restoration.criteria) if cell.kind == "restoration" else 1
+            return answering + ranked * self.weights * RESTORED / threads
+        return answering
+
+    def estimate(self, cells: Iterable[Cell]) -> Estimate:
+        """What these cells take; disk is that of the whole run."""
+        seconds: Counter[str] = Counter()
+        probed = steps = answers = 0
+        for cell in cells:
+            seconds[cell.kind] += self.seconds(cell)  # type: ignore[assignment]
+            probed += cell.inputs["probed"]["count"] if cell.kind == "mastery" else 0
+            steps += self.steps(cell) if cell.kind == "tuned" else 0
+            answers += self.answers(cell)
+        kept = sum(cell.kind == "tuned" for cell in self.plan.cells) if self.config.keep_checkpoints else 0
+        disk = kept * self.weights * BYTES[self.config.dtype]
+        disk += (self.plan.train + self.plan.test) * MASTERY_ROW + sum(map(self.answers, self.plan.cells)) * ANSWER_ROW
+        return Estimate(
+            round(probed * self.positions_of_fact),
+            steps,
+            answers,
+            {kind: float(value) for kind, value in seconds.items()},
+            disk,
+            memory_of(self.config, self.weights, self.shape),
+            self.config.device,
+            self.config.threads,
+        )
+
+    @property
+    def assumed(self) -> list[str]:
+        """What the estimate takes for granted, one line each."""
+        mastery = self.config.mastery
+        source = "the shipped model" if self.config.facts.startswith("world:") else "SmolLM2-135M on EntityQuestions"
+        lines = [
+            f"mastery: {self.positions_of_fact:,.0f} token positions a fact ({mastery.estimate}, measured on {source})",
+            f"{EXAMPLE} tokens an example, {PROMPT} a question, {ANSWER} an answer, {CONTEXT} before a position",
+        ]
+        if _on_cpu(self.config):
+            lines.append(f"a CPU core does {CORE / 1e9:.0f} billion operations a second (measured in float32)")
+        else:
+            lines.append(
+                f"a GPU of 80 GB does {GPU_SHARE:.0%} of its peak: {GPU_PEAK['float32'] / 1e12:.0f} trillion "
+                f"operations a second in float32, {GPU_PEAK['bfloat16'] / 1e12:.0f} in bfloat16 (not measured)"
+            )
+        if "all" in self.config.sizes:
+            lines.append(f"a level holds a fifth of the {self.plan.train:,} training facts probed, until mastery tells")
+        if mastery.stopping != "full":
+            lines.append(f"mastery makes every draw; {mastery.stopping} makes fewer")
+        if self.shape is None:
+            lines.append("memory without activations: the model's configuration does not tell its shape")
+        return lines
+
+
+def _on_cpu(config: StudyConfig) -> bool:
+    return config.device.split(":")[0] == "cpu"

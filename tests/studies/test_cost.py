@@ -1,0 +1,132 @@
+"""The cost of a study against what was measured, against formulas written out here, and its refusal of small GPUs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from knowshift.errors import InputError
+from knowshift.studies.config import StudyConfig, load_preset
+from knowshift.studies.cost import CostModel, check_memory, memory_of
+from knowshift.studies.plan import outline
+from knowshift.studies.shape import Shape, known_models
+
+TINY = Shape(4, 160, 448, 5, 5, 32, 4096, gated=True, tied=True)
+
+
+def costs(config: StudyConfig, train: int, test: int, weights: int, shape: Shape | None) -> CostModel:
+    return CostModel(config, outline(config, train, test), weights, shape)
+
+
+def test_the_shipped_study_as_it_was_measured() -> None:
+    """docs/results.md: 7,170 steps, 275 times 500 answers of tuned models, 802 s of processor time.
+
+    Restored models were not asked their training facts then.
+    """
+    model = costs(load_preset("tiny", {"restoration.train_set_fractions": []}), 14_700, 1_600, 1_926_560, TINY)
+    told = model.estimate(model.plan.cells)
+    assert told.positions == 16_300 * 206
+    assert told.steps == 7_170
+    assert told.answers == (275 + 3) * 500  # and the base model's, in three forms
+    seconds = 3600 * told.hours
+    assert 0.7 * 802 < seconds < 1.1 * 802
+    assert told.memory.training < 0.2e9
+    assert told.as_record()["core_hours"] == pytest.approx(seconds / 3600, abs=1e-3)
+
+
+def test_a_training_of_a_real_model_as_it_was_measured() -> None:
+    """docs/study.md: SmolLM2-135M, float32, one thread: 3.53 s a step of 8 examples and 3.35 GB, imports included."""
+    shape = known_models()["HuggingFaceTB/SmolLM2-135M"].shape
+    config = load_preset("smollm2-135m", {"training.shared_prefix": False})
+    model = costs(config, 8_000, 800, 134_515_008, shape)
+    cell = next(c for c in model.plan.cells if c.kind == "tuned" and c.coordinates["size"] == 240)
+    assert model.steps(cell) == 30
+    assert model.seconds(cell) / 30 == pytest.approx(3.53, rel=0.15)
+    assert memory_of(config, 134_515_008, shape).training == pytest.approx(3.35e9, rel=0.1)
+
+
+def test_the_parts_of_a_cost_by_formulas_written_out() -> None:
+    shape = known_models()["meta-llama/Meta-Llama-3-8B"].shape
+    weights, config = 8_030_261_248, load_preset("llama-3-8b")
+    model = costs(config, 75_944, 21_168, weights, shape)
+    layer = 2 * 4096 * 128 * (32 + 8) + 3 * 4096 * 14336
+    assert shape.layer_weights == 32 * layer
+    forward = 2 * (32 * layer + 128256 * 4096) + 4 * 32 * 32 * 128 * 32
+    assert shape.flops(32) == forward
+    position = forward / (0.3 * 67e12)
+    by_kind: dict[str, Any] = {}
+    for cell in model.plan.cells:
+        by_kind.setdefault(cell.kind, []).append(cell)
+    assert model.seconds(by_kind["mastery"][0]) == pytest.approx(500 * 6145 * position)
+    assert model.seconds(by_kind["evaluation"][0]) == pytest.approx(21_168 * 36 * position)
+    restored = 14 * 21_168 * 36 * position + 2 * weights * 6.4 / 486e6 / 8
+    assert model.seconds(by_kind["restoration"][0]) == pytest.approx(restored)
+    train_set = 3 * 1920 * 36 * position + weights * 6.4 / 486e6 / 8
+    assert model.seconds(by_kind["train_set"][0]) == pytest.approx(train_set)
+    assert model.seconds(by_kind["layer_groups"][0]) == pytest.approx(8 * 10_584 * 36 * position)
+    tuned = next(c for c in by_kind["tuned"] if c.coordinates["size"] == 1920)
+    passes = 1920 * 30 * 3 * forward / (0.3 * 989e12)
+    assert model.seconds(tuned) == pytest.approx(passes + 240 * weights * 28 / (3.35e12 / 2))
+    # Weights and gradients, two moments, the base, and a copy in two bytes for autocast.
+    assert memory_of(config, weights, None).training == weights * (4 * 5 + 2)
+    assert model.estimate([]).hours == 0
+    assert model.estimate(model.plan.cells).memory.gpus == 3
+
+
+def test_all_facts_of_all_levels_are_the_facts_probed() -> None:
+    model = costs(load_preset("llama-3-8b"), 75_944, 21_168, 10, None)
+    of_all = [c for c in model.plan.cells if c.kind == "tuned" and c.coordinates["control"] == "all"]
+    assert len(of_all) == 25
+    assert sum(map(model.size_of, of_all)) == pytest.approx(5 * 75_944, abs=25)
+
+
+CHANGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "device": st.sampled_from(["cpu", "cuda", "cuda:1"]),
+        "dtype": st.sampled_from(["float32", "bfloat16", "auto"]),
+        "keep_checkpoints": st.booleans(),
+        "draws": st.integers(1, 3),
+        "mastery.estimate": st.sampled_from(["hits", "expected"]),
+        "training.bfloat16": st.booleans(),
+        "training.gradient_checkpointing": st.booleans(),
+        "sizes": st.sampled_from([[60], [60, "all"], [60, 240, 960, 1920]]),
+    },
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(CHANGES, st.sampled_from(sorted(known_models())), st.integers(2000, 20_000))
+def test_an_estimate_is_the_sum_of_its_parts_and_grows_with_the_study(
+    changes: dict[str, Any], name: str, facts: int
+) -> None:
+    config, shape = load_preset("tiny", changes), known_models()[name].shape
+    model = costs(config, facts, 500, shape.weights, shape)
+    cells = model.plan.cells
+    whole, half, rest = (model.estimate(part) for part in (cells, cells[::2], cells[1::2]))
+    assert whole.hours == pytest.approx(half.hours + rest.hours)
+    assert whole.answers == half.answers + rest.answers
+    assert whole.steps == half.steps + rest.steps
+    assert all(seconds > 0 for seconds in whole.seconds.values())
+    assert json.loads(json.dumps(whole.as_record())) == whole.as_record()
+    assert whole.disk >= (shape.weights if config.keep_checkpoints else 0)
+    more = costs(config, facts + 1000, 500, shape.weights, shape)
+    assert more.estimate(more.plan.cells).hours > whole.hours
+    assert all(line.isprintable() for line in model.assumed)
+
+
+@given(st.integers(1, 10**12), st.integers(1, 10**12))
+def test_a_gpu_that_is_too_small_is_refused_with_both_numbers(needed: int, free: int) -> None:
+    config = load_preset("llama-3-8b")
+    if needed <= free:
+        check_memory(config, needed, free)
+        return
+    with pytest.raises(InputError) as told:
+        check_memory(config, needed, free)
+    assert f"takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" in str(told.value)
+    assert "cuda: training meta-llama/Meta-Llama-3-8B in float32" in str(told.value)
+    assert "--set dtype=bfloat16" in str(told.value)

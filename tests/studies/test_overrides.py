@@ -1,0 +1,127 @@
+"""``--set KEY=VALUE``, ``--model`` and ``--facts``: every field of a config, and one line for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import knowshift
+from knowshift.errors import InputError
+from knowshift.studies.config import StudyConfig, dotted_keys, load_preset, parse_config
+from knowshift.studies.plan import field_of
+
+#: A value of each field that is not the one of the preset tiny.
+OTHER: dict[str, Any] = {
+    "name": "other",
+    "model": "m",
+    "facts": "f",
+    "revision": "main",
+    "base": "b",
+    "base_revision": "main",
+    "dtype": "bfloat16",
+    "device": "cuda:1",
+    "threads": 3,
+    "seed": 9,
+    "levels": [1, 2],
+    "draws": 4,
+    "sizes": [60, 1920, "all"],
+    "control_rate": 0.5,
+    "control_draws": 2,
+    "keep_checkpoints": True,
+    "mastery.draws_per_prompt": 4,
+    "mastery.temperature": 1.5,
+    "mastery.max_new_tokens": 8,
+    "mastery.stopping": "sequential",
+    "mastery.estimate": "hits",
+    "mastery.texts": 3,
+    "mastery.train_facts": 7,
+    "mastery.test_facts": 8,
+    "mastery.facts_per_cell": 9,
+    "training.learning_rate": 3e-5,
+    "training.batch_size": 2,
+    "training.epochs": 2,
+    "training.schedule": "linear",
+    "training.bfloat16": True,
+    "training.gradient_checkpointing": True,
+    "training.shared_prefix": False,
+    "training.report_to": "wandb",
+    "evaluation.facts_per_level": 5,
+    "evaluation.few_shot": 0,
+    "restoration.fractions": [0.5],
+    "restoration.criteria": ["absolute"],
+    "restoration.region": "mlp",
+    "restoration.sizes": [60],
+}
+
+
+def test_every_field_of_a_preset_can_be_set() -> None:
+    assert set(dotted_keys()) == set(OTHER)
+    before = load_preset("tiny")
+    for key, value in OTHER.items():
+        after = load_preset("tiny", {key: value})
+        assert field_of(after, key) == value != field_of(before, key), key
+        changed = {other for other in OTHER if field_of(after, other) != field_of(before, other)}
+        assert changed == {key}
+
+
+def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
+    config = tmp_path / "study.yaml"
+    config.write_text("name: s\nmodel: world:tiny\nfacts: world:tiny\nrevision: main\ndraws: 1\nseed: 4\n")
+    told = ["training.learning_rate=3e-5", "sizes=[8, all]", "control_rate=null", "draws=2", "draws=1"]
+    plan = knowshift.plan_study(config, model="world:tiny", overrides=told, output_dir=tmp_path / "run")
+    assert plan.cells["tuned"] == 5 * 2
+    assert "revision" in config.read_text()  # of the other model: it is dropped, and nothing is written
+    same = knowshift.plan_study(
+        config, overrides={yaml.safe_load("model"): "world:tiny", "draws": 2}, output_dir=tmp_path / "run"
+    )
+    assert same.cells["tuned"] == 5 * 2 * 5
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("training.learning_rat=1", "--set training.learning_rat: unknown key; nearest: 'training.learning_rate'"),
+        ("learning_rate=1", "--set learning_rate: unknown key; nearest: 'training.learning_rate'"),
+        ("trainng.epochs=1", "unknown key; nearest: 'training.epochs'"),
+        ("training=1", "--set training: unknown key"),
+        ("training.learning_rate=fast", "--set training.learning_rate: Input should be a valid number"),
+        ("training.learning_rate=-1", "--set training.learning_rate: Input should be greater than 0 (found -1)"),
+        ("draws=many", "--set draws: Input should be a valid integer"),
+        ("levels=[0, 7]", "--set levels.1: Input should be less than or equal to 4"),
+        ("sizes=[60, al]", "--set sizes.1: expected a whole number, 1 or more, or 'all' (found 'al')"),
+        ("sizes=[0]", "--set sizes.0: expected a whole number, 1 or more, or 'all' (found 0)"),
+        ("sizes=[true]", "--set sizes.0: expected a whole number"),
+        ("sizes=[all]", "sizes: expected at least one number beside 'all'"),
+        ("sizes=[60, all, all]", "sizes: expected distinct values"),
+        ("restoration.sizes=[all]", "--set restoration.sizes.0"),
+        ("mastery.stopping=exact", "stopping rule 'exact' counts hits"),
+        ("dtype=float16", "training in float16 destroys a model"),
+        ("draws", "--set draws: expected KEY=VALUE"),
+        ("=3", "--set =3: expected KEY=VALUE"),
+        ("levels=[0", "--set levels=[0: the value is not YAML"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(told: str, said: str) -> None:
+    with pytest.raises(InputError) as failure:
+        knowshift.plan_study(preset="tiny", overrides=[told])
+    assert said in str(failure.value)
+    assert len(str(failure.value).splitlines()) == 1
+
+
+def test_an_error_of_the_file_still_names_the_file() -> None:
+    text = "name: s\nmodel: m\nfacts: f\ndraws: none\ntraining: 3\n"
+    with pytest.raises(InputError, match=r"^s\.yaml: draws: Input should be a valid integer"):
+        parse_config(text.replace("training: 3", ""), "s.yaml", {"training.epochs": 2})
+    with pytest.raises(InputError, match=r"^s\.yaml: training: expected a mapping, found 3"):
+        parse_config(text, "s.yaml", {"training.epochs": 2})
+    with pytest.raises(InputError, match=r"a list of texts KEY=VALUE"):
+        knowshift.plan_study(preset="tiny", overrides="draws=1")
+
+
+def test_a_configuration_in_memory_can_be_changed_too(tmp_path: Path) -> None:
+    config = StudyConfig(name="s", model="world:tiny", facts="world:tiny", sizes=(8, "all"), draws=1)
+    plan = knowshift.plan_study(config, overrides={"levels": [2], "control_rate": None}, output_dir=tmp_path / "run")
+    assert plan.cells["tuned"] == 2
