@@ -54,6 +54,9 @@ OTHER: dict[str, Any] = {
     "restoration.criteria": ["absolute"],
     "restoration.region": "mlp",
     "restoration.sizes": [60],
+    "restoration.train_set_fractions": [0.4],
+    "restoration.train_set_facts": 30,
+    "restoration.layer_group": 2,
 }
 
 
