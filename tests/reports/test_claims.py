@@ -29,7 +29,6 @@ from knowshift.reports.findings.claims import (
     mean_of,
     more_or_less,
     nats,
-    negated,
     plain,
     points,
     three_ways,
@@ -112,7 +111,7 @@ def test_claims_asked_together_are_adjusted_by_holm() -> None:
 
 
 def test_a_contrast_taken_the_other_way_round() -> None:
-    other = negated(estimate(0.2, 0.1, 0.4, 0.03))
+    other = estimate(0.2, 0.1, 0.4, 0.03).negated()
     assert (other.value, other.low, other.high, other.p) == (-0.2, -0.4, -0.1, 0.03)
     assert (other.error, other.freedom, other.draws) == (0.01, 4.0, 3)
 
