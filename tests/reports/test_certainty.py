@@ -38,8 +38,8 @@ def test_a_claim_that_is_not_shown_begins_with_what_is_excluded() -> None:
 
 def test_a_claim_that_is_shown_excludes_nothing() -> None:
     assert certainty(known(0.5, 0.1, facts=0.009), "nats", True, 0.14) == (
-        "95% interval +0.22 to +0.78 nats. An effect of 0.39 nats would show in four of five such runs; for 0.14 nats no "
-        "number of draws is enough, only more facts."
+        "95% interval +0.22 to +0.78 nats. An effect of 0.38 nats would show in four of five such runs; for 0.14 nats "
+        "no number of draws is enough, only more facts."
     )
 
 

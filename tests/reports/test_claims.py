@@ -17,13 +17,11 @@ from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.findings import level as finding_level
 from knowshift.reports.findings import weights as finding_weights
 from knowshift.reports.findings.claims import (
-    FINDING_COLUMNS,
     Claim,
     Finding,
     adjusted,
     brackets,
     caution,
-    finding_rows,
     from_highest,
     judge,
     mean_of,
@@ -34,6 +32,7 @@ from knowshift.reports.findings.claims import (
     three_ways,
 )
 from knowshift.reports.findings.level import level_finding
+from knowshift.reports.findings.rows import FINDING_COLUMNS, finding_rows
 from knowshift.reports.published import published, published_concentration
 from knowshift.reports.tables.build import Tables, to_csv
 from knowshift.statistics.estimates import MISSING, Estimate, without_interval

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from knowshift.html.table import Table
 from knowshift.html.words import interval_words, signed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.scores import Scores
@@ -179,78 +178,6 @@ def _claim_json(claim: Claim) -> dict[str, Any]:
         "sentence": claim.sentence,
         "certainty": claim.certainty,
     }
-
-
-FINDING_COLUMNS = (
-    "finding",
-    "role",
-    "claim",
-    "scope",
-    "statement",
-    "verdict",
-    "unit",
-    "estimate",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "draws",
-    "margin",
-    "word_estimate",
-    "word_low",
-    "word_high",
-    "relation_low",
-    "relation_high",
-    "excluded",
-    "cluster_low",
-    "cluster_high",
-    "cluster_p",
-    "cluster_freedom",
-    "clusters",
-    "intraclass",
-    "design_effect",
-    "pairs",
-    "gained",
-    "lost",
-    "smallest_effect",
-    "draws_needed",
-    "sentence",
-)
-
-
-def finding_rows(findings: Sequence[Finding]) -> Table:
-    """Every claim as a row; ``role`` is core (part of the finding's verdict), detail or control."""
-    rows = []
-    for finding in findings:
-        for claim in (*finding.claims, *finding.controls):
-            role = "control" if claim in finding.controls else "core" if claim.core else "detail"
-            e, w, r = claim.estimate, claim.word, claim.by_relation
-            c, t = e.clustered, e.turned
-            rows.append(
-                (
-                    finding.number,
-                    role,
-                    claim.name,
-                    claim.scope,
-                    claim.statement,
-                    claim.verdict,
-                    claim.unit,
-                    *(e.value, e.low, e.high, e.p),
-                    claim.p_holm,
-                    e.draws,
-                    claim.margin,
-                    *((w.value, w.low, w.high) if w else (None, None, None)),
-                    *((r.low, r.high) if r else (None, None)),
-                    claim.excluded,
-                    *((c.interval.low, c.interval.high, c.interval.p, c.interval.freedom) if c else (None,) * 4),
-                    *((c.clusters, c.correlation, c.design_effect) if c else (None,) * 3),
-                    *((t.pairs, t.gained, t.lost) if t else (None,) * 3),
-                    claim.smallest_effect,
-                    claim.draws_needed,
-                    claim.sentence,
-                )
-            )
-    return Table("findings", FINDING_COLUMNS, tuple(rows))
 
 
 class ThreeWays(TypedDict):
