@@ -173,3 +173,13 @@ def test_clustered_intervals_hold_the_truth_where_independent_ones_do_not() -> N
         alone += abs(mean) <= 1.96 * math.sqrt(facts_variance(values, group, weights))
     assert 0.92 <= held / 600 <= 0.98
     assert alone / 600 < 0.85
+
+
+def test_one_draw_whose_clusters_do_not_differ_has_no_interval() -> None:
+    """No spread that was seen is not certainty; with two draws their own spread is there."""
+    one = interval_of_covariance(np.array([0.2]), np.zeros((1, 1)), [0], None, 5.0)
+    assert (one.value, one.draws) == (0.2, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.p)
+    two = interval_of_covariance(np.array([0.2, 0.3]), np.zeros((2, 2)), [0, 0], None, 5.0)
+    assert (two.low, two.high) == tuple(map(pytest.approx, stats.t.interval(0.95, 1, 0.25, 0.05)))

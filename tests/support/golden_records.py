@@ -225,11 +225,13 @@ class Scored:
         value = math.fsum(mean_of(values[i] for i in inside) for inside in strata.values())
         fewest = min(map(len, strata.values()))
         used = {g for _, terms in units for _, _, weights in terms for g, w in weights.items() if w}
+        pairs = _pairs_of(units, self) if self.clustered else (NAN, NAN, NAN)
+        missing = Interval(value, draws=fewest, behind=Behind(NAN, NAN, NAN, turned=pairs))
         if not any(i in self.varied for g in used for i in self.groups[g]):
-            return Interval(value, draws=fewest)
+            return missing
         replicates = np.stack([sum(self.replicate(m, d, w) for m, d, w in terms) for _, terms in units])
         if fewest == 1 and float(np.ptp(replicates, axis=1).max()) < 1e-6:
-            return Interval(value, draws=fewest)
+            return missing
         covariance = np.atleast_2d(np.cov(replicates, ddof=1))
         found = self._crossed(values, list(strata.values()), covariance, noise, math.inf)
         return self._with_clusters(found, units, values, list(strata.values()), noise) if self.clustered else found
@@ -259,6 +261,8 @@ class Scored:
         fewest = min(map(len, strata))
         rest = variance - max(facts, 0.0)
         parts = Behind(max(facts, 0.0), rest * fewest, rest**2 / below if below else 1e6)
+        if fewest == 1 and variance < 1e-18:
+            return Interval(value, draws=1)
         if fewest == 1:
             parts = Behind(variance, NAN, NAN)
         below += (variance - draws) ** 2 / freedom_of_facts

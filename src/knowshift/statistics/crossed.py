@@ -87,7 +87,10 @@ def interval_of_covariance(
     freedom_of_facts: float = math.inf,
     confidence: float = 0.95,
 ) -> Estimate:
-    """:func:`crossed_interval` with the covariance of units over facts, known with ``freedom_of_facts``."""
+    """:func:`crossed_interval` with the covariance of units over facts, known with ``freedom_of_facts``.
+
+    With one draw of a stratum and a covariance of 0 nothing has varied, and interval and p are missing.
+    """
     strata = np.asarray(stratum_U)
     labels, counts = np.unique(strata, return_counts=True)
     share_U = 1.0 / counts[np.searchsorted(labels, strata)]
@@ -110,6 +113,8 @@ def interval_of_covariance(
     # Where facts alone say more than that, the rest is the draws' interaction with facts: more draws shrink it too.
     rest = variance - shared
     if fewest == 1:
+        if variance <= (SAME * float(np.abs(values_U).max())) ** 2:
+            return without_interval(_value(values_U, stratum_U), fewest)
         parts = Parts(variance, math.nan, math.nan)
     else:
         parts = Parts(shared, rest * fewest, rest**2 / freedom_sum if freedom_sum > 0 else MANY)

@@ -182,12 +182,14 @@ class Scores:
             noise = pooled_noise([self.values_of(peer) for peer in alike if len(peer) > 1])
         found = crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
         if self.relation is not None and found.known:
-            found = replace(found, clustered=self._clustered(units, values, noise), turned=self._turned(units))
+            found = replace(found, turned=self._turned(units))
         used = np.logical_or.reduce([weights != 0 for unit in units for _, weights in unit.terms])
-        if (used & self.varying).any():
+        if not (used & self.varying).any():
+            # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
+            return replace(without_interval(found.value, found.draws), turned=found.turned)
+        if self.relation is None or math.isnan(found.low):
             return found
-        # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
-        return without_interval(found.value, found.draws)
+        return replace(found, clustered=self._clustered(units, values, noise))
 
     def _clustered(self, units: Sequence[Contribution], values: Floats, noise: DrawNoise | None) -> Clustered | None:
         """The same contrast for other relations; None where no group has two of them.
