@@ -17,24 +17,22 @@ from knowshift.reports.evidence.evidence import read_evidence
 from knowshift.reports.findings import level as finding_level
 from knowshift.reports.findings import weights as finding_weights
 from knowshift.reports.findings.claims import (
-    FINDING_COLUMNS,
     Claim,
     Finding,
     adjusted,
     brackets,
     caution,
-    finding_rows,
     from_highest,
     judge,
     mean_of,
     more_or_less,
     nats,
-    negated,
     plain,
     points,
     three_ways,
 )
 from knowshift.reports.findings.level import level_finding
+from knowshift.reports.findings.rows import FINDING_COLUMNS, finding_rows
 from knowshift.reports.published import published, published_concentration
 from knowshift.reports.tables.build import Tables, to_csv
 from knowshift.statistics.estimates import MISSING, Estimate, without_interval
@@ -112,7 +110,7 @@ def test_claims_asked_together_are_adjusted_by_holm() -> None:
 
 
 def test_a_contrast_taken_the_other_way_round() -> None:
-    other = negated(estimate(0.2, 0.1, 0.4, 0.03))
+    other = estimate(0.2, 0.1, 0.4, 0.03).negated()
     assert (other.value, other.low, other.high, other.p) == (-0.2, -0.4, -0.1, 0.03)
     assert (other.error, other.freedom, other.draws) == (0.01, 4.0, 3)
 

@@ -151,7 +151,11 @@ def test_findings_with_their_verdicts_controls_and_notes(page: str, hand_tables:
         for claim in others:
             assert f'<p>{claim.sentence} <span class="soft">({claim.statement}: {claim.verdict})</span></p>' in told
         controls = [unescape(text) for text in re.findall(r"<li>(.*?)</li>", item)]
-        assert controls[: len(finding.controls)] == [claim.sentence for claim in finding.controls]
+        assert controls[: len(finding.controls)] == [
+            f'{claim.sentence} <span class="soft">{claim.certainty}</span>' for claim in finding.controls
+        ]
+        for claim in (main, *others):
+            assert f'<p class="soft">{claim.certainty}</p>' in told
         for note in finding.notes:
             assert f'<p class="soft">{note}</p>' in told
         assert told.endswith(f'<p class="soft">The paper: {finding.paper}</p>')

@@ -29,7 +29,7 @@ from knowshift.statistics.estimates import (
     widened,
 )
 from knowshift.statistics.holm import holm
-from knowshift.statistics.resampling import group_means, replicated_means, resampling_weights
+from knowshift.statistics.resampling import group_means, resampled_means, resampling_weights
 
 probabilities = st.floats(0, 1, allow_nan=False)
 
@@ -67,11 +67,36 @@ def test_bootstrap_variance_is_the_textbook_one() -> None:
     rng = np.random.default_rng(0)
     hits = rng.random((80, 1)) < 0.3
     group = np.repeat([0, 1], [20, 60])
-    replicated = replicated_means(hits, group, 2, resampling_weights(group, 20_000, 3))
+    replicated, varying = resampled_means(hits, group, 2, 20_000, 3)
+    assert varying.all()
     for g in (0, 1):
         sample = hits[group == g, 0].astype(float)
-        assert replicated[:, 0, g].var() == pytest.approx(sample.var(ddof=1) / len(sample), rel=0.05)
-        assert replicated[:, 0, g].mean() == pytest.approx(sample.mean(), abs=0.002)
+        assert replicated[0, :, g].var() == pytest.approx(sample.var(ddof=1) / len(sample), rel=0.05)
+        assert replicated[0, :, g].mean() == pytest.approx(sample.mean(), abs=0.002)
+
+
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=30), st.integers(0, 1000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_resampled_means_are_those_of_the_weights(groups: list[int], seed: int, in_clusters: bool) -> None:
+    """Linearised round the mean, one stratum at a time, as with all weights at once; group 3 has no facts."""
+    rng = np.random.default_rng(seed)
+    group = np.asarray(groups)
+    cluster = group % 2 * 3 + rng.integers(0, 3, len(group)) if in_clusters else None
+    values = rng.random((len(group), 2))
+    found, varying = resampled_means(values, group, 4, 30, seed, cluster, group % 2)
+    weights = resampling_weights(group, 30, seed, cluster, group % 2)
+    for g in range(3):
+        inside = group == g
+        if not inside.any():
+            continue
+        mean = values[inside].mean(axis=0)
+        expected = mean + weights[:, inside] @ (values[inside] - mean) / inside.sum()
+        assert pytest.approx(expected, abs=1e-6) == found[:, :, g].T
+        stratum = group == g if cluster is None else group % 2 == g % 2
+        units = stratum.sum() if cluster is None else len(np.unique(cluster[stratum]))
+        assert varying[g] == (units > 1)
+    assert np.isnan(found[:, :, 3]).all()
+    assert not varying[3]
 
 
 def test_same_seed_same_weights() -> None:
@@ -112,9 +137,8 @@ def _simulate(rng: np.random.Generator, draws: int, strata: int, facts: int = 12
     draw = 0.04 * rng.standard_normal(draws * strata)
     noise = 0.5 * rng.standard_normal((facts, draws * strata))
     values = (fact[:, None] + draw[None, :] + noise) / strata
-    weights = resampling_weights(np.zeros(facts, dtype=np.int64), 150, int(rng.integers(1 << 30)))
-    replicates = replicated_means(values, np.zeros(facts, dtype=np.int64), 1, weights)[:, :, 0]
-    return values.mean(axis=0), replicates
+    replicated, _ = resampled_means(values, np.zeros(facts, dtype=np.int64), 1, 150, int(rng.integers(1 << 30)))
+    return values.mean(axis=0), replicated[:, :, 0].T
 
 
 @pytest.mark.parametrize(("draws", "strata"), [(2, 5), (3, 1), (3, 5), (5, 1)])

@@ -9,10 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from golden_findings import findings
-from golden_records import Interval, Records
+from golden_records import Behind, Interval, Records, needed, visible
 from golden_tables import Golden
 
 WORD, RELATION = ("word_estimate", "word_low", "word_high"), ("relation_low", "relation_high")
+BEHIND = (
+    *("excluded", "cluster_low", "cluster_high", "cluster_p", "cluster_freedom", "clusters", "intraclass"),
+    *("design_effect", "pairs", "gained", "lost", "smallest_effect", "draws_needed"),
+)
 TEXTS = ("scope", "statement", "sentence")
 
 
@@ -67,7 +71,14 @@ def compare_findings(file: Path, records: Records, texts: Mapping[str, tuple[str
         e, w, r = claim.estimate, claim.word or Interval(), claim.relation or Interval()
         head = (name, str(claim.finding), claim.role, claim.unit, claim.verdict)
         numbers = (e.value, e.low, e.high, e.p, claim.p_holm, e.draws, claim.margin)
-        rows.append((*head, *numbers, w.value, w.low, w.high, r.low, r.high, *(texts or told)[name]))
+        b = e.behind or Behind(math.nan, math.nan, math.nan)
+        c = b.clustered
+        behind = (
+            *(math.nan if claim.verdict == "shown" else e.high, c.low, c.high, c.p, c.freedom),
+            *(b.clusters, b.correlation, b.design_effect, *b.turned),
+            *(visible(e.error, e.freedom), needed(e, 2 * claim.margin)),
+        )
+        rows.append((*head, *numbers, w.value, w.low, w.high, r.low, r.high, *behind, *(texts or told)[name]))
     numbered = ("verdict", "estimate", "low", "high", "p", "p_holm", "draws", "margin")
-    columns = ("claim", "finding", "role", "unit", *numbered, *WORD, *RELATION, *TEXTS)
+    columns = ("claim", "finding", "role", "unit", *numbered, *WORD, *RELATION, *BEHIND, *TEXTS)
     return compare(file, Golden(columns, 1, rows))

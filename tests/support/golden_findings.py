@@ -19,6 +19,7 @@ from golden_records import (
     NAN,
     REPLICATES,
     SEED,
+    Behind,
     Interval,
     Model,
     Records,
@@ -343,4 +344,6 @@ def _above_null(records: Records, name: str) -> Interval:
         return Interval(value, draws=1)
     parts = [(variance_of(v) / len(v) / len(above) ** 2, len(v) - 1) for v in above.values()]
     variance, below = math.fsum(part for part, _ in parts), math.fsum(part**2 / free for part, free in parts)
-    return student(value, math.sqrt(variance), variance**2 / below if below else 1e6, fewest)
+    freedom = variance**2 / below if below else 1e6
+    found = student(value, math.sqrt(variance), freedom, fewest)
+    return found._replace(behind=Behind(0.0, variance * fewest, freedom))

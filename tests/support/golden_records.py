@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy import stats
+from scipy import special, stats
 
 SEED, REPLICATES = 20250916, 1000
 DOMAINS = ("in_domain", "out_of_domain")
@@ -52,12 +52,39 @@ class Interval(NamedTuple):
     draws: int = 0
     error: float = NAN
     freedom: float = NAN
+    behind: Behind | None = None
 
     def wider(self, factor: float) -> Interval:
-        return self if math.isnan(self.error) else student(self.value, self.error * factor, self.freedom, self.draws)
+        if math.isnan(self.error):
+            return self
+        wide = student(self.value, self.error * factor, self.freedom, self.draws)
+        return wide._replace(behind=self.behind and self.behind.wider(factor))
 
     def negated(self) -> Interval:
-        return self._replace(value=-self.value, low=-self.high, high=-self.low)
+        return self._replace(
+            value=-self.value, low=-self.high, high=-self.low, behind=self.behind and self.behind.negated()
+        )
+
+
+class Behind(NamedTuple):
+    """What stands behind an interval: parts of its variance, relations as clusters, pairs of answers."""
+
+    facts: float
+    one_draw: float  # variance of one draw of every stratum
+    freedom: float
+    clustered: Interval = Interval()
+    clusters: Any = NAN
+    correlation: float = NAN
+    design_effect: float = NAN
+    turned: tuple[Any, Any, Any] = (NAN, NAN, NAN)  # pairs, gained, lost
+
+    def wider(self, factor: float) -> Behind:
+        parts = {"facts": self.facts * factor**2, "one_draw": self.one_draw * factor**2}
+        return self._replace(**parts, clustered=self.clustered.wider(factor))
+
+    def negated(self) -> Behind:
+        pairs, gained, lost = self.turned
+        return self._replace(clustered=self.clustered.negated(), turned=(pairs, lost, gained))
 
 
 def student(value: float, error: float, freedom: float, draws: int) -> Interval:
@@ -104,6 +131,7 @@ class Scored:
     facts: list[dict[str, Any]]  # domain, level, relation
     values: dict[tuple[Model, int], list[float]]
     by_relation: bool = False
+    clustered: bool = False
 
     def __post_init__(self) -> None:
         self.groups: dict[Group, list[int]] = {}
@@ -197,17 +225,31 @@ class Scored:
         value = math.fsum(mean_of(values[i] for i in inside) for inside in strata.values())
         fewest = min(map(len, strata.values()))
         used = {g for _, terms in units for _, _, weights in terms for g, w in weights.items() if w}
+        pairs = _pairs_of(units, self) if self.clustered else (NAN, NAN, NAN)
+        missing = Interval(value, draws=fewest, behind=Behind(NAN, NAN, NAN, turned=pairs))
         if not any(i in self.varied for g in used for i in self.groups[g]):
-            return Interval(value, draws=fewest)
+            return missing
         replicates = np.stack([sum(self.replicate(m, d, w) for m, d, w in terms) for _, terms in units])
         if fewest == 1 and float(np.ptp(replicates, axis=1).max()) < 1e-6:
-            return Interval(value, draws=fewest)
+            return missing
         covariance = np.atleast_2d(np.cov(replicates, ddof=1))
-        share = {i: 1 / len(inside) for inside in strata.values() for i in inside}
+        found = self._crossed(values, list(strata.values()), covariance, noise, math.inf)
+        return self._with_clusters(found, units, values, list(strata.values()), noise) if self.clustered else found
+
+    def _crossed(
+        self,
+        values: Sequence[float],
+        strata: Sequence[Sequence[int]],
+        covariance: Any,
+        noise: tuple[float, int] | None,
+        freedom_of_facts: float,
+    ) -> Interval:
+        """The sum of means with the covariance of units over facts, known with so many degrees of freedom."""
+        share = {i: 1 / len(inside) for inside in strata for i in inside}
         facts_alone = math.fsum(share[i] * share[j] * covariance[i, j] for i in share for j in share)
         facts, draws, below = 0.0, 0.0, 0.0
-        for s, mine in strata.items():
-            for t, theirs in strata.items():
+        for s, mine in enumerate(strata):
+            for t, theirs in enumerate(strata):
                 pairs = [(i, j) for i in mine for j in theirs if s != t or i != j or len(mine) == 1]
                 facts += mean_of(covariance[i, j] for i, j in pairs)
             if len(mine) > 1:
@@ -215,7 +257,77 @@ class Scored:
                 draws += own[0] / len(mine)
                 below += (own[0] / len(mine)) ** 2 / own[1]
         variance = max(max(facts, 0.0) + draws, facts_alone)
-        return student(value, math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6, fewest)
+        value = math.fsum(mean_of(values[i] for i in inside) for inside in strata)
+        fewest = min(map(len, strata))
+        rest = variance - max(facts, 0.0)
+        parts = Behind(max(facts, 0.0), rest * fewest, rest**2 / below if below else 1e6)
+        if fewest == 1 and variance < 1e-18:
+            return Interval(value, draws=1)
+        if fewest == 1:
+            parts = Behind(variance, NAN, NAN)
+        below += (variance - draws) ** 2 / freedom_of_facts
+        found = student(value, math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6, fewest)
+        return found._replace(behind=parts)
+
+    def _with_clusters(
+        self,
+        found: Interval,
+        units: Sequence[Unit],
+        values: Sequence[float],
+        strata: Sequence[Sequence[int]],
+        noise: tuple[float, int] | None,
+    ) -> Interval:
+        """CR2 by its definition (Bell and McCaffrey 2002): matrices over facts, groups as dummies."""
+        share = {i: 1 / len(inside) for inside in strata for i in inside}
+        weight: dict[Group, float] = defaultdict(float)
+        for u, (_, terms) in enumerate(units):
+            for _, _, weights in terms:
+                for g, w in weights.items():
+                    weight[g] += share[u] * max(w, 0.0)
+        groups = [g for g, w in weight.items() if w > 0]
+        rows = [(g, i) for g in groups for i in self.groups[g]]
+        dummies = np.asarray([[float(g == other) for other in groups] for g, _ in rows])
+        left = np.eye(len(rows)) - dummies @ np.linalg.inv(dummies.T @ dummies) @ dummies.T
+        names = [self.facts[i]["relation"] for _, i in rows]
+        ones = dummies @ np.linalg.inv(dummies.T @ dummies) @ np.ones(len(groups))
+        weighted = dummies @ np.linalg.inv(dummies.T @ dummies) @ np.asarray([weight[g] for g in groups])
+        effects = np.zeros((len(units), len(rows)))
+        own = np.zeros(len(rows))
+        for u, (_, terms) in enumerate(units):
+            for model, draw, weights in terms:
+                x = np.asarray([weights.get(g, 0.0) * self.values[model, draw][i] for g, i in rows])
+                effects[u] += x
+                own += share[u] * x / np.asarray([weight[g] for g, _ in rows])
+        scores, reach = [], []
+        for name in sorted(set(names)):
+            inside = [k for k, other in enumerate(names) if other == name]
+            roots, vectors = np.linalg.eigh(left[np.ix_(inside, inside)])
+            adjusted = vectors @ np.diag([r**-0.5 if r > 1e-9 else 0.0 for r in roots]) @ vectors.T
+            scores.append(ones[inside] @ adjusted @ (left @ effects.T)[inside])
+            reach.append(left[:, inside] @ adjusted @ weighted[inside])
+        gram = np.asarray([[float(p @ q) for q in reach] for p in reach])
+        pairs = _pairs_of(units, self)
+        if float((gram**2).sum()) < 1e-30:
+            return found._replace(behind=found.behind and found.behind._replace(turned=pairs))
+        freedom = float(np.trace(gram)) ** 2 / float((gram**2).sum())
+        table = np.asarray(scores)
+        clustered = self._crossed(values, strata, table.T @ table, noise, freedom)
+        alone = math.fsum(
+            weight[g] ** 2 * variance_of(its) / len(its)
+            for g in groups
+            if len(its := [own[k] for k, (other, _) in enumerate(rows) if other == g]) > 1
+        )
+        together = math.fsum(math.fsum(share[u] * row[u] for u in share) ** 2 for row in table)
+        by_name = [[float(x) for x, other in zip(left @ own, names, strict=True) if other == n] for n in set(names)]
+        assert found.behind is not None
+        behind = found.behind._replace(
+            clustered=clustered,
+            clusters=len(by_name),
+            correlation=_intraclass(by_name),
+            design_effect=together / alone if alone > 1e-30 else NAN,
+            turned=pairs,
+        )
+        return found._replace(behind=behind)
 
     def shared(self, *models: Model | None) -> list[int]:
         """The draws that all have."""
@@ -243,6 +355,59 @@ class Scored:
             return Interval()
         peers = [self.units([pair], weights) for pair in alike]
         return self.interval(self.units(pairs, weights), self.noise([u for u in peers if len(u) > 1]))
+
+
+def _pairs_of(units: Sequence[Unit], scored: Scored) -> tuple[Any, Any, Any]:
+    """Pairs of answers, those right for what is added alone, those right for what is subtracted alone."""
+    table: list[tuple[float, float]] = []
+    for _, terms in units:
+        more, less = ([t for t in terms if sign * sum(t[2].values()) > 0] for sign in (1, -1))
+        if len(more) != len(less):
+            return NAN, NAN, NAN
+        for (a, draw, weights), (b, other, _) in zip(more, less, strict=True):
+            for g in weights:
+                table += [(scored.values[a, draw][i], scored.values[b, other][i]) for i in scored.groups[g]]
+    return len(table), table.count((1.0, 0.0)), table.count((0.0, 1.0))
+
+
+def _intraclass(values: Sequence[Sequence[float]]) -> float:
+    """The analysis-of-variance estimate of the intra-class correlation."""
+    count = sum(map(len, values))
+    if len(values) < 2 or count == len(values):
+        return NAN
+    centre = mean_of(x for its in values for x in its)
+    between = math.fsum(len(its) * (mean_of(its) - centre) ** 2 for its in values) / (len(values) - 1)
+    within = math.fsum((x - mean_of(its)) ** 2 for its in values for x in its) / (count - len(values))
+    size = (count - sum(len(its) ** 2 for its in values) / count) / (len(values) - 1)
+    scale = between + (size - 1) * within
+    return (between - within) / scale if scale > 1e-30 else NAN
+
+
+def visible(error: float, freedom: float) -> float:
+    """The effect that is seen four times of five, by halving what is too large or too small."""
+    if math.isnan(error) or math.isnan(freedom):
+        return NAN
+    critical = float(special.stdtrit(freedom, 0.975))
+    low, high = 0.0, 1e4
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if special.nctdtr(freedom, middle, critical) > 0.2 else (low, middle)
+    return error * low
+
+
+def needed(found: Interval, effect: float) -> float | str:
+    """The fewest draws that would see an effect: counted upwards."""
+    parts = found.behind
+    if parts is None or math.isnan(parts.one_draw):
+        return NAN
+
+    def seen(draws: int) -> bool:
+        own = parts.one_draw / draws
+        variance = parts.facts + own
+        below = own**2 / (parts.freedom * (draws - 1) / (found.draws - 1))
+        return visible(math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6) <= effect
+
+    return float(next(d for d in range(2, 10_001) if seen(d))) if seen(10_000) else "inf"
 
 
 def scaled(weights: Weights, factor: float) -> dict[Group, float]:
@@ -294,7 +459,7 @@ class Records:
         def column(of: str) -> dict[tuple[Model, int], list[float]]:
             return {name: [float(rows[f][of]) for f in kept] for name, rows in tables.items()}
 
-        self.substring = Scored(facts, column("substring_hit"))
+        self.substring = Scored(facts, column("substring_hit"), clustered=True)
         self.word = Scored(facts, column("word_hit"))
         self.relations = Scored(facts, column("substring_hit"), by_relation=True)
         self.empty = {name: [not rows[f]["text"].strip() for f in kept] for name, rows in tables.items()}

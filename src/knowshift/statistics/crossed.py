@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from knowshift.statistics.estimates import MISSING, Estimate, from_error, without_interval
+from knowshift.statistics.estimates import MANY, MISSING, Estimate, Parts, from_error, without_interval
 
 Floats = NDArray[np.float64]
-
-
-#: Degrees of freedom beyond which Student's t is the normal distribution for every purpose here.
-MANY = 1e6
 
 
 #: Replicates that differ by less than this share of their size are equal: the rest is rounding.
@@ -69,21 +65,36 @@ def crossed_interval(
 
     The first part is the noise all draws share; the second holds the draws' own noise and their interaction with the
     facts once. (Resampling both ways counts that interaction three times and the draws too little: Owen 2007.) The
-    variance over facts alone is a lower bound. Degrees of freedom after Satterthwaite. A stratum with one draw
+    variance over facts alone is a lower bound. Degrees of freedom after Satterthwaite (1946). A stratum with one draw
     contributes no draw part: ``draws`` is then 1, and the interval holds for that draw only. Where the replicates are
     equal too, nothing has varied, and interval and p are missing. ``noise``, pooled over contrasts of the same kind,
     stands for the sample variance of a stratum with two draws or more.
     """
-    strata = np.asarray(stratum_U)
-    labels, counts = np.unique(strata, return_counts=True)
     if not len(values_U) or bool(np.isnan(values_U).any()):
         return MISSING
-    share_U = 1.0 / counts[np.searchsorted(labels, strata)]
-    value = float(values_U @ share_U)
-    fewest = int(counts.min())
-    if fewest == 1 and not _varies(replicates_BU):
-        return without_interval(value, fewest)
+    _, counts = np.unique(np.asarray(stratum_U), return_counts=True)
+    if counts.min() == 1 and not _varies(replicates_BU):
+        return without_interval(_value(values_U, stratum_U), 1)
     covariance_UU = np.atleast_2d(np.cov(replicates_BU.astype(np.float64), rowvar=False, ddof=1))
+    return interval_of_covariance(values_U, covariance_UU, stratum_U, noise, confidence=confidence)
+
+
+def interval_of_covariance(
+    values_U: Floats,
+    covariance_UU: Floats,
+    stratum_U: Sequence[int],
+    noise: DrawNoise | None = None,
+    freedom_of_facts: float = math.inf,
+    confidence: float = 0.95,
+) -> Estimate:
+    """:func:`crossed_interval` with the covariance of units over facts, known with ``freedom_of_facts``.
+
+    With one draw of a stratum and a covariance of 0 nothing has varied, and interval and p are missing.
+    """
+    strata = np.asarray(stratum_U)
+    labels, counts = np.unique(strata, return_counts=True)
+    share_U = 1.0 / counts[np.searchsorted(labels, strata)]
+    fewest = int(counts.min())
     facts_only = float(share_U @ covariance_UU @ share_U)
     shared, draw_part, freedom_sum = facts_only, 0.0, 0.0
     for label, count in zip(labels, counts, strict=True):
@@ -97,9 +108,26 @@ def crossed_interval(
         part = own.variance / count
         draw_part += part
         freedom_sum += part**2 / own.freedom
-    variance = max(max(shared, 0.0) + draw_part, facts_only)
-    freedom = min(variance**2 / freedom_sum, MANY) if freedom_sum > 0 else MANY
-    return from_error(value, math.sqrt(variance), freedom, fewest, confidence)
+    shared = max(shared, 0.0)
+    variance = max(shared + draw_part, facts_only)
+    # Where facts alone say more than that, the rest is the draws' interaction with facts: more draws shrink it too.
+    rest = variance - shared
+    if fewest == 1:
+        if variance <= (SAME * float(np.abs(values_U).max())) ** 2:
+            return without_interval(_value(values_U, stratum_U), fewest)
+        parts = Parts(variance, math.nan, math.nan)
+    else:
+        parts = Parts(shared, rest * fewest, rest**2 / freedom_sum if freedom_sum > 0 else MANY)
+    below = freedom_sum + (variance - draw_part) ** 2 / freedom_of_facts
+    freedom = min(variance**2 / below, MANY) if below > 0 else MANY
+    found = from_error(_value(values_U, stratum_U), math.sqrt(variance), freedom, fewest, confidence)
+    return replace(found, parts=parts)
+
+
+def _value(values_U: Floats, stratum_U: Sequence[int]) -> float:
+    """The sum over strata of the mean over draws."""
+    _, index_U, counts = np.unique(np.asarray(stratum_U), return_inverse=True, return_counts=True)
+    return float(values_U @ (1.0 / counts[index_U]))
 
 
 def _varies(replicates_BU: NDArray[np.floating]) -> bool:

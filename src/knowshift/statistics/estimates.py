@@ -7,13 +7,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
+from knowshift.statistics.discordant import Turned
+
 Floats = NDArray[np.float64]
+
+
+#: Degrees of freedom beyond which Student's t is the normal distribution for every purpose here.
+MANY = 1e6
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where a variance comes from, in the unit of the estimate squared: ``facts`` + ``one_draw`` / draws."""
+
+    facts: float  # shared by all draws: more of them do not shrink it
+    one_draw: float  # with one draw in every stratum; NaN where some stratum has one
+    freedom: float  # degrees of freedom of one_draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +36,7 @@ class Estimate:
     """A number with its interval. ``draws`` is the fewest training draws behind it: with 1, only facts vary.
 
     What is missing is NaN: everything where there was nothing to average, all but the value where nothing was repeated.
+    ``parts``, ``clustered`` and ``turned`` are there for contrasts of answers alone.
     """
 
     value: float
@@ -30,11 +46,38 @@ class Estimate:
     freedom: float  # degrees of freedom of Student's t
     p: float  # two-sided, of value = 0
     draws: int
+    parts: Parts | None = None
+    clustered: Clustered | None = None
+    turned: Turned | None = None  # from what is subtracted to what it is subtracted from
 
     @property
     def known(self) -> bool:
         """False where there was nothing to average: the number is missing, not 0."""
         return not math.isnan(self.value)
+
+    def negated(self) -> Estimate:
+        """The same contrast with the opposite sign."""
+        return replace(
+            self,
+            value=-self.value,
+            low=-self.high,
+            high=-self.low,
+            clustered=self.clustered and replace(self.clustered, interval=self.clustered.interval.negated()),
+            turned=self.turned and self.turned.negated(),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """The same estimate for other clusters of facts (other relations) than those asked about.
+
+    ``design_effect`` is the facts' part of the variance with clusters over that with independent facts.
+    """
+
+    interval: Estimate
+    clusters: int
+    correlation: float  # intra-class, of the facts' own differences within their groups
+    design_effect: float
 
 
 MISSING = Estimate(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan, 0)
@@ -58,7 +101,13 @@ def widened(estimate: Estimate, factor: float) -> Estimate:
     """The same estimate with its standard error multiplied: for a choice that differed between folds."""
     if not estimate.known or math.isnan(estimate.error):
         return estimate
-    return from_error(estimate.value, estimate.error * factor, estimate.freedom, estimate.draws)
+    parts, clustered = estimate.parts, estimate.clustered
+    return replace(
+        from_error(estimate.value, estimate.error * factor, estimate.freedom, estimate.draws),
+        parts=parts and Parts(factor**2 * parts.facts, factor**2 * parts.one_draw, parts.freedom),
+        clustered=clustered and replace(clustered, interval=widened(clustered.interval, factor)),
+        turned=estimate.turned,
+    )
 
 
 def mean_interval(values: Sequence[float] | Floats, confidence: float = 0.95) -> Estimate:

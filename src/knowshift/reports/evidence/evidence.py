@@ -121,14 +121,13 @@ def read_evidence(path: Path) -> Evidence:
     """Read a run folder whole; a second or two for hundreds of models on thousands of facts."""
     run = open_run(path)
     answers = read_answers(run)
-    relations = sorted(set(answers.relation))
-    cluster: Integers = np.asarray([relations.index(r) for r in answers.relation], dtype=np.int64)
+    cluster: Integers = np.unique(np.asarray(answers.relation, dtype=np.str_), return_inverse=True)[1].astype(np.int64)
     shared = {"domain": answers.domain, "level": answers.level, "columns": answers.columns}
     return Evidence(
         run=run,
         mastery=read_mastery(run),
         answers=answers,
-        substring=Scores(values=answers.substring, **shared),  # type: ignore[arg-type]
+        substring=Scores(values=answers.substring, relation=cluster, **shared),  # type: ignore[arg-type]
         word=Scores(values=answers.word, **shared),  # type: ignore[arg-type]
         by_relation=Scores(values=answers.substring, cluster=cluster, **shared),  # type: ignore[arg-type]
         changes=tuple(_changes(run)),

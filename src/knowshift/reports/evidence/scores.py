@@ -7,6 +7,7 @@ fraction; :mod:`knowshift.reports.evidence.choices`) can be made on one half and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,9 +18,17 @@ from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.run_folder import Setting
 from knowshift.statistics.accuracy import levels_with_facts
-from knowshift.statistics.crossed import DrawNoise, crossed_interval, pooled_noise
-from knowshift.statistics.estimates import MISSING, Estimate, Floats, without_interval
-from knowshift.statistics.resampling import Integers, group_means, replicated_means, resampling_weights
+from knowshift.statistics.clusters import (
+    ClusterScores,
+    cluster_freedom,
+    cluster_scores,
+    facts_variance,
+    intraclass_correlation,
+)
+from knowshift.statistics.crossed import DrawNoise, crossed_interval, interval_of_covariance, pooled_noise
+from knowshift.statistics.discordant import Turned, turned
+from knowshift.statistics.estimates import MISSING, Clustered, Estimate, Floats, without_interval
+from knowshift.statistics.resampling import Integers, group_means, resampled_means
 
 HALVES = 2
 GROUPS = len(DOMAINS) * LEVELS * HALVES
@@ -66,25 +75,31 @@ class Scores:
     level: Integers
     columns: Sequence[Column]
     cluster: Integers | None = None  # a relation per fact: resample relations instead of facts
+    relation: Integers | None = None  # a relation per fact: with them, estimates are clustered and count pairs
     replicates: int = REPLICATES
     seed: int = SEED
     means: Floats = field(init=False)  # C x G
     resampled: NDArray[np.float32] = field(init=False)  # C x B x G
     varying: NDArray[np.bool_] = field(init=False)  # G: groups whose facts could be resampled: more than one (relation)
     counts: Integers = field(init=False)  # facts in each group
+    group: Integers = field(init=False)  # of each fact
+    by_column: NDArray[np.generic] = field(init=False)  # C x F: the values
+    clusters: ClusterScores | None = field(init=False)
     lookup: dict[Column, int] = field(init=False)
     drawn: dict[Model, tuple[int, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
         half = halve(self.domain, self.level, self.seed)
-        group = (self.domain * LEVELS + self.level) * HALVES + half
-        weights = resampling_weights(group, self.replicates, self.seed, self.cluster, self.domain)
-        self.counts = np.bincount(group, minlength=GROUPS).astype(np.int64)
-        self.varying = np.zeros(GROUPS, dtype=bool)
-        self.varying[group[(weights != 1).any(axis=0)]] = True
-        self.means = np.nan_to_num(group_means(self.values, group, GROUPS))
-        resampled = np.nan_to_num(replicated_means(self.values, group, GROUPS, weights))
-        self.resampled = np.ascontiguousarray(resampled.transpose(1, 0, 2))
+        self.group = (self.domain * LEVELS + self.level) * HALVES + half
+        self.counts = np.bincount(self.group, minlength=GROUPS).astype(np.int64)
+        self.means = np.nan_to_num(group_means(self.values, self.group, GROUPS))
+        resampled, self.varying = resampled_means(
+            self.values, self.group, GROUPS, self.replicates, self.seed, self.cluster, self.domain
+        )
+        self.resampled = np.nan_to_num(resampled)
+        self.by_column = np.ascontiguousarray(self.values.T)
+        relation = self.relation
+        self.clusters = None if relation is None else cluster_scores(self.values, self.group, GROUPS, relation)
         self.lookup = {column: index for index, column in enumerate(self.columns)}
         self.drawn = {}
         for column in sorted((c for c in self.columns if c.setting), key=lambda c: c.draw):
@@ -166,11 +181,69 @@ class Scores:
         if alike:
             noise = pooled_noise([self.values_of(peer) for peer in alike if len(peer) > 1])
         found = crossed_interval(values, replicates, [unit.stratum for unit in units], noise)
+        if self.relation is not None and found.known:
+            found = replace(found, turned=self._turned(units))
         used = np.logical_or.reduce([weights != 0 for unit in units for _, weights in unit.terms])
-        if (used & self.varying).any():
+        if not (used & self.varying).any():
+            # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
+            return replace(without_interval(found.value, found.draws), turned=found.turned)
+        if self.relation is None or math.isnan(found.low):
             return found
-        # One fact (or one relation) in every group: its part of the noise is not known, whatever the draws say.
-        return without_interval(found.value, found.draws)
+        return replace(found, clustered=self._clustered(units, values, noise))
+
+    def _clustered(self, units: Sequence[Contribution], values: Floats, noise: DrawNoise | None) -> Clustered | None:
+        """The same contrast for other relations; None where no group has two of them.
+
+        The facts' part of the variance is that of CR2; correlation and design effect are of what a fact adds itself:
+        the mean over draws of first minus second, less the mean of its group.
+        """
+        assert self.clusters is not None
+        assert self.relation is not None
+        strata = [unit.stratum for unit in units]
+        share = {stratum: 1 / strata.count(stratum) for stratum in strata}
+        added_G = np.zeros(GROUPS)  # what a group's mean weighs in the contrast
+        weights_CG: dict[int, Floats] = {}
+        scores_UR = np.zeros((len(units), self.clusters.counts_RG.shape[0]))
+        for u, unit in enumerate(units):
+            for column, weights in unit.terms:
+                scores_UR[u] += self.clusters.scores_CRG[column] @ weights
+                added_G += share[unit.stratum] * np.maximum(weights, 0.0)
+                weights_CG[column] = weights_CG.get(column, 0.0) + share[unit.stratum] * weights
+        freedom = cluster_freedom(self.clusters.counts_RG, added_G)
+        if math.isnan(freedom):
+            return None
+        each_F = np.zeros(len(self.group))
+        for column, weights in weights_CG.items():
+            scale = np.divide(weights, added_G, out=np.zeros(GROUPS), where=added_G > 0)
+            each_F += (scale[self.group]) * self.by_column[column]
+        asked = (added_G > 0)[self.group]
+        group, relation = self.group[asked], self.relation[asked]
+        own = each_F[asked]
+        alone = facts_variance(own, group, added_G)
+        own = own - (np.bincount(group, own, GROUPS) / np.maximum(self.counts, 1))[group]
+        together = float(((np.asarray([share[s] for s in strata]) @ scores_UR) ** 2).sum())
+        return Clustered(
+            interval_of_covariance(values, scores_UR @ scores_UR.T, strata, noise, freedom),
+            clusters=len(np.unique(relation)),
+            correlation=intraclass_correlation(own, relation),
+            design_effect=together / alone if alone > 0 else math.nan,
+        )
+
+    def _turned(self, units: Sequence[Contribution]) -> Turned | None:
+        """Pairs of right and wrong answers, over draws; None where the contrast is not one of pairs."""
+        found = Turned(0, 0, 0, 0)
+        for unit in units:
+            first, second = (
+                [(column, weights) for column, weights in unit.terms if (sign * weights).max() > 0] for sign in (1, -1)
+            )
+            if self.values.dtype != np.bool_ or len(first) != len(second):
+                return None
+            for (one, weights), (other, against) in zip(first, second, strict=True):
+                if not np.array_equal(weights, -against):
+                    return None
+                asked = (weights != 0)[self.group]
+                found += turned(self.by_column[one][asked], self.by_column[other][asked])
+        return found
 
     def values_of(self, units: Sequence[Contribution]) -> Floats:
         """What each training draw contributes."""

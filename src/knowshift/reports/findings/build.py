@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from knowshift.reports.evidence.evidence import Evidence, read_evidence
-from knowshift.reports.findings.claims import Claim, Finding, finding_rows
+from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.findings.level import level_finding
+from knowshift.reports.findings.rows import finding_rows
 from knowshift.reports.findings.size import size_finding
 from knowshift.reports.findings.tokens import token_finding
 from knowshift.reports.findings.weights import weight_finding

@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar
 
-from knowshift.html.table import Table
 from knowshift.html.words import interval_words, signed
 from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.scores import Scores
+from knowshift.reports.findings.certainty import certainty
 from knowshift.statistics.choices import EQUAL
 from knowshift.statistics.estimates import Estimate
 from knowshift.statistics.holm import holm
+from knowshift.statistics.power import draws_needed, smallest_effect
 
 Verdict = Literal["shown", "not shown", "undecided"]
 FindingVerdict = Literal["shown", "shown in part", "not shown", "undecided"]
@@ -51,6 +52,31 @@ class Claim:
     @property
     def verdict(self) -> Verdict:
         return judge(self.estimate, self.margin, self.p_holm)
+
+    @property
+    def excluded(self) -> float:
+        """An effect above this is excluded: the interval's far end. NaN where the claim is shown or has no interval."""
+        return math.nan if self.verdict == "shown" else self.estimate.high
+
+    @property
+    def smallest_effect(self) -> float:
+        """The effect that four of five such runs would show; Holm's adjustment is not counted."""
+        return smallest_effect(self.estimate.error, self.estimate.freedom)
+
+    @property
+    def wanted(self) -> float:
+        """The effect that draws are counted for: twice the margin, so 2 points of accuracy."""
+        return 2 * self.margin
+
+    @property
+    def draws_needed(self) -> float:
+        """Draws of every setting that show ``wanted``; infinite where only more facts do, NaN where unknown."""
+        return draws_needed(self.estimate, self.wanted)
+
+    @property
+    def certainty(self) -> str:
+        """What stands behind the verdict, as one line; empty where nothing was measured."""
+        return certainty(self.estimate, self.unit, self.verdict == "shown", self.wanted)
 
 
 class Reported(NamedTuple):
@@ -120,6 +146,7 @@ def _estimate_json(estimate: Estimate) -> dict[str, float | None]:
 
 
 def _claim_json(claim: Claim) -> dict[str, Any]:
+    clustered, turned = claim.estimate.clustered, claim.estimate.turned
     return {
         "name": claim.name,
         "statement": claim.statement,
@@ -135,65 +162,22 @@ def _claim_json(claim: Claim) -> dict[str, Any]:
         "margin": claim.margin,
         "word_boundary": _estimate_json(claim.word) if claim.word else None,
         "by_relation": _estimate_json(claim.by_relation) if claim.by_relation else None,
+        "excluded": _number(claim.excluded),
+        "clusters": clustered
+        and {
+            "relations": clustered.clusters,
+            "interval": [_number(clustered.interval.low), _number(clustered.interval.high)],
+            "p": _number(clustered.interval.p),
+            "freedom": _number(clustered.interval.freedom),
+            "intraclass_correlation": _number(clustered.correlation),
+            "design_effect": _number(clustered.design_effect),
+        },
+        "turned": turned and {"pairs": turned.pairs, "gained": turned.gained, "lost": turned.lost},
+        "smallest_effect": _number(claim.smallest_effect),
+        "draws_needed": _number(claim.draws_needed),
         "sentence": claim.sentence,
+        "certainty": claim.certainty,
     }
-
-
-FINDING_COLUMNS = (
-    "finding",
-    "role",
-    "claim",
-    "scope",
-    "statement",
-    "verdict",
-    "unit",
-    "estimate",
-    "low",
-    "high",
-    "p",
-    "p_holm",
-    "draws",
-    "margin",
-    "word_estimate",
-    "word_low",
-    "word_high",
-    "relation_low",
-    "relation_high",
-    "sentence",
-)
-
-
-def finding_rows(findings: Sequence[Finding]) -> Table:
-    """Every claim as a row; ``role`` is core (part of the finding's verdict), detail or control."""
-    rows = []
-    for finding in findings:
-        for claim in (*finding.claims, *finding.controls):
-            role = "control" if claim in finding.controls else "core" if claim.core else "detail"
-            e, w, r = claim.estimate, claim.word, claim.by_relation
-            rows.append(
-                (
-                    finding.number,
-                    role,
-                    claim.name,
-                    claim.scope,
-                    claim.statement,
-                    claim.verdict,
-                    claim.unit,
-                    *(e.value, e.low, e.high, e.p),
-                    claim.p_holm,
-                    e.draws,
-                    claim.margin,
-                    *((w.value, w.low, w.high) if w else (None, None, None)),
-                    *((r.low, r.high) if r else (None, None)),
-                    claim.sentence,
-                )
-            )
-    return Table("findings", FINDING_COLUMNS, tuple(rows))
-
-
-def negated(estimate: Estimate) -> Estimate:
-    """The same contrast with the opposite sign."""
-    return replace(estimate, value=-estimate.value, low=-estimate.high, high=-estimate.low)
 
 
 class ThreeWays(TypedDict):

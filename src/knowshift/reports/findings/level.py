@@ -6,7 +6,7 @@ from knowshift.facts.fact import DOMAINS
 from knowshift.html.words import DOMAIN_WORDS, listed, percent
 from knowshift.reports.evidence.choices import against_levels, spread
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, from_highest, negated, points, three_ways
+from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, from_highest, points, three_ways
 from knowshift.statistics.estimates import MISSING
 
 LEVEL_FINDING = Reported(
@@ -63,7 +63,7 @@ def level_finding(evidence: Evidence) -> Finding:
     if 2 in options:
         rest = {level: model for level, model in options.items() if level != 2}
         best_other = against_levels(scores, rest, options[2], BOTH, highest=True)
-        ahead = negated(best_other.estimate)
+        ahead = best_other.estimate.negated()
         usual = "" if best_other.usual is None else f" (most often level {best_other.usual:.0f})"
         sentence = f"Level 2 minus the best other level{usual}: {points(ahead)}."
         claims.append(Claim("level_2_best", "level 2 beats the best of the others", scope, "points", ahead, sentence))

@@ -8,8 +8,8 @@ import numpy as np
 
 from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence, TokenShifts
-from knowshift.reports.evidence.scores import REPLICATES, SEED, Contribution, Model, Scores
-from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, adjusted, mean_of, nats, negated, plain
+from knowshift.reports.evidence.scores import SEED, Contribution, Model, Scores
+from knowshift.reports.findings.claims import BOTH, Claim, Finding, Reported, adjusted, mean_of, nats, plain
 from knowshift.reports.findings.size import chosen_size, sizes_of
 from knowshift.statistics.correlation import rank_correlation
 from knowshift.statistics.estimates import MISSING, Estimate, percentile_interval
@@ -45,7 +45,7 @@ def token_finding(evidence: Evidence) -> Finding:
     margin = KL_SHARE * mean_of(list(by_cell.values()))
     scope = "mean of training levels, level-4 test facts"
     up = _lowest(evidence, scores, grid, levels, sizes[:-1], largest)
-    rise = negated(up.estimate)
+    rise = up.estimate.negated()
     steps = ", ".join(f"{mean_of([v for (_, s), v in by_cell.items() if s == size]):.2f} at {size:,}" for size in sizes)
     main = Claim(
         "kl_rises",
@@ -61,7 +61,7 @@ def token_finding(evidence: Evidence) -> Finding:
     claims = [main]
     if len(sizes) > 2:
         down = _lowest(evidence, scores, grid, levels, sizes[1:-1], sizes[0])
-        fall = negated(down.estimate)
+        fall = down.estimate.negated()
         sentence = (
             f"From {sizes[0]:,} samples down to the lowest inner size ({chosen_size(down)}): a fall of {nats(fall)}."
         )
@@ -84,7 +84,7 @@ def token_finding(evidence: Evidence) -> Finding:
             "KL moves against accuracy over training levels and sizes",
             f"{len(grid)} settings",
             "correlation",
-            negated(overall),
+            overall.negated(),
             f"Over the {len(grid)} settings the rank correlation of KL with accuracy is {plain(overall)}.",
             CORRELATION,
             core=True,
@@ -99,7 +99,7 @@ def token_finding(evidence: Evidence) -> Finding:
                 what,
                 "mean of training levels",
                 "correlation",
-                negated(within),
+                within.negated(),
                 sentence,
                 CORRELATION,
             )
@@ -108,7 +108,7 @@ def token_finding(evidence: Evidence) -> Finding:
     each = []
     for level in levels:
         choice = _lowest(evidence, scores, grid, [level], sizes[:-1], largest)
-        change = negated(choice.estimate)
+        change = choice.estimate.negated()
         sentence = f"Level {level}: lowest at {chosen_size(choice)}; from there to {largest:,}: {nats(change)}."
         each.append(
             Claim(f"kl_rises_level_{level}", RISES, f"training level {level}", "nats", change, sentence, margin)
@@ -165,7 +165,7 @@ def against_accuracy(evidence: Evidence, kl: Scores, grid: Models) -> tuple[Esti
             columns = [scores.column(grid[key], draw) for draw in draws[key]]
             observed.append(mean_of([scores.value(column, weights) for column in columns]))
             values = np.stack([scores.resampled[column] @ weights for column in columns], axis=1)
-            drawn = draw_weights([0] * len(columns), REPLICATES, SEED + 1 + key[0])
+            drawn = draw_weights([0] * len(columns), scores.replicates, SEED + 1 + key[0])
             replicated.append((values * drawn).mean(axis=1))
         measures.append((np.round(observed, RANKED), np.round(np.stack(replicated, axis=1), RANKED)))
     (kl_values, kl_replicates), (accuracies, accuracy_replicates) = measures

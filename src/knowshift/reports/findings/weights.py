@@ -23,7 +23,6 @@ from knowshift.reports.findings.claims import (
     caution,
     mean_of,
     more_or_less,
-    negated,
     points,
     three_ways,
 )
@@ -107,7 +106,7 @@ def weight_finding(evidence: Evidence) -> Finding:
             "points",
             sentence=(
                 f"With {exact_percent(top)} restored, accuracy goes from {percent(as_tuned)} to {percent(at_top)}: "
-                f"{points(negated(fall))}."
+                f"{points(fall.negated())}."
             ),
             core=True,
             **three_ways(evidence, lambda s: s.difference(pairs, s.over(BOTH))),
@@ -172,7 +171,7 @@ def _smaller_rate(restored: Restored, scope: str) -> list[Claim]:
     if not slow:
         return []
     options = [restored.options("relative", level) for level in slow]
-    ahead = negated(chosen(evidence.substring, options, list(slow.values()), BOTH).estimate)
+    ahead = chosen(evidence.substring, options, list(slow.values()), BOTH).estimate.negated()
     rate = next(iter(slow.values())).setting.learning_rate
     return [
         Claim(
