@@ -12,7 +12,7 @@ import pytest
 from pages import NAMES, ROOT, anchors, blocks, links, spans, tables
 
 PACKAGE = ROOT / "src" / "knowshift"
-LANGUAGES = {"sh", "python", "yaml", "text"}
+LANGUAGES = {"sh", "bash", "python", "yaml", "text"}
 #: Paths that a command makes.
 MADE = ("docs/_build",)
 PATH = re.compile(r"(?<![\w/.~-])(?:src|tests|docs|benchmarks|mutation)/[\w./-]*[\w/]")

@@ -48,6 +48,7 @@ CONFIG_TEXTS = {
     "base_revision",
     "dtype",
     "device",
+    "sizes",
     "mastery.stopping",
     "mastery.estimate",
     "training.schedule",

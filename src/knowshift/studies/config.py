@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
-from pydantic_core import PydanticCustomError
 
 from knowshift.errors import InputError, border, nearest
 from knowshift.parameters.methods import METHODS
@@ -34,7 +33,7 @@ def _size(value: object) -> int | Literal["all"]:
     if value == ALL:
         return ALL
     if type(value) is not int or value < 1:
-        raise PydanticCustomError("size", "expected a whole number, 1 or more, or 'all'")
+        raise ValueError("expected a whole number, 1 or more, or 'all'")
     return value
 
 
@@ -189,7 +188,8 @@ def parse_config(text: str, origin: str, overrides: Mapping[str, Any] | None = N
             ) from None
         given = any(f"{where}.".startswith(f"{key}.") for key in overrides or {})
         place = f"--set {where}" if given else f"{origin}: {where}"
-        raise InputError(f"{place}: {first['msg']} (found {_SHORT.repr(first.get('input'))})") from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{place}: {said} (found {_SHORT.repr(first.get('input'))})") from None
     _check_together(config, origin)
     return config
 
