@@ -28,10 +28,8 @@ LOOKS = (2, 4, 7)
 #: What the prompts of a fact promise on the mean (:meth:`.ExpectedSession.read`) if its texts are to stay whole. On a
 #: real model (SmolLM2-135M, 160 facts, 2026-11-26) most facts of levels 1 to 4 promise as much, and few of level 0.
 PROMISING = 3e-4
-#: The share of texts that go on beyond their first token where nothing has come of them, by what the prompts of a fact
-#: promise at least. Of 125 facts of that model, 19 of the 30 without a hit in 1,260 draws promise less than 1e-5, and
-#: 1 of the 73 with R above 0.01 (2026-11-27).
-SHARES = ((PROMISING, 1.0), (1e-5, 0.5), (0.0, 0.125))
+#: The share of texts that go on beyond their first token where nothing has come of them, if the prompts promise less.
+SHARE = 0.5
 #: Texts of a prompt for each unit of the standard deviation of one text (``full``). The sum of all facts' variances is
 #: smallest for its cost if texts are as this deviation (Neyman, "On the two different aspects of the representative
 #: method", 1934); with this factor it is meant to be no larger than that of counted hits on a real
@@ -145,7 +143,7 @@ def draw_expected(
     promise = session.read()
     share = np.ones(len(promise))
     for where in asked.facts:
-        share[where] = next(share for least, share in SHARES if promise[where].mean() >= least)
+        share[where] = 1.0 if promise[where].mean() >= PROMISING else SHARE
     made = np.zeros(len(asked.prompts), dtype=np.int64)
     while True:
         found = [Expected.of(session.value[where], drawn) for where in asked.facts]
