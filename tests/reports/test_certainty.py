@@ -12,7 +12,7 @@ from hand_run import FACTS, TEST, TUNED, answered
 from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.run_folder import Setting
 from knowshift.reports.evidence.scores import Model, Scores
-from knowshift.reports.findings.certainty import certainty
+from knowshift.reports.findings.certainty import _two, certainty
 from knowshift.reports.findings.claims import BOTH, Claim, judge
 from knowshift.reports.tables.build import Tables
 from knowshift.statistics.discordant import Turned
@@ -132,3 +132,7 @@ def test_negated_and_one_relation() -> None:
     assert found.clustered is None
     claim = Claim("a", "a", "", "points", found, "a.")
     assert "relations as clusters" not in claim.certainty
+
+
+def test_no_zero_has_a_sign() -> None:
+    assert [_two(value) for value in (-0.004, 0.004, -0.006)] == ["0.00", "0.00", "\N{MINUS SIGN}0.01"]

@@ -67,7 +67,7 @@ def _clusters(clustered: Clustered, scale: float, digits: int) -> str:
 
 
 def _two(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.2f}".replace("-", "\N{MINUS SIGN}")
+    return "" if math.isnan(value) else f"{round(value, 2) + 0.0:.2f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _draws(estimate: Estimate, wanted: float, size: Callable[[float], str]) -> str:
