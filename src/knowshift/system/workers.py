@@ -19,8 +19,8 @@ from knowshift.system.patches import processes_of
 
 Result = TypeVar("Result")
 
-#: Where Linux shows GPUs (NVIDIA, AMD).
-_GPUS = ("/dev/nvidiactl", "/dev/kfd")
+#: Where Linux shows GPUs: NVIDIA's, AMD's, those of Windows below it.
+_GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def cores() -> int:
