@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 import torch
 
 from knowshift.errors import InputError
-from knowshift.evaluation import evaluate, few_shot, plain_question
+from knowshift.evaluation import Answers, evaluate, few_shot, plain_question
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import write_json
@@ -155,6 +157,29 @@ def test_mastery_is_measured_with_the_settings_of_the_config(study: Study, tmp_p
         found = pq.read_table(unit.cells[0].folder(tmp_path / "run") / "mastery.parquet").to_pydict()
         assert found == expected
         assert sum(found["hits"]) > 0
+
+
+def test_a_cell_that_is_interrupted_leaves_no_half_restored_model(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same worker, as in a notebook, goes on with the weights as tuned."""
+    shutil.copytree(study.run, tmp_path / "run")
+    unit = next(unit for unit in study.plan.tuned if any(cell.kind == "restoration" for cell in unit.cells))
+    cell = next(cell for cell in unit.cells if cell.kind == "restoration")
+    shutil.rmtree(cell.folder(tmp_path / "run"))
+    worker = Worker(tmp_path / "run", study.config)
+    as_tuned = copy.deepcopy(worker._tuned_model(unit).model.state_dict())
+
+    def interrupted(answers: Answers, path: Path, about: Any) -> None:
+        if not all(torch.equal(tensor, as_tuned[name]) for name, tensor in model.state_dict().items()):
+            raise KeyboardInterrupt
+
+    model = worker._tuned_model(unit).model
+    monkeypatch.setattr(Answers, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        worker.do(unit)
+    again = worker._tuned_model(unit).model.state_dict()
+    assert all(torch.equal(tensor, as_tuned[name]) for name, tensor in again.items())
 
 
 def test_the_base_model_is_asked_three_ways(study: Study) -> None:

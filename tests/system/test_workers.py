@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -45,6 +46,28 @@ def test_threads_of_torch_work_whatever_this_process_has_done_with_them() -> Non
         torch.set_num_threads(before)
     with process_pool(2) as pool:
         assert [pool.submit(_product, threads).result(timeout=120) for threads in (1, 2, 2)] == [expected] * 3
+
+
+#: A program that has another copy of the package before the installed one, and what its workers import.
+ELSEWHERE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from knowshift.system.workers import process_pool
+if __name__ == "__main__":
+    with process_pool(1) as pool:
+        print(pool.submit(eval, "__import__('knowshift').__file__").result())
+"""
+
+
+def test_workers_import_what_this_process_would(tmp_path: Path) -> None:
+    package = Path(workers.__file__).parents[1]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "knowshift").symlink_to(package)
+    program = tmp_path / "program.py"
+    program.write_text(ELSEWHERE)
+    command = [sys.executable, str(program), str(tmp_path / "other")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(tmp_path / "other" / "knowshift" / "__init__.py")
 
 
 def test_with_a_gpu_workers_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

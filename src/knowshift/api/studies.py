@@ -204,7 +204,8 @@ def _checked(
     elif isinstance(config, (str, Path)):
         settings = load_config(Path(config), replaced)
     elif isinstance(config, StudyConfig):
-        settings = parse_config(json.dumps(config.as_record()), "the configuration", replaced) if replaced else config
+        text = json.dumps(config.as_record(), ensure_ascii=False)
+        settings = parse_config(text, "the configuration", replaced)
     else:
         raise InputError(f"study: a configuration of type {type(config).__name__}; expected a file or a StudyConfig")
     if workers is not None:

@@ -93,6 +93,8 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> None
     place = torch_device(config.device)
     if place.type == "cuda":
         free, _ = torch.cuda.mem_get_info(place)
+        # What torch keeps for later, of models that are gone, is free for this process.
+        free += torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
         check_memory(config, memory_of(config, weights, shape).training, free)
 
 

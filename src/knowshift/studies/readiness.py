@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -16,8 +13,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from knowshift.errors import InputError
 from knowshift.facts.sources.fetching import URL, cached_entity_questions
-from knowshift.models.finding import WANTED, ModelFiles, check_model_files, find_model, hub_id
-from knowshift.parameters.files.adapter import is_adapter
+from knowshift.models.finding import WANTED, ModelFiles, check_model_files, find_model, hub_id, model_folder
+from knowshift.parameters.files.adapter import is_adapter, read_adapter
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.studies.config import Executor, StudyConfig
 from knowshift.studies.shape import Shape, known_models
@@ -75,7 +72,7 @@ def readiness(config: StudyConfig, executor: Executor) -> Readiness:
     if executor == "ray" and importlib.util.find_spec("ray") is None:
         to_do.append("package: pip install 'knowshift[ray]'")
     report_to = config.training.report_to
-    if report_to not in ("none", "all") and importlib.util.find_spec(report_to) is None:
+    if report_to not in ("none", "all") and not _installed(report_to):
         to_do.append(f"package: pip install {report_to}, for training.report_to")
     device = config.device.split(":")[0] != "cuda" or torch.cuda.is_available()
     if not device:
@@ -83,13 +80,26 @@ def readiness(config: StudyConfig, executor: Executor) -> Readiness:
     return Readiness(cached is not None, facts, device, tuple(to_do))
 
 
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except (ValueError, ImportError):  # no name of a module, or a part of one that is not there
+        return False
+
+
 def cached_model(config: StudyConfig) -> Path | None:
     """The folder of a study's model, or of an adapter's base: a local one, or one in the hub's cache; else None."""
-    name = hub_id(config.model)
+    name, revision = hub_id(config.model), config.revision
     if name is None:
-        return find_base(config).weights
+        folder = model_folder(config.model)
+        adapter = read_adapter(folder) if is_adapter(folder) else None
+        base = None if adapter is None else config.base or adapter.base_name
+        name = None if base is None else hub_id(base)
+        if adapter is None or base is None or name is None:
+            return find_base(config).weights
+        revision = config.base_revision or (None if config.base else adapter.config.get("revision"))
     try:
-        folder = Path(snapshot_download(name, revision=config.revision, local_files_only=True, allow_patterns=WANTED))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=WANTED))
         if is_adapter(folder):
             return None
         check_model_files(name, folder)
@@ -104,8 +114,7 @@ def shape_at_hand(config: StudyConfig) -> Shape | None:
     if folder is None:
         known = known_models().get(config.base or config.model)
         return None if known is None else known.shape
-    said: Mapping[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return Shape.of(said)
+    return Shape.of(StoredTensors(folder).config)
 
 
 def probed_of(config: StudyConfig) -> tuple[int, int]:

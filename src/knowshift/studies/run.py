@@ -137,7 +137,7 @@ def run_study(
     check_folder(run, config)
     plan, about = plan_of(config, run)
     costs = CostModel(config, plan, about["model"]["weights"], shape_at_hand(config))
-    if executor != "ray":
+    if executor != "ray" and any(unit.missing(run) for unit in plan.units):
         check_device(config, costs.weights, costs.shape)
     lock = FileLock(run.parent / f".{run.name}.lock")
     run.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def run_study(
                     ahead = max(0.0, ahead - missing[title])
                     if progress is not None:
                         done = len(plan.units) - len(missing) + len(seconds)
-                        left = (time.monotonic() - began) / behind * ahead
+                        left = (time.monotonic() - began) / behind * ahead if behind else 0.0
                         progress(done, len(plan.units), title, took, left)
     finally:
         try:

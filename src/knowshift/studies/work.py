@@ -54,8 +54,12 @@ class Worker:
         """Make what is missing of a unit; seconds taken."""
         began = time.perf_counter()
         for cell in unit.missing(self.run):
-            with folder_beside(cell.folder(self.run)) as folder:
-                getattr(self, f"_{cell.kind}")(cell, unit, folder)
+            try:
+                with folder_beside(cell.folder(self.run)) as folder:
+                    getattr(self, f"_{cell.kind}")(cell, unit, folder)
+            except BaseException:
+                self._in_memory = None  # its weights may be half restored
+                raise
         return time.perf_counter() - began
 
     # What several cells need.

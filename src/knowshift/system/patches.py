@@ -59,3 +59,11 @@ def answers_only(on_cpu: bool) -> Iterator[None]:
 def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
     """A pool's processes, for ending them; none where Python keeps them elsewhere, and they end with their parent."""
     return list((getattr(pool, "_processes", None) or {}).values())
+
+
+def preloaded() -> list[str] | None:
+    """What the process that ``multiprocessing`` forks imports first; None where Python keeps it elsewhere."""
+    from multiprocessing import forkserver  # where there are forks
+
+    found = getattr(getattr(forkserver, "_forkserver", None), "_preload_modules", None)
+    return None if found is None else list(found)

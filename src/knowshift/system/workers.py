@@ -15,7 +15,7 @@ from itertools import islice
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
-from knowshift.system.patches import processes_of
+from knowshift.system import patches
 
 Result = TypeVar("Result")
 
@@ -34,7 +34,8 @@ def worker_context() -> BaseContext:
     Importing torch and transformers takes seconds. Where there is no GPU, a process is kept that has only imported
     them, and workers are forks of that one, for all pools of this process. With a GPU they are spawned: what looks for
     GPUs while it is imported leaves forks without them. So they are where a library of the system may have started
-    threads (macOS), and where nothing forks (Windows).
+    threads (macOS), and where nothing forks (Windows). Libraries keep in forks what they read from the environment when
+    they were imported.
     """
     forks = sys.platform == "linux" and not any(map(os.path.exists, _GPUS))
     return multiprocessing.get_context("forkserver" if forks else "spawn")
@@ -53,7 +54,7 @@ def process_pool(
     """
     context = worker_context()
     if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload([imports])  # as long as none has been started
+        _import_once(imports)
     numbers = context.Value("i", 0)
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start, initargs=(numbers, dict(os.environ), begin, given)
@@ -61,11 +62,32 @@ def process_pool(
     try:
         yield pool
     except BaseException:
-        for process in processes_of(pool):
+        for process in patches.processes_of(pool):
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def _import_once(module: str) -> None:
+    """Start the process that is forked, if none has been, with a module imported from where this process would.
+
+    Python does not tell it the path of this process, and another installation would be imported. What a program that
+    forks workers of its own has asked to be imported stays as it is.
+    """
+    from multiprocessing import forkserver  # where there are forks
+
+    if patches.preloaded() == ["__main__"]:
+        forkserver.set_forkserver_preload([module])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 def _start(

@@ -174,7 +174,7 @@ def _claim_json(claim: Claim) -> dict[str, Any]:
         },
         "turned": turned and {"pairs": turned.pairs, "gained": turned.gained, "lost": turned.lost},
         "smallest_effect": _number(claim.smallest_effect),
-        "draws_needed": _number(claim.draws_needed),
+        "draws_needed": "inf" if math.isinf(claim.draws_needed) else _number(claim.draws_needed),
         "sentence": claim.sentence,
         "certainty": claim.certainty,
     }
