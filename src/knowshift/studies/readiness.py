@@ -9,9 +9,8 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.facts.sources.fetching import URL, cached_entity_questions
 from knowshift.models.finding import WANTED, ModelFiles, check_model_files, find_model, hub_id, model_folder
 from knowshift.parameters.files.adapter import is_adapter, read_adapter
@@ -99,11 +98,12 @@ def cached_model(config: StudyConfig) -> Path | None:
             return find_base(config).weights
         revision = config.base_revision or (None if config.base else adapter.config.get("revision"))
     try:
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=WANTED))
+        with border(f"{name}: cannot be looked up in the hub's cache"):
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True, allow_patterns=WANTED))
         if is_adapter(folder):
             return None
         check_model_files(name, folder)
-    except (LocalEntryNotFoundError, InputError):  # not there, or only a part of it
+    except InputError:  # not there, or only a part of it
         return None
     return folder
 

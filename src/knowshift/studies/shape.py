@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from knowshift.errors import border
+
 #: Families whose feed-forward layers are two matrices; all others are taken to have three (gate, up, down).
 _TWO_MATRICES = ("bloom", "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "phi", "starcoder2")
 
@@ -88,5 +90,7 @@ class KnownModel:
 @cache
 def known_models() -> Mapping[str, KnownModel]:
     """The models of the presets on the hub, by hub id."""
-    text = (importlib.resources.files("knowshift.studies") / "presets" / "models.json").read_text(encoding="utf-8")
-    return {name: KnownModel(entry["config"], entry["gated"]) for name, entry in json.loads(text).items()}
+    file = importlib.resources.files("knowshift.studies") / "presets" / "models.json"
+    with border(f"{file}: cannot be read"):
+        told = json.loads(file.read_text(encoding="utf-8"))
+    return {name: KnownModel(entry["config"], entry["gated"]) for name, entry in told.items()}
