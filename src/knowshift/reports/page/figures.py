@@ -91,14 +91,17 @@ def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequenc
 
 def accuracy_by_size(summary: Table) -> str | None:
     """Mean accuracy of the five test levels against size, a line for each training level, a panel for each domain."""
-    rows = summary.where(control="", test_level="mean")
+    return _accuracy_by_size(summary.where(control="", test_level="mean"), "accuracy, mean of test levels")
+
+
+def _accuracy_by_size(rows: Sequence[Dict], label: str) -> str | None:
     if not rows:
         return None
     sizes = sorted({float(r["size"]) for r in rows})
     with _by_domain(3.9) as (figure, left, panels):
         for domain, axes in panels:
             _lines_by_level(axes, [r for r in rows if r["domain"] == domain], "accuracy", sizes)
-        _percent_axis(left, "accuracy, mean of test levels")
+        _percent_axis(left, label)
         legend_above(figure, left, "mastery level of the training facts")
         return svg_text(figure)
 
@@ -125,16 +128,7 @@ def accuracy_by_test_level(summary: Table) -> str | None:
 
 def level_4_by_size(table: Table) -> str | None:
     """Accuracy on the best-known test facts against size, a line for each training level, a panel for each domain."""
-    rows = table.where()
-    if not rows:
-        return None
-    sizes = sorted({float(r["size"]) for r in rows})
-    with _by_domain(3.7) as (figure, left, panels):
-        for domain, axes in panels:
-            _lines_by_level(axes, [r for r in rows if r["domain"] == domain], "accuracy", sizes)
-        _percent_axis(left, "accuracy on level-4 facts")
-        legend_above(figure, left, "mastery level of the training facts")
-        return svg_text(figure)
+    return _accuracy_by_size(table.where(), "accuracy on level-4 facts")
 
 
 def kl_by_size(summary: Table) -> str | None:
