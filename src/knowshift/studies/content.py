@@ -63,9 +63,13 @@ def asked_facts(known: KnownFacts, settings: Settings) -> list[Fact]:
         for level in range(5):
             members = groups.get((domain, level), [])
             rng = np.random.default_rng([settings["seed"], 6, DOMAINS.index(domain), level])
-            picked = sorted(rng.permutation(len(members))[: settings["evaluation.facts_per_level"]].tolist())
-            chosen.extend(members[index] for index in picked)
+            chosen += _some(members, settings["evaluation.facts_per_level"], rng)
     return chosen
+
+
+def _some(facts: Sequence[Fact], most: int | None, rng: np.random.Generator) -> list[Fact]:
+    """At most so many facts at random, in their order; all where ``most`` is None."""
+    return [facts[index] for index in sorted(rng.permutation(len(facts))[:most].tolist())]
 
 
 def base_answers(
@@ -73,9 +77,7 @@ def base_answers(
 ) -> Iterator[tuple[str, Answers, dict[str, Any]]]:
     """The untuned model's answers to each form of the question: (name of the record, answers, metadata)."""
     rng = np.random.default_rng([settings["seed"], 7])
-    well_known = known.of("train", level=4)
-    picked = sorted(rng.permutation(len(well_known))[: settings["evaluation.few_shot"]].tolist())
-    examples = [well_known[index] for index in picked]
+    examples = _some(known.of("train", level=4), settings["evaluation.few_shot"], rng)
     asks: dict[str, Ask] = {"answers": tuning_prompt, "answers_plain": plain_question}
     if examples:
         asks["answers_few_shot"] = few_shot(examples)
@@ -97,9 +99,7 @@ def tune(
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses."""
     from knowshift.training import sft  # TRL takes seconds to import
 
-    members = draw_training_set(
-        known, level=coordinates["level"], size=coordinates["size"], draw=coordinates["draw"], seed=settings["seed"]
-    )
+    members = _training_set(known, coordinates, settings)
     tuned = replace(base, model=copy.deepcopy(base.model), name=name)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
     recipe = sft.TrainingRecipe(**chosen, learning_rate=coordinates["learning_rate"], report_to=report_to)
@@ -159,11 +159,14 @@ def _sweep(
 
 def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
     """The facts of a training set that are asked after restoring: all, or so many of a seeded draw, in its order."""
-    level, size, draw = (coordinates[name] for name in ("level", "size", "draw"))
-    members = draw_training_set(known, level=level, size=size, draw=draw, seed=settings["seed"])
-    rng = np.random.default_rng([settings["seed"], 8, level, draw])
-    picked = sorted(rng.permutation(len(members))[: settings["restoration.train_set_facts"]].tolist())
-    return [members[index] for index in picked]
+    rng = np.random.default_rng([settings["seed"], 8, coordinates["level"], coordinates["draw"]])
+    return _some(_training_set(known, coordinates, settings), settings["restoration.train_set_facts"], rng)
+
+
+def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
+    return draw_training_set(
+        known, level=coordinates["level"], size=coordinates["size"], draw=coordinates["draw"], seed=settings["seed"]
+    )
 
 
 def restored_train_answers(
