@@ -22,7 +22,7 @@ from knowshift.reports.page.grids import (
     accuracy_grid,
     base_table,
     claims_table,
-    controls_table,
+    controls_tables,
     mastery_table,
     restoration_grid,
     sample_table,
@@ -101,7 +101,8 @@ def test_both_graders(hand_tables: Tables) -> None:
 
 
 def test_the_learning_rate_control(hand_tables: Tables) -> None:
-    caption, head, rows = read(controls_table(hand_tables["controls"], hand_tables["accuracy"]))
+    (grid,) = controls_tables(hand_tables["controls"], hand_tables["accuracy"], {})
+    caption, head, rows = read(grid)
     assert caption == "The learning-rate control: both rates over the training draws that the control has"
     assert head == ["training level", "samples", "grid's rate", "control's rate", "difference"]
     assert rows == [
@@ -125,7 +126,7 @@ def test_columns_of_the_control_add_up(gone: list[tuple[int, int]], hand_run: Pa
         if of_grid and key["size"] == 1920 and (key["level"], key["draw"]) in gone:
             shutil.rmtree(tmp_path / "run/cells/evaluation" / cell["digest"])
     tables = build_tables(tmp_path / "run")
-    grid = controls_table(tables["controls"], tables["accuracy"])
+    (grid,) = controls_tables(tables["controls"], tables["accuracy"], {})
     assert len(grid.rows) == len(tables["controls"].rows) == 8
     for row, numbers in zip(grid.rows, tables["controls"].where(), strict=True):
         if row[4] == DASH:  # no draw at both rates

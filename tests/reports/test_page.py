@@ -315,6 +315,7 @@ def test_the_tables_stand_in_this_order(page: str) -> None:
         "Accuracy in %",
         "Accuracy in % graded by substring / at word boundaries",
         "The learning-rate control",
+        "What every training was",
         "The base model before tuning: accuracy by test level",
         "How many facts the base model knows how well",
         "Restoring the most changed weights",

@@ -52,6 +52,7 @@ CONFIG_TEXTS = {
     "mastery.stopping",
     "mastery.estimate",
     "training.schedule",
+    "variants",
     "training.report_to",
     "restoration.criteria",
     "restoration.region",
@@ -74,7 +75,7 @@ HIDDEN_COLUMNS = {
 CLOSED_COLUMNS = {"split", "domain"}
 SCHEMAS = {"answers": ANSWERS, "token_shift": TOKEN_SHIFT, "mastery": MASTERY}
 #: Other texts that the page does not show.
-HIDDEN = {"control", "measure", "criterion of restored.json", "fraction of restored.json", "timing"}
+HIDDEN = {"measure", "criterion of restored.json", "fraction of restored.json", "timing"}
 #: The one text from outside that becomes part of a figure comes from the name of a file, whose letters are checked.
 CRITERION = "a_-criterion"
 
@@ -159,7 +160,7 @@ def _plant_manifest(file: Path) -> None:
     manifest["packages"] = {planted("package"): planted("version")}
     manifest["timings"] = {planted("timing"): 1.5}
     for cell in manifest["cells"]:
-        if cell["key"].get("control") and cell["key"]["level"] == 4:  # a control that the report has no name for
+        if cell["key"].get("control") and cell["key"]["level"] == 4:  # a variant
             cell["key"]["control"] = planted("control")
     manifest["cells"].append({"kind": "other", "digest": "0", "key": {"text": planted("key")}})
     (file.parent / "cells/other/0").mkdir(parents=True)

@@ -43,6 +43,7 @@ TABLES = {
     "accuracy",
     "accuracy_summary",
     "controls",
+    "trainings",
     "token_shift",
     "token_shift_summary",
     "concentration",

@@ -13,6 +13,8 @@ from knowshift.errors import InputError
 from knowshift.studies.config import StudyConfig, dotted_keys, load_preset, parse_config
 from knowshift.studies.plan import field_of
 
+SMALLEST: dict[str, Any] = {"name": "n", "model": "m", "facts": "f"}
+
 #: A value of each field that is not the one of the preset tiny.
 OTHER: dict[str, Any] = {
     "name": "other",
@@ -31,6 +33,7 @@ OTHER: dict[str, Any] = {
     "control_rate": 0.5,
     "control_draws": 2,
     "keep_checkpoints": True,
+    "variants": {"mixed": {"levels": "mixed"}},
     "mastery.draws_per_prompt": 4,
     "mastery.temperature": 1.5,
     "mastery.max_new_tokens": 8,
@@ -65,7 +68,8 @@ def test_every_field_of_a_preset_can_be_set() -> None:
     before = load_preset("tiny")
     for key, value in OTHER.items():
         after = load_preset("tiny", {key: value})
-        assert field_of(after, key) == value != field_of(before, key), key
+        asked = StudyConfig.model_validate({**SMALLEST, key: value}).as_record()[key] if key == "variants" else value
+        assert field_of(after, key) == asked != field_of(before, key), key
         changed = {other for other in OTHER if field_of(after, other) != field_of(before, other)}
         assert changed == {key}
 
@@ -103,6 +107,19 @@ def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
         ("mastery.stopping=exact", "stopping rule 'exact' counts hits"),
         ("dtype=float16", "training in float16 destroys a model"),
         ("draws", "--set draws: expected KEY=VALUE"),
+        ("variants={m: {level: mixed}}", "unknown key 'variants.m.level'; nearest: 'levels'"),
+        ("variants={m: {lora: {rnk: 3}}}", "unknown key 'variants.m.lora.rnk'; nearest: 'rank'"),
+        ("variants={m: {lora: {rank: 0}}}", "--set variants.m.lora.rank: Input should be greater than or equal to 1"),
+        ("variants={m: {}}", "variants.m: is the grid itself"),
+        ("variants={m: {learning_rate: 1.0e-3}}", "variants.m: is the grid itself"),
+        ("variants={all: {epochs: 2}}", "variants.all: 'all' names the training sets of all facts"),
+        ("variants={M_: {epochs: 2}}", "--set variants.M_"),
+        ("variants={m: {distinct_facts: 7}}", "7 facts cannot be repeated to 1920 evenly"),
+        ("variants={m: {draws: 4, epochs: 2}}", "variants.m.draws: 4, more than the grid's 3"),
+        ("variants={m: {levels: [], epochs: 2}}", "variants.m.levels: expected some of the levels"),
+        ("variants={m: {sizes: [60, 60], epochs: 2}}", "variants.m.sizes: expected distinct values"),
+        ("variants={m: {dtype: float16}}", "--set variants.m.dtype"),
+        ("variants=3", "--set variants: Input should be a valid dictionary"),
         ("=3", "--set =3: expected KEY=VALUE"),
         ("levels=[0", "--set levels=[0: the value is not YAML"),
     ],

@@ -63,6 +63,7 @@ OTHER: dict[str, Any] = {
     "control_rate": 0.5,
     "control_draws": 1,
     "keep_checkpoints": False,
+    "variants": {"mixed": {"levels": "mixed"}},
     "mastery.draws_per_prompt": 11,
     "mastery.temperature": 0.8,
     "mastery.max_new_tokens": 33,
@@ -95,7 +96,7 @@ OTHER: dict[str, Any] = {
 #: which cells there are leave the cells that stay as they were; the others change nothing.
 PROBED = {"mastery.train_facts", "mastery.test_facts", "mastery.facts_per_cell"}
 WHICH = {
-    *("levels", "sizes", "draws", "control_rate", "control_draws"),
+    *("levels", "sizes", "draws", "control_rate", "control_draws", "variants"),
     *("training.learning_rate", "restoration.sizes"),
 }
 
@@ -232,6 +233,45 @@ def test_all_facts_of_a_level_are_as_many_as_mastery_tells() -> None:
         "token_shift",
         "weight_change",
     }
+
+
+def test_variants_stand_beside_a_grid_that_stays_as_it_is() -> None:
+    """What a variant changes is in its coordinates, so that two variants of one name and other settings differ."""
+    variants: dict[str, Any] = {
+        "mixed": {"levels": "mixed", "sizes": [2, 4]},
+        "longer": {"epochs": 3, "levels": [1], "draws": 1, "learning_rate": 2e-3},
+        "few": {"distinct_facts": 2, "lora": {"rank": 4}},
+    }
+    grid, plan = _plan(_config()), _plan(StudyConfig.model_validate({**SMALL, "variants": variants}))
+    assert _digests(grid).items() <= _digests(plan).items()
+    added = [unit for unit in plan.tuned if unit.cells[0].digest not in {c.digest for c in grid.cells}]
+    assert {unit.title for unit in added} == {
+        *(f"mixed levels, {size} facts, draw {draw}, mixed" for size in (2, 4) for draw in (1, 2)),
+        "level 1, 4 facts, draw 1, longer",
+        *(f"level {level}, 4 facts, draw {draw}, few" for level in (0, 1) for draw in (1, 2)),
+    }
+    told = {unit.title: unit.cells[0].coordinates for unit in added}
+    assert told["mixed levels, 2 facts, draw 2, mixed"] == {
+        "level": None,
+        "size": 2,
+        "draw": 1,
+        "learning_rate": 1e-5,
+        "control": "mixed",
+        "training": {"levels": [0, 1]},
+    }
+    longer, few = told["level 1, 4 facts, draw 1, longer"], told["level 0, 4 facts, draw 1, few"]
+    assert (longer["learning_rate"], longer["training"]) == (2e-3, {"epochs": 3})
+    assert few["training"] == {"distinct_facts": 2, "lora": {"rank": 4, "alpha": 16.0}}
+    assert {cell.kind for unit in added for cell in unit.cells} == {
+        "tuned",
+        "evaluation",
+        "token_shift",
+        "weight_change",
+    }
+    for changed in ({"epochs": 4}, {"batch_size": 2}, {"schedule": "linear"}, {"dtype": "bfloat16"}, {"lora": {}}):
+        other = _plan(StudyConfig.model_validate({**SMALL, "variants": {"longer": {**variants["longer"], **changed}}}))
+        digests = {unit.title: unit.cells[0].digest for unit in other.tuned}
+        assert digests["level 1, 4 facts, draw 1, longer"] not in {cell.digest for cell in plan.cells}, changed
 
 
 def test_an_outline_has_the_cells_of_the_plan() -> None:

@@ -50,7 +50,7 @@ def model_of(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def test_the_presets() -> None:
-    assert presets() == sorted([*WEIGHTS, "tiny"])
+    assert presets() == sorted([*WEIGHTS, "tiny", "tiny-full"])
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -116,14 +116,20 @@ def test_a_preset_is_planned_without_network_model_and_facts(name: str, tmp_path
     plan = knowshift.plan_study(preset=name, output_dir=tmp_path / "run")
     config = load_preset(name)
     control = min(config.control_draws or config.draws, config.draws)
-    assert plan.cells["tuned"] == len(config.levels) * (config.draws * len(config.sizes) + control)
+    variants = sum(
+        (1 if variant.levels == "mixed" else len(variant.levels or config.levels))
+        * len(variant.sizes or (config.largest,))
+        * (variant.draws or config.draws)
+        for variant in config.variants.values()
+    )
+    assert plan.cells["tuned"] == len(config.levels) * (config.draws * len(config.sizes) + control) + variants
     assert plan.cells["restoration"] == len(config.levels) * config.draws * len(config.restored_sizes)
     assert plan.cells == plan.missing
     assert plan.estimate is not None
     assert plan.estimate.hours > 0
     assert not (tmp_path / "run").exists()
     told = "\n".join(plan.have_ready)
-    if name == "tiny":
+    if name in ("tiny", "tiny-full"):
         assert plan.have_ready == ()
         return
     assert f"model: {config.model} is fetched" in told
@@ -199,6 +205,7 @@ def test_a_small_study_on_the_architecture_of_a_preset(name: str, facts: Path, t
         "sizes": [4, "all"],
         "draws": 1,
         "control_rate": None,
+        "variants": {"adapted": {"levels": "mixed", "lora": {"rank": 2}, "sizes": [4], "learning_rate": 1e-2}},
         "mastery.draws_per_prompt": 1,
         "mastery.max_new_tokens": 2,
         "mastery.train_facts": None,
@@ -213,7 +220,11 @@ def test_a_small_study_on_the_architecture_of_a_preset(name: str, facts: Path, t
     assert [cell.as_record() for cell in plan.cells] == manifest["cells"]
     assert all(cell.folder(run).is_dir() for cell in plan.cells)
     tuned = {str(c.coordinates["control"]): c for c in plan.cells if c.kind == "tuned"}
-    assert {control: cell.coordinates["size"] for control, cell in tuned.items()} == {"None": 4, "all": 12}
+    sizes = {control: cell.coordinates["size"] for control, cell in tuned.items()}
+    assert sizes == {"None": 4, "all": 12, "adapted": 4}
+    # Adapters sit on every linear layer of the transformer, whatever the family calls it.
+    (change,) = (c for c in plan.cells if c.kind == "weight_change" and c.coordinates["control"] == "adapted")
+    assert json.loads((change.folder(run) / "change.json").read_text())["changed_share"] > 0.9
     record = json.loads((tuned["all"].folder(run) / "record.json").read_text())
     assert (record["steps"], len(set(record["facts"]))) == (2, 12)
     assert record["compute_dtype"] == ("bfloat16" if load_preset(name).training.bfloat16 else "float32")

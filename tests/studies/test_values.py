@@ -41,6 +41,7 @@ from knowshift.studies.run import plan_of, run_study
 from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
+from knowshift.training.lora import Lora
 from knowshift.training.sft import TrainingRecipe, finetune
 from weights_pairs import move, tiny_llama
 
@@ -48,6 +49,13 @@ SEED, RATE = 11, 2e-2
 #: Two that a short form of writing would take for one, and one that it would write with an exponent.
 FRACTIONS = (1e-05, 0.2000001, 0.2000002, 0.7)
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
+
+#: What the variants of the study are: the training facts of draw 1, what differs from the grid's recipe, the dtype.
+VARIANTS: dict[str, tuple[int, dict[str, Any], torch.dtype]] = {
+    "few": (2, {"epochs": 2}, torch.float32),
+    "lora": (4, {"lora": Lora(rank=2, alpha=4.0), "learning_rate": 0.1}, torch.float32),
+    "narrow": (4, {"batch_size": 4, "epochs": 2, "schedule": "linear"}, torch.bfloat16),
+}
 
 CONFIG = f"""
 name: values
@@ -58,6 +66,10 @@ sizes: [2, 4]
 draws: 2
 seed: {SEED}
 control_rate: 0.25
+variants:
+  few: {{distinct_facts: 2, draws: 1}}
+  lora: {{lora: {{rank: 2, alpha: 4}}, learning_rate: 0.1, draws: 1}}
+  narrow: {{dtype: bfloat16, batch_size: 4, epochs: 2, schedule: linear, draws: 1}}
 mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
 training: {{learning_rate: {RATE}, batch_size: 2}}
 evaluation: {{facts_per_level: 3, few_shot: 2}}
@@ -207,17 +219,20 @@ def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(stud
     drawn: dict[tuple[int, int], list[str]] = {}
     for key, cells in study.units():
         record = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())
-        members = draw_training_set(known, level=0, size=key["size"], draw=key["draw"], seed=SEED)
+        grid: dict[str, Any] = {"learning_rate": RATE / 4 if key["control"] else RATE, "batch_size": 2}
+        size, changed, dtype = VARIANTS.get(key["control"], (key["size"], {}, torch.float32))
+        changed = {**grid, "learning_rate": RATE, **changed} if key["control"] in VARIANTS else grid
+        members = draw_training_set(known, level=0, size=size, draw=key["draw"], seed=SEED)
         assert record["facts"] == [fact.id for fact in members]
         assert all(study.levels[fact.id] == 0 and fact.split == "train" for fact in members)
-        drawn[key["size"], key["draw"]] = record["facts"]
-        assert key["learning_rate"] == (RATE / 4 if key["control"] else RATE)
-        model = study.base()
-        recipe = TrainingRecipe(learning_rate=RATE / 4 if key["control"] else RATE, batch_size=2)
-        again = finetune(model, members, recipe, seed=_seed(SEED, "training", 0, key["draw"]))
+        drawn[size, key["draw"]] = record["facts"]
+        assert key["learning_rate"] == changed["learning_rate"]
+        model = load_model(study.base_folder, dtype=str(dtype).removeprefix("torch."))
+        again = finetune(model, members, TrainingRecipe(**changed), seed=_seed(SEED, "training", 0, key["draw"]))
+        assert again["load_dtype"] == str(dtype).removeprefix("torch.")
         assert {name: record[name] for name in again} == again
         held = dict(study.tuned(cells["tuned"]).model.named_parameters())
-        assert all(torch.equal(weight, held[name]) for name, weight in model.model.named_parameters())
+        assert all(torch.equal(weight.float(), held[name]) for name, weight in model.model.named_parameters())
     assert drawn[4, 0] != drawn[4, 1]
     assert drawn[2, 1] == drawn[4, 1][:2]
 
@@ -234,9 +249,9 @@ def test_token_shift_reads_the_base_with_completions_and_the_tuned_model_with_qu
     base = study.base()
     known = [fact for fact in study.asked() if study.levels[fact.id] == 4]
     items = select_items(base, known, {fact.relation: 1 for fact in known})  # the prompt that the planted hits prefer
-    for _, cells in study.units():
+    for key, cells in study.units():
         found, tuned = study.read(cells["token_shift"], "token_shift.parquet"), study.tuned(cells["tuned"])
-        assert found == token_shift(base, tuned, items).columns
+        assert found == token_shift(base, tuned, items).columns, key["control"]
         scored = [number for number, value in enumerate(found["kl"]) if value is not None]
         assert len(scored) >= 3
         for number in scored:

@@ -431,6 +431,7 @@ class Records:
         self._read_answers()
         self._read_shifts()
         self.changes = {(model_of(k), k["draw"]): _json(f / "change.json") for k, f in self.cells["weight_change"]}
+        self.trained = {(model_of(k), k["draw"]): _json(f / "record.json") for k, f in self.cells["tuned"]}
         self.put_back = {(model_of(k), k["draw"]): _json(f / "restored.json") for k, f in self.cells["restoration"]}
 
     def restored_apart(self, kind: str) -> Iterable[tuple[Model, int, str, dict[str, Any], list[dict[str, Any]]]]:

@@ -81,6 +81,8 @@ def build(run: Path) -> Path:
                 answers(folder / "answers.parquet", right, draw, place + level, (level, size, draw) == (2, 60, 1))
                 _shift(cell("token_shift", key), facts, level, place, draw)
                 _change(cell("weight_change", key), level + place, draw)
+                told = {"facts": [str(i) for i in range(size)], "steps": size // 8, "train_loss": 2 - draw / 4}
+                write_json(cell("tuned", key) / "record.json", told)
                 if size == 960 or (level, size) == (2, 240):
                     _restored(cell("restoration", key), answers, right, level, size, draw)
                 if size == 960:

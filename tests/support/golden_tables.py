@@ -165,10 +165,23 @@ def controls(records: Records) -> Golden:
                 found = scored.difference(pairs, over, list(both.values()) if len(levels) == 1 else ())
                 means = [scored.difference([(pair[i], None) for pair in pairs], over).value for i in (1, 0)]
                 rates = [format(pairs[0][i].rate, "g") for i in (1, 0)]
-                head = (name, str(size), domain, found.draws, rates[0], means[0], rates[1], means[1])
+                head = ("learning_rate", name, str(size), domain, found.draws, rates[0], means[0], rates[1], means[1])
                 rows.append((*head, *within(found), found.p))
-    columns = ("level", "size", "domain", "draws", "learning_rate", "accuracy", "control_learning_rate")
-    return Golden((*columns, "control_accuracy", "difference", "low", "high", "p"), 3, rows)
+    columns = ("control", "level", "size", "domain", "draws", "learning_rate", "accuracy", "control_learning_rate")
+    return Golden((*columns, "control_accuracy", "difference", "low", "high", "p"), 4, rows)
+
+
+def trainings(records: Records) -> Golden:
+    rows = []
+    for model in sorted({model for model, _ in records.trained}, key=lambda m: (m.control, m)):
+        told = [record for (trained, _), record in records.trained.items() if trained == model]
+        shares = [c["changed_share"] for (m, _), c in records.changes.items() if m == model and "changed_share" in c]
+        facts, updates = (
+            round(mean_of(values)) for values in ([len(r["facts"]) for r in told], [r["steps"] for r in told])
+        )
+        loss = mean_of(r["train_loss"] for r in told)
+        rows.append((*setting(model), len(told), facts, updates, loss, mean_of(shares)))
+    return Golden((*SETTING, "draws", "distinct_facts", "updates", "train_loss", "changed_share"), 4, rows)
 
 
 def token_shift(records: Records) -> Golden:
@@ -488,6 +501,7 @@ TABLES: dict[str, Callable[[Records], Golden]] = {
     "accuracy": accuracy,
     "accuracy_summary": accuracy_summary,
     "controls": controls,
+    "trainings": trainings,
     "token_shift": token_shift,
     "token_shift_summary": token_shift_summary,
     "concentration": concentration,

@@ -202,7 +202,7 @@ def build_hand_run(path: Path, draws: int = 3) -> Path:
         rate = SMALLER_RATE if control else RATE
         key = {"level": level, "size": size, "draw": draw, "learning_rate": rate, "control": control}
         pair = CONTROL[level][draw] if control else TUNED[level, size][draw]
-        write_json(cell("tuned", key) / "record.json", {})
+        write_json(cell("tuned", key) / "record.json", {"facts": [], "steps": key["size"] // 8, "train_loss": 1.0})
         write_answers(cell("evaluation", key) / "answers.parquet", pair, word_lost(level, size))
         _token_shift(cell("token_shift", key), 0.5 if control else KL[level, size][draw], (level, size) == (2, 60))
         _change(cell("weight_change", key), draw, bool(control))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.training.draws import draw_training_set, level_counts
+from knowshift.training.draws import draw_mixed_set, draw_training_set, level_counts
 
 
 def _ids(levels: Mapping[str, int | None], relations: Mapping[str, str], **options: Any) -> list[str]:
@@ -99,3 +99,27 @@ def test_each_fact_is_drawn_equally_often_and_relations_take_turns_in_a_new_orde
     assert all(abs(count - 200) < 50 for count in times.values())  # 5 standard deviations
     assert len(order) == 8 * 4
     assert all(abs(count - 100) < 45 for count in order.values())
+
+
+def _known(counts: Mapping[int, int]) -> KnownFacts:
+    """So many training facts of each level, of three relations."""
+    names = [(level, f"{level}.{number}") for level, count in counts.items() for number in range(count)]
+    facts = {name: Fact(name, f"P{len(name) % 3}", "train", "in_domain", "s", "q", "a") for _, name in names}
+    return KnownFacts(facts, [{"fact": name, "level": level} for level, name in names])
+
+
+def test_mixed_sets_take_the_levels_in_turn_and_each_from_its_own_set() -> None:
+    known = _known({0: 9, 2: 4, 3: 0})
+    levels = [0, 2, 3]
+    whole = draw_mixed_set(known, levels=levels, size=13, draw=1, seed=5)
+    assert len({fact.id for fact in whole}) == 13
+    for level in (0, 2):
+        own = [fact for fact in whole if known.levels[fact.id] == level]
+        assert own == draw_training_set(known, level=level, size=len(own), draw=1, seed=5)
+    for size in range(1, 14):
+        drawn = draw_mixed_set(known, levels=levels, size=size, draw=1, seed=5)
+        assert drawn == whole[:size]
+        counts = Counter(known.levels[fact.id] for fact in drawn)
+        assert abs(counts[0] - counts[2]) <= 1 or counts[2] == 4
+    with pytest.raises(InputError, match=r"levels \[0, 2, 3\]: 14 training facts asked, 13 available"):
+        draw_mixed_set(known, levels=levels, size=14, draw=1, seed=5)

@@ -6,7 +6,7 @@ import importlib.resources
 import reprlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeGuard
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
@@ -27,6 +27,8 @@ _SHORT.maxstring = 80
 
 #: The size of a training set that holds every training fact of its level.
 ALL: Literal["all"] = "all"
+#: The levels of a training set that takes facts of every level in turn.
+MIXED: Literal["mixed"] = "mixed"
 
 
 def _size(value: object) -> int | Literal["all"]:
@@ -73,6 +75,33 @@ class TrainingConfig(_Strict):
     report_to: str = "none"  # passed through to the Trainer
 
 
+class LoraConfig(_Strict):
+    """Low-rank adapters on all linear layers of the transformer, merged into the weights after training."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False)  # the update is scaled by alpha / rank
+
+
+class VariantConfig(_Strict):
+    """A training beside the grid. What is not given is as in the grid, at its largest size."""
+
+    levels: tuple[Level, ...] | Literal["mixed"] | None = None  # mixed: all levels of the study in turn
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
+    draws: int | None = Field(None, ge=1)
+    distinct_facts: int | None = Field(None, ge=1)  # of every training set; repeated, so that updates stay as many
+    learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
+    batch_size: int | None = Field(None, ge=1)
+    epochs: int | None = Field(None, ge=1)
+    schedule: Literal["cosine", "linear", "constant"] | None = None
+    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights while they are trained
+    lora: LoraConfig | None = None
+
+    def changed(self) -> dict[str, Any]:
+        """What of the training is otherwise than in the grid, beside levels, sizes and the learning rate."""
+        fields = ("distinct_facts", "batch_size", "epochs", "schedule", "dtype", "lora")
+        return self.model_dump(mode="json", include=set(fields), exclude_none=True)
+
+
 class EvaluationConfig(_Strict):
     """Closed-book answers (paper 2.2)."""
 
@@ -112,6 +141,7 @@ class StudyConfig(_Strict):
         1 / 3, gt=0, allow_inf_nan=False
     )  # the largest size again at this share of the learning rate
     control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not given
+    variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], VariantConfig] = {}  # by name
     keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
     mastery: MasteryConfig = MasteryConfig()
     training: TrainingConfig = TrainingConfig()
@@ -127,6 +157,10 @@ class StudyConfig(_Strict):
     def largest(self) -> int:
         """The largest number: the size of the learning-rate control, and of the models that are restored."""
         return max(self.numbers)
+
+    def sizes_of(self, variant: VariantConfig) -> tuple[int, ...]:
+        """The sizes of a variant's training sets."""
+        return variant.sizes or (self.largest,)
 
     @property
     def restored_sizes(self) -> tuple[int, ...]:
@@ -237,8 +271,31 @@ def _check_together(config: StudyConfig, origin: str) -> None:
             raise InputError(f"{origin}: criterion {criterion!r} sets its own threshold and takes no fraction")
         if criterion not in RESTORED_BY:
             raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, RESTORED_BY)}")
+    for name, variant in config.variants.items():
+        _check_variant(f"{origin}: variants.{name}", config, variant)
     if restoration.region not in REGIONS:
         raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
+
+
+def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> None:
+    """Refuse a variant that cannot be trained, or that is the grid itself."""
+    if place.endswith(f".{ALL}"):
+        raise InputError(f"{place}: {ALL!r} names the training sets of all facts of a level; choose another name")
+    if isinstance(variant.levels, tuple) and (not variant.levels or not set(variant.levels) <= set(config.levels)):
+        raise InputError(f"{place}.levels: expected some of the levels {list(config.levels)}, or {MIXED!r}")
+    for field, values in (("levels", variant.levels), ("sizes", variant.sizes)):
+        if isinstance(values, tuple) and (not values or len(set(values)) != len(values)):
+            raise InputError(f"{place}.{field}: expected distinct values, found {list(values)}")
+    if (variant.draws or 1) > config.draws:
+        raise InputError(f"{place}.draws: {variant.draws}, more than the grid's {config.draws}")
+    for size in config.sizes_of(variant) if variant.distinct_facts else ():
+        if size % (variant.distinct_facts or 1):
+            raise InputError(
+                f"{place}.distinct_facts: {variant.distinct_facts} facts cannot be repeated to {size} evenly"
+            )
+    same_rate = variant.learning_rate in (None, config.training.learning_rate)
+    if same_rate and not variant.changed() and variant.levels != MIXED:
+        raise InputError(f"{place}: is the grid itself; give what is to differ, e.g. learning_rate, epochs or levels")
 
 
 def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
@@ -253,12 +310,16 @@ def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
 
 def _keys(path: tuple[int | str, ...]) -> list[str]:
     """Valid keys of the section at ``path``."""
-    model: type[BaseModel] = StudyConfig
+    place: Any = StudyConfig
     for part in path:
-        annotation = model.model_fields[str(part)].annotation
-        assert _is_section(annotation)
-        model = annotation
-    return list(model.model_fields)
+        if get_origin(place) is dict:  # of sections by name
+            place = get_args(place)[1]
+            continue
+        annotation = place.model_fields[str(part)].annotation
+        place = next((kind for kind in get_args(annotation) if _is_section(kind)), annotation)
+        if get_origin(annotation) is dict:
+            place = annotation
+    return list(place.model_fields)
 
 
 def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:

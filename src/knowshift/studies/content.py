@@ -9,8 +9,9 @@ another :data:`knowshift.studies.plan.CONTENT_VERSION`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
-from knowshift.training.draws import draw_training_set
+from knowshift.training.draws import draw_mixed_set, draw_training_set
+from knowshift.training.lora import Lora
 
 #: Fractions at which the concentration of change is measured (paper, Table 3).
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
@@ -101,12 +103,35 @@ def tune(
 
     members = _training_set(known, coordinates, settings)
     tuned = replace(base, model=copy.deepcopy(base.model), name=name)
+    changed = dict(coordinates.get("training", {}))
+    dtype, lora = changed.pop("dtype", None), changed.pop("lora", None)
+    for said in ("levels", "distinct_facts"):
+        changed.pop(said, None)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
-    recipe = sft.TrainingRecipe(**chosen, learning_rate=coordinates["learning_rate"], report_to=report_to)
+    chosen = {**chosen, **changed}
+    # Fewer distinct facts are seen so many times more often: as many updates as the size makes.
+    chosen["epochs"] *= coordinates["size"] // len(members)
+    recipe = sft.TrainingRecipe(
+        **chosen,
+        learning_rate=coordinates["learning_rate"],
+        lora=None if lora is None else Lora(**lora),
+        report_to=report_to,
+    )
     # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
-    record = sft.finetune(tuned, members, recipe, seed=seed)
+    if dtype is None:
+        record = sft.finetune(tuned, members, recipe, seed=seed)
+    else:
+        _cast(tuned, repeat(getattr(torch, dtype)))
+        record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
+        _cast(tuned, (parameter.dtype for parameter in base.model.parameters()))  # answers are computed as everywhere
     return tuned, {"facts": [fact.id for fact in members], **record}
+
+
+def _cast(loaded: LoadedModel, dtypes: Iterable[torch.dtype]) -> None:
+    """Give a model's weights other dtypes; buffers keep theirs, since rotary frequencies in bfloat16 are others."""
+    for parameter, dtype in zip(loaded.model.parameters(), dtypes, strict=False):
+        parameter.data = parameter.data.to(dtype)
 
 
 def weight_change(
@@ -164,9 +189,11 @@ def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
 
 
 def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
-    return draw_training_set(
-        known, level=coordinates["level"], size=coordinates["size"], draw=coordinates["draw"], seed=settings["seed"]
-    )
+    changed = coordinates.get("training", {})
+    size, draw, seed = changed.get("distinct_facts", coordinates["size"]), coordinates["draw"], settings["seed"]
+    if coordinates["level"] is None:
+        return draw_mixed_set(known, levels=changed["levels"], size=size, draw=draw, seed=seed)
+    return draw_training_set(known, level=coordinates["level"], size=size, draw=draw, seed=seed)
 
 
 def restored_train_answers(

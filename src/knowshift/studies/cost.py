@@ -20,7 +20,7 @@ from knowshift.errors import InputError
 from knowshift.models.loading import torch_device
 from knowshift.models.sampling.session import CACHE_BYTES, STAY_BYTES
 from knowshift.studies.config import StudyConfig
-from knowshift.studies.plan import Cell, Plan
+from knowshift.studies.plan import Cell, Plan, training_of
 from knowshift.studies.shape import Shape
 
 #: Token positions of one fact at the paper's 10 draws of 21 prompts and 32 tokens, by estimate: of the shipped model,
@@ -202,8 +202,11 @@ class CostModel:
         return round(self.plan.train * SHARE_OF_LEVEL) if size is None else int(size)
 
     def steps(self, cell: Cell) -> int:
-        training = self.config.training
-        return training.epochs * -(-self.size_of(cell) // training.batch_size)
+        batch = training_of(cell, "batch_size")
+        return self._epochs(cell) * -(-self.size_of(cell) // int(batch))
+
+    def _epochs(self, cell: Cell) -> int:
+        return int(training_of(cell, "epochs"))
 
     def answers(self, cell: Cell) -> int:
         """Answers that a cell asks for."""
@@ -224,7 +227,7 @@ class CostModel:
         if cell.kind == "mastery":
             return float(cell.inputs["probed"]["count"]) * self.positions_of_fact * self._position
         if cell.kind == "tuned":
-            tokens = config.training.epochs * self.size_of(cell)
+            tokens = self._epochs(cell) * self.size_of(cell)
             tokens *= SHARED_EXAMPLE if config.training.shared_prefix else EXAMPLE
             passes = 4 if config.training.gradient_checkpointing else 3  # the backward pass is two forward ones
             slower = self._rate(config.dtype) / self._rate("bfloat16" if config.training.bfloat16 else config.dtype)

@@ -6,13 +6,16 @@ import importlib.metadata
 import shutil
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from knowshift.errors import InputError
 from knowshift.files import check_parent, read_json, write_json
 from knowshift.records import read_columns
-from knowshift.studies.config import StudyConfig
+from knowshift.studies.config import MIXED, StudyConfig
 from knowshift.studies.plan import PACKAGES, Plan
 from knowshift.training.draws import level_counts
 from knowshift.version import __version__
@@ -26,6 +29,7 @@ AFTER_MASTERY = frozenset(
         "draws",
         "control_rate",
         "control_draws",
+        "variants",
         "keep_checkpoints",
         "training",
         "evaluation",
@@ -49,6 +53,8 @@ def check_folder(run: Path, config: StudyConfig) -> None:
             raise InputError(f"{manifest}: {unreadable} ({error})") from None
         if not isinstance(found, dict):
             raise InputError(f"{manifest}: {unreadable}")
+        with suppress(ValidationError):
+            found = StudyConfig.model_validate(found).as_record()  # a field of a later version has its default there
         wanted = config.as_record()
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
@@ -80,11 +86,19 @@ def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
     Raises:
         InputError: the first such level, with what it has and what was asked.
     """
-    for level in config.levels:
-        if counts[level] < config.largest:
+    asked = {f"level {level}": (counts[level], config.largest) for level in config.levels}
+    mixed = sum(counts[level] for level in config.levels)
+    for variant in config.variants.values():
+        wanted = variant.distinct_facts or max(config.sizes_of(variant))
+        if variant.levels == MIXED:
+            asked["all levels together"] = (mixed, max(wanted, asked.get("all levels together", (0, 0))[1]))
+        for level in () if variant.levels == MIXED else variant.levels or config.levels:
+            asked[f"level {level}"] = (counts[level], max(wanted, asked[f"level {level}"][1]))
+    for name, (there, wanted) in asked.items():
+        if there < wanted:
             raise InputError(
-                f"{config.facts}: level {level} has {counts[level]} training facts among the {sum(counts)} probed, "
-                f"{config.largest} asked (levels 0..4 have {list(counts)})"
+                f"{config.facts}: {name} has {there} training facts among the {sum(counts)} probed, "
+                f"{wanted} asked (levels 0..4 have {list(counts)})"
             )
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
 from knowshift.files import digest
-from knowshift.studies.config import ALL, StudyConfig
+from knowshift.studies.config import ALL, MIXED, StudyConfig, VariantConfig
 
 #: What the numbers of a cell may depend on, and what a manifest names.
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
@@ -105,6 +105,7 @@ HARMLESS: Mapping[str, str] = {
     "training.learning_rate": "is a coordinate of a cell",
     "training.report_to": "names a service that logs the training",
     "restoration.sizes": "says which cells there are",
+    "variants": "says which cells there are; what a variant changes are coordinates of a cell",
 }
 
 
@@ -114,7 +115,8 @@ class Cell:
 
     ``coordinates`` are level, size, draw, learning rate and control of a tuned model's cell, and the part of a mastery
     cell; a manifest and a digest have them under the name "key". Where the training set is all of a level (control
-    "all"), the size is the number of its facts, and None as long as mastery does not tell it.
+    "all"), the size is the number of its facts, and None as long as mastery does not tell it. Of a variant the control
+    is its name, "training" has what it changes, and of mixed levels, which "training" names, the level is None.
     """
 
     kind: str
@@ -136,6 +138,12 @@ class Cell:
 
     def as_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "digest": self.digest, "key": self.coordinates}
+
+
+def training_of(cell: Cell, field: str) -> Any:
+    """A field of a training's settings: the variant's own, else the study's."""
+    changed = cell.coordinates.get("training", {})
+    return changed.get(field, cell.settings.get(f"training.{field}"))
 
 
 @dataclass(frozen=True)
@@ -238,6 +246,13 @@ def _plan(
         for size, control, draws in _sizes(config, None if levels is None else levels[level])
         for draw in range(draws)
     ]
+    tuned += [
+        _variant_unit(config, common, made, name, variant, level, size, draw)
+        for name, variant in config.variants.items()
+        for level in ([None] if variant.levels == MIXED else variant.levels or config.levels)
+        for size in config.sizes_of(variant)
+        for draw in range(variant.draws or config.draws)
+    ]
     # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
     tuned.sort(key=lambda unit: -float(unit.cells[0].coordinates["size"] or math.inf))
     return Plan(
@@ -301,14 +316,51 @@ def _tuned_unit(
         "learning_rate": rate,
         "control": control,
     }
+    name = f"level {level}, {ALL if control == ALL else size} facts, draw {draw + 1}"
+    name += f", rate {rate:.2g}" if control == RATE_CONTROL else ""
+    return _unit(name, config, common, made, coordinates, restored=size in config.restored_sizes and not control)
+
+
+def _variant_unit(
+    config: StudyConfig,
+    common: Mapping[str, Any],
+    made: Mapping[str, Any],
+    name: str,
+    variant: VariantConfig,
+    level: int | None,
+    size: int,
+    draw: int,
+) -> Unit:
+    changed = variant.changed()
+    if level is None:
+        changed["levels"] = list(config.levels)
+    coordinates = {
+        "level": level,
+        "size": size,
+        "draw": draw,
+        "learning_rate": variant.learning_rate or config.training.learning_rate,
+        "control": name,
+        "training": changed,
+    }
+    where = "mixed levels" if level is None else f"level {level}"
+    return _unit(f"{where}, {size} facts, draw {draw + 1}, {name}", config, common, made, coordinates)
+
+
+def _unit(
+    title: str,
+    config: StudyConfig,
+    common: Mapping[str, Any],
+    made: Mapping[str, Any],
+    coordinates: dict[str, Any],
+    *,
+    restored: bool = False,
+) -> Unit:
+    """One training and all that is measured of its model."""
     tuned = _cell("tuned", coordinates, config, common, made)
     made = {**made, "tuned": tuned.digest}
     kinds = ["evaluation", "token_shift", "weight_change"]
-    if size in config.restored_sizes and not control:
+    if restored:
         kinds.append("restoration")
         kinds += ["train_set"] if config.restoration.train_set_fractions else []
         kinds += ["layer_groups"] if config.restoration.layer_group else []
-    cells = (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds))
-    name = f"level {level}, {ALL if control == ALL else size} facts, draw {draw + 1}"
-    name += f", rate {rate:.2g}" if control == RATE_CONTROL else ""
-    return Unit(name, cells)
+    return Unit(title, (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds)))

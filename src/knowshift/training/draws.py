@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice, zip_longest
 
 import numpy as np
 
@@ -43,6 +44,27 @@ def draw_training_set(known: KnownFacts, *, level: int, size: int | None, draw: 
                 chosen.append(shuffled[index][turn])
         turn += 1
     return chosen
+
+
+def draw_mixed_set(known: KnownFacts, *, levels: Sequence[int], size: int, draw: int, seed: int) -> list[Fact]:
+    """A training set of several mastery levels, in training order: the levels take turns.
+
+    Each gives the facts of its own set of the same ``draw`` in their order (:func:`draw_training_set`), so that what a
+    mixed set holds of a level is the beginning of that level's set; a level that has run out is passed over.
+
+    Raises:
+        InputError: more facts asked than the levels have together.
+    """
+    sets = [
+        draw_training_set(known, level=level, size=None, draw=draw, seed=seed)
+        for level in levels
+        if known.of("train", level)
+    ]
+    available = sum(map(len, sets))
+    if size > available:
+        raise InputError(f"levels {list(levels)}: {size} training facts asked, {available} available")
+    turns = (fact for turn in zip_longest(*sets) for fact in turn if fact is not None)
+    return list(islice(turns, size))
 
 
 def level_counts(levels: Sequence[int]) -> list[int]:

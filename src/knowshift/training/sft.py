@@ -20,6 +20,7 @@ from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
 from knowshift.system.patches import answers_only, attention_of
 from knowshift.training.guard import BETAS, TrainingGuard
+from knowshift.training.lora import Lora, adapted
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.training.precision import check_trainable
 
@@ -39,6 +40,7 @@ class TrainingRecipe:
     weight_decay: float = 0.0
     bfloat16: bool = False  # autocast over float32 weights
     gradient_checkpointing: bool = False
+    lora: Lora | None = None  # adapters are trained instead of the weights, and merged into them
     shared_prefix: bool = False  # every batch as one row (knowshift.training.one_row): the same gradients, fewer tokens
     report_to: str = "none"  # passed on to the Trainer: trackio, wandb, tensorboard, mlflow
 
@@ -116,10 +118,14 @@ def finetune(
         collator = OneRow(attention_of(loaded.model), loaded.model.dtype)
         check_same_loss(loaded.model, examples[: recipe.batch_size], collator)
     on_cpu = loaded.device.split(":")[0] == "cpu"
-    guard = TrainingGuard(loaded.model, loaded.name, weight_decay=recipe.weight_decay)
-    with unchanged(loaded.model), tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch:
+    with (
+        unchanged(loaded.model),
+        adapted(loaded.model, recipe.lora, seed) as trained,
+        tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch,
+    ):
+        guard = TrainingGuard(trained, loaded.name, weight_decay=recipe.weight_decay)
         trainer = _Trainer(
-            model=loaded.model,
+            model=trained,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
             callbacks=[guard, _Steps(progress)],
             train_dataset=Dataset.from_list(examples),

@@ -19,11 +19,15 @@ _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 def check_coordinates(file: Path, kind: str, coordinates: Mapping[str, Any]) -> None:
     """A cell's coordinates: whole numbers, a learning rate, the name of a control; a tuned model's cell has all."""
     tuned = kind in _OF_TRAINING
+    training = _object(file, f"training of a cell of kind {kind!r}", coordinates.get("training"))
+    mixed = tuned and "levels" in training and coordinates.get("level") is None
     for name in (*_TRAINING, "part"):
         value = coordinates.get(name)
-        if (value is not None or (tuned and name in _TRAINING)) and not _is_count(value):
+        if (value is not None or (tuned and name in _TRAINING and not (mixed and name == "level"))) and not _is_count(
+            value
+        ):
             raise InputError(f"{file}: {name} of a cell of kind {kind!r} is {shown(value)}; expected a whole number")
-    if tuned and (level := coordinates["level"]) >= LEVELS:
+    if tuned and not mixed and (level := coordinates["level"]) >= LEVELS:
         raise InputError(
             f"{file}: level of a cell of kind {kind!r} is {shown(level)}; expected one of 0 to {LEVELS - 1}"
         )
@@ -81,6 +85,16 @@ def check_restored(file: Path, record: Mapping[str, Any]) -> None:
         for fraction, count in _object(file, criterion, counts).items():
             if count is not None and not _is_count(count):
                 raise InputError(f"{file}: {criterion} at {fraction} is {shown(count)}; expected a whole number")
+
+
+def check_training(file: Path, record: Mapping[str, Any]) -> None:
+    """``record.json`` of a tuned model: the ids of its facts, its updates, the mean of their losses."""
+    if not isinstance(record.get("facts"), list):
+        raise InputError(f"{file}: facts is {shown(record.get('facts'))}; expected a list")
+    if not _is_count(record.get("steps")):
+        raise InputError(f"{file}: steps is {shown(record.get('steps'))}; expected a whole number")
+    if not _is_number(record.get("train_loss")):
+        raise InputError(f"{file}: train_loss is {shown(record.get('train_loss'))}; expected a number")
 
 
 def _check_shares(file: Path, name: str, shares: Any) -> None:

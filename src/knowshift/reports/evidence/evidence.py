@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.reports.evidence.answers import Column, RecordedAnswers, read_answers
 from knowshift.reports.evidence.run_folder import (
+    ALL,
     RATE_CONTROL,
     RecordedCell,
     Run,
@@ -82,7 +83,16 @@ class Evidence:
     @cached_property
     def controlled(self) -> dict[tuple[int, int], Model]:
         """The learning-rate control, by training level and size."""
-        return {(s.level, s.size): Model(s) for s in self.substring.settings(RATE_CONTROL)}
+        return self.trained_otherwise.get(RATE_CONTROL, {})
+
+    @cached_property
+    def trained_otherwise(self) -> dict[str, dict[tuple[int, int], Model]]:
+        """Models of each control of the training, by training level and size: the learning-rate control, variants."""
+        names = {c.setting.control for c in self.substring.columns if c.setting} - {"", ALL}
+        return {
+            name: {(s.level, s.size): Model(s) for s in self.substring.settings(name)}
+            for name in sorted(names, key=lambda name: (name != RATE_CONTROL, name))
+        }
 
     @property
     def levels(self) -> list[int]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import LEVELS
 from knowshift.files import read_json
 from knowshift.records import MASTERY, TOKEN_SHIFT, read_table
 from knowshift.reports.evidence.checking import (
@@ -23,23 +24,28 @@ from knowshift.reports.evidence.checking import (
     check_manifest,
     check_restored,
     check_texts,
+    check_training,
     shown,
 )
 
 #: The largest size again at a smaller rate: the control that separates the data's effect from the step size's.
 RATE_CONTROL = "learning_rate"
+#: The name of training sets that hold all facts of a level.
+ALL = "all"
+#: The level of a training set with facts of every level in turn; it sorts after the others.
+MIXED = LEVELS
 
-_CHECKS = {"change.json": check_change, "restored.json": check_restored}
+_CHECKS = {"change.json": check_change, "record.json": check_training, "restored.json": check_restored}
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Setting:
     """What a model was tuned on: a cell's coordinates without the draw."""
 
-    level: int
+    level: int  # 0 to 4, or MIXED
     size: int
     learning_rate: float
-    control: str  # "" for the main grid
+    control: str  # "" for the main grid; RATE_CONTROL, ALL, or the name of a variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ class RecordedCell:
     @property
     def setting(self) -> Setting:
         at = self.coordinates
-        return Setting(int(at["level"]), int(at["size"]), float(at["learning_rate"]), str(at.get("control") or ""))
+        level = MIXED if at["level"] is None else int(at["level"])
+        return Setting(level, int(at["size"]), float(at["learning_rate"]), str(at.get("control") or ""))
 
     @property
     def draw(self) -> int:

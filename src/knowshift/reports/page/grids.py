@@ -27,7 +27,7 @@ def _in_percent(value: float) -> str:
 
 
 def _level(name: Any) -> str:
-    return "mean" if name == "mean" else f"level {name}"
+    return {"mean": "mean", "mixed": "mixed levels"}.get(name, f"level {name}")
 
 
 def _by_size(sizes: Iterable[int]) -> list[str]:
@@ -119,11 +119,52 @@ def mastery_table(mastery: Table) -> Grid:
     return Grid("How many facts the base model knows how well", ["facts", *LEVEL_HEADS], body)
 
 
-def controls_table(controls: Table, accuracy: Table) -> Grid:
-    """The largest size at both learning rates, over the draws that both have, so that the columns add up."""
+def controls_tables(controls: Table, accuracy: Table, config: Mapping[str, Any]) -> list[Grid]:
+    """Each training beside the grid: its accuracy and the grid's, over the draws that both have.
+
+    ``config`` is that of the study, which says what a variant changes.
+    """
+    names = dict.fromkeys(row["control"] for row in controls.where())
+    return [_control_table(name, controls.where(control=name), accuracy, config) for name in names]
+
+
+def variant_words(config: Mapping[str, Any], name: str) -> str:
+    """What a variant changes: "epochs 4, lora (rank 8, alpha 16)"; empty where the config does not tell."""
+    variants = config.get("variants")
+    variant = variants.get(name) if isinstance(variants, dict) else None
+    parts = []
+    for field, value in variant.items() if isinstance(variant, dict) else ():
+        if value is None or field in ("sizes", "draws"):
+            continue
+        if isinstance(value, dict):
+            value = f"({', '.join(f'{key} {inner}' for key, inner in value.items())})"
+        parts.append(f"{field.replace('_', ' ')} {value}")
+    return ", ".join(parts)
+
+
+def trainings_table(trainings: Table) -> Grid:
+    """What every training was, and how much of the weights it changed."""
+    body = [
+        [
+            Entry(row["control"] or "the grid"),
+            Entry(_level(str(row["level"]))),
+            Entry(f"{row['size']:,}"),
+            Entry(row["learning_rate"]),
+            number(row["distinct_facts"], "{:,}".format),
+            number(row["updates"], "{:,}".format),
+            number(row["train_loss"], "{:.2f}".format),
+            number(row["changed_share"], exact_percent),
+        ]
+        for row in trainings.where()
+    ]
+    heads = ["training", "level", "samples", "rate", "distinct facts", "updates", "loss", "weights changed"]
+    return Grid("What every training was, mean over draws", heads, body)
+
+
+def _control_table(name: str, rows: Rows, accuracy: Table, config: Mapping[str, Any]) -> Grid:
     body = []
-    for row in controls.where():
-        grid, control = _at_both_rates(row, accuracy)
+    for row in rows:
+        grid, control = _both_accuracies(row, accuracy)
         body.append(
             [
                 Entry(f"{_level(row['level'])}, {DOMAIN_WORDS[row['domain']]}"),
@@ -133,18 +174,26 @@ def controls_table(controls: Table, accuracy: Table) -> Grid:
                 _difference(row, "low", "high"),
             ]
         )
-    heads = ["training level", "samples", "grid's rate", "control's rate", "difference"]
-    return Grid("The learning-rate control: both rates over the training draws that the control has", heads, body)
+    if name == RATE_CONTROL:
+        heads = ["training level", "samples", "grid's rate", "control's rate", "difference"]
+        return Grid("The learning-rate control: both rates over the training draws that the control has", heads, body)
+    words = variant_words(config, name)
+    caption = f"Trained otherwise, {name}{f' ({words})' if words else ''}: over the training draws that both have"
+    return Grid(caption, ["training level", "samples", "grid", name, "difference"], body)
 
 
-def _at_both_rates(row: Mapping[str, Any], accuracy: Table) -> tuple[float, float]:
+def _both_accuracies(row: Mapping[str, Any], accuracy: Table) -> tuple[float, float]:
     """Mean accuracy of the grid's and of the control's models in a row of ``controls``, over the draws of both."""
     place = {"test_level": "mean", "size": row["size"], "domain": row["domain"]}
     grid = accuracy.where(**place, learning_rate=row["learning_rate"], control="")
-    control = accuracy.where(**place, learning_rate=row["control_learning_rate"], control=RATE_CONTROL)
+    control = accuracy.where(**place, learning_rate=row["control_learning_rate"], control=row["control"])
     means: list[tuple[float, float]] = []
-    for level in sorted({r["level"] for r in control if row["level"] in ("mean", str(r["level"]))}):
-        first, second = ({r["draw"]: r["accuracy"] for r in rows if r["level"] == level} for rows in (grid, control))
+    for level in dict.fromkeys(r["level"] for r in control if row["level"] in ("mean", str(r["level"]))):
+        second = {r["draw"]: r["accuracy"] for r in control if r["level"] == level}
+        beside = [r for r in grid if level in ("mixed", r["level"])]
+        first = {
+            draw: mean_of([r["accuracy"] for r in beside if r["draw"] == draw]) for draw in {r["draw"] for r in beside}
+        }
         shared = sorted(set(first) & set(second))
         if shared:
             means.append((mean_of([first[draw] for draw in shared]), mean_of([second[draw] for draw in shared])))

@@ -21,10 +21,11 @@ from knowshift.reports.page.grids import (
     accuracy_grid,
     base_table,
     claims_table,
-    controls_table,
+    controls_tables,
     mastery_table,
     restoration_grid,
     sample_table,
+    trainings_table,
     word_grid,
 )
 from knowshift.reports.page.paper import sections
@@ -111,7 +112,8 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             accuracy_grid(summary, "in_domain"),
             accuracy_grid(summary, "out_of_domain"),
             word_grid(summary),
-            controls_table(tables["controls"], tables["accuracy"]),
+            *controls_tables(tables["controls"], tables["accuracy"], evidence.run.config),
+            trainings_table(tables["trainings"]),
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
         ],

@@ -108,7 +108,7 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
             "paper_strategies",
             "Table 7: strategies",
             "Accuracy in %, of each strategy's best model, chosen on the facts it is measured on, as in the paper: too "
-            "high by luck. A study trains on single mastery levels alone, not on mixed data.",
+            "high by luck. Mixed data are variants of a study's config.",
             strategies_grid(tables["paper_strategies"]),
         ),
         Section(

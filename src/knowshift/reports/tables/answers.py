@@ -13,9 +13,8 @@ from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.answers import BASE_PROMPTS
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.scores import Model
-from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, rate_name, setting_values
+from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
 from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.estimates import mean_interval, proportion_interval
 from knowshift.statistics.resampling import Integers
@@ -166,7 +165,7 @@ def accuracy_summary(evidence: Evidence) -> Table:
     counts = count(evidence)
     substring, word = evidence.substring, evidence.word
     rows: list[Row] = []
-    settings = substring.settings() + substring.settings(RATE_CONTROL)
+    settings = [setting for name in ("", *evidence.trained_otherwise) for setting in substring.settings(name)]
     for setting in settings:
         model = Model(setting)
         alike = [Model(replace(setting, level=other)) for other in sorted({s.level for s in settings})]
@@ -195,38 +194,3 @@ def accuracy_summary(evidence: Evidence) -> Table:
     places = (*SETTING_COLUMNS, "domain", "test_level", "draws", "facts")
     measured = ("accuracy", "low", "high", "deviation", "word_accuracy", "word_low", "word_high", "empty_rate")
     return Table("accuracy_summary", (*places, *measured), tuple(rows))
-
-
-def controls(evidence: Evidence) -> Table:
-    """The largest size at the learning rate of the grid and at the control's; the difference paired by draw and fact.
-
-    Each rate's accuracy is over all its draws, the difference over those that both have.
-    """
-    substring = evidence.substring
-    rows: list[Row] = []
-    sizes = sorted({size for _, size in evidence.controlled})
-    for size in sizes:
-        levels = sorted(level for level, s in evidence.controlled if s == size and (level, s) in evidence.main)
-        every = [(evidence.controlled[level, size], evidence.main[level, size]) for level in levels]
-        for group in [[level] for level in levels] + ([levels] if len(levels) > 1 else []):
-            pairs = [(evidence.controlled[level, size], evidence.main[level, size]) for level in group]
-            for d, domain in enumerate(DOMAINS):
-                weights = substring.over([d])
-                alike = every if len(group) == 1 else []
-                difference = substring.difference(pairs, weights, alike)
-                rows.append(
-                    (
-                        str(group[0]) if len(group) == 1 else "mean",
-                        size,
-                        domain,
-                        difference.draws,
-                        rate_name(pairs[0][1].setting.learning_rate),
-                        substring.mean([b for _, b in pairs], weights).value,
-                        rate_name(pairs[0][0].setting.learning_rate),
-                        substring.mean([a for a, _ in pairs], weights).value,
-                        *bounds(difference),
-                        difference.p,
-                    )
-                )
-    columns = ("level", "size", "domain", "draws", "learning_rate", "accuracy", "control_learning_rate")
-    return Table("controls", (*columns, "control_accuracy", "difference", "low", "high", "p"), tuple(rows))

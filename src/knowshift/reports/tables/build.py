@@ -13,7 +13,8 @@ from knowshift.files import write_text
 from knowshift.html.table import Row, Table
 from knowshift.reports.evidence.evidence import Evidence, read_evidence
 from knowshift.reports.findings.build import Finding, find, finding_rows
-from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, controls, exposures, mastery
+from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, exposures, mastery
+from knowshift.reports.tables.controls import controls, mixed_trainings, trainings
 from knowshift.reports.tables.latex import to_latex
 from knowshift.reports.tables.paper import paper_tables
 from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
@@ -61,6 +62,7 @@ def build_tables(run: Path) -> Tables:
         accuracy(evidence),
         accuracy_summary(evidence),
         controls(evidence),
+        trainings(evidence),
         token_shift(evidence),
         token_shift_summary(evidence),
         concentration(evidence),
@@ -72,7 +74,8 @@ def build_tables(run: Path) -> Tables:
         layer_groups(evidence),
     ]
     named = {table.name: table for table in long}
-    tables = [*long, *paper_tables(named, rate_name(evidence.run.learning_rate)), finding_rows(findings)]
+    mixed = mixed_trainings(evidence)
+    tables = [*long, *paper_tables(named, rate_name(evidence.run.learning_rate), mixed), finding_rows(findings)]
     return Tables({table.name: table for table in tables}, findings, evidence)
 
 

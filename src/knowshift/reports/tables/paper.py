@@ -24,8 +24,11 @@ FRACTIONS = ("0.01", "0.03", "0.05", "0.1", "0.2", "0.4", "0.6")
 RELATIVE, AS_TUNED = "relative", ""
 
 
-def paper_tables(tables: Mapping[str, Table], rate: str) -> list[Table]:
-    """Every table in the paper's form; ``rate`` is the grid's learning rate, as tables write it."""
+def paper_tables(tables: Mapping[str, Table], rate: str, mixed: Mapping[str, bool]) -> list[Table]:
+    """Every table in the paper's form; ``rate`` is the grid's learning rate, as tables write it.
+
+    ``mixed`` names the variants that trained on mixed levels, and says whether by LoRA.
+    """
     return [
         paper_mastery(tables["mastery"]),
         paper_accuracy(tables["accuracy_summary"], rate),
@@ -33,7 +36,7 @@ def paper_tables(tables: Mapping[str, Table], rate: str) -> list[Table]:
         paper_concentration(tables["concentration"], rate),
         paper_restoration(tables["accuracy_summary"], tables["restoration_summary"], rate),
         paper_train_set(tables["train_set"], rate),
-        paper_strategies(tables["accuracy_summary"], tables["restoration_summary"], rate),
+        paper_strategies(tables["accuracy_summary"], tables["restoration_summary"], rate, mixed),
         paper_layer_groups(tables["accuracy_summary"], tables["layer_groups"], rate),
     ]
 
@@ -175,10 +178,12 @@ def paper_train_set(trained: Table, rate: str) -> Table:
 
 #: The strategies of Table 7 that a study has numbers of, by the names there.
 DIVIDED, RESTORED = "SFT divided by mastery", "parameter restoration"
+MIXED_SFT, MIXED_LORA = "SFT mixed", "LoRA mixed"
 
 
-def paper_strategies(summary: Table, restored: Table, rate: str) -> Table:
-    """The best model of each strategy at the largest size (Table 7), in-domain and out-of-domain.
+def paper_strategies(summary: Table, restored: Table, rate: str, mixed: Mapping[str, bool]) -> Table:
+    """The best model of each strategy (Table 7), in-domain and out-of-domain: of mixed data of all sizes and variants,
+    else at the largest size.
 
     As in the paper the best is chosen, by the mean of both domains, on the facts that it is then measured on: the
     numbers are too high by what luck gives to the best of many, most where there are most to choose from.
@@ -187,7 +192,11 @@ def paper_strategies(summary: Table, restored: Table, rate: str) -> Table:
     rows: list[Row] = []
     grid = summary.where(control="", learning_rate=rate, test_level="mean")
     size = max((row["size"] for row in grid), default=0)
-    tried: dict[str, dict[str, dict[str, float]]] = {DIVIDED: {}, RESTORED: {}}
+    tried: dict[str, dict[str, dict[str, float]]] = {MIXED_SFT: {}, DIVIDED: {}, MIXED_LORA: {}, RESTORED: {}}
+    for row in summary.where(level="mixed", test_level="mean"):
+        if row["control"] in mixed:
+            strategy = MIXED_LORA if mixed[row["control"]] else MIXED_SFT
+            tried[strategy].setdefault(f"{row['control']}, {row['size']}", {})[row["domain"]] = row["accuracy"]
     for row in grid:
         if row["size"] == size:
             tried[DIVIDED].setdefault(f"level {row['level']}, {size}", {})[row["domain"]] = row["accuracy"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from knowshift.html.table import Row
-from knowshift.reports.evidence.run_folder import Setting
+from knowshift.reports.evidence.run_folder import MIXED, Setting
 
 SETTING_COLUMNS = ("level", "size", "learning_rate", "control")
 DRAW_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
@@ -11,12 +11,17 @@ DRAW_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
 
 def setting_values(setting: Setting) -> Row:
     """The values of :data:`SETTING_COLUMNS`."""
-    return (setting.level, setting.size, rate_name(setting.learning_rate), setting.control)
+    return (level_of(setting), setting.size, rate_name(setting.learning_rate), setting.control)
 
 
 def draw_values(setting: Setting, draw: int) -> Row:
     """The values of :data:`DRAW_COLUMNS`."""
-    return (setting.level, setting.size, draw, rate_name(setting.learning_rate), setting.control)
+    return (level_of(setting), setting.size, draw, rate_name(setting.learning_rate), setting.control)
+
+
+def level_of(setting: Setting) -> int | str:
+    """The mastery level of the training facts, or "mixed"."""
+    return "mixed" if setting.level == MIXED else setting.level
 
 
 def rate_name(learning_rate: float) -> str:

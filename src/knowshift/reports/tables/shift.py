@@ -10,7 +10,7 @@ import numpy as np
 from knowshift.facts.fact import DOMAINS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Change, Evidence
-from knowshift.reports.evidence.run_folder import RATE_CONTROL, Setting, read_token_shift
+from knowshift.reports.evidence.run_folder import Setting, read_token_shift
 from knowshift.reports.evidence.scores import Model
 from knowshift.reports.published import published, published_concentration
 from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
@@ -52,7 +52,7 @@ def token_shift_summary(evidence: Evidence) -> Table:
     shifts = evidence.token_shifts
     if shifts:
         scores = shifts.scores
-        for setting in scores.settings() + scores.settings(RATE_CONTROL):
+        for setting in [s for name in ("", *evidence.trained_otherwise) for s in scores.settings(name)]:
             model = Model(setting)
             for domain, picked in (("both", [0, 1]), ("in_domain", [0]), ("out_of_domain", [1])):
                 rows.append(
