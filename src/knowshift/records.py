@@ -88,6 +88,21 @@ TOKEN_SHIFT = pa.schema(
     ]
 )
 
+#: One row per item of a task, for each model and metric: what was asked, the metric's number, its weight in the mean
+#: of all, and the model's answer where it wrote one. A metric that is no mean has no number of an item by itself.
+TASKS = pa.schema(
+    [
+        pa.field("criterion", pa.string()),
+        pa.field("fraction", pa.string()),
+        pa.field("task", pa.string()),
+        pa.field("metric", pa.string()),
+        pa.field("item", pa.string()),
+        pa.field("value", pa.float64()),
+        pa.field("weight", pa.float64()),
+        pa.field("text", pa.string()),
+    ]
+)
+
 #: One row per fact of a world: what is true, and how often the corpus states it.
 FACTS = pa.schema(
     [

@@ -17,6 +17,7 @@ from knowshift.reports.evidence.checking import (
     check_coordinates,
     check_manifest,
     check_restored,
+    check_scores,
     check_texts,
 )
 from knowshift.reports.page.page import write_report
@@ -25,12 +26,29 @@ FILE = Path("record.json")
 TUNED = {"level": 4, "size": 60, "draw": 0, "learning_rate": 1e-4, "control": None}
 
 
+SCORE = {
+    "criterion": "",
+    "fraction": "0",
+    "restored": 0,
+    "task": "t",
+    "metric": "m",
+    "higher_is_better": True,
+    "items": 3,
+    "score": 0.5,
+}
+
+
+def scores(**fields: Any) -> dict[str, Any]:
+    return {"eligible": 5, "scores": [SCORE, {**SCORE, **fields}]}
+
+
 def change(**fields: Any) -> dict[str, Any]:
     return {"concentration": {"relative": {"0.01": 0.7, "1e-05": None, "1": 1.0}}, "layers": {"0": 1.0}, **fields}
 
 
 def test_what_a_study_writes_is_taken() -> None:
-    for kind in ("tuned", "evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups"):
+    kinds = ("tuned", "evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups", "tasks")
+    for kind in kinds:
         check_coordinates(FILE, kind, TUNED)
         check_coordinates(FILE, kind, {**TUNED, "level": 0, "draw": 0, "control": "learning_rate"})
     check_coordinates(FILE, "mastery", {"part": 3})
@@ -39,6 +57,8 @@ def test_what_a_study_writes_is_taken() -> None:
     check_change(FILE, change())
     check_change(FILE, {})
     check_restored(FILE, {"eligible": 5, "criteria": {"relative": {"0.01": 2, "0.2": None}}})
+    check_scores(FILE, scores(criterion="random", fraction="1e-05", score=-3))
+    check_scores(FILE, {"eligible": None, "scores": [{**SCORE, "fraction": "", "restored": None}]})
     check_texts(FILE, {"a": ["\U0001f600", "\u2028", "\0"]})
 
 
@@ -65,6 +85,15 @@ def test_what_a_study_writes_is_taken() -> None:
             lambda: check_coordinates(FILE, "tuned", {**TUNED, "control": 3}),
             "control of a cell of kind 'tuned' is 3; expected a",
         ),
+        (lambda: check_scores(FILE, {}), "scores is None; expected a list"),
+        (lambda: check_scores(FILE, {"eligible": -1, "scores": []}), "eligible is -1; expected a whole number"),
+        (lambda: check_scores(FILE, {"scores": [3]}), "a score is 3; expected an object"),
+        (lambda: check_scores(FILE, scores(task=None)), "task of a score is None; expected a text"),
+        (lambda: check_scores(FILE, scores(items=0.5)), "items and restored of a score are no whole numbers"),
+        (lambda: check_scores(FILE, scores(restored="3")), "items and restored of a score are no whole numbers"),
+        (lambda: check_scores(FILE, scores(score=float("nan"))), "expected a number, and whether more is better"),
+        (lambda: check_scores(FILE, scores(higher_is_better=1)), "expected a number, and whether more is better"),
+        (lambda: check_scores(FILE, scores(fraction="1.5")), "fraction of a score is '1.5'; expected one in 0 to 1"),
         (lambda: check_manifest(FILE, {"config": []}), "config is []; expected an object"),
         (lambda: check_manifest(FILE, {"config": {"learning_rate": "x"}}), "learning_rate is 'x'; expected a number"),
         (

@@ -46,6 +46,8 @@ CONFIG_TEXTS = {
     "revision",
     "base",
     "base_revision",
+    "instruct",
+    "instruct_revision",
     "dtype",
     "device",
     "sizes",
@@ -56,6 +58,8 @@ CONFIG_TEXTS = {
     "training.report_to",
     "restoration.criteria",
     "restoration.region",
+    "restoration.tasks",
+    "restoration.texts",
 }
 #: What a manifest holds: texts that the page shows, texts that it does not, and what is no text (read elsewhere here).
 MANIFEST_SHOWN = {"knowshift", "name", "git_revision", "model.name", "model.identity", "model.dtype", "model.device"}

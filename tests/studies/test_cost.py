@@ -77,6 +77,25 @@ def test_the_parts_of_a_cost_by_formulas_written_out() -> None:
     assert model.estimate(model.plan.cells).memory.gpus == 3
 
 
+def test_other_tasks_and_an_instruct_model_by_formulas_written_out() -> None:
+    shape = known_models()["meta-llama/Meta-Llama-3-8B"].shape
+    changes = {"restoration.tasks": ["gsm8k", "knowshift_xsum"], "restoration.tasks_limit": 500, "instruct": "m"}
+    weights = 8_030_261_248
+    model = costs(load_preset("llama-3-8b", changes), 75_944, 21_168, weights, shape)
+    by_kind = {cell.kind: cell for cell in model.plan.cells}
+    position = shape.flops(32) / (0.3 * 67e12)
+    once = 2 * 500 * 1000 * position
+    assert model.seconds(by_kind["base_tasks"]) == pytest.approx(once)
+    restored = 15 * once + 2 * weights * 6.4 / 486e6 / 8
+    assert model.seconds(by_kind["tasks"]) == pytest.approx(restored)
+    assert model.answers(by_kind["instruct"]) == 4 * 21_168
+    assert any("1,319 items of 1,000 token positions" in line for line in model.assumed)
+    world = costs(load_preset("tiny", {"restoration.tasks": ["text_loss", "completion"]}), 900, 80, 10, TINY)
+    asked = next(cell for cell in world.plan.cells if cell.kind == "base_tasks")
+    assert world.task_positions(asked) == 1_180 * 14 + 189 * 20
+    assert not [c for c in costs(load_preset("tiny"), 900, 80, 10, TINY).plan.cells if "task" in c.kind]
+
+
 def test_all_facts_of_all_levels_are_the_facts_probed() -> None:
     model = costs(load_preset("llama-3-8b"), 75_944, 21_168, 10, None)
     of_all = [c for c in model.plan.cells if c.kind == "tuned" and c.coordinates["control"] == "all"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ FRACTIONS = (0.2, 1.0)
 CONFIG = f"""
 name: golden
 model: MODEL
+instruct: CHATTING
 facts: FACTS
 levels: [0, 4]
 sizes: [1, 2]
@@ -45,8 +47,16 @@ control_draws: 1
 mastery: {{draws_per_prompt: {DRAWS}, max_new_tokens: 3}}
 training: {{learning_rate: {RATE}, batch_size: 2, epochs: 3}}
 evaluation: {{few_shot: 2}}
-restoration: {{fractions: {list(FRACTIONS)}, criteria: [relative, random], region: all}}
+restoration:
+  fractions: {list(FRACTIONS)}
+  criteria: [relative, random]
+  region: all
+  tasks: [text_loss, completion]
+  texts: TEXT
 """
+
+#: A text whose loss is measured: two pieces of 128 words, and some that are not read.
+TEXT = [WORDS[4 + (7 * i * i + 3 * i) % 34] for i in range(300)]
 
 #: Level, size, draw, whether it is the control: the training facts in order, and the answer to every question.
 TUNED = {
@@ -106,7 +116,14 @@ class Study:
 def study(tmp_path_factory: pytest.TempPathFactory) -> Study:
     folder = tmp_path_factory.mktemp("golden")
     model, facts = write_model(folder / "model"), write_facts(folder / "facts.jsonl")
-    config = parse_config(CONFIG.replace("MODEL", str(model)).replace("FACTS", str(facts)), "golden")
+    shutil.copytree(model, folder / "chatting")
+    (folder / "chatting" / "chat_template.jinja").write_text("{{ messages[0]['content'] }} ~Lima")
+    (folder / "text.txt").write_text(" ".join(TEXT))
+    paths = {"CHATTING": folder / "chatting", "MODEL": model, "FACTS": facts, "TEXT": folder / "text.txt"}
+    text = CONFIG
+    for name, path in paths.items():
+        text = text.replace(f": {name}\n", f": {path}\n")
+    config = parse_config(text, "golden")
     run_study(config, folder / "run", executor="here")
     build_tables(folder / "run").write(folder / "run" / "tables")
     assert {file.stem for file in (folder / "run" / "tables").iterdir()} == {*TABLES, "findings"}
@@ -147,12 +164,16 @@ def test_every_file_of_the_run_is_held(study: Study) -> None:
         | {"restored.json"},
         "train_set": {*(f"answers-relative-{f}.parquet" for f in ("0", "0.05", "0.2")), "restored.json"},
         "layer_groups": {"answers-0-1.parquet", "restored.json"},
+        "instruct": {f"answers{form}.parquet" for form in ("", "_few_shot", "_plain", "_chat")},
+        "base_tasks": {"items.parquet", "scores.json"},
+        "tasks": {"items.parquet", "scores.json"},
     }
     for kind, _, folder in study.cells:
         assert {file.name for file in folder.iterdir()} == held[kind], kind
-    restored = ("restoration", "train_set", "layer_groups")
+    restored = ("restoration", "train_set", "layer_groups", "tasks")
+    alone = ("mastery", "base", "instruct", "base_tasks")
     counts = {kind: sum(its == kind for its, _, _ in study.cells) for kind in held}
-    assert counts == {**dict.fromkeys(held, 10), "mastery": 1, "base": 1, **dict.fromkeys(restored, 4)}
+    assert counts == {**dict.fromkeys(held, 10), **dict.fromkeys(alone, 1), **dict.fromkeys(restored, 4)}
 
 
 def test_mastery(study: Study) -> None:
@@ -211,6 +232,73 @@ def test_answers_of_the_base_model(study: Study) -> None:
     for name, (form, shown) in forms.items():
         about = json.loads(pq.read_schema(folder / f"{name}.parquet").metadata[b"knowshift"])
         assert (about["prompt"], about["shown"]) == (form, shown)
+
+
+def test_answers_of_the_instruct_model(study: Study) -> None:
+    """Here the base itself, but that it has a chat template, which ends in a word that is followed by Lima."""
+    (folder,) = [f for kind, _, f in study.cells if kind == "instruct"]
+    for name, said in {"answers": "", "answers_few_shot": "", "answers_plain": "Rome", "answers_chat": "Lima"}.items():
+        hold_answers(folder / f"{name}.parquet", said)
+        about = json.loads(pq.read_schema(folder / f"{name}.parquet").metadata[b"knowshift"])
+        assert Path(about["model"]).name == "chatting"
+    assert about["prompt"] == "QUESTION ~Lima"
+
+
+#: Test facts that were written: those that are completed.
+WRITTEN = ["a4", "a5", "a6", "b4", "b6", "c1", "c2", "c3"]
+
+
+def hold_tasks(rows: list[dict[str, Any]], scores: list[dict[str, Any]], model: Any) -> None:
+    """The loss of both pieces, and whether the answer comes next: by plain torch."""
+    losses, completed = ([row for row in rows if row["task"] == task] for task in ("text_loss", "completion"))
+    for number, row in enumerate(losses):
+        ids = torch.tensor([ids_of(" ".join(TEXT[128 * number : 128 * (number + 1)]))])
+        with torch.no_grad():
+            loss = float(model(input_ids=ids, labels=ids).loss)
+        assert (row["item"], row["weight"]) == (f"piece {number}", 128)
+        assert row["value"] == pytest.approx(loss, abs=2e-5)
+    assert len(losses) == 2
+    for fact, row in zip(WRITTEN, completed, strict=True):
+        assert row["item"] in prompts_of(fact)
+        assert row["text"] == answer_of(model, row["item"])
+        assert row["value"] == float(row["text"].split()[:1] == [FACTS[fact][3]])
+    loss, share = scores
+    assert (loss["task"], loss["metric"], loss["higher_is_better"], loss["items"]) == (
+        *("text_loss", "nats_per_token", False),
+        2,
+    )
+    assert (share["task"], share["metric"], share["higher_is_better"]) == ("completion", "accuracy", True)
+    assert share["items"] == len(WRITTEN)
+    assert loss["score"] == pytest.approx(sum(row["value"] for row in losses) / 2)
+    assert share["score"] == sum(row["value"] for row in completed) / len(WRITTEN)
+
+
+def test_other_tasks(study: Study) -> None:
+    """Of the base, of every restored model as it was tuned, and of the base again where all is put back."""
+    (folder,) = [f for kind, _, f in study.cells if kind == "base_tasks"]
+    base = json.loads((folder / "scores.json").read_text())
+    own = pq.read_table(folder / "items.parquet").to_pylist()
+    hold_tasks(own, base["scores"], study.base())
+    assert 0 < base["scores"][1]["score"] < 1
+    prompts = {row["item"] for row in own}
+    losses = set()
+    for where, cell in study.of("tasks"):
+        told = json.loads((cell / "scores.json").read_text())
+        rows = pq.read_table(cell / "items.parquet").to_pylist()
+        assert {row["item"] for row in rows} == prompts
+        places = [("", "0"), *((c, f) for c in ("relative", "random") for f in ("0.2", "1"))]
+        assert list(dict.fromkeys((s["criterion"], s["fraction"]) for s in told["scores"])) == places
+        for place in places:
+            its = [s for s in told["scores"] if (s["criterion"], s["fraction"]) == place]
+            mine = [r for r in rows if (r["criterion"], r["fraction"]) == place]
+            if place[1] == "1":
+                hold_tasks(mine, its, study.base())
+                assert [s["score"] for s in its] == [s["score"] for s in base["scores"]]
+            if place[1] == "0":
+                hold_tasks(mine, its, study.tuned(where))
+                losses.add(its[0]["score"])
+            assert its[0]["restored"] == {"0": 0, "1": told["eligible"]}.get(place[1], round(0.2 * told["eligible"]))
+    assert len(losses - {base["scores"][0]["score"]}) == 4  # every tuned model has a loss of its own
 
 
 def test_answers_of_tuned_models(study: Study) -> None:

@@ -23,6 +23,8 @@ OTHER: dict[str, Any] = {
     "revision": "main",
     "base": "b",
     "base_revision": "main",
+    "instruct": "i",
+    "instruct_revision": "main",
     "dtype": "bfloat16",
     "device": "cuda:1",
     "threads": 3,
@@ -60,6 +62,9 @@ OTHER: dict[str, Any] = {
     "restoration.train_set_fractions": [0.4],
     "restoration.train_set_facts": 30,
     "restoration.layer_group": 2,
+    "restoration.tasks": ["text_loss"],
+    "restoration.tasks_limit": 5,
+    "restoration.texts": "t.txt",
 }
 
 
@@ -129,6 +134,39 @@ def test_what_is_wrong_is_said_in_one_line(told: str, said: str) -> None:
         knowshift.plan_study(preset="tiny", overrides=[told])
     assert said in str(failure.value)
     assert len(str(failure.value).splitlines()) == 1
+
+
+def test_tasks_are_named_with_commas_and_unknown_ones_refused_before_anything_is_written(tmp_path: Path) -> None:
+    plan = knowshift.plan_study(preset="tiny", tasks="text_loss, completion", output_dir=tmp_path / "run")
+    assert (plan.cells["base_tasks"], plan.cells["tasks"]) == (1, plan.cells["restoration"])
+    listed = knowshift.plan_study(preset="tiny", tasks=["completion"], output_dir=tmp_path / "run")
+    assert listed.cells == plan.cells
+    for asked, said in (
+        ("completoin", "restoration.tasks 'completoin': lm-eval knows no such task; nearest: completion"),
+        ("completion,completion", "restoration.tasks: expected distinct names"),
+        ("completion,", "restoration.tasks: expected distinct names"),
+    ):
+        with pytest.raises(InputError) as failure:
+            knowshift.study(preset="tiny", tasks=asked, output_dir=tmp_path / "run", executor="here")
+        assert said in str(failure.value)
+        assert len(str(failure.value).splitlines()) == 1
+    overrides = {"restoration.texts": str(tmp_path / "none.txt")}
+    with pytest.raises(InputError, match=r"restoration\.texts .*: no such file"):
+        knowshift.study(preset="tiny", tasks="text_loss", overrides=overrides, output_dir=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_model_has_another_instruct_model(tmp_path: Path) -> None:
+    plan = knowshift.plan_study(
+        preset="llama-3-8b",
+        model="world:tiny",
+        facts="world:tiny",
+        overrides=["device=cpu", "training.bfloat16=false"],
+        output_dir=tmp_path / "run",
+    )
+    assert "instruct" not in plan.cells
+    asked = {"instruct": "world:tiny"}
+    assert knowshift.plan_study(preset="tiny", overrides=asked, output_dir=tmp_path / "run").cells["instruct"] == 1
 
 
 def test_an_error_of_the_file_still_names_the_file() -> None:

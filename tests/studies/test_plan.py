@@ -44,6 +44,8 @@ SMALL: dict[str, Any] = {
     "levels": [0, 1],
     "sizes": [2, 4],
     "draws": 2,
+    "instruct": "an instruct model",
+    "restoration": {"tasks": ["text_loss"]},
     "mastery": {"facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
 }
 OTHER: dict[str, Any] = {
@@ -53,6 +55,8 @@ OTHER: dict[str, Any] = {
     "revision": "main",
     "base": "a base",
     "base_revision": "main",
+    "instruct": "another",
+    "instruct_revision": "main",
     "dtype": "bfloat16",
     "device": "cuda",
     "threads": 2,
@@ -90,6 +94,9 @@ OTHER: dict[str, Any] = {
     "restoration.train_set_fractions": [0.05],
     "restoration.train_set_facts": 3,
     "restoration.layer_group": 2,
+    "restoration.tasks": ["completion"],
+    "restoration.tasks_limit": 5,
+    "restoration.texts": "t.txt",
 }
 
 #: Of the fields that are no setting of a cell, those that say which facts are probed change every cell; those that say
@@ -200,6 +207,8 @@ def test_units_have_the_titles_that_people_read() -> None:
     assert [unit.title for unit in plan.probes] == [f"mastery, part {i} of 4" for i in (1, 2, 3, 4)]
     assert [unit.title for unit in plan.tuned] == [
         "the base model's own answers",
+        "the instruct model's answers",
+        "the base model's other tasks",
         "level 3, all facts, draw 1",
         "level 3, all facts, draw 2",
         "level 3, 4 facts, draw 1",

@@ -68,6 +68,8 @@ def test_the_paper_s_settings(name: str) -> None:
     assert {"relative", "random"} <= set(restoration.criteria)
     assert (restoration.region, config.restored_sizes) == ("layers", (240, 1920))
     assert config.evaluation.facts_per_level is None
+    assert config.instruct is not None
+    assert config.instruct.removesuffix("-Instruct").replace("-chat-hf", "-hf") == config.model != config.instruct
     assert sum(readiness.ENTITY_QUESTIONS) == sum(
         int(row["facts"]) for row in published("mastery_distribution") if row["model"].lower() == name.replace("_", "-")
     )
@@ -135,6 +137,7 @@ def test_a_preset_is_planned_without_network_model_and_facts(name: str, tmp_path
     assert f"model: {config.model} is fetched" in told
     assert ("gated: accept its licence" in told) == known_models()[config.model].gated
     assert "--facts entity-questions:PATH" in told
+    assert (f"model: {config.instruct} is fetched" in told) == (config.instruct is not None)
     assert plan.cells["mastery"] == -(-plan.about["source"]["probed"] // config.mastery.facts_per_cell)
     if name in PAPER:
         assert plan.about["source"]["probed"] == 97_112

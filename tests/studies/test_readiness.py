@@ -51,6 +51,29 @@ def test_a_damaged_configuration_is_one_line(small_world: Path, tmp_path: Path) 
             shape_at_hand(_config(str(folder)))
 
 
+def test_an_instruct_model_and_tasks_of_lm_eval_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def offline(*given: object, **more: object) -> str:
+        raise FileNotFoundError("not in the cache")
+
+    monkeypatch.setattr("knowshift.studies.readiness.snapshot_download", offline)
+    ready = readiness(_config("world:tiny", instruct="nobody/chat"), "here")
+    assert ready.to_do == ("model: nobody/chat is fetched from the hub at the first run",)
+    assert not ready.model
+    assert readiness(_config("world:tiny", instruct="world:tiny"), "here").all
+    with pytest.raises(InputError, match="no such model folder"):
+        readiness(_config("world:tiny", instruct=str(tmp_path / "none")), "here")
+    fields = {"restoration.tasks": ["text_loss", "knowshift_world_tiny", "knowshift_xsum"]}
+    ready = readiness(_config("world:tiny", **fields), "here")
+    assert ready.to_do == (
+        "data: lm-eval fetches the data sets of knowshift_xsum at the first run, if they are not cached",
+    )
+    assert ready.all
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, package=None: None)
+    ready = readiness(_config("world:tiny", **fields), "here")
+    assert ready.to_do[0] == "package: pip install 'knowshift[lm-eval]', for restoration.tasks"
+    assert not ready.all
+
+
 @pytest.mark.parametrize("package", ["", "no.such.package", "."])
 def test_a_service_that_is_no_package_is_one_to_install(package: str) -> None:
     told = readiness(_config("world:tiny", **{"training.report_to": package}), "here").to_do

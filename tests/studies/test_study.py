@@ -235,6 +235,15 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": {**config.as_record(), "seed": 3}}))
     with pytest.raises(InputError, match=r"another config.*seed: 3 there, 0 asked"):
         check_folder(tmp_path / "run", config)
+    earlier = config.as_record()
+    del earlier["instruct"], earlier["restoration"]["tasks"]  # of a version that had no such fields
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
+    (tmp_path / "run" / "cells" / "tuned").mkdir(parents=True)
+    check_folder(tmp_path / "run", config)
+    more = {"restoration.tasks": ["text_loss"], "restoration.tasks_limit": 5, "instruct": "world:tiny"}
+    check_folder(tmp_path / "run", parse_config(SMALL, "small", more))  # they add cells and change none
+    with pytest.raises(InputError, match=r"another config.*restoration"):
+        check_folder(tmp_path / "run", parse_config(SMALL, "small", {"restoration.region": "mlp"}))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not a run"):

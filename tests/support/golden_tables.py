@@ -7,6 +7,7 @@ whole numbers, everything else a float, and what is missing is NaN.
 from __future__ import annotations
 
 import csv
+import json
 import math
 import re
 import statistics
@@ -14,7 +15,21 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from golden_records import BASE, DOMAINS, NAN, Interval, Model, Records, Scored, holm, mean_interval, mean_of
+from golden_records import (
+    BASE,
+    DOMAINS,
+    FILES,
+    NAN,
+    Interval,
+    Model,
+    Records,
+    Scored,
+    holm,
+    mean_interval,
+    mean_of,
+    model_of,
+    rows_of,
+)
 
 PUBLISHED = Path(__file__).parents[2] / "src" / "knowshift" / "reports" / "published"
 SETTING = ("level", "size", "learning_rate", "control")
@@ -322,6 +337,71 @@ def layer_groups(records: Records) -> Golden:
     return Golden((*ONE_DRAW, "layers", *columns), 6, rows)
 
 
+def instruct(records: Records) -> Golden:
+    rows = []
+    files = {**FILES, "chat": "answers_chat"}
+    for _, folder in records.cells["instruct"]:
+        for prompt, name in files.items():
+            answers = [r for r in rows_of(folder / f"{name}.parquet") if None not in (r["level"], r["substring_hit"])]
+            for domain in DOMAINS:
+                its = [r for r in answers if r["domain"] == domain]
+                graded = ("substring_hit", "word_hit")
+                numbers = (x for g in graded for x in (sum(r[g] for r in its), mean_of_levels(its, g)))
+                empty = mean_of(not r["text"].strip() for r in its)
+                rows.append((prompt, domain, len(its), *numbers, empty))
+    columns = ("facts", "correct", "accuracy", "word_correct", "word_accuracy", "empty_rate")
+    return Golden(("prompt", "domain", *columns), 2, rows)
+
+
+def told_scores(records: Records) -> Iterable[tuple[dict[str, Any] | None, Any, dict[str, Any]]]:
+    """Coordinates (None of the base), eligible weights and score of every model on every other task."""
+    for kind in ("base_tasks", "tasks"):
+        for key, folder in records.cells[kind]:
+            told = json.loads((folder / "scores.json").read_text())
+            for score in told["scores"]:
+                yield key or None, NAN if told["eligible"] is None else told["eligible"], score
+
+
+def other_tasks(records: Records) -> Golden:
+    rows = []
+    for key, eligible, score in told_scores(records):
+        where = ("",) * 5 if key is None else one_draw(model_of(key), key["draw"])
+        criterion = "base" if key is None else score["criterion"]
+        restored = NAN if score["restored"] is None else score["restored"]
+        better = "yes" if score["higher_is_better"] else "no"
+        place = (*where, criterion, score["fraction"], score["task"], score["metric"], better)
+        rows.append((*place, restored, eligible, score["items"], score["score"]))
+    columns = ("criterion", "fraction", "task", "metric", "higher_is_better", "restored", "eligible", "items", "score")
+    return Golden((*ONE_DRAW, *columns), 10, rows)
+
+
+def paper_other_tasks(records: Records) -> Golden:
+    names = {"gsm8k exact_match": "gsm8k_accuracy", "knowshift_xsum rouge1": "xsum_rouge1"}
+    held: dict[tuple[str, ...], dict[str, dict[Any, list[float]]]] = {}
+    for key, _, score in told_scores(records):
+        if key is not None and model_of(key) not in records.grid.values():
+            continue
+        at = ("", "base", "", "run")
+        if key is not None:
+            at = (str(key["size"]), score["criterion"], score["fraction"], "run")
+        about = f"{score['task']} {score['metric']}"
+        name = names.get(about, about.replace(" ", "_"))
+        level = None if key is None else key["level"]
+        held.setdefault(at, {}).setdefault(name, {}).setdefault(level, []).append(score["score"])
+    columns = ("xsum_rouge1", "xsum_rouge2", "xsum_rougeL", "gsm8k_accuracy")
+    own = sorted({name for by_name in held.values() for name in by_name} - set(columns))
+    rows: list[tuple[Any, ...]] = []
+    for at, by_name in held.items():
+        means = {name: mean_of(mean_of(x) for x in by_level.values()) for name, by_level in by_name.items()}
+        rows.append((*at, *(means.get(name, NAN) for name in (*columns, *own))))
+    for row in _published("restoration_other_tasks"):
+        fraction = row["restored_fraction"]
+        shares = [float(row[f"{c}_percent" if c.startswith("gsm8k") else c]) / 100 for c in columns]
+        where = ("", "" if fraction == "0" else "relative", fraction, row["model"])
+        rows.append((*where, *shares, *(NAN for _ in own)))
+    return Golden(("size", "criterion", "fraction", "source", *columns, *own), 4, rows)
+
+
 def published_by(name: str, value: str, *names: str) -> dict[tuple[str, ...], float]:
     """A published percentage as a proportion, by the named columns."""
     return {tuple(row[n] for n in names): float(row[value]) / 100 for row in _published(name)}
@@ -452,6 +532,12 @@ def paper_strategies(records: Records) -> Golden:
     models = [model for (_, size), model in records.grid.items() if size == largest]
     put_back = [m for m in records.restored if m.put_back("", 0.0) in models and m.criterion == "relative"]
     rows: list[tuple[Any, ...]] = []
+    forms: dict[str, list[float]] = {}
+    for prompt, _, _, _, share, *_ in instruct(records).rows:
+        forms.setdefault(prompt, []).append(share)
+    if forms:
+        best = max(forms, key=lambda prompt: mean_of(forms[prompt]))
+        rows.append(("vendor instruct model", "run", f"{best}, best of {len(forms)} forms", *forms[best]))
     for strategy, its in (("SFT divided by mastery", models), ("parameter restoration", put_back)):
         means: list[tuple[float, str, list[float]]] = []
         for model in its:
@@ -511,11 +597,14 @@ TABLES: dict[str, Callable[[Records], Golden]] = {
     "restoration_summary": restoration_summary,
     "train_set": train_set,
     "layer_groups": layer_groups,
+    "instruct": instruct,
+    "other_tasks": other_tasks,
     "paper_mastery": paper_mastery,
     "paper_accuracy": paper_accuracy,
     "level_4": level_4,
     "paper_concentration": paper_concentration,
     "paper_restoration": paper_restoration,
+    "paper_other_tasks": paper_other_tasks,
     "paper_train_set": paper_train_set,
     "paper_strategies": paper_strategies,
     "paper_layer_groups": paper_layer_groups,

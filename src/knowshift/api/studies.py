@@ -79,6 +79,7 @@ def plan_study(
     preset: str | None = None,
     model: str | None = None,
     facts: str | None = None,
+    tasks: str | Sequence[str] | None = None,
     overrides: Overrides = (),
     output_dir: str | Path | None = None,
     executor: str = "processes",
@@ -95,7 +96,7 @@ def plan_study(
     from knowshift.studies.config import Executor
     from knowshift.studies.run import preview
 
-    settings, run = _checked(config, preset, _replaced(model, facts, overrides), output_dir, executor, workers)
+    settings, run = _checked(config, preset, _replaced(model, facts, tasks, overrides), output_dir, executor, workers)
     seen = preview(settings, run, cast(Executor, executor))
     return StudyPlan(
         settings.name,
@@ -116,6 +117,7 @@ def study(
     preset: str | None = None,
     model: str | None = None,
     facts: str | None = None,
+    tasks: str | Sequence[str] | None = None,
     overrides: Overrides = (),
     output_dir: str | Path | None = None,
     executor: str = "processes",
@@ -129,8 +131,10 @@ def study(
     Args:
         config: a study's YAML file, or a configuration.
         preset: a shipped study instead, such as "tiny".
-        model: another model than that of the configuration, whose revision and base are then dropped.
+        model: another model than that of the configuration, whose revision, base and instruct model are then dropped.
         facts: another source of facts.
+        tasks: other tasks that base, tuned and restored models are asked: names with commas between them, or a list
+            (``restoration.tasks``).
         overrides: other values of fields, by dotted key: {"training.learning_rate": 3e-5}, or texts in YAML:
             ["training.learning_rate=3e-5"].
         output_dir: the run folder; runs/NAME where not given.
@@ -145,7 +149,7 @@ def study(
     from knowshift.studies.run import run_study
     from knowshift.system.progress import bar
 
-    settings, run = _checked(config, preset, _replaced(model, facts, overrides), output_dir, executor, workers)
+    settings, run = _checked(config, preset, _replaced(model, facts, tasks, overrides), output_dir, executor, workers)
     began = time.monotonic()
     with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
         on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
@@ -165,13 +169,21 @@ def report(run: str | Path) -> Report:
     return Report(page, findings, {file.stem: file for file in sorted((Path(run) / "tables").glob("*.csv"))})
 
 
-def _replaced(model: str | None, facts: str | None, overrides: Overrides) -> dict[str, Any]:
+#: Fields that belong to the model of a configuration, and are dropped where another is named.
+_OF_MODEL = ("revision", "base", "base_revision", "instruct", "instruct_revision")
+
+
+def _replaced(
+    model: str | None, facts: str | None, tasks: str | Sequence[str] | None, overrides: Overrides
+) -> dict[str, Any]:
     """All values that replace those of a configuration, by dotted key; a key that is set counts last."""
     values: dict[str, Any] = {}
     if model is not None:
-        values |= {"model": model, "revision": None, "base": None, "base_revision": None}
+        values |= {"model": model, **dict.fromkeys(_OF_MODEL)}
     if facts is not None:
         values["facts"] = facts
+    if tasks is not None:
+        values["restoration.tasks"] = [one.strip() for one in (tasks.split(",") if isinstance(tasks, str) else tasks)]
     if isinstance(overrides, Mapping):
         return values | dict(overrides)
     if isinstance(overrides, str):

@@ -25,6 +25,13 @@ def study(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the config's: a folder or a hub id.")] = None,
     facts: Annotated[str | None, typer.Option(help=f"Another source of facts: {FACTS_FORMS}")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Other tasks for base, tuned and restored models, with commas between them: text_loss, completion, "
+            "and those of lm-eval, e.g. gsm8k (docs/study.md)."
+        ),
+    ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value of a field, e.g. training.learning_rate=3e-5."),
@@ -45,6 +52,7 @@ def study(
         "preset": preset,
         "model": model,
         "facts": facts,
+        "tasks": tasks,
         "overrides": overrides or (),
         "output_dir": output_dir,
         "executor": executor,

@@ -15,11 +15,13 @@ from knowshift.html.style import STYLE
 
 
 @contextmanager
-def panels(width: float, height: float, columns: int = 1, rows: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+def panels(
+    width: float, height: float, columns: int = 1, rows: int = 1, share_y: bool = True
+) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure of so many inches, and its panels from left to right, row by row."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
         yield figure, list(axes.flat)
 
 

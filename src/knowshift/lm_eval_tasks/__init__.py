@@ -1,4 +1,4 @@
-"""Facts as tasks of lm-eval: the YAML files, and the functions that they name."""
+"""Facts and summaries as tasks of lm-eval: the YAML files, and the functions that they name."""
 
 from __future__ import annotations
 

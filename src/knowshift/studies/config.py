@@ -119,6 +119,9 @@ class RestorationConfig(_Strict):
     train_set_fractions: tuple[Fraction, ...] = (0.05, 0.2)  # the training set is asked after these (paper, Table 6)
     train_set_facts: int | None = Field(None, ge=1)  # at most so many facts of each training set, drawn at random
     layer_group: int = Field(4, ge=0)  # so many layers at a time are restored whole (paper, Table 11); 0: none
+    tasks: tuple[str, ...] = ()  # other tasks asked of base, tuned and restored models (paper, Table 5)
+    tasks_limit: int | None = Field(None, ge=1)  # at most so many items of each, a seeded choice
+    texts: str | None = None  # a text file whose loss the task text_loss is; a world has sentences of its own
 
 
 class StudyConfig(_Strict):
@@ -130,6 +133,10 @@ class StudyConfig(_Strict):
     revision: str | None = None
     base: str | None = None  # the base of an adapter; where not given, the one that its configuration names
     base_revision: str | None = None
+    instruct: str | None = (
+        None  # another model that answers the test facts: its vendor's instruct model (paper, Table 7)
+    )
+    instruct_revision: str | None = None
     dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
     device: str = "cpu"
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
@@ -257,6 +264,8 @@ def _check_together(config: StudyConfig, origin: str) -> None:
     if missing := sorted(set(config.restored_sizes) - set(config.numbers)):
         raise InputError(f"{origin}: restoration.sizes: {missing[0]} is not among the sizes {list(config.sizes)}")
     restoration = config.restoration
+    if len(set(restoration.tasks)) != len(restoration.tasks) or not all(restoration.tasks):
+        raise InputError(f"{origin}: restoration.tasks: expected distinct names, found {list(restoration.tasks)}")
     for field, values in (("levels", config.levels), ("sizes", config.sizes), ("criteria", restoration.criteria)):
         if not values or len(set(values)) != len(values):
             raise InputError(f"{origin}: {field}: expected distinct values, found {list(values)}")

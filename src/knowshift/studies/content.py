@@ -27,6 +27,7 @@ from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
+from knowshift.tasks.measured import Measured, Task
 from knowshift.training.draws import draw_mixed_set, draw_training_set
 from knowshift.training.lora import Lora
 
@@ -87,6 +88,17 @@ def base_answers(
         shown = len(examples) if name == "answers_few_shot" else 0
         answers = evaluate(base, asked, known.levels, ask=ask, first_line=shown > 0)
         yield name, answers, {"prompt": ask("QUESTION"), "shown": shown}
+
+
+def instruct_answers(
+    instruct: LoadedModel, asked: Sequence[Fact], known: KnownFacts, settings: Settings
+) -> Iterator[tuple[str, Answers, dict[str, Any]]]:
+    """As :func:`base_answers`, of another model, whose own chat template is one form more where it has one."""
+    yield from base_answers(instruct, asked, known, settings)
+    if getattr(instruct.tokenizer, "chat_template", None):
+        chat = instruct.encoder.chat
+        about = {"prompt": chat("QUESTION"), "shown": 0}
+        yield "answers_chat", evaluate(instruct, asked, known.levels, ask=chat), about
 
 
 def tune(
@@ -164,6 +176,31 @@ def restored_answers(
         for fraction, count in sweep.run(settings["restoration.fractions"]):
             yield criterion, fraction, count, sweep.eligible, evaluate(tuned, asked, levels)
         sweep.undo()
+
+
+def restored_tasks(
+    base: Mapping[str, torch.Tensor],
+    tuned: LoadedModel,
+    tasks: Sequence[Task],
+    coordinates: Mapping[str, Any],
+    settings: Settings,
+) -> Iterator[tuple[str, float, int, int, list[Measured]]]:
+    """Other tasks of a model as tuned (fraction 0, no criterion) and after each restoration; paper, Table 5.
+
+    Yields (criterion, fraction, weights restored, weights eligible, what is measured), as :func:`restored_answers`.
+    """
+    for number, criterion in enumerate(settings["restoration.criteria"]):
+        sweep = _sweep(base, tuned, criterion, coordinates, settings)
+        if not number:
+            yield "", 0.0, 0, sweep.eligible, ask_tasks(tuned, tasks)
+        for fraction, count in sweep.run(settings["restoration.fractions"]):
+            yield criterion, fraction, count, sweep.eligible, ask_tasks(tuned, tasks)
+        sweep.undo()
+
+
+def ask_tasks(loaded: LoadedModel, tasks: Sequence[Task]) -> list[Measured]:
+    """One model on every task."""
+    return [one for task in tasks for one in task.measure(loaded)]
 
 
 def _sweep(

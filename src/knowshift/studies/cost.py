@@ -40,6 +40,11 @@ SHARE_OF_LEVEL = 1 / 5
 #: (docs/weights.md: 20.2 s and 6.4 s for 486 million).
 COMPARED, RESTORED = 20.2 / 486e6, 6.4 / 486e6
 
+#: Items of another task, and token positions of one: of a task of lm-eval as GSM8K with its five examples, assumed; of
+#: those that a world has of its own, in the shipped one.
+TASK = (1_319, 1_000)
+TASKS_OWN = {"text_loss": (1_180, 14), "completion": (189, 20)}
+
 #: Operations a second of one CPU core: 480 token positions a second of SmolLM2-135M on two cores (docs/mastery.md).
 CORE = 65e9
 #: Seconds of a step of AdamW for one float32 weight on a CPU (docs/study.md: 0.228 s for 134.5 million).
@@ -217,8 +222,23 @@ class CostModel:
         if cell.kind == "layer_groups":
             layers = self.shape.layers if self.shape is not None else 0
             return self.asked // 2 * -(-layers // restoration.layer_group)  # in-domain, half of the facts
-        times = {"base": 3, "evaluation": 1, "restoration": len(restoration.fractions) * len(restoration.criteria)}
+        times = {
+            "base": 3,
+            "instruct": 4,
+            "evaluation": 1,
+            "restoration": len(restoration.fractions) * len(restoration.criteria),
+        }
         return self.asked * times.get(cell.kind, 0)
+
+    def task_positions(self, cell: Cell) -> int:
+        """Token positions that a cell's other tasks take: items by name, times the models asked."""
+        restoration, world = self.config.restoration, self.config.facts.startswith("world:")
+        times = {"base_tasks": 1, "tasks": 1 + len(restoration.fractions) * len(restoration.criteria)}
+        positions = 0
+        for name in restoration.tasks if cell.kind in times else ():
+            items, tokens = TASKS_OWN.get(name, TASK) if world else TASK
+            positions += min(items, restoration.tasks_limit or items) * tokens
+        return positions * times.get(cell.kind, 0)
 
     def seconds(self, cell: Cell) -> float:
         """Seconds that a cell takes one worker, without loading a model."""
@@ -236,8 +256,11 @@ class CostModel:
             return 2 * self.asked * SHARE_OF_LEVEL * PROMPT * self._position
         if cell.kind == "weight_change":
             return self.weights * COMPARED / threads
-        if cell.kind in ("restoration", "train_set"):
-            ranked = len(config.restoration.criteria) if cell.kind == "restoration" else 1
+        if cell.kind == "base_tasks":
+            return self.task_positions(cell) * self._position
+        if cell.kind in ("restoration", "train_set", "tasks"):
+            answering += self.task_positions(cell) * self._position
+            ranked = 1 if cell.kind == "train_set" else len(config.restoration.criteria)
             return answering + ranked * self.weights * RESTORED / threads
         return answering
 
@@ -282,6 +305,8 @@ class CostModel:
             )
         if "all" in self.config.sizes:
             lines.append(f"a level holds a fifth of the {self.plan.train:,} training facts probed, until mastery tells")
+        if self.config.restoration.tasks:
+            lines.append(f"{TASK[0]:,} items of {TASK[1]:,} token positions in a task of lm-eval, as of GSM8K")
         if mastery.stopping != "full":
             lines.append(f"mastery makes every draw; {mastery.stopping} makes fewer")
         if self.shape is None:

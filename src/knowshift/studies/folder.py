@@ -6,7 +6,6 @@ import importlib.metadata
 import shutil
 import subprocess
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,20 @@ AFTER_MASTERY = frozenset(
         "draws",
         "control_rate",
         "control_draws",
-        "variants",
         "keep_checkpoints",
         "training",
         "evaluation",
         "restoration",
     }
+)
+#: Fields that may be changed in any folder: they say only which cells there are beside the grid, and what these hold.
+BESIDE = (
+    "variants",
+    "instruct",
+    "instruct_revision",
+    "restoration.tasks",
+    "restoration.tasks_limit",
+    "restoration.texts",
 )
 
 
@@ -53,9 +60,8 @@ def check_folder(run: Path, config: StudyConfig) -> None:
             raise InputError(f"{manifest}: {unreadable} ({error})") from None
         if not isinstance(found, dict):
             raise InputError(f"{manifest}: {unreadable}")
-        with suppress(ValidationError):
-            found = StudyConfig.model_validate(found).as_record()  # a field of a later version has its default there
-        wanted = config.as_record()
+        wanted = _grid(config.as_record())
+        found = _grid(_with_defaults(found))
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
         if only_probed and AFTER_MASTERY.issuperset(different):
@@ -69,6 +75,25 @@ def check_folder(run: Path, config: StudyConfig) -> None:
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
     check_parent(run)
+
+
+def _grid(record: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without :data:`BESIDE`."""
+    kept = {name: dict(value) if isinstance(value, dict) else value for name, value in record.items()}
+    for field in BESIDE:
+        section, _, name = field.rpartition(".")
+        place = kept.get(section) if section else kept
+        if isinstance(place, dict):
+            place.pop(name, None)
+    return kept
+
+
+def _with_defaults(found: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's configuration with the fields that its version did not have, which then had no effect."""
+    try:
+        return StudyConfig.model_validate(found).as_record()
+    except ValidationError:  # of another version, or damaged: it differs
+        return found
 
 
 def levels_of(run: Path, plan: Plan) -> list[int] | None:

@@ -42,6 +42,7 @@ class Content:
 
 
 _ASKED = ("seed", "evaluation.facts_per_level")
+_TASKS = ("seed", "restoration.tasks", "restoration.tasks_limit")
 
 #: Every kind of cell, and the one place that says what its content depends on.
 CONTENT: Mapping[str, Content] = {
@@ -80,6 +81,11 @@ CONTENT: Mapping[str, Content] = {
         ("mastery", "tuned"),
     ),
     "layer_groups": Content((*_ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
+    "instruct": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
+    "base_tasks": Content(_TASKS),
+    "tasks": Content(
+        (*_TASKS, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
+    ),
 }
 
 #: Fields that are among the inputs of every cell.
@@ -106,6 +112,9 @@ HARMLESS: Mapping[str, str] = {
     "training.report_to": "names a service that logs the training",
     "restoration.sizes": "says which cells there are",
     "variants": "says which cells there are; what a variant changes are coordinates of a cell",
+    "restoration.texts": "the digest of what the file holds is an input of the cells that read it",
+    "instruct": "its identity is an input of its cell",
+    "instruct_revision": "the same",
 }
 
 
@@ -201,11 +210,13 @@ def make_plan(
     facts_digest: str,
     model_identity: str,
     levels: Sequence[int] | None = None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """Every cell of a study, in the order of running.
 
     ``levels`` are the numbers of training facts of levels 0..4, once mastery has told them: they are the sizes of the
-    training sets that hold all facts of a level.
+    training sets that hold all facts of a level. ``beside`` are inputs that cells of one kind alone have, by kind
+    (:func:`knowshift.studies.readiness.inputs_beside`).
     """
     probed = probed_facts(facts, config)
     common = {
@@ -219,7 +230,7 @@ def make_plan(
     groups = [probed[start : start + size] for start in range(0, len(probed), size)]
     parts = [{"count": len(part), "members": digest(part)} for part in groups]
     train = sum(1 for index in probed if facts[index].split == "train")
-    return replace(_plan(config, common, parts, levels), train=train, test=len(probed) - train)
+    return replace(_plan(config, common, parts, levels, beside), train=train, test=len(probed) - train)
 
 
 def outline(config: StudyConfig, train: int, test: int) -> Plan:
@@ -233,15 +244,26 @@ def outline(config: StudyConfig, train: int, test: int) -> Plan:
 
 
 def _plan(
-    config: StudyConfig, inputs: Mapping[str, Any], parts: Sequence[dict[str, Any]], levels: Sequence[int] | None
+    config: StudyConfig,
+    inputs: Mapping[str, Any],
+    parts: Sequence[dict[str, Any]],
+    levels: Sequence[int] | None,
+    beside: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Plan:
     """The grid of a study; ``parts`` are the inputs of each part of mastery."""
+    beside = beside or {}
     common = {**inputs, **{field: field_of(config, field) for field in EVERYWHERE}}
     probes = [_cell("mastery", {"part": i}, config, {**common, "probed": part}) for i, part in enumerate(parts)]
     made: dict[str, Any] = {"mastery": [cell.digest for cell in probes]}
-    base_cell = _cell("base", {}, config, common, made)
+    others = [Unit("the base model's own answers", (_cell("base", {}, config, common, made),))]
+    if config.instruct is not None:
+        inputs = {**common, **beside.get("instruct", {})}
+        others.append(Unit("the instruct model's answers", (_cell("instruct", {}, config, inputs, made),)))
+    tasks = {**common, **beside.get("tasks", {})}
+    if config.restoration.tasks:
+        others.append(Unit("the base model's other tasks", (_cell("base_tasks", {}, config, tasks, made),)))
     tuned = [
-        _tuned_unit(config, common, made, level, size, draw, control)
+        _tuned_unit(config, common, tasks, made, level, size, draw, control)
         for level in config.levels
         for size, control, draws in _sizes(config, None if levels is None else levels[level])
         for draw in range(draws)
@@ -257,7 +279,7 @@ def _plan(
     tuned.sort(key=lambda unit: -float(unit.cells[0].coordinates["size"] or math.inf))
     return Plan(
         tuple(Unit(f"mastery, part {i + 1} of {len(probes)}", (cell,)) for i, cell in enumerate(probes)),
-        (Unit("the base model's own answers", (base_cell,)), *tuned),
+        (*others, *tuned),
     )
 
 
@@ -299,6 +321,7 @@ def _sizes(config: StudyConfig, whole: int | None) -> list[tuple[int | None, str
 def _tuned_unit(
     config: StudyConfig,
     common: Mapping[str, Any],
+    tasks: Mapping[str, Any],
     made: Mapping[str, Any],
     level: int,
     size: int | None,
@@ -318,7 +341,8 @@ def _tuned_unit(
     }
     name = f"level {level}, {ALL if control == ALL else size} facts, draw {draw + 1}"
     name += f", rate {rate:.2g}" if control == RATE_CONTROL else ""
-    return _unit(name, config, common, made, coordinates, restored=size in config.restored_sizes and not control)
+    restored = size in config.restored_sizes and not control
+    return _unit(name, config, common, made, coordinates, restored=restored, tasks=tasks)
 
 
 def _variant_unit(
@@ -354,8 +378,9 @@ def _unit(
     coordinates: dict[str, Any],
     *,
     restored: bool = False,
+    tasks: Mapping[str, Any] | None = None,
 ) -> Unit:
-    """One training and all that is measured of its model."""
+    """One training and all that is measured of its model; ``tasks`` are the inputs of other tasks than facts."""
     tuned = _cell("tuned", coordinates, config, common, made)
     made = {**made, "tuned": tuned.digest}
     kinds = ["evaluation", "token_shift", "weight_change"]
@@ -363,4 +388,6 @@ def _unit(
         kinds.append("restoration")
         kinds += ["train_set"] if config.restoration.train_set_fractions else []
         kinds += ["layer_groups"] if config.restoration.layer_group else []
-    return Unit(title, (tuned, *(_cell(kind, coordinates, config, common, made) for kind in kinds)))
+        kinds += ["tasks"] if config.restoration.tasks else []
+    inputs = {"tasks": tasks or {}}
+    return Unit(title, (tuned, *(_cell(kind, coordinates, config, inputs.get(kind, common), made) for kind in kinds)))

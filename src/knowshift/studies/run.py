@@ -20,7 +20,16 @@ from knowshift.studies.cost import CostModel, Estimate, check_device
 from knowshift.studies.executors import EXECUTORS
 from knowshift.studies.folder import check_folder, check_levels, levels_of, remove_leftovers, write_manifest
 from knowshift.studies.plan import Cell, Plan, make_plan, outline, probed_facts
-from knowshift.studies.readiness import Readiness, find_base, probed_of, readiness, shape_at_hand, weights_of
+from knowshift.studies.readiness import (
+    Readiness,
+    find_base,
+    inputs_beside,
+    other_tasks,
+    probed_of,
+    readiness,
+    shape_at_hand,
+    weights_of,
+)
 from knowshift.system.workers import cores
 from knowshift.training.precision import check_trainable, stored_dtype
 
@@ -34,8 +43,8 @@ def plan_of(config: StudyConfig, run: Path | None = None) -> tuple[Plan, dict[st
     Where ``run`` holds all of mastery, training sets of all facts of a level have their size.
 
     Raises:
-        InputError: the source or the model cannot be read; the model would be trained in float16; a level cannot have
-            the largest size at all.
+        InputError: the source or a model cannot be read; the model would be trained in float16; a level cannot have
+            the largest size at all; what :func:`.readiness.inputs_beside` refuses.
     """
     source = load_facts(config.facts)
     files = find_base(config)
@@ -43,9 +52,10 @@ def plan_of(config: StudyConfig, run: Path | None = None) -> tuple[Plan, dict[st
     if config.dtype == "auto":
         check_trainable(config.model, stored_dtype(files.weights))
     described = (source.digest(), model["identity"])
-    plan = make_plan(config, source.facts, *described)
+    beside = inputs_beside(config)
+    plan = make_plan(config, source.facts, *described, beside=beside)
     if run is not None and not plan.settled:
-        plan = make_plan(config, source.facts, *described, levels=levels_of(run, plan))
+        plan = make_plan(config, source.facts, *described, levels=levels_of(run, plan), beside=beside)
     _check_sizes(config, plan)
     about = {
         "model": {"name": config.model, **model},
@@ -139,6 +149,8 @@ def run_study(
     costs = CostModel(config, plan, about["model"]["weights"], shape_at_hand(config))
     if executor != "ray" and any(unit.missing(run) for unit in plan.units):
         check_device(config, costs.weights, costs.shape)
+    if any(cell.kind in ("base_tasks", "tasks") for unit in plan.units for cell in unit.missing(run)):
+        other_tasks(config, load_facts(config.facts).facts)  # what cannot be asked is refused before hours of work
     lock = FileLock(run.parent / f".{run.name}.lock")
     run.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
 from knowshift.parameters.selection.select import fraction_name
-from knowshift.records import read_columns
+from knowshift.records import TASKS, read_columns, write_table
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.cost import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
-from knowshift.studies.readiness import find_base, shape_at_hand, weights_of
+from knowshift.studies.readiness import find_base, other_tasks, shape_at_hand, weights_of
 from knowshift.system.allocator import steady_heap
+from knowshift.tasks.measured import Measured, Task
+from knowshift.tasks.other import columns_of
 from knowshift.token_shift import ShiftItems, items_of, token_shift
 
 
@@ -49,6 +52,7 @@ class Worker:
         self._in_memory: tuple[str, LoadedModel] | None = None
         self._chosen: dict[str, list[Fact]] = {}
         self._items: ShiftItems | None = None
+        self._tasks_read: list[Task] | None = None
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -81,6 +85,12 @@ class Worker:
         if self._items is None:
             self._items = items_of(self.base, self._known, self._asked(cell))
         return self._items
+
+    def _other_tasks(self, cell: Cell) -> list[Task]:
+        """Read once: all cells of a study that ask them depend on the same settings."""
+        if self._tasks_read is None:
+            self._tasks_read = other_tasks(self.config, self.source.facts)
+        return self._tasks_read
 
     def _tuned_model(self, unit: Unit) -> LoadedModel:
         """The unit's tuned model: from memory, from its cell, or made again if its checkpoint was not kept."""
@@ -132,6 +142,48 @@ class Worker:
         found = content.base_answers(self.base, self._asked(cell), self._known, cell.settings)
         for name, answers, about in found:
             answers.write(folder / f"{name}.parquet", {**self._about(cell), **about})
+
+    def _instruct(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        config = self.config
+        assert config.instruct is not None
+        revision = config.instruct_revision
+        model = load_model(config.instruct, revision=revision, dtype=config.dtype, device=config.device)
+        for name, answers, about in content.instruct_answers(model, self._asked(cell), self._known, cell.settings):
+            answers.write(folder / f"{name}.parquet", {**self._about(cell), **model.about(), **about})
+
+    def _base_tasks(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        measured = content.ask_tasks(self.base, self._other_tasks(cell))
+        self._write_tasks(cell, folder, [("", "", None, measured)], None)
+
+    def _tasks(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        found, eligible = [], 0
+        for criterion, fraction, count, eligible, measured in content.restored_tasks(  # noqa: B007
+            self.base_weights, self._tuned_model(unit), self._other_tasks(cell), cell.coordinates, cell.settings
+        ):
+            found.append((criterion, fraction_name(fraction), count, measured))
+        self._write_tasks(cell, folder, found, eligible)
+
+    def _write_tasks(
+        self,
+        cell: Cell,
+        folder: Path,
+        found: Sequence[tuple[str, str, int | None, Sequence[Measured]]],
+        eligible: int | None,
+    ) -> None:
+        """Items, and the score of each (criterion, fraction, weights restored, what was measured)."""
+        columns: dict[str, list[Any]] = {}
+        scores = []
+        for criterion, fraction, restored, measured in found:
+            about = {"criterion": criterion, "fraction": fraction}
+            for name, values in columns_of(measured, about).items():
+                columns.setdefault(name, []).extend(values)
+            for one in measured:
+                told = {"task": one.task, "metric": one.metric, "higher_is_better": one.higher_is_better}
+                score = {"items": len(one.items), "score": one.score}
+                scores.append({**about, "restored": restored, **told, **score})
+        read: dict[str, Any] = {name: cell.inputs[name] for name in ("lm_eval", "texts") if name in cell.inputs}
+        write_table(folder / "items.parquet", TASKS, columns, {**self._about(cell), **read})
+        write_json(folder / "scores.json", {"eligible": eligible, "scores": scores})
 
     def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
         write_json(folder / "record.json", self._train(cell))

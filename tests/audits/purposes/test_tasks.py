@@ -19,9 +19,10 @@ from lm_eval.tasks import TaskManager
 
 from knowshift.audits.purposes.kept import Kept
 from knowshift.audits.purposes.purpose import Together
-from knowshift.audits.purposes.tasks import Tasks, choose_documents, read_tasks
+from knowshift.audits.purposes.tasks import Tasks, read_tasks
 from knowshift.errors import InputError
 from knowshift.models.loading import LoadedModel, load_model
+from knowshift.tasks.harness import choose_documents
 
 TASK = "knowshift_world_tiny"
 

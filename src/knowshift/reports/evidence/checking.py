@@ -11,7 +11,16 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import LEVELS
 
 #: Kinds of cells that are about a tuned model: their coordinates name its training set. Other kinds may come.
-_OF_TRAINING = ("tuned", "evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
+_OF_TRAINING = (
+    "tuned",
+    "evaluation",
+    "token_shift",
+    "weight_change",
+    "restoration",
+    "train_set",
+    "layer_groups",
+    "tasks",
+)
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
 
@@ -95,6 +104,27 @@ def check_training(file: Path, record: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: steps is {shown(record.get('steps'))}; expected a whole number")
     if not _is_number(record.get("train_loss")):
         raise InputError(f"{file}: train_loss is {shown(record.get('train_loss'))}; expected a number")
+
+
+def check_scores(file: Path, record: Mapping[str, Any]) -> None:
+    """``scores.json``: a list of objects, each with the score of one model on one task by one metric."""
+    if record.get("eligible") is not None and not _is_count(record["eligible"]):
+        raise InputError(f"{file}: eligible is {shown(record['eligible'])}; expected a whole number")
+    scores = record.get("scores")
+    if not isinstance(scores, list):
+        raise InputError(f"{file}: scores is {shown(scores)}; expected a list")
+    for score in scores:
+        told = _object(file, "a score", score)
+        for name in ("criterion", "fraction", "task", "metric"):
+            if not isinstance(told.get(name), str):
+                raise InputError(f"{file}: {name} of a score is {shown(told.get(name))}; expected a text")
+        restored = told.get("restored")
+        if not _is_count(told.get("items")) or (restored is not None and not _is_count(restored)):
+            raise InputError(f"{file}: items and restored of a score are no whole numbers: {shown(score)}")
+        if not _is_number(told.get("score")) or not isinstance(told.get("higher_is_better"), bool):
+            raise InputError(f"{file}: a score is {shown(score)}; expected a number, and whether more is better")
+        if told["fraction"] not in ("", "0") and not _is_fraction(told["fraction"]):
+            raise InputError(f"{file}: fraction of a score is {shown(told['fraction'])}; expected one in 0 to 1")
 
 
 def _check_shares(file: Path, name: str, shares: Any) -> None:

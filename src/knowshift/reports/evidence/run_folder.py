@@ -23,6 +23,7 @@ from knowshift.reports.evidence.checking import (
     check_coordinates,
     check_manifest,
     check_restored,
+    check_scores,
     check_texts,
     check_training,
     shown,
@@ -35,7 +36,12 @@ ALL = "all"
 #: The level of a training set with facts of every level in turn; it sorts after the others.
 MIXED = LEVELS
 
-_CHECKS = {"change.json": check_change, "record.json": check_training, "restored.json": check_restored}
+_CHECKS = {
+    "change.json": check_change,
+    "record.json": check_training,
+    "restored.json": check_restored,
+    "scores.json": check_scores,
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)

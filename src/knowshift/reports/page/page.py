@@ -38,6 +38,7 @@ FIGURE_TITLES = {
     "kl_by_size": "How far token probabilities move from the base model",
     "restoration": "Accuracy when part of the change is put back",
     "restoration_by_level": "Gain and loss by training level",
+    "other_tasks": "Other tasks when part of the change is put back",
     "concentration": "How concentrated the weight change is, beside chance",
     "mastery_by_exposures": "What the base model knows, and how often it read it",
 }
@@ -67,6 +68,10 @@ FIGURE_NOTES = {
     "restoration_by_level": (
         "Paired differences to the same model as tuned, most changed weights restored; bars are 95% intervals, not "
         "adjusted for looking at so many."
+    ),
+    "other_tasks": (
+        "Models of the largest size, mean of training levels and draws; test facts are the mean of both domains. "
+        "Losses, in nats a token, are better where they are lower. There are no intervals: the tables have the draws."
     ),
     "concentration": (
         "The no-signal null pairs each tensor's own weights with its own changes at random: dividing by weights near "

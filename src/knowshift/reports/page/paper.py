@@ -25,6 +25,7 @@ _WORDS = {
     AS_TUNED: "as tuned",
     RELATIVE: "most changed",
     "random": "at random",
+    "base": "the base model",
     **DOMAIN_WORDS,
 }
 _BY_LEVEL = {name: f"level {level}" for level, name in enumerate(BY_LEVEL)}
@@ -99,6 +100,13 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
             ),
         ),
         Section(
+            "paper_other_tasks",
+            "Table 5: other tasks after restoring",
+            f"Mean of training levels and of draws, in %, but for losses, which are in nats a token; {_BESIDE} The "
+            "paper does not say what its model was tuned on, nor how it was asked.",
+            other_tasks_grid(tables["paper_other_tasks"]),
+        ),
+        Section(
             "paper_train_set",
             "Table 6: accuracy after restoring, on the training facts",
             f"In %, by mastery level of the training facts, most changed weights restored, mean of draws; {_BESIDE}",
@@ -108,7 +116,8 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
             "paper_strategies",
             "Table 7: strategies",
             "Accuracy in %, of each strategy's best model, chosen on the facts it is measured on, as in the paper: too "
-            "high by luck. Mixed data are variants of a study's config.",
+            "high by luck; an instruct model's is the form of the question that it answers best. Mixed data are variants "
+            "of a study's config.",
             strategies_grid(tables["paper_strategies"]),
         ),
         Section(
@@ -164,6 +173,27 @@ def strategies_grid(table: Table) -> Grid:
         about = [row["strategy"], _WORDS.get(row["source"], row["source"]), row["chosen"]]
         rows.append([*map(Entry, about), *(number(row[domain], _in_percent) for domain in DOMAINS)])
     return Grid("", ["strategy", "model", "the best", *(DOMAIN_WORDS[domain] for domain in DOMAINS)], rows, "dense")
+
+
+def other_tasks_grid(table: Table) -> Grid:
+    """The base model, then models as tuned and restored down, the tasks that the run asked across."""
+    runs = table.where(source="run")
+    paper = {(row["criterion"], row["fraction"]): row for row in table.where(source=PAPER_MODEL)}
+    names = [name for name in table.columns[4:] if any(not is_missing(row[name]) for row in runs)]
+    rows = []
+    for row in runs:
+        beside = paper.get((row["criterion"], row["fraction"]), {})
+        about = ["" if row["size"] is None else f"{row['size']:,}", _WORDS.get(row["criterion"], row["criterion"])]
+        about.append(exact_percent(float(row["fraction"])) if row["fraction"] else "")
+        scores = [_score(row[name], beside.get(name), name in table.percent) for name in names]
+        rows.append([*map(Entry, about), *scores])
+    heads = ["samples", "restored", "of weights", *(name.replace("_", " ") for name in names)]
+    return Grid("", heads, rows, "dense")
+
+
+def _score(value: Any, published: Any, percent: bool) -> Entry:
+    form = _in_percent if percent else "{:.3f}".format
+    return number(value, form, note="" if is_missing(published) else f"({form(published)})")
 
 
 def layer_groups_grid(table: Table) -> Grid:

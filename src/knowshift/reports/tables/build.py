@@ -16,6 +16,7 @@ from knowshift.reports.findings.build import Finding, find, finding_rows
 from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, exposures, mastery
 from knowshift.reports.tables.controls import controls, mixed_trainings, trainings
 from knowshift.reports.tables.latex import to_latex
+from knowshift.reports.tables.other import instruct, other_tasks
 from knowshift.reports.tables.paper import paper_tables
 from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
 from knowshift.reports.tables.settings import rate_name
@@ -72,6 +73,8 @@ def build_tables(run: Path) -> Tables:
         restoration_summary(evidence),
         train_set(evidence),
         layer_groups(evidence),
+        instruct(evidence),
+        other_tasks(evidence),
     ]
     named = {table.name: table for table in long}
     mixed = mixed_trainings(evidence)

@@ -16,10 +16,13 @@ from knowshift.reports.evidence.restored import first_layer
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.published import published
 from knowshift.reports.tables.answers import TEST_LEVELS, level_name
+from knowshift.reports.tables.other import BASE
 
 BY_LEVEL = tuple(f"level_{level}" for level in range(LEVELS))
 #: The fractions of the paper's tables on concentration and restoration.
 FRACTIONS = ("0.01", "0.03", "0.05", "0.1", "0.2", "0.4", "0.6")
+#: A metric that is no share: the loss on texts, in nats a token.
+NATS = "nats_per_token"
 #: What restores the paper's models, and the name of what is restored nowhere: the model as tuned.
 RELATIVE, AS_TUNED = "relative", ""
 
@@ -35,8 +38,9 @@ def paper_tables(tables: Mapping[str, Table], rate: str, mixed: Mapping[str, boo
         level_4(tables["accuracy_summary"], tables["token_shift_summary"], rate),
         paper_concentration(tables["concentration"], rate),
         paper_restoration(tables["accuracy_summary"], tables["restoration_summary"], rate),
+        paper_other_tasks(tables["other_tasks"], rate),
         paper_train_set(tables["train_set"], rate),
-        paper_strategies(tables["accuracy_summary"], tables["restoration_summary"], rate, mixed),
+        paper_strategies(tables["accuracy_summary"], tables["restoration_summary"], tables["instruct"], rate, mixed),
         paper_layer_groups(tables["accuracy_summary"], tables["layer_groups"], rate),
     ]
 
@@ -176,23 +180,74 @@ def paper_train_set(trained: Table, rate: str) -> Table:
     return Table("paper_train_set", ("size", "fraction", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
 
 
+#: The scores of the paper's Table 5: its columns, and the task and metric that measure the same here.
+OTHER_SCORES = {
+    "xsum_rouge1": ("knowshift_xsum", "rouge1"),
+    "xsum_rouge2": ("knowshift_xsum", "rouge2"),
+    "xsum_rougeL": ("knowshift_xsum", "rougeL"),
+    "gsm8k_accuracy": ("gsm8k", "exact_match"),
+}
+#: Of a published score, what its column is called where it is in percent.
+_PUBLISHED_SCORES = {"gsm8k_accuracy": "gsm8k_accuracy_percent"}
+
+
+def paper_other_tasks(scores: Table, rate: str) -> Table:
+    """Other tasks after restoring each fraction (Table 5), a column for each task's score.
+
+    Of a run, the mean over training levels of the mean over draws. The columns of the paper come first, then the
+    run's own. The paper does not say what its model was tuned on, so its rows have no size.
+    """
+    named = {about: name for name, about in OTHER_SCORES.items()}
+    found: dict[tuple[int | None, str, str, str], dict[str, dict[int, list[float]]]] = {}
+    shares: dict[str, bool] = dict.fromkeys(OTHER_SCORES, True)
+    for row in scores.where():
+        of_base = row["criterion"] == BASE
+        if not of_base and (row["control"] or row["learning_rate"] != rate):
+            continue
+        name = named.get((row["task"], row["metric"])) or f"{row['task']}_{row['metric']}"
+        shares[name] = shares.get(name, True) and row["metric"] != NATS and 0 <= row["score"] <= 1
+        place = (row["size"], row["criterion"], row["fraction"], "run")
+        by_level = found.setdefault(place, {}).setdefault(name, {})
+        by_level.setdefault(-1 if of_base else row["level"], []).append(row["score"])
+    values = {
+        place: {name: mean_of([mean_of(held) for held in by_level.values()]) for name, by_level in by_name.items()}
+        for place, by_name in found.items()
+    }
+    for one in published("restoration_other_tasks"):
+        fraction = one["restored_fraction"]
+        place = (None, RELATIVE if float(fraction) else AS_TUNED, fraction, one["model"])
+        values[place] = {name: float(one[_PUBLISHED_SCORES.get(name, name)]) / 100 for name in OTHER_SCORES}
+    columns = [*OTHER_SCORES, *sorted(set(shares) - set(OTHER_SCORES))]
+    order = sorted(values, key=lambda at: (at[0] or 0, *_criterion(at[1]), float(at[2] or 0), *_rank(at[3])))
+    rows: list[Row] = [(*place, *(values[place].get(name) for name in columns)) for place in order]
+    percent = frozenset(name for name in columns if shares[name])
+    return Table("paper_other_tasks", ("size", "criterion", "fraction", "source", *columns), tuple(rows), percent)
+
+
 #: The strategies of Table 7 that a study has numbers of, by the names there.
-DIVIDED, RESTORED = "SFT divided by mastery", "parameter restoration"
+INSTRUCT, DIVIDED, RESTORED = "vendor instruct model", "SFT divided by mastery", "parameter restoration"
 MIXED_SFT, MIXED_LORA = "SFT mixed", "LoRA mixed"
 
 
-def paper_strategies(summary: Table, restored: Table, rate: str, mixed: Mapping[str, bool]) -> Table:
+def paper_strategies(summary: Table, restored: Table, instruct: Table, rate: str, mixed: Mapping[str, bool]) -> Table:
     """The best model of each strategy (Table 7), in-domain and out-of-domain: of mixed data of all sizes and variants,
-    else at the largest size.
+    by level and restored at the largest size.
 
     As in the paper the best is chosen, by the mean of both domains, on the facts that it is then measured on: the
-    numbers are too high by what luck gives to the best of many, most where there are most to choose from.
+    numbers are too high by what luck gives to the best of many, most where there are most to choose from. An instruct
+    model is one model; the best is the form of the question that it answers best, and the paper does not say its own.
     """
     domains: tuple[str, ...] = DOMAINS
     rows: list[Row] = []
     grid = summary.where(control="", learning_rate=rate, test_level="mean")
     size = max((row["size"] for row in grid), default=0)
-    tried: dict[str, dict[str, dict[str, float]]] = {MIXED_SFT: {}, DIVIDED: {}, MIXED_LORA: {}, RESTORED: {}}
+    tried: dict[str, dict[str, dict[str, float]]] = {
+        strategy: {} for strategy in (INSTRUCT, MIXED_SFT, DIVIDED, MIXED_LORA, RESTORED)
+    }
+    forms = len({row["prompt"] for row in instruct.where()})
+    for row in instruct.where():
+        name = f"{row['prompt']}, best of {forms} forms"
+        tried[INSTRUCT].setdefault(name, {})[row["domain"]] = row["accuracy"]
     for row in summary.where(level="mixed", test_level="mean"):
         if row["control"] in mixed:
             strategy = MIXED_LORA if mixed[row["control"]] else MIXED_SFT
@@ -265,8 +320,9 @@ def _domain(name: str) -> int:
 
 
 def _criterion(name: str) -> tuple[int, str]:
-    """As tuned, then the paper's criterion, then the others."""
-    return ((AS_TUNED, RELATIVE).index(name) if name in (AS_TUNED, RELATIVE) else 2), name
+    """The base model, as tuned, then the paper's criterion, then the others."""
+    first = (BASE, AS_TUNED, RELATIVE)
+    return (first.index(name) if name in first else len(first)), name
 
 
 def _rank(source: str) -> tuple[int, str]:

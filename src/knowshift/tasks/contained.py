@@ -22,11 +22,12 @@ _LOUD = ("lm_eval", "datasets", "huggingface_hub", "transformers")
 
 
 @contextmanager
-def contained(seed: int, device: str = "cpu", quiet: bool = False) -> Iterator[None]:
+def contained(seed: int, device: str = "cpu", quiet: bool = False, *, asked: str) -> Iterator[None]:
     """A block in which lm-eval may run, with every global random number generator at ``seed``.
 
     What it prints goes to standard error; with ``quiet`` nowhere, progress bars too. Generators, levels of loggers and
-    the environment are afterwards as they were, and no code of a metric is fetched from the hub.
+    the environment are afterwards as they were, and no code of a metric is fetched from the hub. ``asked`` names the
+    option that asks for a task.
 
     Raises:
         InputError: lm-eval is not installed.
@@ -43,7 +44,7 @@ def contained(seed: int, device: str = "cpu", quiet: bool = False) -> Iterator[N
             stack.enter_context(contextlib.redirect_stderr(out))
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
-            stack.enter_context(_without_remote_metrics())
+            stack.enter_context(_without_remote_metrics(asked))
             random.seed(seed)
             np.random.seed(seed)
             torch.manual_seed(seed)
@@ -58,14 +59,14 @@ def contained(seed: int, device: str = "cpu", quiet: bool = False) -> Iterator[N
 
 
 @contextmanager
-def _without_remote_metrics() -> Iterator[None]:
+def _without_remote_metrics(asked: str) -> Iterator[None]:
     """Import lm-eval; the metrics of the library `evaluate` are scripts on the hub, and none is fetched."""
     try:
         import evaluate
         import lm_eval.api.task
         import lm_eval.tasks  # noqa: F401
     except ImportError as error:
-        raise InputError(f"--guard: lm-eval is not installed ({error}); pip install 'knowshift[lm-eval]'") from None
+        raise InputError(f"{asked}: lm-eval is not installed ({error}); pip install 'knowshift[lm-eval]'") from None
     before = evaluate.config.HF_EVALUATE_OFFLINE
     evaluate.config.HF_EVALUATE_OFFLINE = True
     try:
