@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fact_pages import CHROMIUM, HOSTILE, chromium, opened, shown
 from hand_evidence import evidence, without
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.audits.page.compose import compose
 from knowshift.audits.verdict import reach_verdict
 
-CHROMIUM = shutil.which("chromium")
-playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-
-HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
 
 
 def page_of(found: Evidence, folder: Path) -> Path:
@@ -43,10 +40,8 @@ def named(found: Evidence) -> Evidence:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture
@@ -54,20 +49,10 @@ def page(browser: Any, tmp_path: Path) -> Iterator[Any]:
     """An open page of 400 facts, some lost; its requests are listed, and no error is passed over."""
     found = named(without(evidence(), 0.2, ("completion", "question"), sampled=True))
     context = browser.new_context(accept_downloads=True)
-    opened = context.new_page()
-    opened.requests, opened.errors = [], []
-    opened.on("request", lambda request: opened.requests.append(request.url))
-    opened.on("pageerror", lambda error: opened.errors.append(str(error)))
-    opened.address = page_of(found, tmp_path).as_uri()
-    opened.goto(opened.address)
-    opened.wait_for_selector("#browser[data-ready=yes]")
-    yield opened
-    assert not opened.errors
+    it = opened(context, page_of(found, tmp_path).as_uri())
+    yield it
+    assert not it.errors
     context.close()
-
-
-def shown(page: Any) -> int:
-    return int(page.inner_text("#facts-count").split(" of ")[0].replace(",", ""))
 
 
 def test_search_filter_and_sort(page: Any) -> None:
@@ -140,24 +125,22 @@ def test_texts_with_markup_are_texts(browser: Any, tmp_path: Path) -> None:
     texts: list[str | None] = [HOSTILE] * len(facts)
     right = np.zeros(len(facts), dtype=bool)
     found = replace(found, facts=facts, forms=[Answered(HOSTILE, texts, texts, right, right)])
-    opened = browser.new_page()
-    opened.goto(page_of(found, tmp_path).as_uri())
-    opened.wait_for_selector("#browser[data-ready=yes]")
-    opened.focus("#facts-list")
-    opened.keyboard.press("ArrowDown")
-    assert HOSTILE in opened.inner_text("#facts-one h3")
-    assert opened.title() != "taken"
-    assert opened.locator("#browser img").count() == 0
-    opened.close()
+    it = opened(browser, page_of(found, tmp_path).as_uri())
+    it.focus("#facts-list")
+    it.keyboard.press("ArrowDown")
+    assert HOSTILE in it.inner_text("#facts-one h3")
+    assert it.title() != "taken"
+    assert it.locator("#browser img").count() == 0
+    it.close()
 
 
 def test_without_a_script_the_verdict_and_tables_are_there(browser: Any, tmp_path: Path) -> None:
     context = browser.new_context(java_script_enabled=False)
-    opened = context.new_page()
-    opened.goto(page_of(named(without(evidence(), 0.2, ("completion", "question"), True)), tmp_path).as_uri())
-    assert opened.inner_text("h1") == "Knowledge was lost"
-    assert opened.locator("table").count() >= 5
-    assert not opened.is_visible("#browser")
+    it = context.new_page()
+    it.goto(page_of(named(without(evidence(), 0.2, ("completion", "question"), True)), tmp_path).as_uri())
+    assert it.inner_text("h1") == "Knowledge was lost"
+    assert it.locator("table").count() >= 5
+    assert not it.is_visible("#browser")
     context.close()
 
 
@@ -166,13 +149,11 @@ def test_fifty_thousand_facts(browser: Any, tmp_path: Path) -> None:
     found = named(without(evidence(count=50_000), 0.1, ("completion", "question"), sampled=True))
     path = page_of(found, tmp_path)
     assert path.stat().st_size < 5_000_000
-    opened = browser.new_page()
-    opened.goto(path.as_uri())
-    opened.wait_for_selector("#browser[data-ready=yes]")
-    assert shown(opened) == 50_000
-    opened.fill("#facts-search", "number 4999")
-    assert shown(opened) == 11
-    assert opened.locator("#facts-room [role=row]").count() == 11
-    opened.fill("#facts-search", "")
-    assert opened.locator("#facts-room [role=row]").count() < 60
-    opened.close()
+    it = opened(browser, path.as_uri())
+    assert shown(it) == 50_000
+    it.fill("#facts-search", "number 4999")
+    assert shown(it) == 11
+    assert it.locator("#facts-room [role=row]").count() == 11
+    it.fill("#facts-search", "")
+    assert it.locator("#facts-room [role=row]").count() < 60
+    it.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import xml.etree.ElementTree as ET
@@ -24,6 +25,7 @@ from pydantic import BaseModel
 
 from hand_run import SIZES, build_hand_run
 from knowshift.errors import InputError
+from knowshift.html.facts import unpacked
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT
 from knowshift.reports.page.page import write_report
 from knowshift.studies.config import StudyConfig, load_preset
@@ -71,6 +73,8 @@ SHOWN_COLUMNS = {
     "token_shift": {"reason"},
     "mastery": set(),
 }
+#: Text columns of answers that stand in the packed list of facts alone, as all of the shown ones do too.
+PACKED_COLUMNS = {"fact"}
 HIDDEN_COLUMNS = {
     "answers": {"fact", "reason"},
     "token_shift": {"fact", "relation", "prompt"},
@@ -237,10 +241,16 @@ def test_every_text_column_of_a_record_is_planted(kind: str) -> None:
 def test_no_planted_text_becomes_an_element_or_an_attribute(page: Page) -> None:
     assert len(page.elements) > 500
     for tag, attributes in page.elements:
-        assert tag not in ("script", "iframe", "object", "embed", "link", "a", "img", "form")
+        assert tag not in ("iframe", "object", "embed", "link", "img", "form")
         for name, value in attributes:
             assert not name.startswith("on")
             assert MARK not in name + (value or "")
+    # The list of facts: its data, its script, the link to a view.
+    assert [attributes for tag, attributes in page.elements if tag == "script"] == [
+        [("type", "application/octet-stream"), ("id", "facts-data")],
+        [],
+    ]
+    assert [attributes for tag, attributes in page.elements if tag == "a"] == [[("id", "facts-link"), ("href", "#")]]
     written = [attributes for tag, attributes in page.elements if tag == "b"]
     assert written
     assert not any(written)  # the page's own bold texts have no attributes
@@ -276,8 +286,25 @@ def test_the_configuration_is_shown_letter_by_letter(page: Page, run: Path) -> N
 
 def test_what_the_page_does_not_show_is_nowhere_in_it(run: Path) -> None:
     html = (run / "report.html").read_text(encoding="utf-8")
+    # A control's name and a fact's stand in the list of facts, which a script makes texts of.
+    assert {place for place in ("control", "answers.fact") if f"{MARK}{place}" in html} == set()
     hidden = HIDDEN | {f"{kind}.{name}" for kind, names in HIDDEN_COLUMNS.items() for name in names} | {"key"}
     assert {place for place in hidden if f"{MARK}{place}" in html} == set()
+    hidden -= {f"answers.{name}" for name in PACKED_COLUMNS}
+    assert {place for place in hidden if f"{MARK}{place}" in listed(html)} == set()
+
+
+def listed(html: str) -> str:
+    """The data of the list of facts, as text."""
+    (data,) = re.findall(r'<script type="application/octet-stream" id="facts-data">([A-Za-z0-9+/=]+)</script>', html)
+    return json.dumps(unpacked(data), ensure_ascii=False).replace('\\"', '"')
+
+
+def test_the_list_of_facts_has_texts_as_they_were_written(run: Path) -> None:
+    text = listed((run / "report.html").read_text(encoding="utf-8"))
+    for name in SHOWN_COLUMNS["answers"] | PACKED_COLUMNS:
+        assert planted(f"answers.{name}") in text
+    assert planted("control") in text
 
 
 def test_figures_are_xml_without_anything_planted(run: Path) -> None:
@@ -326,4 +353,4 @@ def test_a_browser_finds_no_planted_element(run: Path) -> None:
     dom = Page(said)
     assert any(planted("answers.text") in text for text in dom.texts)
     assert not any(MARK in (value or "") for _, attributes in dom.elements for _, value in attributes)
-    assert not any(tag == "script" for tag, _ in dom.elements)
+    assert sum(tag == "script" for tag, _ in dom.elements) == 2

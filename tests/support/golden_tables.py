@@ -199,6 +199,31 @@ def trainings(records: Records) -> Golden:
     return Golden((*SETTING, "draws", "distinct_facts", "updates", "train_loss", "changed_share"), 4, rows)
 
 
+def moves(records: Records) -> Golden:
+    """Pairs of answers counted one by one: the base's in the form that it answers best, then each tuned model's."""
+    facts, values = records.substring.facts, records.substring.values
+    best = max(("plain", "few_shot", "zero_shot"), key=lambda prompt: sum(values[BASE[prompt], 0]))
+    written = {row["fact"]: row["exposures"] for row in records.mastery}
+    groups: dict[tuple[str, str, str], list[int]] = {}
+    for i, fact in enumerate(facts):
+        named = {"all": "all", "test_level": str(fact["level"]), "relation": fact["relation"]}
+        bins = [("exposures", name) for name, times in BINS.items() if written[fact["fact"]] in times]
+        for by, group in [*named.items(), *bins]:
+            groups.setdefault((by, group, fact["domain"]), []).append(i)
+    kinds, rows = {(1.0, 1.0): 0, (1.0, 0.0): 1, (0.0, 1.0): 2, (0.0, 0.0): 3}, []
+    for model in records.tuned:
+        draws = records.substring.draws[model]
+        for (by, group, domain), inside in groups.items():
+            counts = [0, 0, 0, 0]
+            for draw in draws:
+                for i in inside:
+                    counts[kinds[values[BASE[best], 0][i], values[model, draw][i]]] += 1
+            where = (*setting(model), by, group, domain)
+            rows.append((*where, best, len(draws), len(inside), *(count / len(draws) for count in counts)))
+    columns = (*SETTING, "by", "group", "domain", "before", "draws", "facts", "kept", "lost", "gained", "never")
+    return Golden(columns, 7, rows)
+
+
 def token_shift(records: Records) -> Golden:
     rows = []
     for (model, draw), shifts in records.shifts.items():
@@ -588,6 +613,7 @@ TABLES: dict[str, Callable[[Records], Golden]] = {
     "accuracy_summary": accuracy_summary,
     "controls": controls,
     "trainings": trainings,
+    "moves": moves,
     "token_shift": token_shift,
     "token_shift_summary": token_shift_summary,
     "concentration": concentration,

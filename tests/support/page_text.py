@@ -9,7 +9,7 @@ BLOCKS = (
     "html|head|meta|title|style|body|main|h1|h2|h3|p|ol|ul|li|div|figure|figcaption|table|caption|thead|tbody|tr|th|td"
     "|details|summary|pre"
 )
-_KEPT = re.compile(r"(<pre>.*?</pre>|<style>.*?</style>|<svg .*?</svg>)", re.DOTALL)
+_KEPT = re.compile(r"(<pre>.*?</pre>|<style>.*?</style>|<script.*?</script>|<svg .*?</svg>)", re.DOTALL)
 _EDGE = re.compile(rf"\s*(</?(?:{BLOCKS})\b[^>]*>)\s*")
 
 

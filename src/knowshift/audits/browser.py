@@ -1,59 +1,58 @@
-"""All facts of an audit in its page: columns with one dictionary of texts, gzip in base64, read by facts.js."""
+"""All facts of an audit, for the list in its page."""
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
 from typing import Any
 
 import numpy as np
 
 from knowshift.audits.evidence import Answered, Evidence
 from knowshift.facts.relations import RELATIONS
-
-#: Names of moves, in the order of their numbers; facts.js shows them.
-MOVES = ("lost", "gained", "kept", "never")
-#: Characters of an answer that are kept.
-LONGEST = 200
+from knowshift.html import facts as html
+from knowshift.html.facts import MOVES, AnswerRow, Column, FactList
 
 
-def packed(evidence: Evidence) -> str:
-    """The data of facts.js as text that can stand in a page: letters, digits, "+", "/" and "=" only."""
+def fact_list(evidence: Evidence) -> FactList:
+    """Relation, move, R before and after; both models' answers in each form."""
     names = sorted(set(evidence.relations))
     place = {name: i for i, name in enumerate(names)}
-    texts: dict[str, int] = {}
+    return FactList(
+        question=[fact.question for fact in evidence.facts],
+        answer=[fact.answer for fact in evidence.facts],
+        columns=[
+            Column(
+                "relation",
+                "relation",
+                [place[name] for name in evidence.relations],
+                [f"{name} {RELATIONS[name].name}" if name in RELATIONS else name for name in names],
+                width=10,
+            ),
+            Column(
+                "move",
+                "move",
+                [MOVES.index(name) for name in evidence.moves.names()],
+                MOVES,
+                width=4,
+                narrow=3.4,
+                by=("after", "before"),
+            ),
+            Column("before", "before", _thousandths(evidence.first.rate), digits=3, width=4, narrow=2.6),
+            Column("after", "after", _thousandths(evidence.after.rate), digits=3, width=4, narrow=2.6),
+        ],
+        filters=("move", "relation"),
+        heads=("form", "base", "tuned"),
+        rows=[_row(form) for form in evidence.forms],
+        said="{answer}. R {before} before, {after} after: {move}.",
+        sort="move",
+    )
 
-    def kept(text: str | None) -> int:
-        return -1 if text is None else texts.setdefault(text.strip()[:LONGEST], len(texts))
 
-    moved = [MOVES.index(name) for name in evidence.moves.names()]
-    data: dict[str, Any] = {
-        "moves": MOVES,
-        "relations": [f"{name} {RELATIONS[name].name}" if name in RELATIONS else name for name in names],
-        "relation": [place[name] for name in evidence.relations],
-        "question": [fact.question[: 2 * LONGEST] for fact in evidence.facts],
-        "answer": [kept(fact.answer) for fact in evidence.facts],
-        "move": moved,
-        "before": _thousandths(evidence.first.rate),
-        "after": _thousandths(evidence.after.rate),
-        "forms": [_form(form, kept) for form in evidence.forms],
-    }
-    data["texts"] = list(texts)
-    written = json.dumps(data, separators=(",", ":"), ensure_ascii=False).encode()
-    return base64.b64encode(gzip.compress(written, compresslevel=9, mtime=0)).decode("ascii")
-
-
-def _form(form: Answered, kept: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": form.form}
-    for who, texts, right in (
-        ("base", form.before, form.right_before),
-        ("tuned", form.after, form.right_after),
-    ):
-        if texts is not None and right is not None:
-            found[who] = [kept(text) for text in texts]
-            found[f"{who}_right"] = "".join("1" if hit else "0" for hit in right)
-    return found
+def _row(form: Answered) -> AnswerRow:
+    pairs = ((form.right_before, form.before), (form.right_after, form.after))
+    return AnswerRow(
+        form.form,
+        [None if right is None or texts is None else html.Answered(right.tolist(), texts) for right, texts in pairs],
+    )
 
 
 def _thousandths(rates: Any) -> list[int]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from knowshift.audits.browser import packed
+from knowshift.audits.browser import fact_list
 from knowshift.audits.evidence import Evidence
 from knowshift.audits.moves import KNOWN, MOVE, SURE
 from knowshift.audits.page.figures import levels_figure, repair_figure
@@ -23,6 +23,7 @@ from knowshift.audits.page.words import repair_words, weights_words
 from knowshift.audits.repair import Repair
 from knowshift.audits.told import shift_words
 from knowshift.audits.verdict import CANNOT_TELL, FORM_LOST, GAINED, KNOWLEDGE_LOST, UNCHANGED, Verdict
+from knowshift.html.facts import packed
 from knowshift.html.rendering import render
 from knowshift.parameters.change import WeightChange
 
@@ -74,7 +75,7 @@ def compose(
         output=None if output is None else str(output),
         lost=facts_grid(evidence, "lost"),
         gained=facts_grid(evidence, "gained"),
-        data=packed(evidence),
+        data=packed(fact_list(evidence)),
         known=KNOWN,
         move=100 * MOVE,
         sure=SURE,

@@ -1,4 +1,4 @@
-"""report.html: one file that opens anywhere, without network or script, composed from a run's records."""
+"""report.html: one file that opens anywhere, without network, composed from a run's records."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.samples import Samples, draw_samples
 from knowshift.reports.findings.claims import Finding
 from knowshift.reports.findings.takeaways import takeaways
+from knowshift.reports.page.facts import fact_by_fact
 from knowshift.reports.page.figures import build_figures, write_figures
 from knowshift.reports.page.grids import (
     accuracy_grid,
@@ -123,6 +124,7 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             mastery_table(tables["mastery"]),
         ],
         sections=sections(tables),
+        fact_by_fact=fact_by_fact(evidence, tables["moves"]),
         restoration=[restoration_grid(restored, criterion) for criterion in evidence.criteria],
         claims=claims_table(findings),
         made_with=_made_with(evidence.run.manifest),

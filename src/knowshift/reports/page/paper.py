@@ -116,8 +116,8 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
             "paper_strategies",
             "Table 7: strategies",
             "Accuracy in %, of each strategy's best model, chosen on the facts it is measured on, as in the paper: too "
-            "high by luck; an instruct model's is the form of the question that it answers best. Mixed data are variants "
-            "of a study's config.",
+            "high by luck; an instruct model's is the form of the question that it answers best. Mixed data are "
+            "variants of a study's config.",
             strategies_grid(tables["paper_strategies"]),
         ),
         Section(
