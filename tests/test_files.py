@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 import knowshift
 from knowshift.errors import InputError, disk_full
-from knowshift.files import file_beside, folder_beside, take_name, write_json, write_text
+from knowshift.files import file_beside, folder_beside, remove_abandoned, take_name, write_json, write_text
 from knowshift.parameters.files import writing
 from knowshift.parameters.files.restored import restore_checkpoints
 from knowshift.records import FACTS, write_table
@@ -101,6 +101,33 @@ def test_what_a_killed_writer_left_goes_when_its_target_is_written_again(tmp_pat
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"a[1].csv", "tuned", elsewhere.name}
     assert (tmp_path / "a[1].csv").read_text() == "first"
+
+
+def test_what_is_abandoned_is_removed_and_what_may_be_written_is_not(tmp_path: Path) -> None:
+    assert subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)]).returncode == -9
+    old = tmp_path / ".cell.ffffff-1-00000000"  # of processes of another machine
+    fresh = tmp_path / ".cell.ffffff-2-00000000"
+    for folder in (old, fresh, tmp_path / ".cache"):
+        folder.mkdir()
+    for path in (old, tmp_path / ".cache"):
+        os.utime(path, (0, 0))
+    with folder_beside(tmp_path / "cell") as mine:
+        remove_abandoned(tmp_path)
+        assert {path.name for path in tmp_path.iterdir()} == {mine.name, fresh.name, ".cache"}
+
+
+def test_the_first_of_two_that_make_the_same_folder_stands(tmp_path: Path) -> None:
+    def make(text: str, **how: bool) -> None:
+        with folder_beside(tmp_path / "cell", **how) as folder:
+            (folder / "record").write_text(text)
+            if text == "second":
+                make("first")
+
+    make("second", same_content=True)
+    assert (tmp_path / "cell" / "record").read_text() == "first"
+    with pytest.raises(InputError, match="cell: was filled by another process meanwhile"):
+        make("third")
+    assert [path.name for path in tmp_path.iterdir()] == ["cell"]
 
 
 def test_every_file_of_a_folder_is_flushed_once_before_the_rename(tmp_path: Path, calls: list[tuple[str, str]]) -> None:

@@ -12,8 +12,10 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +34,12 @@ def expanded(path: str | Path) -> Path:
     The name of an unknown user stays as it is, and the path is then refused as a missing file.
     """
     return Path(os.path.expanduser(path))
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/knowshift``, by default ``~/.cache/knowshift``."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if home else Path.home() / ".cache") / "knowshift"
 
 
 def check_output_file(path: Path) -> None:
@@ -115,11 +123,16 @@ def parse_json(text: bytes, origin: str, what: str = "JSON object") -> dict[str,
 
 
 @contextmanager
-def folder_beside(target: Path) -> Iterator[Path]:
+def folder_beside(target: Path, *, same_content: bool = False) -> Iterator[Path]:
     """A fresh folder next to ``target``, which is renamed to it whole, and only if the block ends without an error.
 
+    Args:
+        same_content: whoever else makes ``target`` writes the same into it, so the first one stands and the others are
+            dropped.
+
     Raises:
-        InputError: the disk is full, whichever library reports it; nothing is left behind.
+        InputError: the disk is full, whichever library reports it; another process has made ``target`` meanwhile,
+            unless with ``same_content``. Nothing is left behind.
     """
     with _refuse_if_full(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +140,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
         beside.mkdir()
         try:
             yield beside
-            take_name(beside, target)
+            take_name(beside, target, or_leave=same_content)
         finally:
             shutil.rmtree(beside, ignore_errors=True)
 
@@ -149,8 +162,12 @@ def file_beside(target: Path) -> Iterator[Path]:
             beside.unlink(missing_ok=True)
 
 
-def take_name(beside: Path, target: Path) -> None:
-    """Rename a finished file or folder to ``target``, durably: every file is flushed once, then the folders."""
+def take_name(beside: Path, target: Path, *, or_leave: bool = False) -> None:
+    """Rename a finished file or folder to ``target``, durably: every file is flushed once, then the folders.
+
+    Raises:
+        InputError: ``target`` is a folder that holds something, unless with ``or_leave``: then it stays as it is.
+    """
     if beside.is_dir():
         for folder, _, files in os.walk(beside, topdown=False):
             for name in files:
@@ -163,8 +180,44 @@ def take_name(beside: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
+        if or_leave:
+            return
         raise InputError(f"{target}: was filled by another process meanwhile; nothing was written") from None
     _flush_folder(target.parent)
+
+
+#: Age, in seconds, from which what another machine has left is not being written: no cell takes so long.
+_ABANDONED = 7 * 24 * 3600
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove half-written files and folders below ``folder`` whose writers are gone.
+
+    Of this machine these are processes that have ended. Whether one of another machine has ended cannot be seen from
+    here, so what it left must be old.
+    """
+    for left in folder.glob(".*"):
+        told = re.fullmatch(r"\..+\.([0-9a-f]{6})-([0-9]+)-[0-9a-f]{8}(?:\..*)?", left.name)
+        if told is None:
+            continue
+        if told[1] == _HOST:
+            import psutil  # slow to import, and needed only where something was left
+
+            gone = not psutil.pid_exists(int(told[2]))
+        else:
+            try:
+                gone = time.time() - left.stat().st_mtime > _ABANDONED
+            except OSError:  # renamed meanwhile
+                continue
+        if gone:
+            _remove(left)
+
+
+def _remove(left: Path) -> None:
+    if left.is_dir():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -192,7 +245,7 @@ def _beside(target: Path) -> Path:
 
         writer = left.name.removeprefix(f".{target.name}.{_HOST}-").split("-")[0]
         if writer.isdecimal() and not psutil.pid_exists(int(writer)):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+            _remove(left)
     return target.with_name(f".{target.name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}{target.suffix}")
 
 

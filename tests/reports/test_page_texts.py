@@ -55,6 +55,7 @@ CONFIG_TEXTS = {
     "sizes",
     "mastery.stopping",
     "mastery.estimate",
+    "mastery.servers",
     "training.schedule",
     "variants",
     "training.report_to",

@@ -77,6 +77,7 @@ OTHER: dict[str, Any] = {
     "mastery.train_facts": 7,
     "mastery.test_facts": 4,
     "mastery.facts_per_cell": 5,
+    "mastery.servers": ["http://here:1"],
     "training.learning_rate": 2e-5,
     "training.batch_size": 9,
     "training.epochs": 2,
@@ -100,7 +101,8 @@ OTHER: dict[str, Any] = {
 }
 
 #: Of the fields that are no setting of a cell, those that say which facts are probed change every cell; those that say
-#: which cells there are leave the cells that stay as they were; the others change nothing.
+#: which cells there are leave the cells that stay as they were; that servers answer changes what reads mastery; the
+#: others change nothing.
 PROBED = {"mastery.train_facts", "mastery.test_facts", "mastery.facts_per_cell"}
 WHICH = {
     *("levels", "sizes", "draws", "control_rate", "control_draws", "variants"),
@@ -161,6 +163,10 @@ def test_a_field_changes_the_digests_of_what_depends_on_it_and_no_others(field: 
     elif field in WHICH:
         assert set(before) != set(after)
         assert not changed
+    elif field == "mastery.servers":
+        assert changed == _kinds_that_depend_on("mastery.stopping")
+        elsewhere = StudyConfig.model_validate({**SMALL, "mastery": {**SMALL["mastery"], "servers": ["http://there"]}})
+        assert _digests(_plan(elsewhere)) == after
     else:
         assert set(before) == set(after)
         assert changed == (set() if field in HARMLESS else _kinds_that_depend_on(field))

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from filelock import FileLock
 
 from commands import Command
-from knowshift.errors import InputError
+from knowshift.api.studies import plan_study, report, study
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
 from knowshift.studies import run as study_run
-from knowshift.studies.config import load_config, parse_config
-from knowshift.studies.folder import check_folder
-from knowshift.studies.plan import make_plan, probed_facts
+from knowshift.studies.config import StudyConfig, load_config, parse_config
+from knowshift.studies.folder import alone, check_folder, remove_leftovers
+from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
 from knowshift.studies.run import describe_model, plan_of, run_study
+from knowshift.studies.work import Worker
 
 SMALL = """
 name: small
@@ -128,11 +133,52 @@ def test_killed_at_any_moment_and_run_again_it_ends_in_the_same_tables(
     assert not list(run.glob("cells/*/.*"))
 
 
-def test_a_ray_cluster_gives_the_same_tables(config_file: Path, whole_run: Path, tmp_path: Path) -> None:
-    run = tmp_path / "ray"
-    process = _study(config_file, run, "--executor", "ray")
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == 0, err
+def _cells(run: Path, kind: str) -> int:
+    return len(list(run.glob(f"cells/{kind}/[0-9a-f]*")))
+
+
+def _until(reached: Callable[[], bool], process: Command) -> None:
+    deadline = time.monotonic() + 240
+    while not reached():
+        assert process.poll() is None, process.communicate(60)[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_head_gives_the_same_tables(
+    config_file: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_utils = pytest.importorskip("ray.cluster_utils")
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "20")  # for which nodes wait for their head
+    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        node, run = cluster.add_node(num_cpus=1), tmp_path / "ray"
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        process = _study(config_file, run, "--executor", "ray")
+        _until(lambda: _cells(run, "evaluation") >= 1, process)
+        workers = [its for its in psutil.process_iter(["name"]) if its.info["name"] == "ray::_on_node"]
+        workers[0].kill()
+        _until(lambda: _cells(run, "layer_groups") + _cells(run, "evaluation") >= 5, process)
+        cluster.remove_node(node, allow_graceful=False)
+        done = _cells(run, "evaluation")
+        _until(lambda: _cells(run, "evaluation") >= done + 2, process)
+        cluster.remove_node(cluster.head_node, allow_graceful=False)
+        _, err = process.communicate(timeout=120)
+    finally:
+        cluster.shutdown()
+    said = [line for line in err.splitlines() if not re.match(r"\[\d+/14\] |it may be interrupted", line)]
+    assert process.returncode == 2, err
+    assert said[-1].startswith(f"knowshift: Ray at {cluster.address}: ended")
+    assert "what is done stays, the same command goes on" in said[-1]
+    # What was running was lost, once each; nothing else was said or done again.
+    assert 1 <= len(said[:-1]) <= 2, err
+    assert all(re.fullmatch(r"knowshift: warning: .*: its worker was .*; it is done again", line) for line in said[:-1])
+    before = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/[0-9a-f]*")}
+    monkeypatch.delenv("RAY_ADDRESS")
+    again = _study(config_file, run, "--executor", "processes", "--workers", "2")
+    _, err = again.communicate(timeout=300)
+    assert again.returncode == 0, err
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
     assert _files(run / "tables") == _files(whole_run / "tables")
 
 
@@ -157,6 +203,102 @@ def test_a_run_that_ends_badly_lets_others_into_its_folder(tmp_path: Path, monke
     with pytest.raises(OSError, match="disk full"):
         study_run.run_study(parse_config(SMALL, "small"), tmp_path / "run", executor="here")
     FileLock(tmp_path / ".run.lock").acquire(blocking=False)
+
+
+#: Mastery of 30 facts, after which the study is refused: a level does not have so many.
+PROBED = """
+name: probed
+model: world:tiny
+facts: world:tiny
+levels: [0]
+sizes: [19]
+draws: 1
+mastery: {draws_per_prompt: 1, train_facts: 20, test_facts: 5, facts_per_cell: 16, max_new_tokens: 4}
+"""
+
+
+def test_two_runs_of_one_folder_do_cells_twice_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a file system cannot lock, the second one begins, and ends a cell first that the first one has begun."""
+    config, run = parse_config(PROBED, "probed"), tmp_path / "run"
+    first, second = Worker(run, config), Worker(run, config)
+    unit = first.plan.probes[0]
+    begun = first._mastery
+
+    def meanwhile(cell: Cell, its: Unit, folder: Path) -> None:
+        remove_leftovers(run)
+        second.do(its)
+        begun(cell, its, folder)
+
+    monkeypatch.setattr(first, "_mastery", meanwhile)
+    first.do(unit)
+    (cell,) = unit.cells
+    assert [path.name for path in cell.folder(run).parent.iterdir()] == [cell.digest]
+    made = cell.folder(run) / "mastery.parquet"
+    before = made.read_bytes()
+    made.unlink()
+    cell.folder(run).rmdir()
+    second.do(unit)
+    assert made.read_bytes() == before
+
+
+def test_a_file_system_without_locks_is_told_and_worked_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with alone(tmp_path / "run"), pytest.raises(InputError, match="another process"), alone(tmp_path / "run"):
+        pass
+    monkeypatch.setattr(FileLock, "acquire", cannot)
+    with (
+        pytest.warns(KnowshiftWarning, match="cannot lock; a second run in it would do cells twice"),
+        alone(tmp_path / "run"),
+    ):
+        pass
+
+
+#: In a process of its own: as on a disk that is full, or fills up while the first cell is made.
+FULL = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))"
+FILLS_UP = f"""
+from knowshift.studies.work import Worker
+whole = Worker._mastery
+def mastery(*given):
+    {FULL}
+    whole(*given)
+Worker._mastery = mastery
+"""
+#: In a process of its own, of root: a folder that cannot be written to.
+READ_ONLY = """
+import ctypes, subprocess
+assert ctypes.CDLL(None).unshare(0x00020000) == 0  # mounts of its own
+for words in (["--make-rprivate", "/"], ["--bind", "{0}", "{0}"], ["-o", "remount,ro,bind", "{0}"]):
+    subprocess.run(["mount", *words], check=True)
+"""
+
+
+def test_a_full_and_a_read_only_run_folder_are_one_line_and_cost_nothing(tmp_path: Path) -> None:
+    (tmp_path / "probed.yaml").write_text(PROBED)
+    run = tmp_path / "run"
+    words = ["study", str(tmp_path / "probed.yaml"), "--output-dir", str(run), "--executor", "here"]
+    for before, file in ((FULL, "manifest.json"), (FILLS_UP, "cells/mastery/[0-9a-f]+")):
+        _, err = (full := Command(words, before=before)).communicate(timeout=120)
+        assert full.returncode == 2, err
+        assert re.fullmatch(rf"knowshift: {run}/{file}: File too large; nothing was written", err.strip())
+        assert not [path for path in run.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    _, err = (again := Command(words)).communicate(timeout=120)
+    assert (again.returncode, "19 asked" in err) == (2, True), err
+    held = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert len([path for path in held if path.name == "mastery.parquet"]) == 2
+    if os.geteuid() == 0:
+        closed = Command(words, before=READ_ONLY.format(run))
+    else:
+        run.chmod(0o555)
+        closed = Command(words)
+    _, err = closed.communicate(timeout=120)
+    run.chmod(0o755)
+    assert closed.returncode == 2, err
+    assert re.fullmatch(rf"knowshift: {run}/\S+: the folder {run}.* cannot be written to \(.*\)", err.strip())
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == held
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(config_file: Path, tmp_path: Path) -> None:
@@ -244,6 +386,17 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
     check_folder(tmp_path / "run", parse_config(SMALL, "small", more))  # they add cells and change none
     with pytest.raises(InputError, match=r"another config.*restoration"):
         check_folder(tmp_path / "run", parse_config(SMALL, "small", {"restoration.region": "mlp"}))
+    earlier = config.as_record()  # of a version that had fewer fields
+    del earlier["control_draws"], earlier["mastery"]["servers"]
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
+    check_folder(tmp_path / "run", config)
+    asking = parse_config(SMALL.replace("mastery: {", "mastery: {servers: ['http://here'], "), "small")
+    (tmp_path / "run" / "cells" / "base").mkdir(parents=True)
+    with pytest.raises(InputError, match="another config"):
+        check_folder(tmp_path / "run", asking)
+    elsewhere = json.loads(json.dumps({"config": asking.as_record()}).replace("here", "there"))
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps(elsewhere))
+    check_folder(tmp_path / "run", asking)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(InputError, match="not a run"):
@@ -263,13 +416,25 @@ def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_p
         check_folder(tmp_path / "run", parse_config(small, "small"))
 
 
-def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def kept_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
+    """One tuned model with its checkpoint and all its measures."""
     text = SMALL.replace("[0, 4]", "[0]").replace("[8, 16]", "[8]").replace("draws: 2", "draws: 1", 1)
     text = text.replace("train_facts: 160, test_facts: 60", "train_facts: 60, test_facts: 20")
     text = text.replace("keep_checkpoints: false", "control_rate: null").replace("3.0e-4}", "3.0e-4, bfloat16: true}")
     text = text.replace("max_new_tokens: 8}", "max_new_tokens: 8, estimate: expected}")
-    config, run = parse_config(text, "small"), tmp_path / "run"
+    config, run = parse_config(text, "small"), tmp_path_factory.mktemp("kept") / "run"
     run_study(config, run, executor="here")
+    return config, run
+
+
+MEASURES = ("evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
+
+
+def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(
+    kept_run: tuple[StudyConfig, Path],
+) -> None:
+    config, run = kept_run
     (record,) = run.glob("cells/mastery/*/mastery.parquet")
     assert "variance" in pq.read_schema(record).names
     (tuned,) = run.glob("cells/tuned/*/model")
@@ -278,12 +443,48 @@ def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(tmp
     assert {path.name for path in tuned.iterdir()} == {*beside, "model.safetensors"}
     for name in beside - {"config.json"}:
         assert (tuned / name).read_bytes() == (tiny / name).read_bytes()
-    measures = ("evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
-    before = {path: path.read_bytes() for kind in measures for path in run.glob(f"cells/{kind}/*/*")}
+    before = {path: path.read_bytes() for kind in MEASURES for path in run.glob(f"cells/{kind}/*/*")}
     for path in before:
         shutil.rmtree(path.parent, ignore_errors=True)
     run_study(config, run, executor="processes", workers=1)  # another process: nothing is in memory
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_at_a_url_has_the_same_cells_and_report_on_every_machine(
+    kept_run: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, run = kept_run
+    report(run)
+    expected = {path.relative_to(run): path.read_bytes() for path in run.rglob("*.*") if path.suffix != ".lock"}
+    store, url = tmp_path / "store", f"file://{tmp_path}/store"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "one"))
+    told = study(config, output_dir=url, executor="here", progress=False)
+    assert (told.run, told.report.output) == (url, f"{url}/report.html")
+    # Another machine, which has no copy, makes measures again whose marks are gone, from the checkpoint at the URL.
+    for kind in MEASURES:
+        shutil.rmtree(store / "cells" / kind)
+    trained = {path: path.stat().st_mtime_ns for path in store.glob("cells/tuned/*/*/*")}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "two"))
+    plan = plan_study(config, output_dir=url)
+    assert (plan.run, sum(plan.missing.values())) == (url, len(MEASURES))
+    study(config, output_dir=url, executor="processes", workers=1, progress=False)
+    assert {path: path.stat().st_mtime_ns for path in store.glob("cells/tuned/*/*/*")} == trained
+    # A third one reads it, and does not fetch the checkpoint.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "three"))
+    (store / "report.html").unlink()
+    report(url)
+    (copy,) = (tmp_path / "three" / "knowshift" / "runs").iterdir()
+    found = {path.relative_to(copy): path.read_bytes() for path in copy.rglob("*.*") if "marks" not in path.parts}
+    timed = (Path("manifest.json"), Path("report.html"))  # seconds differ
+    without = {name: content for name, content in expected.items() if "model" not in name.parts and name not in timed}
+    assert {name: content for name, content in found.items() if name not in timed} == without
+    for folder in ("tables", "figures"):
+        assert _files(store / folder) == _files(run / folder)
+    assert "<svg" in (store / "report.html").read_text()
+    with pytest.raises(InputError, match=f"^{url}: holds the run of another config"):
+        study(config, overrides={"seed": 5}, output_dir=url)
+    with pytest.raises(InputError, match=f"^file://{tmp_path}: is not empty and is not a run"):
+        study(config, output_dir=f"file://{tmp_path}")
 
 
 def test_a_plan_describes_the_model_that_workers_load(small_world: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.system import workers
-from knowshift.system.workers import process_pool, worker_context
+from knowshift.system.workers import LastingPool, process_pool, worker_context
 
 
 def _seen(name: str) -> tuple[str | None, str, str]:
@@ -88,3 +90,38 @@ def _begin(*given: object) -> None:
 
 def _began() -> list[object]:
     return _mine
+
+
+def _fragile(number: int, folder: str, lives: int) -> int:
+    """Ends its process, unless it has done so as often as it lives."""
+    if number == 3 and len(os.listdir(folder)) < lives:
+        Path(folder, str(os.getpid())).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 10 * number
+
+
+def test_a_worker_that_is_killed_costs_its_call_alone(tmp_path: Path) -> None:
+    calls = [(number, str(tmp_path), 2) for number in range(6)]
+    names = [f"call {number}" for number in range(6)]
+    killed = "call 3: its worker was killed, as the system does where memory runs out; it is done again"
+    with LastingPool(2, imports=workers.__name__) as pool:
+        with pytest.warns(KnowshiftWarning, match=f"^{killed}$") as warned:
+            assert sorted(pool.results(_fragile, calls, names)) == [0, 10, 20, 30, 40, 50]
+        assert sorted(pool.results(_fragile, calls, names)) == [0, 10, 20, 30, 40, 50]  # a second stage
+    assert len(warned) == len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.filterwarnings("ignore::knowshift.errors.KnowshiftWarning")
+def test_a_call_that_workers_die_of_is_refused_by_name(tmp_path: Path) -> None:
+    with (
+        LastingPool(1, imports=workers.__name__) as pool,
+        pytest.raises(InputError, match=r"^call 3: 3 workers died of it, the last one was killed"),
+    ):
+        list(pool.results(_fragile, [(3, str(tmp_path), 9)], ["call 3"]))
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_what_a_call_raises_is_not_tried_again(tmp_path: Path) -> None:
+    with LastingPool(1, imports=workers.__name__) as pool, pytest.raises(FileExistsError):
+        list(pool.results(os.mkdir, [(str(tmp_path / "new"),), (str(tmp_path),)], ["new", "there"]))
+    assert (tmp_path / "new").is_dir()

@@ -32,9 +32,9 @@ OnUnit = Callable[[int, int, str, float, float], None]
 class Report:
     """The result of a report: its page, the paper's findings as measured in this run, and the file of every table."""
 
-    output: Path
+    output: Path | str  # the page, or its URL
     findings: list[Finding]
-    tables: dict[str, Path]  # CSV by name (docs/records.md)
+    tables: dict[str, Path]  # CSV by name (docs/records.md); of a URL, those of its local copy
 
     def to_pandas(self, table: str) -> pd.DataFrame:
         """One table as a DataFrame.
@@ -54,7 +54,7 @@ class StudyPlan:
     """What a study would do and take: its cells by kind, how many are missing in the run folder, and at what cost."""
 
     name: str
-    run: Path
+    run: Path | str  # the run folder, or its URL
     cells: dict[str, int]
     missing: dict[str, int]
     restored: int  # times that each restoration cell answers the test facts
@@ -68,7 +68,7 @@ class StudyPlan:
 class Study:
     """A finished study."""
 
-    run: Path
+    run: Path | str  # the run folder, or its URL
     report: Report
     seconds: float
 
@@ -94,10 +94,11 @@ def plan_study(
         InputError: as :func:`study`.
     """
     from knowshift.studies.config import Executor
+    from knowshift.studies.folder import local_copy
     from knowshift.studies.run import preview
 
     settings, run = _checked(config, preset, _replaced(model, facts, tasks, overrides), output_dir, executor, workers)
-    seen = preview(settings, run, cast(Executor, executor))
+    seen = preview(settings, local_copy(run)[0], cast(Executor, executor))
     return StudyPlan(
         settings.name,
         run,
@@ -137,7 +138,7 @@ def study(
             (``restoration.tasks``).
         overrides: other values of fields, by dotted key: {"training.learning_rate": 3e-5}, or texts in YAML:
             ["training.learning_rate=3e-5"].
-        output_dir: the run folder; runs/NAME where not given.
+        output_dir: the run folder, or a URL that fsspec opens ("s3://BUCKET/runs/NAME"); runs/NAME where not given.
         executor: "here" (this process), "processes" or "ray".
         workers: processes; one per core where not given.
         progress: show a bar or not; or a function, called after every unit.
@@ -160,13 +161,31 @@ def study(
 def report(run: str | Path) -> Report:
     """Write RUN/tables, RUN/figures and RUN/report.html anew from a run's records, without a model.
 
+    Args:
+        run: a run folder, or its URL.
+
     Raises:
         InputError: not the folder of a run, or a record that is damaged.
     """
+    from knowshift.remote import RemoteRun, is_url
     from knowshift.reports.page.page import write_report_with_findings
 
-    page, findings = write_report_with_findings(Path(run))
-    return Report(page, findings, {file.stem: file for file in sorted((Path(run) / "tables").glob("*.csv"))})
+    remote = RemoteRun(str(run)) if is_url(run) else None
+    folder = Path(run)
+    if remote is not None:
+        folder = remote.local
+        if not remote.fetch_file("manifest.json"):
+            raise InputError(f"{run}: not a run folder: manifest.json is missing")
+        remote.follow()
+        # A report reads records only, and a checkpoint may have gigabytes.
+        complete = [path.relative_to(folder).as_posix() for path in folder.glob("cells/*/[!.]*")]
+        remote.fetch(complete, lambda file: not file.startswith("model/"))
+    page, findings = write_report_with_findings(folder)
+    tables = {file.stem: file for file in sorted((folder / "tables").glob("*.csv"))}
+    if remote is not None:
+        remote.publish("tables", "figures", page.name)
+        return Report(f"{remote.url}/{page.name}", findings, tables)
+    return Report(page, findings, tables)
 
 
 #: Fields that belong to the model of a configuration, and are dropped where another is named.
@@ -204,10 +223,11 @@ def _checked(
     output_dir: str | Path | None,
     executor: str,
     workers: int | None,
-) -> tuple[StudyConfig, Path]:
-    """The configuration and the run folder of a call, after all its arguments are checked."""
+) -> tuple[StudyConfig, Path | str]:
+    """The configuration and the run folder of a call, or its URL, after all its arguments are checked."""
+    from knowshift.remote import is_url
     from knowshift.studies.config import Executor, StudyConfig, load_config, load_preset, parse_config
-    from knowshift.studies.folder import check_folder
+    from knowshift.studies.folder import check_folder, local_copy
 
     if (config is None) == (preset is None):
         raise InputError("study: give either a config file or --preset NAME")
@@ -224,6 +244,8 @@ def _checked(
         check_whole("workers", workers, 1)
     if executor not in get_args(Executor):
         raise InputError(f"study: no executor {executor!r}{nearest(executor, get_args(Executor))}")
-    run = Path("runs") / settings.name if output_dir is None else Path(output_dir)
-    check_folder(run, settings)
+    run: Path | str = Path("runs") / settings.name if output_dir is None else Path(output_dir)
+    if output_dir is not None and is_url(output_dir):
+        run = str(output_dir)
+    check_folder(local_copy(run)[0], settings, run)
     return settings, run

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -24,6 +25,15 @@ FACTS_FORMS = (
 #: Every option and argument that takes a path is one of these, so that "~" is the home folder after "=" too.
 PathOption = functools.partial(typer.Option, parser=expanded, metavar="PATH")
 PathArgument = functools.partial(typer.Argument, parser=expanded)
+
+
+def _place(text: str) -> Path | str:
+    return text if "://" in text else expanded(text)
+
+
+#: The same of runs, which may also lie at URLs.
+RunOption = functools.partial(typer.Option, parser=_place, metavar="PATH|URL")
+RunArgument = functools.partial(typer.Argument, parser=_place)
 
 FactsOption = Annotated[str, typer.Option("--facts", help=FACTS_FORMS)]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON object on standard output.")]

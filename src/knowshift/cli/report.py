@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from knowshift.cli.output import JsonOption, PathArgument, console, emit
+from knowshift.cli.output import JsonOption, RunArgument, console, emit
 
 
 def register(app: typer.Typer) -> None:
@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[Path, PathArgument(help="A run folder of `knowshift study`.", metavar="RUN")],
+    run: Annotated[Path, RunArgument(help="A run folder of `knowshift study`, or its URL.", metavar="RUN")],
     as_json: JsonOption = False,
 ) -> None:
     """Write RUN/tables, RUN/figures and RUN/report.html anew from the run's records."""

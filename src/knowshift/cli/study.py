@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import FACTS_FORMS, JsonOption, PathArgument, PathOption, console, emit
+from knowshift.cli.output import FACTS_FORMS, JsonOption, PathArgument, RunOption, console, emit
 from knowshift.system.progress import duration
 
 if TYPE_CHECKING:
@@ -36,7 +36,9 @@ def study(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Another value of a field, e.g. training.learning_rate=3e-5."),
     ] = None,
-    output_dir: Annotated[Path | None, PathOption(help="Run folder; runs/NAME where not given.")] = None,
+    output_dir: Annotated[
+        Path | None, RunOption(help="Run folder, or its URL (s3://BUCKET/NAME); runs/NAME where not given.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what it takes; run, write and fetch nothing.")
     ] = False,

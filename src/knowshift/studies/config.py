@@ -60,6 +60,7 @@ class MasteryConfig(_Strict):
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
+    servers: tuple[str, ...] = ()  # URLs of completions servers that are asked instead of the model in the workers
 
 
 class TrainingConfig(_Strict):
@@ -309,12 +310,16 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
 
 def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
     """Refuse now what measuring would refuse."""
+    from knowshift.models.server.settings import Address
     from knowshift.probing.measure import Protocol  # imports torch
 
     try:
         Protocol(estimate=mastery.estimate, texts=mastery.texts, stopping=mastery.stopping)
+        addresses = [Address.parse(url) for url in mastery.servers]
     except InputError as error:
         raise InputError(f"{origin}: mastery: {error}") from None
+    if len(set(addresses)) != len(addresses):
+        raise InputError(f"{origin}: mastery.servers: expected distinct addresses, found {list(mastery.servers)}")
 
 
 def _keys(path: tuple[int | str, ...]) -> list[str]:

@@ -26,7 +26,7 @@ from knowshift.parameters.change import WeightChange, measure_change
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
-from knowshift.probing.measure import MasteryRecord, Protocol, measure_mastery
+from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
 from knowshift.tasks.measured import Measured, Task
 from knowshift.training.draws import draw_mixed_set, draw_training_set
 from knowshift.training.lora import Lora
@@ -42,9 +42,14 @@ def seed_of(*parts: object) -> int:
     return int(digest([str(part) for part in parts]), 16) % (1 << 31)
 
 
-def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> MasteryRecord:
-    """The base model's mastery of one part of the probed facts."""
-    protocol = Protocol(
+def mastery(engine: LoadedModel | Engine, facts: Sequence[Fact], settings: Settings) -> MasteryRecord:
+    """The base model's mastery of one part of the probed facts; ``engine`` is that model, or servers that have it."""
+    return measure_mastery(engine, facts, protocol_of(settings))
+
+
+def protocol_of(settings: Settings) -> Protocol:
+    """How a mastery cell measures."""
+    return Protocol(
         draws_per_prompt=settings["mastery.draws_per_prompt"],
         temperature=settings["mastery.temperature"],
         max_new_tokens=settings["mastery.max_new_tokens"],
@@ -53,7 +58,6 @@ def mastery(base: LoadedModel, facts: Sequence[Fact], settings: Settings) -> Mas
         estimate=settings["mastery.estimate"],
         texts=settings["mastery.texts"],
     )
-    return measure_mastery(base, facts, protocol)
 
 
 def asked_facts(known: KnownFacts, settings: Settings) -> list[Fact]:

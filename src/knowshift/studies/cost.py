@@ -245,6 +245,8 @@ class CostModel:
         config, threads = self.config, self.config.threads
         answering = self.answers(cell) * (PROMPT + ANSWER) * self._position
         if cell.kind == "mastery":
+            if config.mastery.servers:
+                return 0.0  # of this machine
             return float(cell.inputs["probed"]["count"]) * self.positions_of_fact * self._position
         if cell.kind == "tuned":
             tokens = self._epochs(cell) * self.size_of(cell)
@@ -307,6 +309,8 @@ class CostModel:
             lines.append(f"a level holds a fifth of the {self.plan.train:,} training facts probed, until mastery tells")
         if self.config.restoration.tasks:
             lines.append(f"{TASK[0]:,} items of {TASK[1]:,} token positions in a task of lm-eval, as of GSM8K")
+        if mastery.servers:
+            lines.append("mastery: the servers' time is not known and not counted")
         if mastery.stopping != "full":
             lines.append(f"mastery makes every draw; {mastery.stopping} makes fewer")
         if self.shape is None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import shutil
 import subprocess
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from knowshift.errors import InputError
-from knowshift.files import check_parent, read_json, write_json
+from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.files import check_parent, read_json, remove_abandoned, write_json
 from knowshift.records import read_columns
+from knowshift.remote import RemoteRun
 from knowshift.studies.config import MIXED, StudyConfig
 from knowshift.studies.plan import PACKAGES, Plan
 from knowshift.training.draws import level_counts
@@ -44,14 +49,38 @@ BESIDE = (
     "restoration.texts",
 )
 
+#: Errors of file systems that cannot lock files: NFS without its lock service above all.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 
-def check_folder(run: Path, config: StudyConfig) -> None:
+
+def local_copy(place: Path | str) -> tuple[Path, RemoteRun | None]:
+    """A run folder; of a URL, its copy on this machine, which knows what is complete there and has its mastery.
+
+    Raises:
+        InputError: the URL cannot be opened or read, or holds something that is no run.
+    """
+    if isinstance(place, Path):
+        return place, None
+    remote = RemoteRun(place)
+    if not remote.fetch_file("manifest.json"):
+        if not remote.is_empty():
+            raise InputError(f"{place}: is not empty and is not a run; choose another --output-dir")
+        shutil.rmtree(remote.local, ignore_errors=True)  # of a run that was there before
+        return remote.local, remote
+    remote.follow()
+    remote.fetch(f"cells/mastery/{folder.name}" for folder in remote.local.glob("cells/mastery/[!.]*"))
+    return remote.local, remote
+
+
+def check_folder(run: Path, config: StudyConfig, place: Path | str | None = None) -> None:
     """Refuse a folder that holds something else: one line, before anything is written.
+
+    ``place`` names it in errors, where ``run`` is the copy of one at a URL.
 
     Raises:
         InputError: a run of another config, or a folder with content that is no run.
     """
-    manifest = run / "manifest.json"
+    place, manifest = place or run, run / "manifest.json"
     if manifest.exists():
         unreadable = "not a readable manifest; choose another --output-dir"
         try:
@@ -60,8 +89,7 @@ def check_folder(run: Path, config: StudyConfig) -> None:
             raise InputError(f"{manifest}: {unreadable} ({error})") from None
         if not isinstance(found, dict):
             raise InputError(f"{manifest}: {unreadable}")
-        wanted = _grid(config.as_record())
-        found = _grid(_with_defaults(found))
+        found, wanted = _comparable(found), _comparable(config.as_record())
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
         if only_probed and AFTER_MASTERY.issuperset(different):
@@ -69,31 +97,29 @@ def check_folder(run: Path, config: StudyConfig) -> None:
         if different:
             key = different[0]
             raise InputError(
-                f"{run}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} asked); "
-                "choose another --output-dir"
+                f"{place}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} "
+                "asked); choose another --output-dir"
             )
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise InputError(f"{run}: is not empty and is not a run; choose another --output-dir")
     check_parent(run)
+    check_parent(run / "manifest.json")
+    check_parent(run / "cells" / "kind")
 
 
-def _grid(record: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without :data:`BESIDE`."""
-    kept = {name: dict(value) if isinstance(value, dict) else value for name, value in record.items()}
-    for field in BESIDE:
-        section, _, name = field.rpartition(".")
-        place = kept.get(section) if section else kept
-        if isinstance(place, dict):
-            place.pop(name, None)
-    return kept
+def _comparable(record: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with all fields, without :data:`BESIDE` and without addresses.
 
-
-def _with_defaults(found: dict[str, Any]) -> dict[str, Any]:
-    """A manifest's configuration with the fields that its version did not have, which then had no effect."""
-    try:
-        return StudyConfig.model_validate(found).as_record()
-    except ValidationError:  # of another version, or damaged: it differs
-        return found
+    A field that its version did not have yet has its default: it then had no effect.
+    """
+    with suppress(ValidationError):  # of a later version, or damaged: compared as it is
+        config = StudyConfig.model_validate(record)
+        record = config.as_record()
+        record["mastery"]["servers"] = bool(config.mastery.servers)  # servers may move; that there are some stays
+        for field in BESIDE:
+            section, _, name = field.rpartition(".")
+            del (record[section] if section else record)[name]
+    return record
 
 
 def levels_of(run: Path, plan: Plan) -> list[int] | None:
@@ -128,9 +154,40 @@ def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove half-written cells, also of other machines: whoever holds the lock is the only writer."""
-    for leftover in run.glob("cells/*/.*"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    """Remove half-written cells whose writers are gone; another run may be writing others."""
+    for kind in run.glob("cells/*"):
+        remove_abandoned(kind)
+
+
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """Refuse a second run of the same folder on this machine, and on others where their file system can lock.
+
+    Where it cannot, two runs do some cells twice, and nothing else: a cell is renamed into place whole, and two of the
+    same name have the same content.
+
+    Raises:
+        InputError: another process is working in it.
+    """
+    run.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.parent / f".{run.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(
+            f"{run}: another process is working in it; wait for it or choose another --output-dir"
+        ) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        warnings.warn(
+            KnowshiftWarning(f"{run}: its file system cannot lock; a second run in it would do cells twice"),
+            stacklevel=3,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_manifest(

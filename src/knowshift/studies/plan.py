@@ -108,6 +108,7 @@ HARMLESS: Mapping[str, str] = {
     "mastery.train_facts": "the facts probed are an input of every mastery cell",
     "mastery.test_facts": "the same",
     "mastery.facts_per_cell": "the same",
+    "mastery.servers": "that servers answer is an input of a mastery cell; which of them do changes no level",
     "training.learning_rate": "is a coordinate of a cell",
     "training.report_to": "names a service that logs the training",
     "restoration.sizes": "says which cells there are",
@@ -142,8 +143,13 @@ class Cell:
     def digest(self) -> str:
         return digest({"kind": self.kind, "version": CONTENT_VERSION, "inputs": self.inputs})
 
+    @property
+    def name(self) -> str:
+        """Its folder in a run folder, with slashes."""
+        return f"cells/{self.kind}/{self.digest}"
+
     def folder(self, run: Path) -> Path:
-        return run / "cells" / self.kind / self.digest
+        return run / self.name
 
     def as_record(self) -> dict[str, Any]:
         return {"kind": self.kind, "digest": self.digest, "key": self.coordinates}
@@ -253,7 +259,9 @@ def _plan(
     """The grid of a study; ``parts`` are the inputs of each part of mastery."""
     beside = beside or {}
     common = {**inputs, **{field: field_of(config, field) for field in EVERYWHERE}}
-    probes = [_cell("mastery", {"part": i}, config, {**common, "probed": part}) for i, part in enumerate(parts)]
+    # Servers draw with numbers of their own: the same levels up to sampling, so another cell.
+    asked = {**common, "engine": "completions"} if config.mastery.servers else common
+    probes = [_cell("mastery", {"part": i}, config, {**asked, "probed": part}) for i, part in enumerate(parts)]
     made: dict[str, Any] = {"mastery": [cell.digest for cell in probes]}
     others = [Unit("the base model's own answers", (_cell("base", {}, config, common, made),))]
     if config.instruct is not None:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import load_tokenizer, prepared, torch_device
+from knowshift.probing.measure import check_engine
+from knowshift.remote import RemoteRun
 from knowshift.studies.config import Executor, StudyConfig
+from knowshift.studies.content import protocol_of
 from knowshift.studies.cost import CostModel, Estimate, check_device
 from knowshift.studies.executors import EXECUTORS
-from knowshift.studies.folder import check_folder, check_levels, levels_of, remove_leftovers, write_manifest
+from knowshift.studies.folder import (
+    alone,
+    check_folder,
+    check_levels,
+    levels_of,
+    local_copy,
+    remove_leftovers,
+    write_manifest,
+)
 from knowshift.studies.plan import Cell, Plan, make_plan, outline, probed_facts
 from knowshift.studies.readiness import (
     Readiness,
@@ -30,6 +39,7 @@ from knowshift.studies.readiness import (
     shape_at_hand,
     weights_of,
 )
+from knowshift.studies.work import servers_of
 from knowshift.system.workers import cores
 from knowshift.training.precision import check_trainable, stored_dtype
 
@@ -133,42 +143,63 @@ def describe_model(files: ModelFiles, *, dtype: str, device: str) -> dict[str, A
 
 def run_study(
     config: StudyConfig,
-    run: Path,
+    place: Path | str,
     *,
     executor: Executor = "processes",
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Do all that is missing in ``run``. After an interrupt, the same call resumes and ends in the same records.
+    """Do all that is missing in a run folder, or at a URL of one. After an interrupt, the same call resumes and ends in
+    the same records.
 
     Raises:
         InputError: the folder holds the run of another config; a level has fewer facts than a size asks for.
     """
-    check_folder(run, config)
+    run, remote = local_copy(place)
+    check_folder(run, config, place)
     plan, about = plan_of(config, run)
     costs = CostModel(config, plan, about["model"]["weights"], shape_at_hand(config))
+    if config.mastery.servers and any(unit.missing(run) for unit in plan.probes):
+        check_engine(servers_of(config), protocol_of(plan.probes[0].cells[0].settings))
     if executor != "ray" and any(unit.missing(run) for unit in plan.units):
         check_device(config, costs.weights, costs.shape)
     if any(cell.kind in ("base_tasks", "tasks") for unit in plan.units for cell in unit.missing(run)):
         other_tasks(config, load_facts(config.facts).facts)  # what cannot be asked is refused before hours of work
-    lock = FileLock(run.parent / f".{run.name}.lock")
-    run.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise InputError(
-            f"{run}: another process is working in it; wait for it or choose another --output-dir"
-        ) from None
+    with alone(run):
+        check_folder(run, config, place)  # of another config meanwhile
+        return _run(config, run, remote, plan, about, costs, executor, workers, progress)
+
+
+def _run(
+    config: StudyConfig,
+    run: Path,
+    remote: RemoteRun | None,
+    plan: Plan,
+    about: dict[str, Any],
+    costs: CostModel,
+    executor: Executor,
+    workers: int | None,
+    progress: Progress | None,
+) -> Plan:
     seconds: dict[str, float] = {}
-    try:
+    place = run if remote is None else remote.url
+
+    def tell() -> None:
         write_manifest(run, config, plan, about, seconds)
+        if remote is not None:
+            remote.publish("manifest.json")
+
+    try:
+        tell()
         remove_leftovers(run)
         missing = {unit.title: sum(map(costs.seconds, cells)) for unit in plan.units if (cells := unit.missing(run))}
         ahead, behind, began = sum(missing.values()), 0.0, time.monotonic()
         processes = min(workers or _workers(config), max(1, len(missing)))
-        with _shared(config, executor, missing) as found, EXECUTORS[executor](run, config, found, processes) as do:
+        with _shared(config, executor, missing) as found, EXECUTORS[executor](place, config, found, processes) as do:
             for tuning in (False, True):
                 if tuning:
+                    if remote is not None:
+                        remote.fetch(cell.name for unit in plan.probes for cell in unit.cells)
                     counts = levels_of(run, plan)
                     assert counts is not None
                     check_levels(config, counts)
@@ -182,11 +213,11 @@ def run_study(
                         done = len(plan.units) - len(missing) + len(seconds)
                         left = (time.monotonic() - began) / behind * ahead if behind else 0.0
                         progress(done, len(plan.units), title, took, left)
-    finally:
-        try:
-            write_manifest(run, config, plan, about, seconds)
-        finally:
-            lock.release()
+    except BaseException:
+        with suppress(InputError, OSError):  # of a full disk above all, which is what has ended the run
+            tell()
+        raise
+    tell()
     return plan
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
 from knowshift.parameters.selection.select import fraction_name
+from knowshift.probing.engines import EngineSpec
+from knowshift.probing.measure import Engine
 from knowshift.records import TASKS, read_columns, write_table
+from knowshift.remote import RemoteRun
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.cost import check_device
@@ -35,13 +39,15 @@ from knowshift.token_shift import ShiftItems, items_of, token_shift
 class Worker:
     """Runs units of one study. Everything expensive is made once, on first use.
 
-    ``found`` is where the base model lies, if that is known.
+    ``place`` is the run folder, or its URL; ``found`` is where the base model lies, if that is known.
     """
 
-    def __init__(self, run: Path, config: StudyConfig, found: ModelFiles | None = None) -> None:
+    def __init__(self, place: Path | str, config: StudyConfig, found: ModelFiles | None = None) -> None:
         steady_heap()
         torch.set_num_threads(config.threads)
-        self.run, self.config, self.found = run, config, found
+        self.place, self.config, self.found = place, config, found
+        self.remote = RemoteRun(place) if isinstance(place, str) else None
+        self.run = place if isinstance(place, Path) else RemoteRun(place).local
         self.source = load_facts(config.facts)
         files = found or find_base(config)
         check_device(config, weights_of(files), shape_at_hand(config))
@@ -57,20 +63,35 @@ class Worker:
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
         began = time.perf_counter()
+        if self.remote is not None:
+            self.remote.follow(cell.name for cell in unit.cells)
         for cell in unit.missing(self.run):
             try:
-                with folder_beside(cell.folder(self.run)) as folder:
+                with self._folder(cell) as folder:
                     getattr(self, f"_{cell.kind}")(cell, unit, folder)
             except BaseException:
                 self._in_memory = None  # its weights may be half restored
                 raise
         return time.perf_counter() - began
 
+    def _folder(self, cell: Cell) -> AbstractContextManager[Path]:
+        """A fresh folder that becomes the cell's."""
+        if self.remote is not None:
+            return self.remote.folder(cell.name)
+        return folder_beside(cell.folder(self.run), same_content=True)
+
     # What several cells need.
 
     @cached_property
+    def _asked_for_mastery(self) -> LoadedModel | Engine:
+        return servers_of(self.config) if self.config.mastery.servers else self.base
+
+    @cached_property
     def _known(self) -> KnownFacts:
-        files = [cell.folder(self.run) / "mastery.parquet" for unit in self.plan.probes for cell in unit.cells]
+        cells = [cell for unit in self.plan.probes for cell in unit.cells]
+        if self.remote is not None:
+            self.remote.fetch(cell.name for cell in cells)
+        files = [cell.folder(self.run) / "mastery.parquet" for cell in cells]
         rows = [row for file in files for row in read_columns(file, COLUMNS).to_pylist()]
         return KnownFacts({fact.id: fact for fact in self.source.facts}, rows)
 
@@ -96,6 +117,8 @@ class Worker:
         """The unit's tuned model: from memory, from its cell, or made again if its checkpoint was not kept."""
         cell = unit.cells[0]
         if self._in_memory is None or self._in_memory[0] != cell.digest:
+            if self.remote is not None:
+                self.remote.fetch([cell.name])
             checkpoint = cell.folder(self.run) / "model"
             if checkpoint.is_dir():
                 model = load_model(str(checkpoint), dtype=self.config.dtype, device=self.config.device)
@@ -135,8 +158,9 @@ class Worker:
     def _mastery(self, cell: Cell, unit: Unit, folder: Path) -> None:
         size, part = self.config.mastery.facts_per_cell, cell.coordinates["part"]
         members = probed_facts(self.source.facts, self.config)[part * size : (part + 1) * size]
-        record = content.mastery(self.base, [self.source.facts[index] for index in members], cell.settings)
-        record.write(folder / "mastery.parquet", self._about(cell))
+        engine = self._asked_for_mastery
+        record = content.mastery(engine, [self.source.facts[index] for index in members], cell.settings)
+        record.write(folder / "mastery.parquet", {**self._about(cell), **engine.about()})
 
     def _base(self, cell: Cell, unit: Unit, folder: Path) -> None:
         found = content.base_answers(self.base, self._asked(cell), self._known, cell.settings)
@@ -241,3 +265,26 @@ class Worker:
             answers.write(folder / f"answers-{name}.parquet", {**self._about(cell), "layers": name, "restored": count})
             counts[name] = count
         write_json(folder / "restored.json", {"layers": counts})
+
+
+def servers_of(config: StudyConfig) -> Engine:
+    """The servers that a study asks for mastery, as one engine.
+
+    Raises:
+        InputError: one does not answer or cannot do it, or they do not have one model by what they tell of it.
+    """
+    first, *others = config.mastery.servers
+    engine = EngineSpec(first, servers=tuple(others)).open()
+    assert not isinstance(engine, LoadedModel)
+    return engine
+
+
+_WORKER: Worker | None = None
+
+
+def do_unit(place: Path | str, config: StudyConfig, found: ModelFiles | None, unit: Unit) -> tuple[str, float]:
+    """Make what is missing of a unit by this process's worker, which loads the base model once; (title, seconds)."""
+    global _WORKER
+    if _WORKER is None or (_WORKER.place, _WORKER.config, _WORKER.found) != (place, config, found):
+        _WORKER = Worker(place, config, found)
+    return unit.title, _WORKER.do(unit)

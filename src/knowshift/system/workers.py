@@ -8,16 +8,25 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
+from types import TracebackType
 from typing import Any, TypeVar
 
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.system import patches
 
 Result = TypeVar("Result")
+
+#: Workers that one piece of work may take with it before it is refused.
+MOST_DEATHS = 3
 
 #: Where Linux shows GPUs: NVIDIA's, AMD's, those of Windows below it.
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -159,3 +168,98 @@ def results(
         ended, running = wait(running, timeout=every, return_when=FIRST_COMPLETED)
         meanwhile()
         yield from (future.result() for future in ended)
+
+
+def after_death(what: str, how: str, deaths: int) -> None:
+    """Say that the worker of a piece of work died and another does it; refuse it after :data:`MOST_DEATHS`.
+
+    Raises:
+        InputError: it has taken so many workers with it.
+    """
+    if deaths >= MOST_DEATHS:
+        raise InputError(
+            f"{what}: {deaths} workers died of it, the last one {how}; what is done stays, the same command goes on"
+        )
+    warnings.warn(KnowshiftWarning(f"{what}: its worker {how}; it is done again"), stacklevel=3)
+
+
+class LastingPool:
+    """Processes with one call each at a time. One that dies costs its call alone, which another process repeats.
+
+    In one pool of several processes the death of one ends all of them, and does not tell whose call it was. Use it as
+    a context; :func:`process_pool` says what happens at its end.
+
+    Args:
+        imports: the module that workers need, whose import takes long.
+    """
+
+    def __init__(self, workers: int, imports: str) -> None:
+        self._imports = imports
+        self._pools: list[ProcessPoolExecutor | None] = [None] * workers
+        self._open = ExitStack()
+
+    def __enter__(self) -> LastingPool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)
+
+    def results(
+        self, function: Callable[..., Result], calls: Sequence[tuple[Any, ...]], names: Sequence[str]
+    ) -> Iterator[Result]:
+        """What ``function`` returns for each call, as they end; ``names`` tell calls apart in messages.
+
+        Raises:
+            InputError: a call that :data:`MOST_DEATHS` processes died of. What ``function`` raises passes as it is.
+        """
+        waiting = deque(zip(names, calls, strict=True))
+        free = list(range(len(self._pools)))
+        running: dict[Future[Result], tuple[int, list[BaseProcess], str, tuple[Any, ...]]] = {}
+        deaths: Counter[str] = Counter()
+        while waiting or running:
+            while free and waiting:
+                place, (name, call) = free.pop(0), waiting.popleft()
+                future = self._submit(place, function, call)
+                running[future] = place, self._processes(place), name, call
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                place, processes, name, call = running.pop(future)
+                free.append(place)
+                try:
+                    result = future.result()
+                except BrokenProcessPool:
+                    self._pools[place] = None
+                    deaths[name] += 1
+                    after_death(name, _how(processes), deaths[name])
+                    waiting.appendleft((name, call))
+                else:
+                    yield result
+
+    def _submit(self, place: int, function: Callable[..., Result], call: tuple[Any, ...]) -> Future[Result]:
+        """Hand a call to the process of this place, or to a new one where that has died since its last call."""
+        if (pool := self._pools[place]) is not None:
+            try:
+                return pool.submit(function, *call)
+            except BrokenProcessPool:
+                pass
+        pool = self._pools[place] = self._open.enter_context(process_pool(1, imports=self._imports))
+        return pool.submit(function, *call)
+
+    def _processes(self, place: int) -> list[BaseProcess]:
+        pool = self._pools[place]
+        return [] if pool is None else patches.processes_of(pool)
+
+
+def _how(processes: Sequence[BaseProcess]) -> str:
+    """How a worker ended."""
+    for process in processes:
+        process.join(10)
+        code = process.exitcode
+        if code == -signal.SIGKILL:
+            return "was killed, as the system does where memory runs out"
+        if code is not None and code < 0:
+            return f"was ended by signal {-code}"
+        if code is not None:
+            return f"ended with status {code}"
+    return "died"

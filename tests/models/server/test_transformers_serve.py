@@ -27,6 +27,8 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Protocol
 from knowshift.probing.run import run_mastery
 from knowshift.records import MASTERY, read_table
+from knowshift.studies.config import StudyConfig, parse_config
+from knowshift.studies.run import run_study
 
 PROMPTS, DRAWS = 24, 8
 
@@ -120,3 +122,31 @@ def test_a_record_from_transformers_serve(transformers_serve: str, tmp_path: Pat
     assert about["dtype"] == about["device"] == "server"
     with pytest.raises(InputError, match="recorded with another"):
         run_mastery(EngineSpec("world:tiny"), facts, tmp_path / "m.parquet", protocol)
+
+
+def test_a_study_takes_mastery_from_a_server_and_goes_on_with_another(
+    transformers_serve: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def config(url: str) -> StudyConfig:
+        facts = "train_facts: 5, test_facts: 2, facts_per_cell: 6"
+        asked = f"draws_per_prompt: 2, max_new_tokens: 4, {facts}, servers: ['{url}']"
+        text = f"name: s\nmodel: world:tiny\nfacts: world:tiny\nlevels: [0]\nsizes: [5]\nmastery: {{{asked}}}\n"
+        return parse_config(text, "s.yaml")
+
+    monkeypatch.setenv("KNOWSHIFT_TRIES", "1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        gone = f"http://127.0.0.1:{free.getsockname()[1]}"
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=gone):
+        run_study(config(gone), run, executor="here")
+    assert not run.exists()
+    # Mastery is measured; that levels of five facts cannot have five is then refused.
+    for url in (transformers_serve, gone):  # the second finds it, and asks no server
+        with pytest.raises(InputError, match=r"level 0 has \d training facts among the 5 probed, 5 asked"):
+            run_study(config(url), run, executor="here")
+    parts = [read_table(file, MASTERY, "mastery") for file in sorted(run.glob("cells/mastery/*/mastery.parquet"))]
+    assert sorted(table.num_rows for table, _ in parts) == [3, 6]
+    server = CompletionsServer(transformers_serve)
+    for _, about in parts:
+        assert {name: about[name] for name in server.about()} == server.about()
+        assert about["engine"].startswith("completions/")

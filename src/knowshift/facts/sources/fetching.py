@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from knowshift.errors import InputError, border
 from knowshift.facts.sources.entity_questions import check_archive
+from knowshift.files import cache_folder
 from knowshift.system.progress import is_watched
 
 #: Published by the authors of the data set.
@@ -21,12 +22,6 @@ TIMEOUT = 30.0
 _NAME = "entity-questions.zip"
 _ADVICE = "download {url} yourself and pass entity-questions:PATH"
 _PIECE = 64 * 1024
-
-
-def cache_folder() -> Path:
-    """``$XDG_CACHE_HOME/knowshift``, by default ``~/.cache/knowshift``."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if home else Path.home() / ".cache") / "knowshift"
 
 
 def offline() -> bool:

@@ -1,0 +1,146 @@
+"""A run at a URL: complete folders, two machines that write, and what lies there damaged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from knowshift.errors import InputError
+from knowshift.remote import MARK, RemoteRun, is_url
+
+CELL = "cells/kind/abc"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], RemoteRun]:
+    """The run as a machine sees it, by the machine's name: each has a cache of its own."""
+
+    def of(name: str) -> RemoteRun:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
+        return RemoteRun(f"file://{tmp_path}/store/run/")
+
+    return of
+
+
+def _make(run: RemoteRun, text: str, meanwhile: Callable[[], None] = lambda: None) -> None:
+    with run.folder(CELL) as folder:
+        (folder / "model").mkdir()
+        (folder / "record").write_text(text)
+        (folder / "model" / "weights").write_text(text * 1000)
+        meanwhile()
+
+
+def _content(run: RemoteRun) -> dict[str, str]:
+    folder = run.local / CELL
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_one_machine_completes_another_reads_as_far_as_it_wants(machine: Callable[[str], RemoteRun]) -> None:
+    here, there = machine("here"), machine("there")
+    assert here.is_empty()
+    assert not here.fetch_file("manifest.json")
+    _make(here, "one")
+    assert here.complete() == {CELL}
+    (here.local / "manifest.json").write_text("{}")
+    (here.local / "tables").mkdir()
+    (here.local / "tables" / "old.csv").touch()
+    here.publish("manifest.json", "tables")
+    (here.local / "tables" / "old.csv").rename(here.local / "tables" / "new.csv")
+    here.publish("tables")
+    assert sorted(there._find("tables")) == ["tables/new.csv"]
+    assert not there.is_empty()
+    assert there.fetch_file("manifest.json")
+    there.follow()
+    assert _content(there) == {}
+    assert (there.local / CELL).is_dir()
+    there.fetch([CELL], lambda file: not file.startswith("model/"))
+    assert _content(there) == {"record": "one"}
+    there.fetch([CELL, "cells/kind/none"])
+    assert _content(there) == _content(here) == {"record": "one", "model/weights": "one" * 1000}
+
+
+def test_a_folder_without_its_mark_is_not_complete(machine: Callable[[str], RemoteRun], tmp_path: Path) -> None:
+    here, there = machine("here"), machine("there")
+    _make(here, "one")
+    there.follow()
+    (tmp_path / "store" / "run" / CELL / MARK).unlink()
+    for names in (None, [CELL]):
+        there.follow(names)
+        assert not (there.local / CELL).exists()
+
+    def fails() -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        _make(there, "half", fails)
+    assert there.complete() == set()
+    assert [path.name for path in (there.local / CELL).parent.iterdir()] == []
+    _make(there, "two")
+    assert here.complete() == {CELL}
+    here.fetch([CELL])
+    assert _content(here)["record"] == "two"
+
+
+def test_of_two_that_write_one_folder_one_counts_whole(machine: Callable[[str], RemoteRun]) -> None:
+    here, there, third = machine("here"), machine("there"), machine("third")
+    _make(here, "late", lambda: _make(there, "first"))
+    third.fetch([CELL])
+    assert _content(third) == {"record": "first", "model/weights": "first" * 1000}
+    # Both find no mark, and so both write: the mark that is written last counts, with all of its files.
+    there._mark = lambda name: None  # type: ignore[method-assign]
+    (there.local / CELL).rename(there.local / "away")
+    _make(there, "last")
+    third.fetch([CELL])
+    assert _content(third) == {"record": "last", "model/weights": "last" * 1000}
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda mark: mark["files"].update({"../../record": mark["files"].pop("record")}), "expected the files of a"),
+        (lambda mark: mark.update(part=".."), "expected the files of a folder"),
+        (lambda mark: mark.pop("files"), "expected the files of a folder"),
+        (
+            lambda mark: mark["files"]["record"].update(bytes=4),
+            r"record: expected \{'bytes': 4, .*, found \{'bytes': 3",
+        ),
+        (lambda mark: mark["files"].update(more={"bytes": 1}), "more: cannot be read"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(
+    machine: Callable[[str], RemoteRun], tmp_path: Path, damage: Callable[[dict[str, object]], None], said: str
+) -> None:
+    here, there = machine("here"), machine("there")
+    _make(here, "one")
+    path = tmp_path / "store" / "run" / CELL / MARK
+    mark = json.loads(path.read_text())
+    damage(mark)
+    path.write_text(json.dumps(mark))
+    with pytest.raises(InputError, match=said) as failure:
+        there.fetch([CELL])
+    assert str(failure.value).startswith(f"file://{tmp_path}/store/run/{CELL}/")
+    assert "record" not in _content(there)
+
+
+def test_what_cannot_open_a_url_is_one_line(tmp_path: Path) -> None:
+    fsspec.register_implementation("nowhere", "not_there.Store", clobber=True, errtxt="Install not_there")
+    with pytest.raises(InputError, match=r"^nowhere://bucket/run: cannot be opened: Install not_there"):
+        RemoteRun("nowhere://bucket/run")
+    with pytest.raises(InputError, match=r"^s4://bucket/run: cannot be opened: .*s4"):
+        RemoteRun("s4://bucket/run")
+    assert is_url("s3://bucket/run")
+    assert not any(map(is_url, (Path("s3://bucket/run"), "runs/a", "C:\\run")))
+
+
+def test_a_store_that_cannot_be_written_to_is_one_line(machine: Callable[[str], RemoteRun], tmp_path: Path) -> None:
+    here = machine("here")
+    (tmp_path / "store").write_text("a file")
+    with pytest.raises(
+        InputError, match=rf"^file://{tmp_path}/store/run/{CELL}/\w+/model/weights: cannot be written: "
+    ):
+        _make(here, "one")
+    assert _content(here) == {}
