@@ -136,21 +136,28 @@
     // ``changed``: by the reader, so that the address names the view from then on.
     function choose(changed) {
       const wanted = state.q.toLowerCase();
-      const asked = filters.map((column) => [column, column.names.indexOf(state[column.key])]).filter(([, place]) => place >= 0);
-      const inside = (i, but) => asked.every(([column, place]) => column === but || column.values[i] === place) &&
-        (!wanted || searched[i].includes(wanted));
-      const move = columns.get("move"), all = [];
-      for (let i = 0; i < count; i++) if (inside(i, move)) all.push(i);
-      order = all.filter((i) => inside(i));
-      const by = key(state.sort), sign = state.way === "down" ? -1 : 1;
+      const moves = columns.get("move").values, move = data.moves.indexOf(state.move);
+      // Of each filter that is set but that of moves: the column's values, and the one asked for.
+      const asked = [];
+      for (const column of filters) {
+        const place = column.names.indexOf(state[column.key]);
+        if (place >= 0 && column.key !== "move") asked.push([column.values, place]);
+      }
+      const all = [];
+      facts: for (let i = 0; i < count; i++) {
+        for (const [values, place] of asked) if (values[i] !== place) continue facts;
+        if (!wanted || searched[i].includes(wanted)) all.push(i);
+      }
+      order = move < 0 ? [...all] : all.filter((i) => moves[i] === move);
+      const by = key(state.sort), keys = new Array(count), sign = state.way === "down" ? -1 : 1;
+      for (const i of order) keys[i] = by(i);
       order.sort((a, b) => {
-        const x = by(a), y = by(b);
+        const x = keys[a], y = keys[b];
         return sign * (x < y ? -1 : x > y ? 1 : 0) || a - b;
       });
       at = -1;
       $("facts-list").scrollTop = 0;
-      const moved = tally(order).map((n, k) => `${number(n)} ${data.moves[k]}`).filter((_, k) => !state.move || state.move === data.moves[k]);
-      const told = data.compared ? `: ${moved.join(", ")}` : "";
+      const told = data.compared ? `: ${tally(order).map((n, k) => `${number(n)} ${data.moves[k]}`).filter((_, k) => move < 0 || k === move).join(", ")}` : "";
       $("facts-count").textContent = `${number(order.length)} of ${number(count)} facts${told}`;
       $("facts-list").setAttribute("aria-rowcount", String(order.length));
       for (const button of document.querySelectorAll("#facts-head button")) {
