@@ -286,7 +286,9 @@ def test_captions_of_other_numbers(hand_tables: Tables) -> None:
 
 def test_ids_of_figures_and_sections_stand_once_in_a_page(hand_tables: Tables, page: str) -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES) + len(sections(hand_tables))
+    of_the_list = [name for name in ids if name.startswith(("browser", "fact-", "facts-"))]
+    assert len(of_the_list) == 16
+    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES) + len(sections(hand_tables)) + 16
     assert '<use href="#kl_by_size-y" clip-path="url(#kl_by_size-x)"/>' in page
     assert f'<svg role="img" aria-label="{FIGURE_TITLES["kl_by_size"]}" id="kl_by_size-x">' in page
 
@@ -322,6 +324,9 @@ def test_the_tables_stand_in_this_order(page: str) -> None:
         "Restoring weights at random",
         "Every contrast behind the verdicts",
         "Answers as written",
+        "Facts gained (+) and lost (\N{MINUS SIGN}) against the base asked plainly",
+        "The same",
+        "In how many of 33 tuned models a fact is answered right",
     ]
     assert captions[0].startswith("Accuracy in %, in-domain")
     assert captions[1].startswith("Accuracy in %, out-of-domain")

@@ -300,7 +300,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
         self.ids += [value or "" for name, value in attrs if name == "id"]
-        if tag not in ("meta", "path", "use", "rect", "br", "line"):
+        if tag not in ("meta", "path", "use", "rect", "br", "line", "input"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
