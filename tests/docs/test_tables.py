@@ -36,7 +36,12 @@ def test_every_table_and_its_columns_in_order(hand_tables: Tables) -> None:
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [("mastery", records.MASTERY), ("answers", records.ANSWERS), ("token shift", records.TOKEN_SHIFT)],
+    [
+        ("mastery", records.MASTERY),
+        ("answers", records.ANSWERS),
+        ("token shift", records.TOKEN_SHIFT),
+        ("tasks", records.TASKS),
+    ],
 )
 def test_every_record_and_its_columns(name: str, schema: object) -> None:
     columns = [column for column in schema.names if column not in FACT]  # type: ignore[attr-defined]

@@ -201,6 +201,7 @@ def test_a_small_study_on_the_architecture_of_a_preset(name: str, facts: Path, t
     byte_tokenizer().save_pretrained(tmp_path / "model")
     small: dict[str, Any] = {
         "model": str(tmp_path / "model"),
+        "instruct": None,
         "facts": str(facts),
         "device": "cpu",
         "threads": 1,

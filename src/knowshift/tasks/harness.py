@@ -32,6 +32,7 @@ class Leaf:
     task: Any  # lm_eval.api.task.Task
     documents: list[Mapping[str, Any]]
     requests: list[list[Any]]  # of each document, lm_eval.api.instance.Instance
+    numbers: list[int]  # of the documents in their task
     metric: str = ""  # what is counted, once that is known
 
     @property
@@ -176,5 +177,5 @@ def choose_documents(tasks: Sequence[Any], limit: int | None, seed: int) -> list
         requests: list[list[Any]] = [[] for _ in mine]
         for request in task.instances:
             requests[request.doc_id].append(request)
-        leaves.append(Leaf(task, [of_one[0].doc for of_one in requests], requests))
+        leaves.append(Leaf(task, [of_one[0].doc for of_one in requests], requests, mine))
     return leaves

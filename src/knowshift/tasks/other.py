@@ -50,7 +50,7 @@ class HarnessTask:
             if not _is_number(score):
                 continue
             values = [_value(result.get(metric)) for result in results]
-            items = [str(of_one[0].doc_id) for of_one in leaf.requests]
+            items = [str(number) for number in leaf.numbers]
             better = bool(higher.get(metric, True))
             found.append(Measured(leaf.name, metric, better, float(score), items, values, [1.0] * count, texts))
         if not found:
