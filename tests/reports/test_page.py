@@ -207,6 +207,7 @@ CAPTIONS = {
         "Of 18 differences (training levels, fractions and domains), 3 are gains and 4 are losses at p < 0.05 after "
         "Holm's adjustment."
     ),
+    "other_tasks": "",
     "concentration": (
         "The top 1% of weights hold 72.0% of summed relative change, in the no-signal null 62.0% (LLaMA-3-8B: 70.8%; "
         "by absolute change 6.0%): +10.00 points [+9.60 to +10.40] against the null."
