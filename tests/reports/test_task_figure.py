@@ -40,7 +40,10 @@ def test_every_point_is_that_of_the_tables(monkeypatch: pytest.MonkeyPatch, tabl
     scores = tables["paper_other_tasks"]
     figure = drawn(monkeypatch, scores, tables["restoration_summary"])
     names = ["xsum_rouge1", "gsm8k_accuracy", "copy_em", "text_loss_nats_per_token"]
-    assert [panel.get_title(loc="left") for panel in figure.axes] == ["test facts", *(name.replace("_", " ") for name in names)]
+    assert [panel.get_title(loc="left") for panel in figure.axes] == [
+        "test facts",
+        *(name.replace("_", " ") for name in names),
+    ]
     fractions = ["0", "0.01", "0.2", "0.6"]
     for panel, name in zip(figure.axes[1:], names, strict=True):
         lines = {str(line.get_label()): line for line in panel.get_lines()}
