@@ -147,8 +147,25 @@ def shared_ids(ours: Vocabulary, theirs: Vocabulary, base: str, tuned: str) -> T
     return shared
 
 
+@dataclass(frozen=True)
+class BaseLogits:
+    """What a base model predicts behind the prompts of some items: it need not be in memory for their token shift."""
+
+    name: str
+    vocabulary: Vocabulary
+    logits: Tensor  # float32 [N, V], of the items that are :attr:`.ShiftItems.kept`
+
+    @classmethod
+    def of(cls, base: LoadedModel, items: ShiftItems) -> BaseLogits:
+        """Raises :class:`InputError` for a prompt that the base cannot read."""
+        logits = torch.zeros(len(items.kept), base.vocabulary.usable.size)
+        for batch, logits_BV in next_logits(base, [items.prompts[index] for index in items.kept]):
+            logits[batch] = logits_BV.cpu()
+        return cls(base.name, base.vocabulary, logits)
+
+
 def token_shift(
-    base: LoadedModel, tuned: LoadedModel, items: ShiftItems, asked: Sequence[str] | None = None
+    base: LoadedModel | BaseLogits, tuned: LoadedModel, items: ShiftItems, asked: Sequence[str] | None = None
 ) -> TokenShift:
     """KL(tuned || base) over the ten ids that the tuned model ranks first among the shared ones (paper 4.1).
 
@@ -177,7 +194,7 @@ def leading(tuned: LoadedModel, shared: TokenIds, asked: Sequence[str]) -> Leadi
     return found
 
 
-def shift_from(base: LoadedModel, items: ShiftItems, led: Leading) -> TokenShift:
+def shift_from(base: LoadedModel | BaseLogits, items: ShiftItems, led: Leading) -> TokenShift:
     """:func:`token_shift`, of what the tuned model has predicted for the items that are :attr:`.ShiftItems.kept`.
 
     Raises:
@@ -188,9 +205,12 @@ def shift_from(base: LoadedModel, items: ShiftItems, led: Leading) -> TokenShift
     tuned_logits: list[list[float] | None] = [None] * size
     base_logits: list[list[float] | None] = [None] * size
     kl: list[float | None] = [None] * size
-    top_base = torch.zeros_like(led.logits)
-    for batch, logits_BV in next_logits(base, [items.prompts[index] for index in items.kept]):
-        top_base[batch] = logits_BV.cpu().gather(1, led.ids[batch])
+    if isinstance(base, BaseLogits):
+        top_base = base.logits.gather(1, led.ids)
+    else:
+        top_base = torch.zeros_like(led.logits)
+        for batch, logits_BV in next_logits(base, [items.prompts[index] for index in items.kept]):
+            top_base[batch] = logits_BV.cpu().gather(1, led.ids[batch])
     for row, (index, value) in enumerate(zip(items.kept, renormalised_kl(led.logits, top_base).tolist(), strict=True)):
         ids[index], kl[index] = led.ids[row].tolist(), value
         tuned_logits[index], base_logits[index] = led.logits[row].tolist(), top_base[row].tolist()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from knowshift.errors import InputError
 from knowshift.studies.config import StudyConfig, load_preset
-from knowshift.studies.cost import CostModel, check_memory, memory_of
+from knowshift.studies.cost import CostModel
+from knowshift.studies.memory import GPU_BYTES, check_memory, memory_of, training_bytes
 from knowshift.studies.plan import outline
 from knowshift.studies.shape import Shape, known_models
 
@@ -71,10 +72,16 @@ def test_the_parts_of_a_cost_by_formulas_written_out() -> None:
     tuned = next(c for c in by_kind["tuned"] if c.coordinates["size"] == 1920)
     passes = 1920 * 30 * 3 * forward / (0.3 * 989e12)
     assert model.seconds(tuned) == pytest.approx(passes + 240 * weights * 28 / (3.35e12 / 2))
-    # Weights and gradients, two moments, the base, and a copy in two bytes for autocast.
-    assert memory_of(config, weights, None).training == weights * (4 * 5 + 2)
+    # Weights and gradients, two moments, and a copy in two bytes for autocast; the base where there is room for it.
+    assert memory_of(config, weights, None).training == weights * (4 * 4 + 2)
+    assert memory_of(config, weights, None, room=10**12).training == weights * (4 * 5 + 2)
     assert model.estimate([]).hours == 0
-    assert model.estimate(model.plan.cells).memory.gpus == 3
+    memory = model.estimate(model.plan.cells).memory
+    assert (memory.way, memory.shards, memory.gpus) == ("in turns", 1, 2)
+    # Divided in two: embeddings and head and two layers whole, in two bytes with gradients in two and in four.
+    whole = (2 * 128256 * 4096 + 2 * layer) * (2 + 2 + 4)
+    activations = 32 * 4 * 30 * (10 * 4096 + 4 * 14336) * 2 + 3 * 4 * 4 * 30 * 128256
+    assert training_bytes(config, weights, shape, 2) == weights * 16 // 2 + whole + activations
 
 
 def test_other_tasks_and_an_instruct_model_by_formulas_written_out() -> None:
@@ -138,12 +145,56 @@ def test_an_estimate_is_the_sum_of_its_parts_and_grows_with_the_study(
     assert all(line.isprintable() for line in model.assumed)
 
 
+@given(
+    st.sampled_from(sorted(known_models())),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(1, 2 * 10**12),
+)
+def test_models_are_held_in_turns_where_both_do_not_fit(
+    name: str, dtype: str, autocast: bool, shards: int, room: int
+) -> None:
+    changed = {"dtype": dtype, "training.bfloat16": autocast, "training.shards": shards, "device": "cuda"}
+    config, shape = load_preset("llama-3-8b", changed), known_models()[name].shape
+    memory = memory_of(config, shape.weights, shape, room)
+    alone = training_bytes(config, shape.weights, shape, shards)
+    own = shape.weights * (4 if dtype == "float32" else 2)
+    both = shards == 1 and alone + own <= room
+    assert (memory.way, memory.training) == (("both", alone + own) if both else ("in turns", alone))
+    assert memory.weights == own <= memory.mastery
+    assert training_bytes(config, shape.weights, shape, memory.gpus) <= GPU_BYTES
+    assert memory.gpus == 1 or training_bytes(config, shape.weights, shape, memory.gpus - 1) > GPU_BYTES
+    assert memory.held.isprintable()
+    said = memory.on_gpus
+    assert ("does not hold the model" in said) == (own > GPU_BYTES)
+    if own <= GPU_BYTES and memory.training > GPU_BYTES:
+        assert f"--set training.shards={memory.gpus}" in said
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"training.shards": 0}, "--set training.shards: Input should be greater than or equal to 1"),
+        ({"training.shards": 2, "device": "cuda:1"}, "expected device: cuda, found 'cuda:1'"),
+        ({"training.shards": 2, "training.report_to": "wandb"}, "expected none with 2 shards"),
+    ],
+)
+def test_a_division_that_cannot_be_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as told:
+        load_preset("llama-3-8b", changes)
+    assert said in str(told.value)
+
+
 @given(st.integers(1, 10**12), st.integers(1, 10**12))
 def test_a_gpu_that_is_too_small_is_refused_with_both_numbers(needed: int, free: int) -> None:
     config = load_preset("llama-3-8b")
     if needed <= free:
         check_memory(config, needed, free)
         return
+    with pytest.raises(InputError) as told:
+        check_memory(config, needed, free, 3)
+    assert "use --set training.shards=3 (so many GPUs)" in str(told.value)
     with pytest.raises(InputError) as told:
         check_memory(config, needed, free)
     assert f"takes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free" in str(told.value)

@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "training.bfloat16": True,
     "training.gradient_checkpointing": True,
     "training.shared_prefix": False,
+    "training.shards": 2,
     "training.report_to": "wandb",
     "evaluation.facts_per_level": 5,
     "evaluation.few_shot": 0,

@@ -19,7 +19,7 @@ from knowshift.probing.run import facts_digest
 from knowshift.studies import content
 from knowshift.studies import plan as cells
 from knowshift.studies.config import StudyConfig
-from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, PACKAGES, Plan, make_plan, outline
+from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, LATER, PACKAGES, Plan, make_plan, outline
 from knowshift.training.draws import draw_training_set
 
 FACTS = tuple(
@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "training.bfloat16": True,
     "training.gradient_checkpointing": True,
     "training.shared_prefix": True,
+    "training.shards": 2,
     "training.report_to": "wandb",
     "evaluation.facts_per_level": 3,
     "evaluation.few_shot": 5,
@@ -204,8 +205,17 @@ def test_the_coordinates_of_a_cell_are_called_key_in_manifests_and_digests(monke
 
 def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:
     for cell in _plan(_config()).cells:
-        assert tuple(cell.settings) == CONTENT[cell.kind].fields
+        # Fields that came later are left out at the value of before, so that cells of before keep their digests.
+        assert tuple(cell.settings) == tuple(field for field in CONTENT[cell.kind].fields if field not in LATER)
         assert set(cell.inputs["earlier"]) == set(CONTENT[cell.kind].earlier)
+
+
+@pytest.mark.parametrize("field", sorted(LATER))
+def test_a_field_that_came_later_is_a_setting_at_another_value(field: str) -> None:
+    cells_with = [cell for cell in _plan(_config(field)).cells if field in cell.settings]
+    assert {cell.kind for cell in cells_with} == {kind for kind, what in CONTENT.items() if field in what.fields}
+    assert {cell.settings[field] for cell in cells_with} == {OTHER[field]}
+    assert all(cells.field_of(StudyConfig.model_validate(SMALL), name) == value for name, value in LATER.items())
 
 
 def test_units_have_the_titles_that_people_read() -> None:

@@ -22,6 +22,7 @@ from knowshift.api.studies import plan_study, report, study
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
+from knowshift.studies import memory
 from knowshift.studies import run as study_run
 from knowshift.studies.config import StudyConfig, load_config, parse_config
 from knowshift.studies.folder import alone, check_folder, remove_leftovers
@@ -379,13 +380,16 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
         check_folder(tmp_path / "run", config)
     earlier = config.as_record()
     del earlier["instruct"], earlier["restoration"]["tasks"]  # of a version that had no such fields
+    del earlier["training"]["shards"]
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
     (tmp_path / "run" / "cells" / "tuned").mkdir(parents=True)
     check_folder(tmp_path / "run", config)
     more = {"restoration.tasks": ["text_loss"], "restoration.tasks_limit": 5, "instruct": "world:tiny"}
+    more["variants"] = {"longer": {"epochs": 2}}
     check_folder(tmp_path / "run", parse_config(SMALL, "small", more))  # they add cells and change none
-    with pytest.raises(InputError, match=r"another config.*restoration"):
-        check_folder(tmp_path / "run", parse_config(SMALL, "small", {"restoration.region": "mlp"}))
+    for other in ({"restoration.region": "mlp"}, {"training.shards": 2}):
+        with pytest.raises(InputError, match=rf"another config.*{next(iter(other)).partition('.')[0]}"):
+            check_folder(tmp_path / "run", parse_config(SMALL, "small", other))
     earlier = config.as_record()  # of a version that had fewer fields
     del earlier["control_draws"], earlier["mastery"]["servers"]
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
@@ -431,9 +435,10 @@ def kept_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Pat
 MEASURES = ("evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
 
 
-def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(
-    kept_run: tuple[StudyConfig, Path],
+def test_a_tuned_model_measures_the_same_however_models_are_held(
+    kept_run: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Base and tuned model in memory, the tuned one from its checkpoint, and one at a time."""
     config, run = kept_run
     (record,) = run.glob("cells/mastery/*/mastery.parquet")
     assert "variance" in pq.read_schema(record).names
@@ -448,6 +453,21 @@ def test_a_tuned_model_measures_the_same_from_memory_and_from_its_checkpoint(
         shutil.rmtree(path.parent, ignore_errors=True)
     run_study(config, run, executor="processes", workers=1)  # another process: nothing is in memory
     assert {path: path.read_bytes() for path in before} == before
+
+    def made(folder: Path) -> dict[Path, bytes]:
+        files = [path for kind in ("tuned", *MEASURES) for path in (folder / "cells" / kind).rglob("*")]
+        return {path.relative_to(folder): path.read_bytes() for path in files if path.is_file()}
+
+    turns = tmp_path / "turns"
+    shutil.copytree(run, turns)
+    monkeypatch.setattr(memory, "planned_room", lambda config: 0)
+    worker = Worker(turns, config)
+    for _ in range(2):  # the second time the base has become the tuned model, and is read again
+        for kind in ("tuned", *MEASURES):
+            shutil.rmtree(turns / "cells" / kind)
+        for unit in worker.plan.tuned:
+            worker.do(unit)
+        assert made(turns) == made(run)
 
 
 def test_a_run_at_a_url_has_the_same_cells_and_report_on_every_machine(

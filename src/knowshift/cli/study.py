@@ -108,10 +108,11 @@ def _costs(plan: StudyPlan) -> list[str]:
         "what is left takes about:",
         f"  time: {time}" + (f" ({', '.join(shares)})" if shares else ""),
         f"  disk: {estimate.disk / 1e9:,.2f} GB in the run folder",
-        f"  memory of one worker: {memory.training / 1e9:,.1f} GB to train, "
-        f"up to {memory.mastery / 1e9:,.1f} GB to probe",
+        f"  memory of one worker: {memory.training / 1e9:,.1f} GB to train"
+        + (f" on each of {memory.shards} devices" if memory.shards > 1 else "")
+        + f", up to {memory.mastery / 1e9:,.1f} GB to probe",
+        f"  models: {memory.held}",
     ]
     if estimate.on_gpu:
-        one = "holds it" if memory.gpus == 1 else "does not hold it, and a training is not divided among GPUs"
-        lines.append(f"  GPUs: a worker needs the memory of {memory.gpus} of 80 GB; one {one}")
+        lines.append(f"  GPUs of 80 GB: {memory.on_gpus}")
     return lines

@@ -203,14 +203,15 @@ def _connect(address: str | None, place: Path | str, config: StudyConfig) -> str
         import ray
 
         ray.init(address=address, log_to_driver=False)
-        gpus = 0 if config.device.split(":")[0] == "cpu" else 1
+        shards = config.training.shards  # of one unit: it holds their devices while it measures too
+        gpus, cpus = (0 if config.device.split(":")[0] == "cpu" else shards), config.threads * shards
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     versions = _versions()
-    remote = ray.remote(num_cpus=config.threads, num_gpus=gpus, max_calls=0, max_retries=0)(_on_node)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0, max_retries=0)(_on_node)
     _task = lambda unit: remote.remote(place, config, unit, versions)  # noqa: E731
-    if any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= config.threads for node in nodes):
+    if any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
         return ""
-    wanted = f"{config.threads} CPU" + (f" and {gpus} GPU" if gpus else "")
+    wanted = f"{cpus} CPU" + (f" and {gpus} GPU" if gpus else "")
     return f"no node has {wanted} for a unit now; the study waits for one"
 
 

@@ -73,6 +73,7 @@ class TrainingConfig(_Strict):
     bfloat16: bool = False  # autocast over the loaded weights
     gradient_checkpointing: bool = False
     shared_prefix: bool = False  # every batch as one row, its common beginning once: the same gradients, faster
+    shards: int = Field(1, ge=1)  # processes, each with a device of its own, among which the weights are divided
     report_to: str = "none"  # passed through to the Trainer
 
 
@@ -260,6 +261,7 @@ def _check_together(config: StudyConfig, origin: str) -> None:
     """Refuse values that are of the right kind, but not for one another or for this program."""
     check_trainable(f"{origin}: dtype", config.dtype)
     _check_mastery(origin, config.mastery)
+    _check_shards(origin, config)
     if not config.numbers:
         raise InputError(f"{origin}: sizes: expected at least one number beside 'all', found {list(config.sizes)}")
     if missing := sorted(set(config.restored_sizes) - set(config.numbers)):
@@ -306,6 +308,30 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
     same_rate = variant.learning_rate in (None, config.training.learning_rate)
     if same_rate and not variant.changed() and variant.levels != MIXED:
         raise InputError(f"{place}: is the grid itself; give what is to differ, e.g. learning_rate, epochs or levels")
+
+
+def _check_shards(origin: str, config: StudyConfig) -> None:
+    """Refuse what a training that is divided among processes cannot do."""
+    shards = config.training.shards
+    if shards == 1:
+        return
+    if ":" in config.device:
+        raise InputError(
+            f"{origin}: training.shards: {shards} processes take the first {shards} GPUs; expected device: cuda, "
+            f"found {config.device!r} (CUDA_VISIBLE_DEVICES says which GPUs there are)"
+        )
+    for name, variant in config.variants.items():
+        field = "lora" if variant.lora is not None else "dtype" if variant.dtype is not None else None
+        if field is not None:
+            raise InputError(
+                f"{origin}: variants.{name}.{field}: is for a training of one process; expected training.shards: 1, "
+                f"found {shards}"
+            )
+    if config.training.report_to != "none":
+        raise InputError(
+            f"{origin}: training.report_to: {config.training.report_to!r} logs a training of one process; "
+            f"expected none with {shards} shards"
+        )
 
 
 def _check_mastery(origin: str, mastery: MasteryConfig) -> None:

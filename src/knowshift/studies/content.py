@@ -21,11 +21,13 @@ from knowshift.evaluation import Answers, Ask, evaluate, few_shot, plain_questio
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
+from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
+from knowshift.parameters.tensors import TensorReader
 from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
 from knowshift.tasks.measured import Measured, Task
 from knowshift.training.draws import draw_mixed_set, draw_training_set
@@ -35,6 +37,8 @@ from knowshift.training.lora import Lora
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 Settings = Mapping[str, Any]
+#: A base model's weights by the names of its parameters: in memory, or read from its files.
+Weights = Mapping[str, torch.Tensor] | TensorReader
 
 
 def seed_of(*parts: object) -> int:
@@ -113,18 +117,25 @@ def tune(
     *,
     name: str = "the tuned model",
     report_to: str = "none",
+    in_place: bool = False,
+    files: ModelFiles | None = None,
 ) -> tuple[LoadedModel, dict[str, Any]]:
-    """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses."""
-    from knowshift.training import sft  # TRL takes seconds to import
+    """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses.
+
+    ``in_place``: the base itself is trained, and is gone then, also where the training fails. ``files`` are where the
+    base lies, for the processes of a training that is divided among several.
+    """
+    from knowshift.training import sft, sharded  # TRL takes seconds to import
 
     members = _training_set(known, coordinates, settings)
-    tuned = replace(base, model=copy.deepcopy(base.model), name=name)
+    tuned = replace(base, model=base.model if in_place else copy.deepcopy(base.model), name=name)
     changed = dict(coordinates.get("training", {}))
     dtype, lora = changed.pop("dtype", None), changed.pop("lora", None)
     for said in ("levels", "distinct_facts"):
         changed.pop(said, None)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
     chosen = {**chosen, **changed}
+    shards = chosen.pop("shards", 1)
     # Fewer distinct facts are seen so many times more often: as many updates as the size makes.
     chosen["epochs"] *= coordinates["size"] // len(members)
     recipe = sft.TrainingRecipe(
@@ -135,12 +146,16 @@ def tune(
     )
     # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
-    if dtype is None:
+    if shards > 1:
+        assert files is not None
+        record = sharded.finetune(tuned, files, members, recipe, seed=seed, shards=shards)
+    elif dtype is None:
         record = sft.finetune(tuned, members, recipe, seed=seed)
     else:
+        stored = [parameter.dtype for parameter in tuned.model.parameters()]
         _cast(tuned, repeat(getattr(torch, dtype)))
         record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
-        _cast(tuned, (parameter.dtype for parameter in base.model.parameters()))  # answers are computed as everywhere
+        _cast(tuned, stored)  # its answers are computed like those of all models
     return tuned, {"facts": [fact.id for fact in members], **record}
 
 
@@ -150,9 +165,7 @@ def _cast(loaded: LoadedModel, dtypes: Iterable[torch.dtype]) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def weight_change(
-    base: Mapping[str, torch.Tensor], tuned: torch.nn.Module, own_digest: str, settings: Settings
-) -> WeightChange:
+def weight_change(base: Weights, tuned: torch.nn.Module, own_digest: str, settings: Settings) -> WeightChange:
     """What a fine-tuning did to the weights; the null's seed is the cell's own, so that nulls are independent."""
     return measure_change(
         base,
@@ -164,7 +177,7 @@ def weight_change(
 
 
 def restored_answers(
-    base: Mapping[str, torch.Tensor],
+    base: Weights,
     tuned: LoadedModel,
     asked: Sequence[Fact],
     levels: Mapping[str, int],
@@ -183,7 +196,7 @@ def restored_answers(
 
 
 def restored_tasks(
-    base: Mapping[str, torch.Tensor],
+    base: Weights,
     tuned: LoadedModel,
     tasks: Sequence[Task],
     coordinates: Mapping[str, Any],
@@ -208,7 +221,7 @@ def ask_tasks(loaded: LoadedModel, tasks: Sequence[Task]) -> list[Measured]:
 
 
 def _sweep(
-    base: Mapping[str, torch.Tensor],
+    base: Weights,
     tuned: LoadedModel,
     criterion: str,
     coordinates: Mapping[str, Any],
@@ -238,7 +251,7 @@ def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
 
 
 def restored_train_answers(
-    base: Mapping[str, torch.Tensor],
+    base: Weights,
     tuned: LoadedModel,
     known: KnownFacts,
     coordinates: Mapping[str, Any],
@@ -257,7 +270,7 @@ def restored_train_answers(
 
 
 def layer_group_answers(
-    base: Mapping[str, torch.Tensor],
+    base: Weights,
     tuned: LoadedModel,
     asked: Sequence[Fact],
     levels: Mapping[str, int],

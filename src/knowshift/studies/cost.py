@@ -7,19 +7,14 @@ progress tells the time left.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-import torch
-
-from knowshift.errors import InputError
-from knowshift.models.loading import torch_device
-from knowshift.models.sampling.session import CACHE_BYTES, STAY_BYTES
 from knowshift.studies.config import StudyConfig
+from knowshift.studies.memory import BYTES, EXAMPLE, Memory, memory_of, on_cpu
 from knowshift.studies.plan import Cell, Plan, training_of
 from knowshift.studies.shape import Shape
 
@@ -27,9 +22,9 @@ from knowshift.studies.shape import Shape
 #: whose texts are short, and of SmolLM2-135M on EntityQuestions (docs/mastery.md).
 WORLD_POSITIONS = {"hits": 371, "expected": 206}
 REAL_POSITIONS = {"hits": 6145, "expected": 1086}
-#: Tokens, mean of EntityQuestions under SmolLM2's tokenizer: of the fine-tuning prompt, and of an example in a batch of
-#: 8 padded to the longest. With a shared prefix: of an example of the shipped world (144 tokens a step of 8).
-PROMPT, EXAMPLE, SHARED_EXAMPLE = 20, 30, 18
+#: Tokens, mean of EntityQuestions under SmolLM2's tokenizer: of the fine-tuning prompt. With a shared prefix: of an
+#: example of the shipped world (144 tokens a step of 8).
+PROMPT, SHARED_EXAMPLE = 20, 18
 #: Tokens of an answer at most; assumed for all answers, since untuned and restored models often go on to the end.
 ANSWER = 16
 #: Tokens that a position has before it, for the operations of attention; assumed.
@@ -52,74 +47,11 @@ ADAM = 0.228 / 134.5e6
 #: Peak operations a second of an 80 GB GPU (NVIDIA H100 SXM, data sheet, without sparsity), and the assumed share.
 GPU_PEAK = {"float32": 67e12, "bfloat16": 989e12, "float16": 989e12}
 GPU_SHARE = 0.3
-GPU_BYTES = 80 * 10**9
 #: Bytes a second of its memory (the same sheet), of which half is assumed; AdamW reads four and writes three values.
 GPU_BANDWIDTH = 3.35e12 / 2
 
-#: Bytes of a weight; "auto" is taken to be the 16 bits in which most checkpoints are stored.
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
 #: Bytes on disk of a row of a mastery and of an answer record, of files of 796 rows (docs/study.md).
 MASTERY_ROW, ANSWER_ROW = 167, 35
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that one worker needs on its device."""
-
-    mastery: int  # weights and, at most, keys and values; with less memory it takes longer
-    training: int  # base, tuned weights, gradients, two moments of Adam, activations
-
-    @property
-    def gpus(self) -> int:
-        """GPUs of 80 GB that hold a training together. A study trains on one device, so one must hold it."""
-        return math.ceil(self.training / GPU_BYTES)
-
-
-def memory_of(config: StudyConfig, weights: int, shape: Shape | None) -> Memory:
-    """The memory of one worker, for a model of so many weights; without a shape, without its activations."""
-    wide = BYTES[config.dtype]
-    kind = "cpu" if _on_cpu(config) else "cuda"
-    autocast = config.training.bfloat16
-    # Base, tuned, gradients and two moments; autocast keeps a copy of the weights in two bytes for the backward pass.
-    states = weights * (5 * wide + (2 if autocast and wide > 2 else 0))
-    activations = 0
-    if shape is not None:
-        tokens = config.training.batch_size * EXAMPLE
-        narrow = 2 if autocast else wide
-        of_layer = tokens * (10 * shape.hidden + 4 * shape.feed_forward) * narrow
-        kept = tokens * shape.hidden * narrow * shape.layers + of_layer
-        activations = kept if config.training.gradient_checkpointing else shape.layers * of_layer
-        activations += 3 * 4 * tokens * shape.vocabulary  # logits, their float32, their gradients
-    return Memory(weights * wide + CACHE_BYTES[kind] + STAY_BYTES[kind], states + activations)
-
-
-def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> None:
-    """:func:`check_memory` of this machine's device, where that is a GPU."""
-    place = torch_device(config.device)
-    if place.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(place)
-        # What torch keeps for later, of models that are gone, is free for this process.
-        free += torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
-        check_memory(config, memory_of(config, weights, shape).training, free)
-
-
-def check_memory(config: StudyConfig, needed: int, free: int) -> None:
-    """Refuse a device that is too small for a training.
-
-    Args:
-        needed: bytes of a training (:func:`memory_of`).
-        free: bytes free on the device.
-
-    Raises:
-        InputError: says both numbers, and what needs less.
-    """
-    if needed <= free:
-        return
-    less = "" if BYTES[config.dtype] == 2 else "--set dtype=bfloat16, a smaller model or "
-    raise InputError(
-        f"{config.device}: training {config.model} in {config.dtype} takes about {needed / 1e9:.1f} GB, "
-        f"{free / 1e9:.1f} GB are free; use {less}a device with more memory (a training is not divided among devices)"
-    )
 
 
 @dataclass(frozen=True)
@@ -155,6 +87,8 @@ class Estimate:
             "hours": {kind: round(seconds / 3600, 4) for kind, seconds in self.seconds.items()},
             "disk_bytes": self.disk,
             "memory_bytes": {"mastery": self.memory.mastery, "training": self.memory.training},
+            "models_held": self.memory.way,
+            "devices": self.memory.shards,
             "gpus_of_80_gb": self.memory.gpus,
         }
 
@@ -177,12 +111,12 @@ class CostModel:
     @property
     def _step(self) -> float:
         """Seconds of a step of the optimiser, beside its passes through the model."""
-        if _on_cpu(self.config):
+        if on_cpu(self.config):
             return self.weights * ADAM
         return self.weights * 7 * BYTES[self.config.dtype] / GPU_BANDWIDTH
 
     def _rate(self, dtype: str) -> float:
-        if _on_cpu(self.config):
+        if on_cpu(self.config):
             return CORE * self.config.threads
         return GPU_SHARE * GPU_PEAK["bfloat16" if dtype == "auto" else dtype]
 
@@ -298,7 +232,7 @@ class CostModel:
             f"mastery: {self.positions_of_fact:,.0f} token positions a fact ({mastery.estimate}, measured on {source})",
             f"{EXAMPLE} tokens an example, {PROMPT} a question, {ANSWER} an answer, {CONTEXT} before a position",
         ]
-        if _on_cpu(self.config):
+        if on_cpu(self.config):
             lines.append(f"a CPU core does {CORE / 1e9:.0f} billion operations a second (measured in float32)")
         else:
             lines.append(
@@ -316,7 +250,3 @@ class CostModel:
         if self.shape is None:
             lines.append("memory without activations: the model's configuration does not tell its shape")
         return lines
-
-
-def _on_cpu(config: StudyConfig) -> bool:
-    return config.device.split(":")[0] == "cpu"

@@ -67,6 +67,7 @@ CONTENT: Mapping[str, Content] = {
             "training.bfloat16",
             "training.gradient_checkpointing",
             "training.shared_prefix",
+            "training.shards",
         ),
         ("mastery",),
     ),
@@ -87,6 +88,10 @@ CONTENT: Mapping[str, Content] = {
         (*_TASKS, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
     ),
 }
+
+#: Fields that came after cells had been made: at this value, which is what was done before, a cell does not have them
+#: among its settings, and keeps its digest.
+LATER: Mapping[str, Any] = {"training.shards": 1}
 
 #: Fields that are among the inputs of every cell.
 EVERYWHERE = ("dtype", "device", "threads")
@@ -308,7 +313,8 @@ def _cell(
 ) -> Cell:
     """A cell with the inputs that :data:`CONTENT` declares; ``made`` has the digests of earlier cells by kind."""
     content = CONTENT[kind]
-    settings = {field: field_of(config, field) for field in content.fields}
+    given = {field: field_of(config, field) for field in content.fields}
+    settings = {field: value for field, value in given.items() if field not in LATER or value != LATER[field]}
     earlier = {name: made[name] for name in content.earlier} if made else {}
     return Cell(kind, coordinates, {**common, "key": coordinates, "settings": settings, "earlier": earlier})
 

@@ -17,7 +17,7 @@ from knowshift.probing.measure import check_engine
 from knowshift.remote import RemoteRun
 from knowshift.studies.config import Executor, StudyConfig
 from knowshift.studies.content import protocol_of
-from knowshift.studies.cost import CostModel, Estimate, check_device
+from knowshift.studies.cost import CostModel, Estimate
 from knowshift.studies.executors import EXECUTORS
 from knowshift.studies.folder import (
     alone,
@@ -28,6 +28,7 @@ from knowshift.studies.folder import (
     remove_leftovers,
     write_manifest,
 )
+from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Plan, make_plan, outline, probed_facts
 from knowshift.studies.readiness import (
     Readiness,
@@ -232,7 +233,7 @@ def _shared(config: StudyConfig, executor: Executor, missing: Collection[str]) -
 
 
 def _workers(config: StudyConfig) -> int:
-    """One worker on an accelerator; else the CPUs of this process divided by ``threads``."""
+    """One worker on an accelerator; else the CPUs of this process divided by those of a worker."""
     if config.device.split(":")[0] != "cpu":
         return 1
-    return max(1, cores() // config.threads)
+    return max(1, cores() // (config.threads * config.training.shards))

@@ -1,4 +1,4 @@
-"""A worker: keeps the base model loaded, gives each cell's function what it needs, and writes what it returns."""
+"""A worker: holds the models of a study, gives each cell's function what it needs, and writes what it returns."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from knowshift.known_facts import COLUMNS, KnownFacts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
+from knowshift.models.stored import stored_weights
+from knowshift.parameters.loaded import parameters_of
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine
@@ -27,13 +29,13 @@ from knowshift.records import TASKS, read_columns, write_table
 from knowshift.remote import RemoteRun
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
-from knowshift.studies.cost import check_device
+from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
 from knowshift.studies.readiness import find_base, other_tasks, shape_at_hand, weights_of
-from knowshift.system.allocator import steady_heap
+from knowshift.system.allocator import give_back, steady_heap
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
-from knowshift.token_shift import ShiftItems, items_of, token_shift
+from knowshift.token_shift import BaseLogits, ShiftItems, items_of, token_shift
 
 
 class Worker:
@@ -49,16 +51,17 @@ class Worker:
         self.remote = RemoteRun(place) if isinstance(place, str) else None
         self.run = place if isinstance(place, Path) else RemoteRun(place).local
         self.source = load_facts(config.facts)
-        files = found or find_base(config)
-        check_device(config, weights_of(files), shape_at_hand(config))
-        self.base: LoadedModel = load_found(files, dtype=config.dtype, device=config.device)
+        self._files = found or find_base(config)
+        way = check_device(config, weights_of(self._files), shape_at_hand(config)).way
+        self._one_at_a_time = way == "in turns"
+        self._held: LoadedModel | None = None
+        self._in_memory: tuple[str, LoadedModel] | None = None  # the tuned model and the digest of its cell
+        self._about_base = self.base.about()
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
-        # The base's own weights, not a copy: a model is tuned in a copy, and nothing else changes weights.
-        self.base_weights = {name: tensor.detach() for name, tensor in self.base.model.named_parameters()}
-        self._in_memory: tuple[str, LoadedModel] | None = None
         self._chosen: dict[str, list[Fact]] = {}
         self._items: ShiftItems | None = None
         self._tasks_read: list[Task] | None = None
+        self._predicted: BaseLogits | None = None
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -81,6 +84,35 @@ class Worker:
         return folder_beside(cell.folder(self.run), same_content=True)
 
     # What several cells need.
+
+    @property
+    def base(self) -> LoadedModel:
+        """The base model, loaded again where it has become a tuned one; that one goes where both do not fit."""
+        if self._held is None:
+            if self._one_at_a_time:
+                self._let_go()
+            self._held = load_found(self._files, dtype=self.config.dtype, device=self.config.device)
+        return self._held
+
+    @cached_property
+    def _base_weights(self) -> content.Weights:
+        """The base's own weights where it stays (a copy of it is tuned), else a reader of its files."""
+        return stored_weights(self.base) if self._one_at_a_time else parameters_of(self.base.model)
+
+    def _make_room(self, unit: Unit) -> None:
+        """Before a tuned model comes: ask the base what the unit will need of it, and let it go if it must."""
+        if not self._one_at_a_time:
+            return
+        assert self._base_weights is not None  # read from files that are compared with the base now
+        for cell in unit.missing(self.run):
+            if cell.kind == "token_shift" and self._predicted is None:
+                self._predicted = BaseLogits.of(self.base, self._shift_items(cell))
+
+    def _let_go(self) -> None:
+        """Of both models, with their memory."""
+        self._held = self._in_memory = None
+        gc.collect()
+        give_back()
 
     @cached_property
     def _asked_for_mastery(self) -> LoadedModel | Engine:
@@ -121,10 +153,13 @@ class Worker:
                 self.remote.fetch([cell.name])
             checkpoint = cell.folder(self.run) / "model"
             if checkpoint.is_dir():
+                self._make_room(unit)
+                if self._one_at_a_time:
+                    self._let_go()
                 model = load_model(str(checkpoint), dtype=self.config.dtype, device=self.config.device)
                 self._in_memory = (cell.digest, model)
             else:
-                self._train(cell)
+                self._train(cell, unit)
         assert self._in_memory is not None
         return self._in_memory[1]
 
@@ -137,21 +172,27 @@ class Worker:
         gc.freeze()
         return True
 
-    def _train(self, cell: Cell) -> dict[str, Any]:
+    def _train(self, cell: Cell, unit: Unit) -> dict[str, Any]:
         assert self._ready_to_train
+        self._make_room(unit)
+        base = self.base
+        if self._one_at_a_time:
+            self._held = None  # it becomes the tuned model
         tuned, record = content.tune(
-            self.base,
+            base,
             self._known,
             cell.coordinates,
             cell.settings,
             name=f"tuned {cell.digest}",
             report_to=self.config.training.report_to,
+            in_place=self._one_at_a_time,
+            files=self._files,
         )
         self._in_memory = (cell.digest, tuned)
         return record
 
     def _about(self, cell: Cell) -> dict[str, Any]:
-        return {**self.base.about(), "cell": cell.digest, "kind": cell.kind, **cell.coordinates}
+        return {**self._about_base, "cell": cell.digest, "kind": cell.kind, **cell.coordinates}
 
     # The kinds of cells, by name.
 
@@ -182,7 +223,7 @@ class Worker:
     def _tasks(self, cell: Cell, unit: Unit, folder: Path) -> None:
         found, eligible = [], 0
         for criterion, fraction, count, eligible, measured in content.restored_tasks(  # noqa: B007
-            self.base_weights, self._tuned_model(unit), self._other_tasks(cell), cell.coordinates, cell.settings
+            self._base_weights, self._tuned_model(unit), self._other_tasks(cell), cell.coordinates, cell.settings
         ):
             found.append((criterion, fraction_name(fraction), count, measured))
         self._write_tasks(cell, folder, found, eligible)
@@ -210,7 +251,7 @@ class Worker:
         write_json(folder / "scores.json", {"eligible": eligible, "scores": scores})
 
     def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        write_json(folder / "record.json", self._train(cell))
+        write_json(folder / "record.json", self._train(cell, unit))
         if self.config.keep_checkpoints:
             (folder / "model").mkdir()
             save_model(self._tuned_model(unit), folder / "model")
@@ -220,18 +261,19 @@ class Worker:
         answers.write(folder / "answers.parquet", self._about(cell))
 
     def _token_shift(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        shifts = token_shift(self.base, self._tuned_model(unit), self._shift_items(cell))
+        tuned = self._tuned_model(unit)
+        shifts = token_shift(self._predicted or self.base, tuned, self._shift_items(cell))
         shifts.write(folder / "token_shift.parquet", self._about(cell))
 
     def _weight_change(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        change = content.weight_change(self.base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)
+        change = content.weight_change(self._base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)
         write_json(folder / "change.json", change.to_json())
 
     def _restoration(self, cell: Cell, unit: Unit, folder: Path) -> None:
         counts: dict[str, dict[str, int]] = {}
         eligible = 0
         for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
-            self.base_weights,
+            self._base_weights,
             self._tuned_model(unit),
             self._asked(cell),
             self._known.levels,
@@ -248,7 +290,7 @@ class Worker:
         counts: dict[str, int] = {}
         eligible = 0
         for fraction, count, eligible, answers in content.restored_train_answers(  # noqa: B007
-            self.base_weights, self._tuned_model(unit), self._known, cell.coordinates, cell.settings
+            self._base_weights, self._tuned_model(unit), self._known, cell.coordinates, cell.settings
         ):
             name = fraction_name(fraction)
             about = {**self._about(cell), "criterion": "relative", "fraction": fraction, "restored": count}
@@ -259,7 +301,7 @@ class Worker:
     def _layer_groups(self, cell: Cell, unit: Unit, folder: Path) -> None:
         counts: dict[str, int] = {}
         for layers, count, answers in content.layer_group_answers(
-            self.base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.settings
+            self._base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.settings
         ):
             name = f"{layers[0]}-{layers[-1]}"
             answers.write(folder / f"answers-{name}.parquet", {**self._about(cell), "layers": name, "restored": count})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainerCallback
 
 from knowshift.errors import InputError
@@ -44,6 +45,8 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
     The change is checked in a sample of :data:`SAMPLED` weights of every tensor, kept from before the training: a
     dtype or an optimiser that fails does so all over a tensor, and a copy of all weights would double the memory.
 
+    Of weights that are divided among processes, each process checks its own.
+
     Raises:
         InputError: here, a weight that is not finite before training; from a callback or :meth:`check`, the above.
     """
@@ -58,11 +61,14 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:
         """Called by the Trainer after every step, with its loss, gradient norm and learning rate."""
-        if logs is None or "loss" not in logs:
-            return  # the summary at the end
+        if logs is not None and "loss" in logs:  # else the summary at the end
+            self.look(state.global_step, state.max_steps, logs)
+
+    def look(self, step: int, steps: int, logs: Mapping[str, float]) -> None:
+        """After a step of so many: ``loss``, ``grad_norm`` and ``learning_rate`` of it."""
         for key, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradients")):
             if not math.isfinite(logs.get(key, 0.0)):
-                raise self._error(f"step {state.global_step} of {state.max_steps}: {what} is {logs[key]}")
+                raise self._error(f"step {step} of {steps}: {what} is {logs[key]}")
         self._steps += 1
         self._rates += logs["learning_rate"]
 
@@ -91,8 +97,11 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
 
     def _trained(self) -> Iterator[tuple[str, Tensor]]:
         for tensor, parameter in self._model.named_parameters():
-            if parameter.requires_grad and parameter.is_floating_point() and parameter.numel():
-                yield tensor, parameter.detach()
+            held = parameter.detach()
+            if isinstance(held, DTensor):
+                held = held.to_local()
+            if parameter.requires_grad and held.is_floating_point() and held.numel():
+                yield tensor, held
 
     def _not_finite(self) -> str | None:
         """The first tensor with a NaN or an infinity. aminmax gives NaN if any weight is NaN: no copy is made."""

@@ -68,6 +68,26 @@ def encode_examples(
     return [{"input_ids": ids, "labels": [IGNORED] * start + ids[start:]} for ids, start in examples]
 
 
+def examples_of(
+    loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe
+) -> tuple[list[dict[str, list[int]]], int]:
+    """The examples of a training, and the id that they are padded with.
+
+    Raises:
+        InputError: no facts, a float16 model, and as :func:`encode_examples` and :func:`.one_row.check_same_loss`.
+    """
+    if not facts:
+        raise InputError("no training facts")
+    check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
+    examples = encode_examples(loaded, [fact.question for fact in facts], [fact.answer for fact in facts])
+    if recipe.shared_prefix:
+        one_row = OneRow(attention_of(loaded.model), loaded.model.dtype)
+        check_same_loss(loaded.model, examples[: recipe.batch_size], one_row)
+    # Padding is masked, so any id will do that has an embedding; a pad token often has none.
+    pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
+    return examples, pad if pad in loaded.vocabulary.usable else end
+
+
 class _Trainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer without the count of operations, which looks through all modules at every step."""
 
@@ -106,17 +126,11 @@ def finetune(
         InputError: no facts, a float16 model, ``shared_prefix`` for a model that cannot take it, or a training that
             failed (:class:`~knowshift.training.guard.TrainingGuard`), whose weights are of no use.
     """
-    if not facts:
-        raise InputError("no training facts")
-    check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
-    disable_progress_bar()
-    examples = encode_examples(loaded, [fact.question for fact in facts], [fact.answer for fact in facts])
-    # Padding is masked, so any id will do that has an embedding; a pad token often has none.
-    pad, end = loaded.tokenizer.pad_token_id, loaded.tokenizer.eos_token_id
-    collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad if pad in loaded.vocabulary.usable else end)
+    examples, pad = examples_of(loaded, facts, recipe)
+    collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad)
     if recipe.shared_prefix:
         collator = OneRow(attention_of(loaded.model), loaded.model.dtype)
-        check_same_loss(loaded.model, examples[: recipe.batch_size], collator)
+    disable_progress_bar()
     on_cpu = loaded.device.split(":")[0] == "cpu"
     with (
         unchanged(loaded.model),

@@ -1,0 +1,174 @@
+"""What the device of a study's worker must hold, and the way of holding models that fits: the one place that decides.
+
+Two ways give the same records. **both**: base and tuned model stay in memory. **in turns**: one model at a time; the
+base is trained in its own storage, and read again from its files when it is needed. With ``training.shards`` the
+processes of a training hold the model together, and no other model is in memory meanwhile.
+
+Weights in float32 are their own master copies, and autocast or FSDP2's mixed precision computes with copies of two
+bytes: a step that is below the spacing of bfloat16 numbers is not lost. Weights in bfloat16 have no master copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from knowshift.errors import InputError
+from knowshift.models.loading import torch_device
+from knowshift.models.sampling.session import CACHE_BYTES, STAY_BYTES
+from knowshift.studies.config import StudyConfig
+from knowshift.studies.shape import Shape
+from knowshift.system.workers import cores
+
+Way = Literal["both", "in turns"]
+
+GPU_BYTES = 80 * 10**9
+#: Bytes of a weight; "auto" is taken to be the 16 bits in which most checkpoints are stored.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "auto": 2}
+#: Tokens of an example, mean of EntityQuestions under SmolLM2's tokenizer in a batch of 8 padded to the longest.
+EXAMPLE = 30
+#: Devices among which a training is divided at most, for a proposal.
+_MOST_SHARDS = 256
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that one worker needs on its device, or on each of its devices, in the way that fits."""
+
+    mastery: int  # weights and, at most, keys and values; with less memory it takes longer
+    training: int  # tuned weights, gradients, two moments of Adam, activations; the base where both stay
+    weights: int  # of one model: all that is there while it is asked
+    way: Way
+    shards: int  # devices of a worker
+    gpus: int  # of 80 GB, among which a training can be divided
+
+    @property
+    def held(self) -> str:
+        """How models are held, in words."""
+        if self.way == "both":
+            return "base and tuned model stay in memory"
+        return "one at a time; the base is trained in place and read again from its files"
+
+    @property
+    def on_gpus(self) -> str:
+        """Whether GPUs of 80 GB, as many as the study says, hold a training, and one of them the model; in words."""
+        if self.weights > GPU_BYTES:
+            return f"one does not hold the model ({self.weights / 1e9:,.0f} GB), and it is asked on one device"
+        if self.training <= GPU_BYTES:
+            return "one holds a worker" if self.shards == 1 else f"{self.shards} hold a worker"
+        few = "one does not hold a training" if self.shards == 1 else f"{self.shards} do not hold a training"
+        return f"{few}; {self.gpus} do: --set training.shards={self.gpus}"
+
+
+def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int | None = None) -> Memory:
+    """The memory of one worker, for a model of so many weights; without a shape, without its activations.
+
+    Args:
+        room: bytes of the device; where not given, those of :func:`planned_room`.
+    """
+    kind = "cpu" if on_cpu(config) else "cuda"
+    room = planned_room(config) if room is None else room
+    shards = config.training.shards
+    own = weights * BYTES[config.dtype]
+    training, way = training_bytes(config, weights, shape, shards), "in turns"
+    if shards == 1 and training + own <= room:
+        training, way = training + own, "both"
+    numbers = range(1, _MOST_SHARDS)
+    gpus = next((n for n in numbers if training_bytes(config, weights, shape, n) <= GPU_BYTES), _MOST_SHARDS)
+    return Memory(own + CACHE_BYTES[kind] + STAY_BYTES[kind], training, own, way, shards, gpus)  # type: ignore[arg-type]
+
+
+def training_bytes(config: StudyConfig, weights: int, shape: Shape | None, shards: int) -> int:
+    """Bytes of a training alone, on each of so many devices."""
+    wide, autocast = BYTES[config.dtype], config.training.bfloat16
+    narrow = 2 if autocast else wide
+    states = weights * 4 * wide // shards  # weights, gradients, two moments
+    if shards == 1:
+        # Autocast keeps a copy of the weights in two bytes for the backward pass.
+        states += weights * 2 if autocast and wide > 2 else 0
+    if shape is None:
+        return states
+    if shards > 1:
+        # What is whole for a while: embeddings and head, and two layers (one is fetched ahead), with their gradients,
+        # which are added up in the width of the weights.
+        outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
+        states += (outside + 2 * shape.layer_weights // shape.layers) * (2 * narrow + wide)
+    tokens = -(-config.training.batch_size // shards) * EXAMPLE
+    of_layer = tokens * (10 * shape.hidden + 4 * shape.feed_forward) * narrow
+    kept = tokens * shape.hidden * narrow * shape.layers + of_layer
+    activations = kept if config.training.gradient_checkpointing else shape.layers * of_layer
+    # Logits, their float32, their gradients.
+    return states + activations + 3 * 4 * tokens * shape.vocabulary
+
+
+def planned_room(config: StudyConfig) -> int:
+    """Bytes that a plan gives to a worker: a GPU of 80 GB, or its share of this machine's memory by its threads."""
+    if not on_cpu(config):
+        return GPU_BYTES
+    import psutil  # slow to import
+
+    total: int = psutil.virtual_memory().total
+    return int(total * min(1.0, config.threads * config.training.shards / cores()))
+
+
+def room_of(config: StudyConfig) -> int:
+    """Bytes that a worker may take on its device: what is free on a GPU, and of a CPU as :func:`planned_room`."""
+    place = torch_device(config.device)
+    if place.type != "cuda":
+        return planned_room(config)
+    free, _ = torch.cuda.mem_get_info(place)
+    # What torch keeps for later, of models that are gone, is free for this process.
+    return free + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+
+
+def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memory:
+    """The memory of a worker on this machine's device; a GPU that is too small for it is refused.
+
+    Raises:
+        InputError: as :func:`check_memory`, and fewer GPUs than ``training.shards``.
+    """
+    place, room, shards = torch_device(config.device), room_of(config), config.training.shards
+    memory = memory_of(config, weights, shape, room)
+    if place.type == "cuda":
+        if shards > torch.cuda.device_count():
+            raise InputError(
+                f"training.shards: {shards} GPUs asked, this machine has {torch.cuda.device_count()} usable ones"
+            )
+        numbers = range(shards + 1, _MOST_SHARDS)
+        enough = next((n for n in numbers if training_bytes(config, weights, shape, n) <= room), None)
+        check_memory(config, memory.training, room, enough)
+        check_memory(config, memory.weights, room, None, doing="asking")
+    return memory
+
+
+def check_memory(
+    config: StudyConfig, needed: int, free: int, enough: int | None = None, *, doing: str = "training"
+) -> None:
+    """Refuse a device that is too small for a training, or for being asked.
+
+    Args:
+        needed: bytes on each device (:func:`memory_of`).
+        free: bytes free on the device.
+        enough: the smallest ``training.shards`` that would do.
+
+    Raises:
+        InputError: says both numbers, and what needs less.
+    """
+    if needed <= free:
+        return
+    less = [] if BYTES[config.dtype] == 2 else ["--set dtype=bfloat16 (small steps are then lost)"]
+    less = [f"--set training.shards={enough} (so many GPUs)", *less] if enough else less
+    shards = config.training.shards
+    divided = f" on each of {shards} devices" if shards > 1 and doing == "training" else ""
+    raise InputError(
+        f"{config.device}: {doing} {config.model} in {config.dtype}{divided} takes about {needed / 1e9:.1f} GB, "
+        f"{free / 1e9:.1f} GB are free; use "
+        f"{', '.join([*less, 'a smaller model'])} or a device with more memory"
+    )
+
+
+def on_cpu(config: StudyConfig) -> bool:
+    """Whether a study runs on processors alone."""
+    return config.device.split(":")[0] == "cpu"
