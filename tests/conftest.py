@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import commands
 from hand_run import build_hand_run
+from knowshift.files import folder_beside
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.reports.tables.build import Tables, build_tables
 from knowshift.world.build import build_world
@@ -27,21 +31,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 #: The files that take longest, longest first: the files that are handed out last are short, so no worker waits long.
 LONG = (
     "tests/studies/test_study.py",
-    "tests/parameters/test_adapters_peft.py",
     "tests/audits/test_audit.py",
-    "tests/audits/test_guard.py",
+    "tests/docs/test_snippets.py",
     "tests/audits/test_pushing.py",
     "tests/probing/test_mastery_run.py",
+    "tests/test_packages.py",
+    "tests/audits/test_guard.py",
+    "tests/probing/test_budget.py",
     "tests/cli/test_commands.py",
-    "tests/docs/test_snippets.py",
+    "tests/studies/test_presets.py",
+    "tests/parameters/test_adapters_peft.py",
     "tests/parameters/test_adapters_commands.py",
     "tests/docs/test_notebook.py",
-    "tests/test_packages.py",
-    "tests/cli/test_border.py",
-    "tests/studies/test_golden_study.py",
+    "tests/studies/test_values.py",
     "tests/models/server/test_transformers_serve.py",
-    "tests/audits/purposes/test_tasks.py",
+    "tests/cli/test_border.py",
     "tests/parameters/test_scaled_adapters.py",
+    "tests/studies/test_golden_study.py",
+    "tests/audits/purposes/test_tasks.py",
 )
 
 
@@ -50,6 +57,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     folder = Path(__file__).parents[1]
     order = {folder / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: order.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays, so that no collection of garbage looks at it: each would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,14 +75,36 @@ def _imported_once() -> None:
     commands.import_once()
 
 
+#: Makes a folder by its name, for reading only.
+Once = Callable[[str, Callable[[Path], None]], Path]
+
+
 @pytest.fixture(scope="session")
-def small_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Folders that are made by the first test process that asks, and read by all: ``once(name, make)``."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                with folder_beside(shared / name) as made:
+                    make(made)
+        return shared / name
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def small_world(once: Once) -> Path:
     """24 relations, six training facts each; a 2-layer Llama of hidden 32."""
-    folder = tmp_path_factory.mktemp("worlds") / "small"
-    facts = invent_facts(7, train_per_relation=6, test_per_relation=3, out_of_domain_per_relation=3)
-    bands = (ExposureBand(0.2, 0, 0), ExposureBand(0.8, 5, 40))
-    build_world(folder, facts, seed=7, recipe=SMALL, origin="invented", bands=bands)
-    return folder
+
+    def build(folder: Path) -> None:
+        facts = invent_facts(7, train_per_relation=6, test_per_relation=3, out_of_domain_per_relation=3)
+        bands = (ExposureBand(0.2, 0, 0), ExposureBand(0.8, 5, 40))
+        build_world(folder / "small", facts, seed=7, recipe=SMALL, origin="invented", bands=bands)
+
+    return once("worlds", build) / "small"
 
 
 @pytest.fixture

@@ -26,9 +26,16 @@ NAME = f"knowshift-{knowshift.__version__}"
 LIBRARIES = {"knowshift/parameters/kernels/_kernels.so", "knowshift/models/sampling/_attention.so"}
 #: Whether a build finds a compiler where nothing hides it.
 HAS_COMPILER = shutil.which("cc") is not None
-#: Says where knowshift was imported from and whether it has its compiled loops.
+#: Runs a command that computes, in the process that then says where knowshift was imported from and whether it has its
+#: compiled loops: torch is imported once.
 PROBE = """
-import json, knowshift
+import json, knowshift, sys
+from knowshift.cli.app import main
+sys.argv = ["knowshift", "weights", "world:tiny", "world:tiny", "--json"]
+try:
+    main()
+except SystemExit as ended:
+    assert not ended.code
 from knowshift.models.sampling import attention
 from knowshift.parameters.kernels import compiled
 found = {module.library() is not None for module in (attention, compiled)}
@@ -102,10 +109,9 @@ def _works(scripts: Path, **environment: str) -> bool:
     """Run the commands of an installation; whether it has compiled loops."""
     assert _run(scripts / "knowshift", "--version", **environment) == f"knowshift {knowshift.__version__}\n"
     assert "--fraction" in _run(scripts / "knowshift", "restore", "--help", **environment)
-    said = json.loads(_run(scripts / "knowshift", "weights", "world:tiny", "world:tiny", "--json", **environment))
+    said, probed = map(json.loads, _run(scripts / "python", "-c", PROBE, **environment).splitlines())
     assert said["eligible"] > 0
     assert said["changed_share"] == 0
-    probed = json.loads(_run(scripts / "python", "-c", PROBE, **environment))
     assert scripts.parent in Path(probed["file"]).parents
     return bool(probed["compiled"])
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import csv
-import os
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from huggingface_hub import constants
 
 from fake_hub import TOKEN, FakeHub, serve_hub
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
-from knowshift.files import folder_beside
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
 from knowshift.training.sft import TrainingRecipe, finetune
@@ -31,18 +28,15 @@ def trained() -> list[Fact]:
 
 
 @pytest.fixture(scope="session")
-def damaged(trained: list[Fact], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped model tuned on them at a rate that costs it more than it gains; made once for all test processes."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-    folder = shared / "damaged"
-    with FileLock(shared / "damaged.lock"):
-        if not folder.exists():
-            loaded = load_model("world:tiny")
-            finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
-            with folder_beside(folder) as made:
-                save_model(loaded, made)
-    return folder
+def damaged(trained: list[Fact], once: Callable[[str, Callable[[Path], None]], Path]) -> Path:
+    """The shipped model tuned on them at a rate that costs it more than it gains."""
+
+    def tune(folder: Path) -> None:
+        loaded = load_model("world:tiny")
+        finetune(loaded, trained, TrainingRecipe(learning_rate=1.6e-3, shared_prefix=True), seed=0)
+        save_model(loaded, folder)
+
+    return once("damaged", tune)
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,8 @@ from knowshift.probing.budget.pace import Pace
 
 #: The form that fine-tuning asks in.
 FORMAT = "<|question|> {question} <|answer|>"
+#: Facts asked: nearly all are lost, so a hundred tell it.
+LIMIT = 104
 #: Keys that scripts may rely on (DESIGN.md).
 KEYS = {
     *("verdict", "points", "interval", "excluded", "counts", "noise", "chosen", "held_out", "page", "output"),
@@ -58,10 +60,11 @@ def audited(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5, 0.9), "layers"), ("random", (0.5,), "layers")))
         _watch(patch, at_once)
-        options = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+        options = {"limit": LIMIT, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
         done = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
         command = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
-        command += ["--limit", "300", "--keep", str(keep), "--budget", "none", "--workers", "1", "--fail-above", "2"]
+        command += ["--limit", str(LIMIT), "--keep", str(keep), "--budget", "none"]
+        command += ["--workers", "1", "--fail-above", "2"]
         command += ["--prompt-format", FORMAT]
         patch.setattr(sys, "argv", ["knowshift", *command])
         with pytest.raises(SystemExit) as ended:
@@ -96,7 +99,7 @@ def test_what_tuning_has_destroyed_is_lost_and_partly_repaired(audited: tuple[Pa
     assert told["points"] < -5
     assert told["interval"][0] < told["points"] < told["interval"][1] < 0
     assert told["counts"]["lost"] > told["noise"]["lost"]
-    assert sum(told["counts"].values()) == told["facts"] == 296  # four are shown as examples
+    assert sum(told["counts"].values()) == told["facts"] == LIMIT - 4  # four are shown as examples
     assert status == 3
     assert told["token_shift"]["asked"] == "your format"
     assert told["token_shift"]["kl_mean"] > 0.1
@@ -153,7 +156,7 @@ def test_the_same_call_goes_on_and_another_is_refused(
     folder = audited[0]
     records = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
     assert {"base.parquet", "base-again.parquet", "tuned.parquet"} <= set(records)
-    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "output_dir": folder}
+    options: dict[str, Any] = {"limit": LIMIT, "keep": keep, "budget": None, "workers": 1, "output_dir": folder}
     with pytest.raises(InputError, match=r"holds another audit \(seed '0', now '1'\)"):
         knowshift.audit("world:tiny", damaged, "world:tiny", seed=1, **options)
     with pytest.raises(InputError, match="holds another audit"):
@@ -246,7 +249,7 @@ def test_what_fails_after_the_choice_is_told_on_the_page(
 ) -> None:
     shutil.copytree(audited[0], tmp_path / "audit")
     (tmp_path / "audit" / "records" / "repair.json").write_text("{}")  # damaged, so it is looked for again
-    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+    options: dict[str, Any] = {"limit": LIMIT, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
 
     def full(*given: Any) -> Any:
         raise InputError("no space left")
@@ -291,7 +294,7 @@ def test_an_adapter_is_repaired_as_an_adapter(damaged: Path, keep: Path, tmp_pat
             module.lora_B["default"].weight.data = left[:, :48] * sizes[:48]
             module.lora_A["default"].weight.data = right[:48].clone()
     adapted.save_pretrained(tmp_path / "adapter")
-    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+    options: dict[str, Any] = {"limit": LIMIT, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         found = knowshift.audit(None, tmp_path / "adapter", "world:tiny", output_dir=tmp_path / "audit", **options)

@@ -26,6 +26,8 @@ from knowshift.cli import app
 #: The form that fine-tuning asks in.
 FORMAT = "<|question|> {question} <|answer|>"
 NAME = "ann/repaired-model"
+#: Facts asked: nearly all are lost, so a hundred tell it.
+LIMIT = 104
 #: What a failed upload ends with.
 GOES_ON = "the same command goes on and pushes"
 
@@ -34,14 +36,14 @@ GOES_ON = "the same command goes on and pushes"
 def command(damaged: Path, keep: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """An audit that is finished, with a confirmed repair, as a command that has pushed nothing."""
     folder = tmp_path_factory.mktemp("audits") / "audit"
-    options: dict[str, Any] = {"limit": 300, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
+    options: dict[str, Any] = {"limit": LIMIT, "keep": keep, "budget": None, "workers": 1, "prompt_format": FORMAT}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(candidates, "SWEEPS", (("interpolate", (0.5,), "layers"),))
         found = knowshift.audit("world:tiny", damaged, "world:tiny", output_dir=folder, **options)
     assert found.told["pushed"] is None
     assert found.output is not None
     words = ["audit", "world:tiny", str(damaged), "--facts", "world:tiny", "--output-dir", str(folder)]
-    return [*words, *("--limit", "300", "--keep", str(keep), "--budget", "none", "--prompt-format", FORMAT)]
+    return [*words, *("--limit", str(LIMIT), "--keep", str(keep), "--budget", "none", "--prompt-format", FORMAT)]
 
 
 def run(command: list[str], *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -90,7 +92,9 @@ def test_a_repair_is_pushed_from_a_finished_audit_and_loads_by_its_name(
 
     (block,) = re.findall(r"```python\n(.*?)```", there.files["README.md"].decode(), flags=re.S)
     assert len(block.splitlines()) == 3
-    check = f"{block}\nimport torch; torch.save(model.state_dict(), 'weights.pt'); print(tokenizer.vocab_size)"
+    weights = ["knowshift", "weights", str(folder / "repaired"), NAME, "--json"]
+    check = f"{block}\nimport torch; torch.save(model.state_dict(), 'weights.pt'); assert tokenizer.vocab_size\n"
+    check += f"import sys; sys.argv = {weights}\nfrom knowshift.cli.app import main; main()"
     fresh = {"HF_HOME": str(tmp_path / "home")}
     loaded = subprocess.run(
         [sys.executable, "-c", check], cwd=tmp_path, env={**os.environ, **fresh}, capture_output=True, text=True
@@ -100,9 +104,7 @@ def test_a_repair_is_pushed_from_a_finished_audit_and_loads_by_its_name(
     ours = AutoModelForCausalLM.from_pretrained(folder / "repaired").state_dict()
     assert set(theirs) == set(ours)
     assert all(torch.equal(theirs[name], ours[name]) for name in ours)
-
-    weights = ["weights", str(folder / "repaired"), NAME, "--json"]
-    assert json.loads(run(weights, **fresh).stdout)["changed_share"] == 0
+    assert json.loads(loaded.stdout)["changed_share"] == 0
 
 
 def test_the_card_says_what_the_hub_asks_for(command: list[str]) -> None:
@@ -172,7 +174,7 @@ def test_weights_of_an_earlier_push_do_not_stay(command: list[str], hub: FakeHub
     found = knowshift.audit(
         *("world:tiny", damaged, "world:tiny"),
         output_dir=folder_of(command),
-        limit=300,
+        limit=LIMIT,
         keep=keep,
         budget=None,
         prompt_format=FORMAT,
@@ -202,15 +204,24 @@ def test_only_the_model_that_was_confirmed_for_this_purpose_is_taken_up_again(
     assert kept_repair(folder, kept) is None
 
 
-def test_without_a_confirmed_repair_nothing_is_pushed(small_world: Path, hub: FakeHub, tmp_path: Path) -> None:
+def test_without_a_confirmed_repair_nothing_is_pushed(
+    small_world: Path,
+    hub: FakeHub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     keep = tmp_path / "keep.csv"
     keep.write_text("question,answer\n" + "".join(f"What is {i}?,zzqx\n" for i in range(24)))
     words = ["audit", str(small_world), str(small_world), "--facts", f"world:{small_world}", "--budget", "none"]
     words += ["--limit", "40", "--keep", str(keep), "--output-dir", str(tmp_path / "audit"), "--workers", "1"]
-    done = run(words, "--push-to-hub", NAME, "--public", "--json")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["pushed"] is None
-    assert "nothing was pushed: no repair is confirmed" in done.stderr.splitlines()
+    monkeypatch.setattr(sys, "argv", ["knowshift", *words, "--push-to-hub", NAME, "--public", "--json"])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    out, said = capfd.readouterr()
+    assert not ended.value.code
+    assert json.loads(out)["pushed"] is None
+    assert "nothing was pushed: no repair is confirmed" in said.splitlines()
     assert hub.paths("POST") == []
     assert NAME not in hub.repositories
 

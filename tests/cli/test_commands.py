@@ -49,7 +49,8 @@ def pipeline(small_world: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     """The stages one after the other on a small world, each through its command."""
     folder = tmp_path_factory.mktemp("pipeline")
     world, mastery = f"world:{small_world}", str(folder / "mastery.parquet")
-    sampled = call("mastery", world, "--facts", world, "--output", mastery, "--seed", "1", "--workers", "1", "--json")
+    words = ["--facts", world, "--output", mastery, "--draws", "2", "--seed", "1", "--workers", "1", "--json"]
+    sampled = call("mastery", world, *words)
     assert sampled.returncode == 0, sampled.stderr
     told = json.loads(sampled.stdout)
     level = max(range(5), key=lambda index: told["levels"][index])

@@ -295,6 +295,13 @@ def test_a_worlds_facts_come_back_as_they_were(tmp_path: Path) -> None:
     assert bare.facts == tuple(replace(fact, aliases=()) for fact in facts)
 
 
+def test_the_shipped_world_is_read_once_a_process() -> None:
+    facts = load_facts("world:tiny").facts
+    assert load_facts("world:tiny").facts is facts
+    assert not any(fact.aliases for fact in load_facts("world:tiny", aliases=False).facts)
+    assert load_facts("world:tiny").facts is facts
+
+
 def test_the_shipped_world_has_facts_of_all_relations() -> None:
     source = load_facts("world:tiny")
     assert source.name == "world:tiny"

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,33 +98,47 @@ def plain(small_world: Path) -> LoadedModel:
     return load_model(str(small_world))
 
 
+SAMPLING = Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9)
+ITEMS = ShiftItems(tuple(_facts(3)), tuple(PROMPTS[:3]), (True,) * 3)
+
+
+def _measured(model: LoadedModel) -> dict[str, Any]:
+    """Samples, greedy texts, and what a session with draws tells of answers."""
+    session = TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), SAMPLING, streams=KEYS)
+    session.draw([np.arange(6)] * len(PROMPTS))
+    return {
+        "sampled": sample(model, PROMPTS, [["a"]] * len(PROMPTS), SAMPLING, streams=KEYS, keep_texts=True),
+        "greedy": greedy(model, PROMPTS, max_new_tokens=9),
+        "expected": session.expected,
+        "direct": session.direct(np.arange(len(PROMPTS))),
+    }
+
+
+@pytest.fixture(scope="module")
+def unpadded(plain: LoadedModel) -> dict[str, Any]:
+    """What is measured of the model that is padded, and the shift between it and itself."""
+    return _measured(plain) | {"shift": token_shift(plain, plain, ITEMS).columns}
+
+
 @settings(max_examples=10, deadline=None)
 @given(rows=st.integers(1, 70), scale=st.sampled_from([0.0, 1.0, 1e3]), seed=st.integers(0, 9))
-def test_padding_a_vocabulary_changes_nothing(plain: LoadedModel, rows: int, scale: float, seed: int) -> None:
+def test_padding_a_vocabulary_changes_nothing(
+    plain: LoadedModel, unpadded: dict[str, Any], rows: int, scale: float, seed: int
+) -> None:
     """Equal up to float rounding, which a matrix product of another width may change: texts and hits are the same."""
     padded = _padded(plain, rows, scale, seed)
     assert padded.vocabulary.logits == plain.vocabulary.logits + rows
-    sampling = Sampling(seed=3, draws_per_prompt=6, max_new_tokens=9)
-    accepted = [["a"]] * len(PROMPTS)
-    found = [sample(model, PROMPTS, accepted, sampling, streams=KEYS, keep_texts=True) for model in (plain, padded)]
-    assert (found[0].hit == found[1].hit).all()
-    assert found[0].texts == found[1].texts
-    assert greedy(plain, PROMPTS, max_new_tokens=9) == greedy(padded, PROMPTS, max_new_tokens=9)
-    sessions = [
-        TreeSession(model, PROMPTS, [["Zukar"]] * len(PROMPTS), sampling, streams=KEYS) for model in (plain, padded)
-    ]
-    for session in sessions:
-        session.draw([np.arange(6)] * len(PROMPTS))
-    assert sessions[1].expected == pytest.approx(sessions[0].expected, rel=1e-4)
-    assert sessions[0].expected.max() > 0
-    every = np.arange(len(PROMPTS))
-    assert sessions[1].direct(every) == pytest.approx(sessions[0].direct(every), rel=1e-4)
-    facts = _facts(3)
-    items = ShiftItems(tuple(facts), tuple(PROMPTS[:3]), (True,) * 3)
-    shifts = [token_shift(plain, model, items).columns for model in (plain, padded)]
-    assert shifts[0]["ids"] == shifts[1]["ids"]
-    assert shifts[1]["kl"] == pytest.approx(shifts[0]["kl"], rel=1e-4)
-    assert token_shift(padded, plain, items).columns["kl"] == pytest.approx(shifts[0]["kl"], rel=1e-4)
+    found = _measured(padded)
+    assert (found["sampled"].hit == unpadded["sampled"].hit).all()
+    assert found["sampled"].texts == unpadded["sampled"].texts
+    assert found["greedy"] == unpadded["greedy"]
+    assert found["expected"] == pytest.approx(unpadded["expected"], rel=1e-4)
+    assert unpadded["expected"].max() > 0
+    assert found["direct"] == pytest.approx(unpadded["direct"], rel=1e-4)
+    shift = token_shift(plain, padded, ITEMS).columns
+    assert shift["ids"] == unpadded["shift"]["ids"]
+    assert shift["kl"] == pytest.approx(unpadded["shift"]["kl"], rel=1e-4)
+    assert token_shift(padded, plain, ITEMS).columns["kl"] == pytest.approx(unpadded["shift"]["kl"], rel=1e-4)
 
 
 def test_a_padding_row_is_never_drawn_and_the_rest_is_the_softmax_over_tokens(plain: LoadedModel) -> None:

@@ -254,6 +254,7 @@ def test_a_training_set_of_all_facts_of_each_level(tmp_path: Path) -> None:
         "mastery.train_facts": 40,
         "mastery.test_facts": 20,
         "mastery.texts": 2,
+        "mastery.max_new_tokens": 6,
         "restoration.fractions": [0.2],
         "restoration.criteria": ["relative"],
     }

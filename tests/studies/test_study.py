@@ -38,10 +38,10 @@ levels: [0, 4]
 sizes: [8, 16]
 draws: 2
 keep_checkpoints: false
-mastery: {draws_per_prompt: 2, train_facts: 160, test_facts: 60, facts_per_cell: 150, max_new_tokens: 8}
+mastery: {draws_per_prompt: 1, train_facts: 120, test_facts: 30, facts_per_cell: 100, max_new_tokens: 6}
 training: {learning_rate: 3.0e-4}
-evaluation: {facts_per_level: 6, few_shot: 1}
-restoration: {fractions: [0.2, 0.6]}
+evaluation: {facts_per_level: 3, few_shot: 1}
+restoration: {fractions: [0.2, 0.6], train_set_fractions: [0.2]}
 """
 
 
@@ -330,7 +330,7 @@ def test_a_digest_follows_what_a_cell_depends_on_and_nothing_else() -> None:
     assert {key[0] for key in before if fractions[key] != before[key]} == {"restoration"}
     seeds = digests(SMALL + "seed: 5\n")
     assert not set(seeds.values()) & set(before.values())
-    assert len(probed_facts(facts.facts, config)) == 160 + 60 + 60
+    assert len(probed_facts(facts.facts, config)) == 120 + 30 + 30
 
 
 @pytest.mark.parametrize(
@@ -366,8 +366,8 @@ def test_a_config_that_is_off_is_refused_in_one_line(change: str, said: str) -> 
 
 
 def test_more_facts_than_a_level_has_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="160 training facts are probed, 161 asked"):
-        run_study(parse_config(SMALL.replace("[8, 16]", "[8, 161]"), "x"), tmp_path / "run", executor="here")
+    with pytest.raises(InputError, match="120 training facts are probed, 121 asked"):
+        run_study(parse_config(SMALL.replace("[8, 16]", "[8, 121]"), "x"), tmp_path / "run", executor="here")
     assert not (tmp_path / "run").exists()
 
 
@@ -409,8 +409,9 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
 
 def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_path: Path) -> None:
     small = SMALL.replace("levels: [0, 4]", "levels: [3]").replace("draws: 2", "draws: 1", 1)
-    config = parse_config(small.replace("[8, 16]", "[8, 150]"), "small")
-    with pytest.raises(InputError, match=r"level 3 has \d+ training facts among the 160 probed, 150 asked"):
+    small = small.replace("train_facts: 120, test_facts: 30", "train_facts: 50, test_facts: 5")
+    config = parse_config(small.replace("[8, 16]", "[8, 45]"), "small")
+    with pytest.raises(InputError, match=r"level 3 has \d+ training facts among the 50 probed, 45 asked"):
         run_study(config, tmp_path / "run", executor="here")
     check_folder(tmp_path / "run", parse_config(small, "small"))
     with pytest.raises(InputError, match="another config"):
@@ -424,9 +425,9 @@ def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_p
 def kept_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Path]:
     """One tuned model with its checkpoint and all its measures."""
     text = SMALL.replace("[0, 4]", "[0]").replace("[8, 16]", "[8]").replace("draws: 2", "draws: 1", 1)
-    text = text.replace("train_facts: 160, test_facts: 60", "train_facts: 60, test_facts: 20")
+    text = text.replace("train_facts: 120, test_facts: 30", "train_facts: 60, test_facts: 20")
     text = text.replace("keep_checkpoints: false", "control_rate: null").replace("3.0e-4}", "3.0e-4, bfloat16: true}")
-    text = text.replace("max_new_tokens: 8}", "max_new_tokens: 8, estimate: expected}")
+    text = text.replace("max_new_tokens: 6}", "max_new_tokens: 6, estimate: expected}")
     config, run = parse_config(text, "small"), tmp_path_factory.mktemp("kept") / "run"
     run_study(config, run, executor="here")
     return config, run

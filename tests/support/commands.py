@@ -1,7 +1,7 @@
 """Commands in processes of their own that need not import torch and transformers anew, which takes seconds.
 
-They are forks of one process a test run, which has imported what commands import and done nothing else. What tests
-the start of a command, or needs what a library reads from the environment when it is imported, starts Python itself.
+They are forks of one process a test run, which has imported :mod:`imported` and done nothing else. What tests the start
+of a command, or needs what a library reads from the environment when it is imported, starts Python itself.
 """
 
 from __future__ import annotations
@@ -9,31 +9,32 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-#: What commands import, those of :mod:`knowshift.system.workers` among it.
-IMPORTED = (
-    "knowshift.cli.app",
-    "knowshift.probing.run",
-    "knowshift.studies.run",
-    "knowshift.audits.run",
-    "knowshift.training.sft",
-    "transformers.models.llama.modeling_llama",
-)
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
 def import_once() -> None:
     """Start the process that is forked."""
-    _CONTEXT.set_forkserver_preload(list(IMPORTED))
-    forkserver.ensure_running()
+    forkserver.set_forkserver_preload(["imported"])
+    before = os.environ.get("PYTHONPATH")
+    # Python does not tell it the path of this process.
+    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class Command:
@@ -90,6 +91,29 @@ def run(words: Sequence[str], timeout: float = 300) -> subprocess.CompletedProce
     return subprocess.CompletedProcess(list(words), command.returncode, out, err)
 
 
+def _fork_workers() -> None:
+    """Fork the process that workers of this one are forks of, which else is a new Python and imports for seconds.
+
+    As that one would, it is in this one's group and ends with it.
+    """
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    with socket.socket(socket.AF_UNIX) as listener:
+        address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+        listener.bind(address)
+        listener.listen()
+        ended, open_here = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(open_here)
+                forkserver.main(listener.detach(), ended, [])
+            finally:
+                os._exit(0)
+        os.close(ended)
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, open_here, pid
+
+
 class _Forked:
     """What the forked process does. Its pipes are handed to it while it is started."""
 
@@ -115,6 +139,7 @@ class _Forked:
         os.environ.update(environment)
         tempfile.tempdir = None  # asked for again
         os.chdir(folder)
+        _fork_workers()
         sys.argv = ["knowshift", *words]
         exec(before, {})
         from knowshift.cli.app import main

@@ -120,8 +120,7 @@ def load_facts(source: str, aliases: bool = True) -> FactSource:
     elif scheme in _PUBLIC and rest:
         loaded = FactSource(f"{scheme}:{Path(rest).name}", _PUBLIC[scheme](expanded(rest)))
     elif scheme == "world" and rest == "tiny":
-        with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
-            loaded = FactSource(source, read_world_facts(path))
+        loaded = FactSource(source, _shipped_facts())
     elif scheme == "world" and rest:
         loaded = FactSource(f"world:{expanded(rest).resolve().name}", read_world_facts(_world(expanded(rest))))
     else:
@@ -138,6 +137,13 @@ def load_entity_questions(path: Path, aliases: bool = True, out_of_domain_train:
     """
     read = read_entity_questions(path, paper_aliases() if aliases else {}, out_of_domain_train)
     return FactSource("entity-questions", read.facts, read.published)
+
+
+@cache
+def _shipped_facts() -> tuple[Fact, ...]:
+    """The facts of the shipped world, which do not change: read once a process, for reading them takes a second."""
+    with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
+        return read_world_facts(path)
 
 
 @cache
