@@ -321,11 +321,10 @@ def _check_shards(origin: str, config: StudyConfig) -> None:
             f"found {config.device!r} (CUDA_VISIBLE_DEVICES says which GPUs there are)"
         )
     for name, variant in config.variants.items():
-        field = "lora" if variant.lora is not None else "dtype" if variant.dtype is not None else None
-        if field is not None:
+        if variant.dtype is not None:
             raise InputError(
-                f"{origin}: variants.{name}.{field}: is for a training of one process; expected training.shards: 1, "
-                f"found {shards}"
+                f"{origin}: variants.{name}.dtype: a training of {shards} processes has the study's dtype; expected "
+                "training.shards: 1"
             )
     if config.training.report_to != "none":
         raise InputError(

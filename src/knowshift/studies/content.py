@@ -146,7 +146,7 @@ def tune(
     )
     # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
-    if shards > 1:
+    if shards > 1 and recipe.lora is None:  # adapters need no gradients and moments of the weights: one device does
         assert files is not None
         record = sharded.finetune(tuned, files, members, recipe, seed=seed, shards=shards)
     elif dtype is None:
