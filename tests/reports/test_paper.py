@@ -56,6 +56,7 @@ def test_every_table_of_the_paper_has_a_section_with_the_runs_rows(tables: Table
     found = sections(tables)
     assert [section.name for section in found] == SECTIONS
     page = write_report(run).read_text(encoding="utf-8")
+    assert "Other tasks when part of the change is put back" in page
     places = [page.index(f'<details id="{section.name}"><summary>{section.title}</summary>') for section in found]
     assert places == sorted(places)
     for section in found:
