@@ -89,7 +89,11 @@ class RemoteRun:
     def is_empty(self) -> bool:
         """Whether there is nothing at the URL."""
         with border(f"{self.url}: cannot be read"):
-            return not self._find("", maxdepth=1)
+            self._store.invalidate_cache()
+            try:
+                return not self._store.ls(self._root, detail=False)
+            except FileNotFoundError:
+                return True
 
     def complete(self) -> set[str]:
         """The complete folders of the run: ``cells/KIND/DIGEST``."""
@@ -148,11 +152,11 @@ class RemoteRun:
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
 
-    def _find(self, name: str, maxdepth: int | None = None) -> list[str]:
+    def _find(self, name: str) -> list[str]:
         """Files below a folder, by their paths in the run."""
         self._store.invalidate_cache()
         root = self._root.rstrip("/") + "/"
-        found = self._store.find(self._path(name), maxdepth=maxdepth)
+        found = self._store.find(self._path(name))
         return [its.removeprefix(root) for its in found if its.startswith(root)]
 
     def _read(self, name: str) -> bytes | None:
