@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, TrainerCallback, TrainerState
 
 from knowshift.errors import InputError
 
@@ -62,13 +62,13 @@ class TrainingGuard(TrainerCallback):  # type: ignore[misc]
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **more: Any) -> None:
         """Called by the Trainer after every step, with its loss, gradient norm and learning rate."""
         if logs is not None and "loss" in logs:  # else the summary at the end
-            self.look(state.global_step, state.max_steps, logs)
+            self.look(state, logs)
 
-    def look(self, step: int, steps: int, logs: Mapping[str, float]) -> None:
-        """After a step of so many: ``loss``, ``grad_norm`` and ``learning_rate`` of it."""
+    def look(self, state: TrainerState, logs: Mapping[str, float]) -> None:
+        """After a step, whose number ``state`` has: ``loss``, ``grad_norm`` and ``learning_rate`` of it."""
         for key, what in (("loss", "the loss"), ("grad_norm", "the norm of the gradients")):
             if not math.isfinite(logs.get(key, 0.0)):
-                raise self._error(f"step {step} of {steps}: {what} is {logs[key]}")
+                raise self._error(f"step {state.global_step} of {state.max_steps}: {what} is {logs[key]}")
         self._steps += 1
         self._rates += logs["learning_rate"]
 

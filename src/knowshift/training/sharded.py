@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, TrainerState, get_scheduler
 
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
@@ -263,7 +263,8 @@ def train(
         dist.all_reduce(loss)
         losses.append(float(loss) / tokens)
         whole = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        guard.look(len(losses), steps, {"loss": losses[-1], "grad_norm": float(whole), "learning_rate": rate})
+        logs = {"loss": losses[-1], "grad_norm": float(whole), "learning_rate": rate}
+        guard.look(TrainerState(global_step=len(losses), max_steps=steps), logs)
     return losses
 
 
