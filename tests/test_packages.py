@@ -23,7 +23,11 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NAME = f"knowshift-{knowshift.__version__}"
-LIBRARIES = {"knowshift/parameters/kernels/_kernels.so", "knowshift/models/sampling/_attention.so"}
+LIBRARIES = {
+    "knowshift/parameters/kernels/_kernels.so",
+    "knowshift/models/sampling/_attention.so",
+    "knowshift/models/layers/_loops.so",
+}
 #: Whether a build finds a compiler where nothing hides it.
 HAS_COMPILER = shutil.which("cc") is not None
 #: Runs a command that computes, in the process that then says where knowshift was imported from and whether it has its

@@ -72,3 +72,20 @@ def test_a_pool_names_its_processes() -> None:
     assert [process.is_alive() for process in patches.processes_of(pool)] == [True]
     pool.shutdown()
     assert patches.processes_of(object()) == []  # type: ignore[arg-type]
+
+
+def test_gradients_are_cleared_without_looking_for_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Linear(1, 1))
+    block = patches.quick_zero_grad(model)
+    block.__enter__()
+    monkeypatch.setattr(model, "parameters", lambda: pytest.fail("looked for"))
+    for set_to_none in (False, True):
+        model(torch.ones(1, 2)).sum().backward()
+        assert all(layer.weight.grad is not None for layer in model)
+        model.zero_grad(set_to_none=set_to_none)
+        left = [gradient for layer in model for gradient in (layer.weight.grad, layer.bias.grad)]
+        assert (
+            all(gradient is None for gradient in left) if set_to_none else not any(gradient.any() for gradient in left)
+        )
+    assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
+    assert "zero_grad" not in vars(model)

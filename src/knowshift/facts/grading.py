@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
@@ -106,8 +107,8 @@ class Grader:
 
     @classmethod
     def of(cls, fact: Fact) -> Grader:
-        """The grader of a fact's answer and aliases."""
-        return cls(fact.accepted, fact.id)
+        """The grader of a fact's answer and aliases; made once where many models answer the same facts."""
+        return _grader_of(fact.accepted, fact.id)
 
     def substring(self, text: str) -> bool:
         """The paper's rule: any accepted answer occurs in ``text`` exactly as written."""
@@ -123,6 +124,11 @@ class Grader:
                 return True
             answers = [answer for answer in answers if answer.long]  # the next reading of the text has no apostrophes
         return False
+
+
+@lru_cache(maxsize=4096)
+def _grader_of(accepted: tuple[str, ...], fact: str) -> Grader:
+    return Grader(accepted, fact)
 
 
 def gradable(answer: str) -> bool:

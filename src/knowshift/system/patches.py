@@ -56,6 +56,25 @@ def answers_only(on_cpu: bool) -> Iterator[None]:
         setattr(utils, name, before)
 
 
+@contextmanager
+def quick_zero_grad(model: Any) -> Iterator[None]:
+    """Within the block, ``model.zero_grad()`` knows the parameters; by itself it looks through all modules for them."""
+    parameters = list(model.parameters())
+
+    def zero_grad(set_to_none: bool = True) -> None:
+        for parameter in parameters:
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.detach_().zero_()
+
+    model.zero_grad = zero_grad
+    try:
+        yield
+    finally:
+        del model.zero_grad
+
+
 def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:
     """A pool's processes, for ending them; none where Python keeps them elsewhere, and they end with their parent."""
     return list((getattr(pool, "_processes", None) or {}).values())

@@ -6,19 +6,22 @@ import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
+import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
+from knowshift.models.layers.llama import whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
-from knowshift.system.patches import answers_only, attention_of
+from knowshift.system.patches import answers_only, attention_of, quick_zero_grad
 from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.lora import Lora, adapted
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
@@ -89,10 +92,30 @@ def examples_of(
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer without the count of operations, which looks through all modules at every step."""
+    """TRL's trainer without what looks through all modules or gradients at every step, to no use on one CPU."""
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        if not self.args.use_cpu or self.args.gradient_accumulation_steps > 1:
+            return cast(torch.Tensor, super().training_step(model, inputs, num_items_in_batch))
+        if not model.training:
+            model.train()
+        with self.compute_loss_context_manager():
+            loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+        self.accelerator.backward(loss)
+        return cast(torch.Tensor, loss.detach())
+
+    def _clip_grad_norm(self, model: Any) -> torch.Tensor:
+        """The same norm; gradients are scaled only where they are clipped, and not by 1."""
+        if not self.args.use_cpu:
+            return cast(torch.Tensor, super()._clip_grad_norm(model))
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        norm = get_total_norm([parameter.grad for parameter in parameters])
+        if not self.args.max_grad_norm / (norm + 1e-6) >= 1:  # as it is written in PyTorch
+            clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
+        return norm
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -174,7 +197,7 @@ def finetune(
         )
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
         try:
-            with answers_only(on_cpu):
+            with answers_only(on_cpu), whole_layers(loaded.model), quick_zero_grad(loaded.model):
                 trainer.train()
         finally:
             if recipe.gradient_checkpointing:

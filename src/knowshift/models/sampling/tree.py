@@ -21,6 +21,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic
 
 import numpy as np
@@ -28,6 +29,7 @@ import torch
 from transformers import DynamicCache
 
 from knowshift.errors import InputError
+from knowshift.models.layers.llama import whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.attention import NAME, USUAL, Prefix
 from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, prefix_of, tree_cache
@@ -113,8 +115,8 @@ class Walk(Generic[Text]):
         for row, ids in zip(self._ids, self.prompts, strict=True):
             row[: len(ids)] = ids
         order = np.lexsort(self._ids.T[::-1])
-        common = held_once(self.loaded, self.prompts)
-        with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
+        common, model = held_once(self.loaded, self.prompts), self.loaded.model
+        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model):
             held = self._hold(common)
             # A prompt branches into its texts; of many draws, several are alike to begin with.
             most = max(map(len, numbers), default=0)
@@ -141,8 +143,8 @@ class Walk(Generic[Text]):
         none = np.empty(0, dtype=np.int64)
         asked = np.array([len(own) > 0 for own in numbers])
         lengths = self._lengths[asked]
-        told = 0
-        with torch.inference_mode(), patches.attention(self.loaded.model, USUAL, NAME):
+        told, model = 0, self.loaded.model
+        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model):
             for leaves in self._leaves:
                 rows = np.flatnonzero(asked[leaves.prompts])
                 if not len(rows):
@@ -295,13 +297,17 @@ class Walk(Generic[Text]):
             self._forward(ids[:1, begun : shared - 1], cache, np.empty(0, dtype=np.int64))
         return first_front(cache, prompts, ids, max(shared - 1, 0))
 
+    @cached_property
+    def _cache_argument(self) -> str:
+        return _cache_argument(self.loaded.model)
+
     def _forward(self, tokens: Ints, cache: DynamicCache, wanted: Ints) -> torch.Tensor:
         """More tokens [N, 1 or more] for every node; logits [K, V] of the wanted nodes (or of one, if none is)."""
         model = self.loaded.model
         rows = torch.from_numpy(wanted if len(wanted) else np.zeros(1, dtype=np.int64)).to(model.device)
         with _head_on_rows(model, rows):
             ids = torch.from_numpy(tokens).to(model.device)
-            given = {"input_ids": ids, _cache_argument(model): cache, "use_cache": True}
+            given = {"input_ids": ids, self._cache_argument: cache, "use_cache": True}
             logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
         self.positions += tokens.size
         return logits if len(logits) == len(rows) else logits.index_select(0, rows)

@@ -1,0 +1,125 @@
+"""Processor seconds of the parts of the default study, in turns: layers computed whole, and as transformers does.
+
+    python benchmarks/parts.py [--part training --part evaluation --part mastery] [--turns 4] [--facts 408]
+        [--trained 480] [--evaluations 4] [--results FILE.json]
+
+In one thread, as a worker of the study has it. ``training``: one training of TRAINED facts in batches of 8 as one row;
+``evaluation``: EVALUATIONS times the greedy answers of the tuned model to 500 test questions; ``mastery``: expected
+hits of FACTS facts. Each turn does a part both ways; a first one of each is not counted. Also says whether both gave
+the same bytes: weights, texts, values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from knowshift.evaluation import evaluate
+from knowshift.facts.fact import Fact
+from knowshift.facts.sources.load import limited, load_facts
+from knowshift.files import digest
+from knowshift.models.layers import loops
+from knowshift.models.loading import LoadedModel, load_model
+from knowshift.probing.measure import Protocol, measure_mastery
+from knowshift.system.allocator import steady_heap
+from knowshift.training import sft
+
+QUESTIONS = 500
+
+
+@contextmanager
+def usual_layers() -> Iterator[None]:
+    """Within the block, layers and the Trainer's steps are those of the libraries."""
+    found = loops.library
+    own = {name: vars(sft._Trainer)[name] for name in ("training_step", "_clip_grad_norm")}
+    clear = sft.quick_zero_grad
+    loops.library = lambda: None  # type: ignore[assignment]
+    sft.quick_zero_grad = nullcontext  # type: ignore[assignment]
+    for name in own:
+        delattr(sft._Trainer, name)
+    try:
+        yield
+    finally:
+        loops.library, sft.quick_zero_grad = found, clear
+        for name, method in own.items():
+            setattr(sft._Trainer, name, method)
+
+
+def tuned(base: LoadedModel, facts: list[Fact]) -> LoadedModel:
+    """A copy of the base, trained on these facts as the default study does."""
+    model = replace(base, model=copy.deepcopy(base.model))
+    sft.finetune(model, facts, sft.TrainingRecipe(learning_rate=1e-3, shared_prefix=True), seed=1)
+    return model
+
+
+def weights_of(model: LoadedModel) -> str:
+    return digest([parameter.detach().numpy().tobytes().hex() for parameter in model.model.parameters()])
+
+
+def main() -> None:
+    """Print processor seconds of each part and turn, both ways, and the median ratio."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", action="append", choices=("training", "evaluation", "mastery"))
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--facts", type=int, default=408)
+    parser.add_argument("--trained", type=int, default=480)
+    parser.add_argument("--evaluations", type=int, default=4)
+    parser.add_argument("--results", type=Path, help="JSON to write to")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    steady_heap()
+    torch.set_num_threads(1)
+    base = load_model("world:tiny", dtype="float32")
+    facts = load_facts("world:tiny").facts
+    train = limited([fact for fact in facts if fact.split == "train"], max(arguments.trained, arguments.facts), 0)
+    asked = limited([fact for fact in facts if fact.split == "test"], QUESTIONS, 0)
+    taught = list(train[: arguments.trained])
+    model = tuned(base, taught)
+
+    def training() -> Any:
+        return weights_of(tuned(base, taught))
+
+    def evaluation() -> Any:
+        return [evaluate(model, asked, {}).columns["text"] for _ in range(arguments.evaluations)]
+
+    def mastery() -> Any:
+        return measure_mastery(base, train[: arguments.facts], Protocol(estimate="expected")).columns
+
+    parts: dict[str, Callable[[], Any]] = {"training": training, "evaluation": evaluation, "mastery": mastery}
+    results: dict[str, Any] = {}
+    for part in arguments.part or parts:
+        turns: list[dict[str, float]] = []
+        for turn in range(arguments.turns + 1):
+            seconds: dict[str, float] = {}
+            found: dict[str, Any] = {}
+            for way in ("usual", "whole") if turn % 2 else ("whole", "usual"):
+                start = time.process_time()
+                if way == "usual":
+                    with usual_layers():
+                        found[way] = parts[part]()
+                else:
+                    found[way] = parts[part]()
+                seconds[way] = time.process_time() - start
+            if turn:
+                turns.append(seconds)
+                print(f"{part} {seconds['usual']:.2f} s as usual, {seconds['whole']:.2f} s whole", flush=True)
+        ratios = sorted(turn["whole"] / turn["usual"] for turn in turns)
+        same = found["usual"] == found["whole"]
+        print(f"{part}: median ratio {ratios[len(ratios) // 2]:.3f}, the same bytes: {same}", flush=True)
+        results[part] = {"turns": turns, "same": same}
+    if arguments.results:
+        arguments.results.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
