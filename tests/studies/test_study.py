@@ -177,7 +177,7 @@ def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_head_gives_the_same_ta
         _, err = process.communicate(timeout=120)
     finally:
         cluster.shutdown()
-    said = [line for line in err.splitlines() if not re.match(r"\[\d+/14\] |it may be interrupted", line)]
+    said = [line for line in err.splitlines() if not re.match(r"\[\d+/15\] |it may be interrupted", line)]
     assert process.returncode == 2, err
     assert said[-1].startswith(f"knowshift: Ray at {address}: ended")
     assert "what is done stays, the same command goes on" in said[-1]

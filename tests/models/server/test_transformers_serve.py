@@ -128,8 +128,8 @@ def test_a_study_takes_mastery_from_a_server_and_goes_on_with_another(
     transformers_serve: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def config(url: str) -> StudyConfig:
-        facts = "train_facts: 5, test_facts: 2, facts_per_cell: 6"
-        asked = f"draws_per_prompt: 2, max_new_tokens: 4, {facts}, servers: ['{url}']"
+        facts = "train_facts: 5, test_facts: 1, facts_per_cell: 6"
+        asked = f"draws_per_prompt: 1, max_new_tokens: 4, {facts}, servers: ['{url}']"
         text = f"name: s\nmodel: world:tiny\nfacts: world:tiny\nlevels: [0]\nsizes: [5]\nmastery: {{{asked}}}\n"
         return parse_config(text, "s.yaml")
 
@@ -145,7 +145,7 @@ def test_a_study_takes_mastery_from_a_server_and_goes_on_with_another(
         with pytest.raises(InputError, match=r"level 0 has \d training facts among the 5 probed, 5 asked"):
             run_study(config(url), run, executor="here")
     parts = [read_table(file, MASTERY, "mastery") for file in sorted(run.glob("cells/mastery/*/mastery.parquet"))]
-    assert sorted(table.num_rows for table, _ in parts) == [3, 6]
+    assert sorted(table.num_rows for table, _ in parts) == [1, 6]
     server = CompletionsServer(transformers_serve)
     for _, about in parts:
         assert {name: about[name] for name in server.about()} == server.about()
