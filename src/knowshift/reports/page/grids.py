@@ -149,7 +149,7 @@ def trainings_table(trainings: Table) -> Grid:
             Entry(row["control"] or "the grid"),
             Entry(_level(str(row["level"]))),
             Entry(f"{row['size']:,}"),
-            Entry(row["learning_rate"]),
+            Entry(f"{float(row['learning_rate']):.3g}"),
             number(row["distinct_facts"], "{:,}".format),
             number(row["updates"], "{:,}".format),
             number(row["train_loss"], "{:.2f}".format),
@@ -157,8 +157,9 @@ def trainings_table(trainings: Table) -> Grid:
         ]
         for row in trainings.where()
     ]
-    heads = ["training", "level", "samples", "rate", "distinct facts", "updates", "loss", "weights changed"]
-    return Grid("What every training was, mean over draws", heads, body)
+    heads = ["training", "level", "samples", "rate", "distinct", "updates", "loss", "changed"]
+    caption = "What every training was, mean over draws: distinct facts, updates, loss, share of weights that changed"
+    return Grid(caption, heads, body, "dense")
 
 
 def _control_table(name: str, rows: Rows, accuracy: Table, config: Mapping[str, Any]) -> Grid:
