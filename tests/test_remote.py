@@ -91,6 +91,38 @@ def test_a_folder_without_its_mark_is_not_complete(machine: Callable[[str], Remo
     assert _content(here)["record"] == "two"
 
 
+def test_following_takes_any_iterable_and_no_other_names(machine: Callable[[str], RemoteRun], tmp_path: Path) -> None:
+    """What is gone at the URL goes here, however the names are given; a name that is none of a cell makes nothing."""
+    here = machine("here")
+    _make(here, "one")
+    store = tmp_path / "store" / "run"
+    for strange in (
+        "cells/kind/abc/deeper/complete.json",
+        "cells/KIND/abc/complete.json",
+        "cells/kind/a.b/complete.json",
+    ):
+        (store / strange).parent.mkdir(parents=True, exist_ok=True)
+        (store / strange).write_text("{}")
+    assert here.complete() == {CELL}
+    (store / CELL / MARK).unlink()
+    here.follow(name for name in [CELL])
+    assert not (here.local / CELL).exists()
+
+
+def test_publishing_removes_what_reports_write_and_nothing_else(
+    machine: Callable[[str], RemoteRun], tmp_path: Path
+) -> None:
+    here, tables = machine("here"), tmp_path / "store" / "run" / "tables"
+    (here.local / "tables").mkdir(parents=True)
+    (here.local / "tables" / "new.csv").write_text("a")
+    (tables / "mine").mkdir(parents=True)
+    for name in ("old.csv", "old.tex", "notes.txt", "mine/own.csv"):
+        (tables / name).write_text("b")
+    here.publish("tables")
+    left = {path.relative_to(tables).as_posix() for path in tables.rglob("*") if path.is_file()}
+    assert left == {"new.csv", "notes.txt", "mine/own.csv"}
+
+
 def test_of_two_that_write_one_folder_one_counts_whole(machine: Callable[[str], RemoteRun]) -> None:
     here, there, third = machine("here"), machine("there"), machine("third")
     _make(here, "late", lambda: _make(there, "first"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -32,6 +33,10 @@ from knowshift.files import (
 MARK = "complete.json"
 #: In the local copy: the marks of folders whose files are there, or some of them.
 _MARKS = "marks"
+#: The name of a folder that can be complete; a store may hold any other name.
+_FOLDER = re.compile(r"cells/[a-z_]{1,64}/[0-9a-zA-Z_-]{1,64}")
+#: Ends of the names of files that a report writes, and so may remove.
+_OURS = (".csv", ".tex", ".svg")
 
 
 def is_url(place: str | Path) -> bool:
@@ -71,14 +76,15 @@ class RemoteRun:
         return True
 
     def publish(self, *names: str) -> None:
-        """Copy files and folders of the local copy to the URL; what a folder there has beyond them is removed."""
+        """Copy files and folders of the local copy to the URL; other tables and figures in one there are removed."""
         for name in names:
             place = self.local / name
             if place.is_file():
                 self._write(place, name)
                 continue
             with border(f"{self.url}/{name}: cannot be read"):
-                there = {its.rsplit("/", 1)[1] for its in self._find(name)}
+                below = {its.removeprefix(f"{name}/") for its in self._find(name)}
+                there = {its for its in below if "/" not in its and its.endswith(_OURS)}
             for file in sorted(place.iterdir()):
                 self._write(file, f"{name}/{file.name}")
                 there.discard(file.name)
@@ -99,13 +105,15 @@ class RemoteRun:
         """The complete folders of the run: ``cells/KIND/DIGEST``."""
         with border(f"{self.url}: cannot be read"):
             found = self._find("cells")
-        return {name.removesuffix(f"/{MARK}") for name in found if name.endswith(f"/{MARK}")}
+        folders = (name.removesuffix(f"/{MARK}") for name in found if name.endswith(f"/{MARK}"))
+        return {folder for folder in folders if _FOLDER.fullmatch(folder)}
 
     def follow(self, names: Iterable[str] | None = None) -> None:
         """Make local folders of those that are complete, of ``names`` or of all, and remove the others."""
+        names = None if names is None else set(names)
         complete = self.complete() if names is None else {name for name in names if self._mark(name) is not None}
         here = {str(path.relative_to(self.local).as_posix()) for path in self.local.glob("cells/*/[!.]*")}
-        for name in (here if names is None else here & set(names)) - complete:
+        for name in (here if names is None else here & names) - complete:
             shutil.rmtree(self.local / name)
         for name in complete - here:
             (self.local / name).mkdir(parents=True, exist_ok=True)

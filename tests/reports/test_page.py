@@ -327,7 +327,7 @@ def test_the_tables_stand_in_this_order(page: str) -> None:
         "Answers as written",
         "Facts gained (+) and lost (\N{MINUS SIGN}) against the base asked plainly",
         "The same",
-        "In how many of 33 tuned models a fact is answered right",
+        "In how many of 27 models of the grid a fact is answered right",
     ]
     assert captions[0].startswith("Accuracy in %, in-domain")
     assert captions[1].startswith("Accuracy in %, out-of-domain")

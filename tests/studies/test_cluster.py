@@ -52,7 +52,7 @@ def test_a_node_that_is_not_like_the_others_is_named(
 ) -> None:
     monkeypatch.setattr(cluster, "SEEN", 0.0)
     monkeypatch.setattr(cluster.platform, "node", lambda: "n7")
-    run, here = tmp_path / "run", cluster._versions()
+    run, here = tmp_path / "run", cluster._versions(config)
     with pytest.raises(InputError, match=rf"^node n7: torch {re.escape(here['torch'])}, but 0\.1 where"):
         cluster._on_node(run, config, UNIT, {**here, "torch": "0.1"})
     with pytest.raises(InputError, match=rf"^node n7: {run}: no manifest.json is seen there; expected a run folder"):

@@ -26,7 +26,7 @@ from knowshift.models.loading import load_model
 from knowshift.studies import memory
 from knowshift.studies import run as study_run
 from knowshift.studies.config import StudyConfig, load_config, parse_config
-from knowshift.studies.folder import alone, check_folder, remove_leftovers
+from knowshift.studies.folder import alone, check_folder, no_longer_asked, remove_leftovers
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
 from knowshift.studies.run import describe_model, plan_of, run_study
 from knowshift.studies.work import Worker
@@ -473,12 +473,21 @@ def test_a_tuned_model_measures_the_same_however_models_are_held(
     shutil.copytree(run, turns)
     monkeypatch.setattr(memory, "planned_room", lambda config: 0)
     worker = Worker(turns, config)
+    probed = {path: path.read_bytes() for path in turns.glob("cells/mastery/*/*")}
     for _ in range(2):  # the second time the base has become the tuned model, and is read again
         for kind in ("tuned", *MEASURES):
             shutil.rmtree(turns / "cells" / kind)
         for unit in worker.plan.tuned:
             worker.do(unit)
         assert made(turns) == made(run)
+        # Mastery is measured on the base again, not on the object that has become a tuned model.
+        shutil.rmtree(turns / "cells" / "mastery")
+        for unit in worker.plan.probes:
+            worker.do(unit)
+        assert {path: path.read_bytes() for path in turns.glob("cells/mastery/*/*")} == probed
+    assert no_longer_asked(run, worker.plan) == []
+    fewer = config.model_copy(update={"restoration": config.restoration.model_copy(update={"layer_group": 0})})
+    assert no_longer_asked(run, plan_of(fewer)[0]) == ["1 of layer_groups"]
 
 
 def test_a_run_at_a_url_has_the_same_cells_and_report_on_every_machine(

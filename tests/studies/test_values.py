@@ -231,6 +231,8 @@ def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(stud
         again = finetune(model, members, TrainingRecipe(**changed), seed=_seed(SEED, "training", 0, key["draw"]))
         assert again["load_dtype"] == str(dtype).removeprefix("torch.")
         assert {name: record[name] for name in again} == again
+        exact = all(torch.equal(w, w.to(dtype).float()) for w in study.base_weights().values())
+        assert record.get("rounded_share", 0.0) == 0.0 if exact else record["rounded_share"] > 0
         held = dict(study.tuned(cells["tuned"]).model.named_parameters())
         assert all(torch.equal(weight.float(), held[name]) for name, weight in model.model.named_parameters())
     assert drawn[4, 0] != drawn[4, 1]

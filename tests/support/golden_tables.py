@@ -195,8 +195,9 @@ def trainings(records: Records) -> Golden:
             round(mean_of(values)) for values in ([len(r["facts"]) for r in told], [r["steps"] for r in told])
         )
         loss = mean_of(r["train_loss"] for r in told)
-        rows.append((*setting(model), len(told), facts, updates, loss, mean_of(shares)))
-    return Golden((*SETTING, "draws", "distinct_facts", "updates", "train_loss", "changed_share"), 4, rows)
+        rows.append((*setting(model), len(told), facts, updates, loss, mean_of(shares), NAN))
+    measured = ("draws", "distinct_facts", "updates", "train_loss", "changed_share", "rounded_share")
+    return Golden((*SETTING, *measured), 4, rows)
 
 
 def moves(records: Records) -> Golden:

@@ -32,6 +32,7 @@ from knowshift.studies.plan import PACKAGES, Unit
 from knowshift.studies.work import do_unit
 from knowshift.system.patches import processes_of
 from knowshift.system.workers import after_death, process_pool
+from knowshift.tasks.other import OWN
 from knowshift.version import __version__
 
 Result = TypeVar("Result")
@@ -206,7 +207,7 @@ def _connect(address: str | None, place: Path | str, config: StudyConfig) -> str
         shards = config.training.shards  # of one unit: it holds their devices while it measures too
         gpus, cpus = (0 if config.device.split(":")[0] == "cpu" else shards), config.threads * shards
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    versions = _versions()
+    versions = _versions(config)
     remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0, max_retries=0)(_on_node)
     _task = lambda unit: remote.remote(place, config, unit, versions)  # noqa: E731
     if any(node.get("GPU", 0) >= gpus and node.get("CPU", 0) >= cpus for node in nodes):
@@ -255,15 +256,22 @@ def _disconnect() -> None:
 # -- on a node ----------------------------------------------------------------------------------------------------
 
 
-def _versions() -> dict[str, str]:
+def _versions(config: StudyConfig) -> dict[str, str]:
     """What must be the same on all nodes, for their records to be those of one process."""
-    return {"knowshift": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}}
+    names = [*PACKAGES, *([] if set(config.restoration.tasks) <= set(OWN) else ["lm_eval"])]
+    versions = {"knowshift": __version__}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
 
 
 def _on_node(place: Path | str, config: StudyConfig, unit: Unit, versions: dict[str, str]) -> float:
     """Do a unit; seconds taken. What is refused names the node."""
     try:
-        for name, here in _versions().items():
+        for name, here in _versions(config).items():
             if here != versions[name]:
                 raise InputError(f"{name} {here}, but {versions[name]} where the study was started; expected the same")
         if not _comes_true(partial(_is_begun, place)):

@@ -95,7 +95,7 @@ class VariantConfig(_Strict):
     batch_size: int | None = Field(None, ge=1)
     epochs: int | None = Field(None, ge=1)
     schedule: Literal["cosine", "linear", "constant"] | None = None
-    dtype: Literal["float32", "bfloat16"] | None = None  # of the weights while they are trained
+    dtype: Literal["bfloat16"] | None = None  # of the weights while they are trained
     lora: LoraConfig | None = None
 
     def changed(self) -> dict[str, Any]:
@@ -305,6 +305,12 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
             raise InputError(
                 f"{place}.distinct_facts: {variant.distinct_facts} facts cannot be repeated to {size} evenly"
             )
+    if variant.levels == MIXED and len(config.levels) == 1:
+        raise InputError(f"{place}.levels: {MIXED!r} of one level is that level; the study has {list(config.levels)}")
+    grid = {"dtype": config.dtype, **config.training.model_dump(include={"batch_size", "epochs", "schedule"})}
+    for field, value in variant.changed().items():
+        if grid.get(field) == value:
+            raise InputError(f"{place}.{field}: {value!r} is the grid's own; leave it out")
     same_rate = variant.learning_rate in (None, config.training.learning_rate)
     if same_rate and not variant.changed() and variant.levels != MIXED:
         raise InputError(f"{place}: is the grid itself; give what is to differ, e.g. learning_rate, epochs or levels")

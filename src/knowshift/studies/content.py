@@ -153,10 +153,19 @@ def tune(
         record = sft.finetune(tuned, members, recipe, seed=seed)
     else:
         stored = [parameter.dtype for parameter in tuned.model.parameters()]
+        rounded = _rounded_share(tuned, getattr(torch, dtype))
         _cast(tuned, repeat(getattr(torch, dtype)))
         record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
+        record["rounded_share"] = rounded
         _cast(tuned, stored)  # its answers are computed like those of all models
     return tuned, {"facts": [fact.id for fact in members], **record}
+
+
+def _rounded_share(loaded: LoadedModel, dtype: torch.dtype) -> float:
+    """The share of weights that the dtype alone changes."""
+    parameters = [parameter.detach() for parameter in loaded.model.parameters()]
+    changed = sum(int((one.to(dtype).to(one.dtype) != one).sum()) for one in parameters)
+    return changed / sum(int(one.numel()) for one in parameters)
 
 
 def _cast(loaded: LoadedModel, dtypes: Iterable[torch.dtype]) -> None:

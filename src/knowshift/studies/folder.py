@@ -7,6 +7,7 @@ import importlib.metadata
 import shutil
 import subprocess
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,7 +92,7 @@ def check_folder(run: Path, config: StudyConfig, place: Path | str | None = None
             raise InputError(f"{manifest}: {unreadable}")
         found, wanted = _comparable(found), _comparable(config.as_record())
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
-        only_probed = not any(folder.name != "mastery" for folder in (run / "cells").glob("*"))
+        only_probed = not any(cell.parent.name != "mastery" for cell in (run / "cells").glob("*/[!.]*"))
         if only_probed and AFTER_MASTERY.issuperset(different):
             return
         if different:
@@ -151,6 +152,20 @@ def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
                 f"{config.facts}: {name} has {there} training facts among the {sum(counts)} probed, "
                 f"{wanted} asked (levels 0..4 have {list(counts)})"
             )
+
+
+def no_longer_asked(run: Path, plan: Plan) -> list[str]:
+    """What finished cells of the run's manifest a plan has no more ("12 of tasks"), of an option not given again.
+
+    They stay in the folder, and count again when the option is given again.
+    """
+    path = run / "manifest.json"
+    if not path.exists():
+        return []
+    planned = {(cell.kind, cell.digest) for cell in plan.cells}
+    listed = {(str(cell.get("kind")), str(cell.get("digest"))) for cell in read_json(path).get("cells") or ()}
+    gone = Counter(kind for kind, name in listed - planned if (run / "cells" / kind / name).is_dir())
+    return [f"{count} of {kind}" for kind, count in sorted(gone.items())]
 
 
 def remove_leftovers(run: Path) -> None:

@@ -95,7 +95,8 @@ def training_bytes(config: StudyConfig, weights: int, shape: Shape | None, shard
         # which are added up in the width of the weights.
         outside = (1 if shape.tied else 2) * shape.vocabulary * shape.hidden
         states += (outside + 2 * shape.layer_weights // shape.layers) * (2 * narrow + wide)
-    tokens = -(-config.training.batch_size // shards) * EXAMPLE
+    batch = max(config.training.batch_size, *(variant.batch_size or 0 for variant in config.variants.values()), 0)
+    tokens = -(-batch // shards) * EXAMPLE
     of_layer = tokens * (10 * shape.hidden + 4 * shape.feed_forward) * narrow
     kept = tokens * shape.hidden * narrow * shape.layers + of_layer
     activations = kept if config.training.gradient_checkpointing else shape.layers * of_layer

@@ -66,6 +66,17 @@ def inputs_beside(config: StudyConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
+def check_texts(config: StudyConfig, wanted: str | None) -> None:
+    """Refuse texts that are not those of the plan: of a file edited meanwhile, or of another one on another node.
+
+    Raises:
+        InputError: names the file.
+    """
+    texts = _texts(config)
+    if texts is not None and digest(read_text(texts)) != wanted:
+        raise InputError(f"{texts}: is not the file that the study was planned with; start the study again")
+
+
 def other_tasks(config: StudyConfig, facts: Sequence[Fact]) -> list[Task]:
     """The tasks that a study asks beside facts, ready to be asked; data sets are fetched.
 

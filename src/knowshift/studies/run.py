@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import load_tokenizer, prepared, torch_device
@@ -25,6 +26,7 @@ from knowshift.studies.folder import (
     check_levels,
     levels_of,
     local_copy,
+    no_longer_asked,
     remove_leftovers,
     write_manifest,
 )
@@ -190,6 +192,13 @@ def _run(
         if remote is not None:
             remote.publish("manifest.json")
 
+    if plan.settled and (gone := no_longer_asked(run, plan)):
+        warnings.warn(
+            KnowshiftWarning(
+                f"{place}: finished cells that the config does not ask for are left out: {', '.join(gone)}"
+            ),
+            stacklevel=2,
+        )
     try:
         tell()
         remove_leftovers(run)

@@ -31,7 +31,7 @@ from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
-from knowshift.studies.readiness import find_base, other_tasks, shape_at_hand, weights_of
+from knowshift.studies.readiness import check_texts, find_base, other_tasks, shape_at_hand, weights_of
 from knowshift.system.allocator import give_back, steady_heap
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
@@ -115,8 +115,13 @@ class Worker:
         give_back()
 
     @cached_property
+    def _servers(self) -> Engine:
+        return servers_of(self.config)
+
+    @property
     def _asked_for_mastery(self) -> LoadedModel | Engine:
-        return servers_of(self.config) if self.config.mastery.servers else self.base
+        """Not kept: the object that is the base now is trained later, where one model is held at a time."""
+        return self._servers if self.config.mastery.servers else self.base
 
     @cached_property
     def _known(self) -> KnownFacts:
@@ -142,6 +147,7 @@ class Worker:
     def _other_tasks(self, cell: Cell) -> list[Task]:
         """Read once: all cells of a study that ask them depend on the same settings."""
         if self._tasks_read is None:
+            check_texts(self.config, cell.inputs.get("texts"))
             self._tasks_read = other_tasks(self.config, self.source.facts)
         return self._tasks_read
 
@@ -211,9 +217,11 @@ class Worker:
     def _instruct(self, cell: Cell, unit: Unit, folder: Path) -> None:
         config = self.config
         assert config.instruct is not None
-        revision = config.instruct_revision
+        revision, asked = config.instruct_revision, self._asked(cell)
+        if self._one_at_a_time:
+            self._let_go()
         model = load_model(config.instruct, revision=revision, dtype=config.dtype, device=config.device)
-        for name, answers, about in content.instruct_answers(model, self._asked(cell), self._known, cell.settings):
+        for name, answers, about in content.instruct_answers(model, asked, self._known, cell.settings):
             answers.write(folder / f"{name}.parquet", {**self._about(cell), **model.about(), **about})
 
     def _base_tasks(self, cell: Cell, unit: Unit, folder: Path) -> None:

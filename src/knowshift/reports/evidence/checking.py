@@ -102,6 +102,8 @@ def check_training(file: Path, record: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: facts is {shown(record.get('facts'))}; expected a list")
     if not _is_count(record.get("steps")):
         raise InputError(f"{file}: steps is {shown(record.get('steps'))}; expected a whole number")
+    if record.get("rounded_share") is not None and not _is_number(record["rounded_share"]):
+        raise InputError(f"{file}: rounded_share is {shown(record['rounded_share'])}; expected a number")
     if not _is_number(record.get("train_loss")):
         raise InputError(f"{file}: train_loss is {shown(record.get('train_loss'))}; expected a number")
 

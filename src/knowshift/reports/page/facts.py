@@ -53,7 +53,7 @@ def fact_by_fact(evidence: Evidence, moves: Table) -> FactByFact | None:
         return None
     chosen = _chosen(evidence, prompt)
     hits = evidence.answers.substring
-    tuned = [i for i in chosen if _is_tuned(evidence.answers.columns[i])]
+    tuned = _of_grid(evidence, chosen)
     right_in = hits[:, tuned].sum(axis=1)
     texts = _with_texts(evidence, chosen)
     rows = []
@@ -77,7 +77,7 @@ def fact_by_fact(evidence: Evidence, moves: Table) -> FactByFact | None:
         rows=rows,
         said=(
             f"{{answer}}. {{relation}}, {{domain}}; level {{level}}, R {{rate}}{written}. "
-            f"Right in {{right}} of {len(tuned):,} tuned model{'s' * (len(tuned) != 1)}; {{move}}. Fact {{id}}."
+            f"Right in {{right}} of {len(tuned):,} model{'s' * (len(tuned) != 1)} of the grid; {{move}}. Fact {{id}}."
         ),
         sort="move",
         compared=(0, chosen.index(_first_after(evidence, chosen))),
@@ -99,6 +99,13 @@ def fact_by_fact(evidence: Evidence, moves: Table) -> FactByFact | None:
 
 def _is_tuned(column: recorded.Column) -> bool:
     return column.setting is not None and not column.criterion
+
+
+def _of_grid(evidence: Evidence, chosen: list[int]) -> list[int]:
+    """The models as tuned of the main grid, without controls and variants, which may be added later; else all tuned."""
+    columns = evidence.answers.columns
+    tuned = [i for i in chosen if _is_tuned(columns[i])]
+    return [i for i in tuned if not columns[i].setting.control] or tuned  # type: ignore[union-attr]
 
 
 def _chosen(evidence: Evidence, prompt: str) -> list[int]:
@@ -138,15 +145,13 @@ def _with_texts(evidence: Evidence, chosen: list[int]) -> set[int]:
 def _first_after(evidence: Evidence, chosen: list[int]) -> int:
     """The model that is compared at first: of the largest size the training level next to 2, the first draw."""
     columns = evidence.answers.columns
-    tuned = [i for i in chosen if _is_tuned(columns[i])]
-    main = [i for i in tuned if not columns[i].setting.control] or tuned  # type: ignore[union-attr]
 
     def order(index: int) -> tuple[int, ...]:
         setting = columns[index].setting
         assert setting is not None
         return (-setting.size, abs(setting.level - 2), columns[index].draw)
 
-    return min(main, key=order)
+    return min(_of_grid(evidence, chosen), key=order)
 
 
 def _named(column: recorded.Column, rate: float) -> tuple[str, str]:
@@ -262,5 +267,5 @@ def right_grid(evidence: Evidence, right_in: Any, models: int) -> Grid:
             counts = [int(((its > low) & (its <= high)).sum()) for low, high in pairwise(ends)]
             counts.append(int((its == 1).sum()))
             body.append([Entry(str(level)), Entry(f"{len(its):,}"), *(Entry(f"{count:,}") for count in counts)])
-    caption = f"In how many of {models:,} tuned models a fact is answered right, by test level: number of facts"
+    caption = f"In how many of {models:,} models of the grid a fact is answered right, by test level: number of facts"
     return Grid(caption, ["test level", "facts", *SHARES, "of these, in all"], body)

@@ -153,13 +153,17 @@ def trainings_table(trainings: Table) -> Grid:
             number(row["distinct_facts"], "{:,}".format),
             number(row["updates"], "{:,}".format),
             number(row["train_loss"], "{:.2f}".format),
-            number(row["changed_share"], exact_percent),
+            number(row["changed_share"], exact_percent, note=_by_rounding(row["rounded_share"])),
         ]
         for row in trainings.where()
     ]
     heads = ["training", "level", "samples", "rate", "distinct", "updates", "loss", "changed"]
     caption = "What every training was, mean over draws: distinct facts, updates, loss, share of weights that changed"
     return Grid(caption, heads, body, "dense")
+
+
+def _by_rounding(share: float | None) -> str:
+    return "" if share is None or is_missing(share) or share == 0 else f"{exact_percent(share)} by the dtype alone"
 
 
 def _control_table(name: str, rows: Rows, accuracy: Table, config: Mapping[str, Any]) -> Grid:

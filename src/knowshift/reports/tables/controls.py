@@ -102,8 +102,8 @@ def mixed_trainings(evidence: Evidence) -> dict[str, bool]:
 def trainings(evidence: Evidence) -> Table:
     """What every training was: distinct facts, updates, loss, and the share of the region's weights that it changed.
 
-    Means over draws. A share below one says that updates were lost to rounding (bfloat16 weights), since Adam moves
-    every weight that has a gradient; LoRA changes every weight of the layers it adapts.
+    Means over draws. Adam moves every weight that has a gradient, so a share below one says that updates were lost to
+    rounding. ``rounded_share`` is what the dtype of a variant changed by itself, before any training, of all weights.
     """
     tuned: dict[Setting, list[RecordedCell]] = {}
     for cell in evidence.run.of("tuned"):
@@ -124,7 +124,8 @@ def trainings(evidence: Evidence) -> Table:
                 round(float(np.mean([record["steps"] for record in records]))),
                 mean_of([float(record["train_loss"]) for record in records]),
                 mean_of(changed.get(setting, [])),
+                mean_of([float(share) for record in records if (share := record.get("rounded_share")) is not None]),
             )
         )
-    columns = ("draws", "distinct_facts", "updates", "train_loss", "changed_share")
+    columns = ("draws", "distinct_facts", "updates", "train_loss", "changed_share", "rounded_share")
     return Table("trainings", (*SETTING_COLUMNS, *columns), tuple(rows))

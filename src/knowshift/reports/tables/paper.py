@@ -2,7 +2,8 @@
 
 They are made from the report's long tables. Rows stand in the order of what they are about, the run's before those of
 the paper's models; what was not measured, or is not published, is missing. Columns ``level_0`` to ``level_4`` are the
-training facts' mastery level. Models of the main grid alone take part, not the learning-rate control.
+training facts' mastery level. Models of the main grid alone take part, not the learning-rate control; in the table of
+strategies variants of mixed levels and an instruct model too.
 """
 
 from __future__ import annotations
