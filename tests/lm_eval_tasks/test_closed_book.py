@@ -73,7 +73,7 @@ def test_a_path_that_is_missing_is_asked_for(metadata: dict[str, str], words: st
 
 def test_every_task_is_in_a_file_of_its_name() -> None:
     assert manager().all_tasks == names()
-    assert len(names()) == 4
+    assert len(names()) == 5
 
 
 def test_the_command_prints_the_folder() -> None:
