@@ -122,7 +122,6 @@ def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
         ("variants={all: {epochs: 2}}", "variants.all: 'all' names the training sets of all facts"),
         ("variants={M_: {epochs: 2}}", "--set variants.M_"),
         ("variants={m: {distinct_facts: 7}}", "7 facts cannot be repeated to 1920 evenly"),
-        ("variants={m: {draws: 4, epochs: 2}}", "variants.m.draws: 4, more than the grid's 3"),
         ("variants={m: {levels: [], epochs: 2}}", "variants.m.levels: expected some of the levels"),
         ("variants={m: {sizes: [60, 60], epochs: 2}}", "variants.m.sizes: expected distinct values"),
         ("variants={m: {dtype: float32}}", "--set variants.m.dtype"),

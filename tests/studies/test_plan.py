@@ -266,7 +266,7 @@ def test_variants_stand_beside_a_grid_that_stays_as_it_is() -> None:
     variants: dict[str, Any] = {
         "mixed": {"levels": "mixed", "sizes": [2, 4]},
         "longer": {"epochs": 3, "levels": [1], "draws": 1, "learning_rate": 2e-3},
-        "few": {"distinct_facts": 2, "lora": {"rank": 4}},
+        "few": {"distinct_facts": 2, "draws": 9, "lora": {"rank": 4}},
     }
     grid, plan = _plan(_config()), _plan(StudyConfig.model_validate({**SMALL, "variants": variants}))
     assert _digests(grid).items() <= _digests(plan).items()

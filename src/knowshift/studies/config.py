@@ -89,7 +89,7 @@ class VariantConfig(_Strict):
 
     levels: tuple[Level, ...] | Literal["mixed"] | None = None  # mixed: all levels of the study in turn
     sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    draws: int | None = Field(None, ge=1)
+    draws: int | None = Field(None, ge=1)  # the first of the grid's, and no more than it has
     distinct_facts: int | None = Field(None, ge=1)  # of every training set; repeated, so that updates stay as many
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False)
     batch_size: int | None = Field(None, ge=1)
@@ -298,15 +298,11 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
     for field, values in (("levels", variant.levels), ("sizes", variant.sizes)):
         if isinstance(values, tuple) and (not values or len(set(values)) != len(values)):
             raise InputError(f"{place}.{field}: expected distinct values, found {list(values)}")
-    if (variant.draws or 1) > config.draws:
-        raise InputError(f"{place}.draws: {variant.draws}, more than the grid's {config.draws}")
     for size in config.sizes_of(variant) if variant.distinct_facts else ():
         if size % (variant.distinct_facts or 1):
             raise InputError(
                 f"{place}.distinct_facts: {variant.distinct_facts} facts cannot be repeated to {size} evenly"
             )
-    if variant.levels == MIXED and len(config.levels) == 1:
-        raise InputError(f"{place}.levels: {MIXED!r} of one level is that level; the study has {list(config.levels)}")
     grid = {"dtype": config.dtype, **config.training.model_dump(include={"batch_size", "epochs", "schedule"})}
     for field, value in variant.changed().items():
         if grid.get(field) == value:

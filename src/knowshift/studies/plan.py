@@ -286,7 +286,7 @@ def _plan(
         for name, variant in config.variants.items()
         for level in ([None] if variant.levels == MIXED else variant.levels or config.levels)
         for size in config.sizes_of(variant)
-        for draw in range(variant.draws or config.draws)
+        for draw in range(min(variant.draws or config.draws, config.draws))
     ]
     # Larger training sets first: the longest work at the start leaves no worker waiting at the end.
     tuned.sort(key=lambda unit: -float(unit.cells[0].coordinates["size"] or math.inf))
