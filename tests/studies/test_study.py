@@ -392,7 +392,7 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
     del earlier["instruct"], earlier["restoration"]["tasks"]  # of a version that had no such fields
     del earlier["training"]["shards"]
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
-    (tmp_path / "run" / "cells" / "tuned").mkdir(parents=True)
+    (tmp_path / "run" / "cells" / "tuned" / "abc").mkdir(parents=True)
     check_folder(tmp_path / "run", config)
     more = {"restoration.tasks": ["text_loss"], "restoration.tasks_limit": 5, "instruct": "world:tiny"}
     more["variants"] = {"longer": {"epochs": 2}}
@@ -405,7 +405,7 @@ def test_a_folder_of_another_config_or_of_something_else_is_left_alone(tmp_path:
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"config": earlier}))
     check_folder(tmp_path / "run", config)
     asking = parse_config(SMALL.replace("mastery: {", "mastery: {servers: ['http://here'], "), "small")
-    (tmp_path / "run" / "cells" / "base").mkdir(parents=True)
+    (tmp_path / "run" / "cells" / "base" / "abc").mkdir(parents=True)
     with pytest.raises(InputError, match="another config"):
         check_folder(tmp_path / "run", asking)
     elsewhere = json.loads(json.dumps({"config": asking.as_record()}).replace("here", "there"))
@@ -426,7 +426,7 @@ def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_p
     check_folder(tmp_path / "run", parse_config(small, "small"))
     with pytest.raises(InputError, match="another config"):
         check_folder(tmp_path / "run", parse_config(small + "seed: 4\n", "small"))
-    (tmp_path / "run" / "cells" / "tuned").mkdir()
+    (tmp_path / "run" / "cells" / "tuned" / "abc").mkdir(parents=True)
     with pytest.raises(InputError, match="another config"):
         check_folder(tmp_path / "run", parse_config(small, "small"))
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from knowshift.errors import border
+
 #: Names of moves, in the order of their numbers; facts.css has a colour for the first two.
 MOVES = ("lost", "gained", "kept", "never")
 #: Characters of an answer that are kept, and half of those of a question.
@@ -124,8 +126,13 @@ def packed(facts: FactList) -> str:
 
 
 def unpacked(text: str) -> Mapping[str, Any]:
-    """What :func:`packed` wrote, as facts.js reads it."""
-    found: Mapping[str, Any] = json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
+    """What :func:`packed` wrote, as facts.js reads it.
+
+    Raises:
+        InputError: the text is not of that kind.
+    """
+    with border("the facts of a page: cannot be read"):
+        found: Mapping[str, Any] = json.loads(gzip.decompress(base64.b64decode(text, validate=True)))
     return found
 
 

@@ -93,9 +93,7 @@ def check_folder(run: Path, config: StudyConfig, place: Path | str | None = None
         found, wanted = _comparable(found), _comparable(config.as_record())
         different = sorted(key for key in {*found, *wanted} if found.get(key) != wanted.get(key))
         only_probed = not any(cell.parent.name != "mastery" for cell in (run / "cells").glob("*/[!.]*"))
-        if only_probed and AFTER_MASTERY.issuperset(different):
-            return
-        if different:
+        if different and not (only_probed and AFTER_MASTERY.issuperset(different)):
             key = different[0]
             raise InputError(
                 f"{place}: holds the run of another config ({key}: {found.get(key)!r} there, {wanted.get(key)!r} "

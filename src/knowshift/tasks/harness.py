@@ -30,14 +30,11 @@ class Leaf:
     """The chosen documents of one task of lm-eval."""
 
     task: Any  # lm_eval.api.task.Task
+    name: str  # read once: lm-eval draws a random one each time it is asked, and takes the task's own
     documents: list[Mapping[str, Any]]
     requests: list[list[Any]]  # of each document, lm_eval.api.instance.Instance
     numbers: list[int]  # of the documents in their task
     metric: str = ""  # what is counted, once that is known
-
-    @property
-    def name(self) -> str:
-        return str(self.task.task_name)
 
     @property
     def filter(self) -> str:
@@ -177,5 +174,5 @@ def choose_documents(tasks: Sequence[Any], limit: int | None, seed: int) -> list
         requests: list[list[Any]] = [[] for _ in mine]
         for request in task.instances:
             requests[request.doc_id].append(request)
-        leaves.append(Leaf(task, [of_one[0].doc for of_one in requests], requests, mine))
+        leaves.append(Leaf(task, str(task.task_name), [of_one[0].doc for of_one in requests], requests, mine))
     return leaves

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,6 +52,7 @@ def adapted(model: PreTrainedModel, lora: Lora | None, seed: int) -> Iterator[An
         yield wrapped
         merged = True
     finally:
-        wrapped.merge_and_unload() if merged else wrapped.unload()
+        with border("LoRA: the adapters cannot be merged"):
+            wrapped.merge_and_unload() if merged else wrapped.unload()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(trained[name])
