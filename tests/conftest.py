@@ -12,11 +12,11 @@ import pytest
 import torch
 from filelock import FileLock
 
-import commands
 from hand_run import build_hand_run
 from knowshift.files import folder_beside
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.reports.tables.build import Tables, build_tables
+from knowshift.system.workers import import_once
 from knowshift.world.build import build_world
 from knowshift.world.invent import ExposureBand, invent_facts
 from tiny_models import SMALL
@@ -72,7 +72,7 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _imported_once() -> None:
-    commands.import_once()
+    import_once("imported")
 
 
 #: Makes a folder by its name, for reading only.

@@ -22,21 +22,6 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 
 
-def import_once() -> None:
-    """Start the process that is forked."""
-    forkserver.set_forkserver_preload(["imported"])
-    before = os.environ.get("PYTHONPATH")
-    # Python does not tell it the path of this process.
-    os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
-    try:
-        forkserver.ensure_running()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
-
-
 class Command:
     """A running ``knowshift WORDS``, with the part of :class:`subprocess.Popen` that tests use.
 

@@ -1,6 +1,6 @@
 """What commands and :mod:`knowshift.system.workers` import and read: once, in the process that is forked.
 
-``commands.import_once`` imports this module there.
+``conftest.py`` has this module imported there.
 """
 
 import gc

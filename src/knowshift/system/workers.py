@@ -63,7 +63,7 @@ def process_pool(
     """
     context = worker_context()
     if context.get_start_method() == "forkserver":
-        _import_once(imports)
+        import_once(imports)
     numbers = context.Value("i", 0)
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start, initargs=(numbers, dict(os.environ), begin, given)
@@ -78,7 +78,7 @@ def process_pool(
     pool.shutdown()
 
 
-def _import_once(module: str) -> None:
+def import_once(module: str) -> None:
     """Start the process that is forked, if none has been, with a module imported from where this process would.
 
     Python does not tell it the path of this process, and another installation would be imported. What a program that
