@@ -27,6 +27,8 @@ _SHORT.maxstring = 80
 
 #: The size of a training set that holds every training fact of its level.
 ALL: Literal["all"] = "all"
+#: The name of the largest size trained again at a smaller rate: a variant of every study that does not say otherwise.
+RATE_CONTROL = "learning_rate"
 #: The levels of a training set that takes facts of every level in turn.
 MIXED: Literal["mixed"] = "mixed"
 
@@ -166,6 +168,14 @@ class StudyConfig(_Strict):
     def largest(self) -> int:
         """The largest number: the size of the learning-rate control, and of the models that are restored."""
         return max(self.numbers)
+
+    @property
+    def trained_otherwise(self) -> dict[str, VariantConfig]:
+        """Every training beside the grid, by the coordinate "control": the learning-rate control, and the variants."""
+        if self.control_rate is None:
+            return self.variants
+        rate = self.training.learning_rate * self.control_rate
+        return {RATE_CONTROL: VariantConfig(learning_rate=rate, draws=self.control_draws), **self.variants}
 
     def sizes_of(self, variant: VariantConfig) -> tuple[int, ...]:
         """The sizes of a variant's training sets."""

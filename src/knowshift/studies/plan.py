@@ -20,17 +20,13 @@ import numpy as np
 
 from knowshift.facts.fact import Domain, Fact, Split, completion_prompts
 from knowshift.files import digest
-from knowshift.studies.config import ALL, MIXED, StudyConfig, VariantConfig
+from knowshift.studies.config import ALL, MIXED, RATE_CONTROL, StudyConfig, VariantConfig
 
 #: What the numbers of a cell may depend on, and what a manifest names.
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 
 #: Increased when the content that a cell would have changes for the same inputs.
 CONTENT_VERSION = 3
-
-
-#: The coordinate "control" of the largest size trained again at a smaller rate; that of a whole level is "all".
-RATE_CONTROL = "learning_rate"
 
 
 @dataclass(frozen=True)
@@ -131,7 +127,8 @@ class Cell:
     ``coordinates`` are level, size, draw, learning rate and control of a tuned model's cell, and the part of a mastery
     cell; a manifest and a digest have them under the name "key". Where the training set is all of a level (control
     "all"), the size is the number of its facts, and None as long as mastery does not tell it. Of a variant the control
-    is its name, "training" has what it changes, and of mixed levels, which "training" names, the level is None.
+    is its name, "training" has what it changes beside the rate, and of mixed levels, which "training" names, the level
+    is None.
     """
 
     kind: str
@@ -278,12 +275,12 @@ def _plan(
     tuned = [
         _tuned_unit(config, common, tasks, made, level, size, draw, control)
         for level in config.levels
-        for size, control, draws in _sizes(config, None if levels is None else levels[level])
-        for draw in range(draws)
+        for size, control in _sizes(config, None if levels is None else levels[level])
+        for draw in range(config.draws)
     ]
     tuned += [
         _variant_unit(config, common, made, name, variant, level, size, draw)
-        for name, variant in config.variants.items()
+        for name, variant in config.trained_otherwise.items()
         for level in ([None] if variant.levels == MIXED else variant.levels or config.levels)
         for size in config.sizes_of(variant)
         for draw in range(min(variant.draws or config.draws, config.draws))
@@ -319,17 +316,13 @@ def _cell(
     return Cell(kind, coordinates, {**common, "key": coordinates, "settings": settings, "earlier": earlier})
 
 
-def _sizes(config: StudyConfig, whole: int | None) -> list[tuple[int | None, str | None, int]]:
-    """(size, its name among the coordinates where it is none of the grid, number of draws) of one level.
+def _sizes(config: StudyConfig, whole: int | None) -> list[tuple[int | None, str | None]]:
+    """(size, its name among the coordinates where it is none of the grid) of one level.
 
     ``whole`` is the number of the level's training facts, None where that is not known yet.
     """
-    sizes: list[tuple[int | None, str | None, int]] = [(size, None, config.draws) for size in config.numbers]
-    if ALL in config.sizes:
-        sizes.append((whole, ALL, config.draws))
-    if config.control_rate is not None:
-        sizes.append((config.largest, RATE_CONTROL, min(config.control_draws or config.draws, config.draws)))
-    return sizes
+    sizes: list[tuple[int | None, str | None]] = [(size, None) for size in config.numbers]
+    return [*sizes, (whole, ALL)] if ALL in config.sizes else sizes
 
 
 def _tuned_unit(
@@ -342,19 +335,14 @@ def _tuned_unit(
     draw: int,
     control: str | None,
 ) -> Unit:
-    rate = config.training.learning_rate
-    if control == RATE_CONTROL:
-        assert config.control_rate is not None
-        rate *= config.control_rate
     coordinates = {
         "level": level,
         "size": size,
         "draw": draw,
-        "learning_rate": rate,
+        "learning_rate": config.training.learning_rate,
         "control": control,
     }
     name = f"level {level}, {ALL if control == ALL else size} facts, draw {draw + 1}"
-    name += f", rate {rate:.2g}" if control == RATE_CONTROL else ""
     restored = size in config.restored_sizes and not control
     return _unit(name, config, common, made, coordinates, restored=restored, tasks=tasks)
 
@@ -372,16 +360,13 @@ def _variant_unit(
     changed = variant.changed()
     if level is None:
         changed["levels"] = list(config.levels)
-    coordinates = {
-        "level": level,
-        "size": size,
-        "draw": draw,
-        "learning_rate": variant.learning_rate or config.training.learning_rate,
-        "control": name,
-        "training": changed,
-    }
+    rate = variant.learning_rate or config.training.learning_rate
+    coordinates: dict[str, Any] = {"level": level, "size": size, "draw": draw, "learning_rate": rate, "control": name}
+    if changed:
+        coordinates["training"] = changed
     where = "mixed levels" if level is None else f"level {level}"
-    return _unit(f"{where}, {size} facts, draw {draw + 1}, {name}", config, common, made, coordinates)
+    told = f"rate {rate:.2g}" if name == RATE_CONTROL else name
+    return _unit(f"{where}, {size} facts, draw {draw + 1}, {told}", config, common, made, coordinates)
 
 
 def _unit(
