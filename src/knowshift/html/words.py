@@ -15,6 +15,11 @@ def percent(value: float, digits: int = 1) -> str:
     return "missing" if math.isnan(value) else f"{100 * value:.{digits}f}%"
 
 
+def in_percent(value: float) -> str:
+    """A proportion in percent, whose sign stands in a caption: "41.7"."""
+    return f"{100 * value:.1f}"
+
+
 def exact_percent(fraction: float) -> str:
     """A fraction from a configuration, with all its digits: "20%", "0.1%"."""
     return f"{100 * fraction:g}%"

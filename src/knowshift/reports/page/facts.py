@@ -16,10 +16,10 @@ from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, signed
 from knowshift.reports.evidence import answers as recorded
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import RATE_CONTROL
+from knowshift.reports.evidence.run_folder import ALL, RATE_CONTROL
 from knowshift.reports.tables.answers import EXPOSURE_BINS
 from knowshift.reports.tables.moves import before, exposure_bins, exposures_of
-from knowshift.reports.tables.settings import level_of, rate_name
+from knowshift.reports.tables.settings import level_of, level_words, rate_name
 
 #: How the base was asked, in words.
 PROMPT_WORDS = {"plain": "asked plainly", "few_shot": "after solved examples", "zero_shot": "fine-tuning prompt"}
@@ -159,9 +159,7 @@ def _named(column: recorded.Column, rate: float) -> tuple[str, str]:
     setting = column.setting
     if setting is None:
         return f"base, {PROMPT_WORDS[column.prompt]}", "base model"
-    level = level_of(setting)
-    where = "mixed levels" if level == "mixed" else f"level {level}"
-    name = f"{where}, {setting.size:,} facts, draw {column.draw + 1}"
+    name = f"{level_words(level_of(setting))}, {setting.size:,} facts, draw {column.draw + 1}"
     if setting.learning_rate != rate:
         name += f", rate {setting.learning_rate:.3g}"
     if column.criterion:
@@ -169,7 +167,7 @@ def _named(column: recorded.Column, rate: float) -> tuple[str, str]:
         return f"{name}, {exact_percent(column.fraction)} {words} restored", "restored, draw 1"
     if not setting.control:
         return name, "as tuned"
-    if setting.control == "all":
+    if setting.control == ALL:
         return f"{name}, all of the level", "all facts of a level"
     return (name if setting.control == RATE_CONTROL else f"{name}, {setting.control}"), "controls"
 

@@ -9,25 +9,17 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import DASH, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
-from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent, signed
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent, percent, signed
 from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding, mean_of
+from knowshift.reports.tables.settings import level_words
 from knowshift.statistics.estimates import Estimate
 
 Rows = Sequence[Mapping[str, Any]]
 Write = Callable[[float], str]
 
 LEVEL_HEADS = tuple(f"level {level}" for level in range(LEVELS))
-
-
-def _in_percent(value: float) -> str:
-    """A proportion in percent, the sign in the caption."""
-    return f"{100 * value:.1f}"
-
-
-def _level(name: Any) -> str:
-    return {"mean": "mean", "mixed": "mixed levels"}.get(name, f"level {name}")
 
 
 def _by_size(sizes: Iterable[int]) -> list[str]:
@@ -42,9 +34,9 @@ def accuracy_grid(summary: Table, domain: str) -> Grid:
     for level in sorted({r["level"] for r in rows}):
         here = {r["size"]: r for r in rows if r["level"] == level}
         shown = [
-            number(r["accuracy"], _in_percent, r["low"], r["high"]) if (r := here.get(size)) else DASH for size in sizes
+            number(r["accuracy"], in_percent, r["low"], r["high"]) if (r := here.get(size)) else DASH for size in sizes
         ]
-        body.append([Entry(_level(level)), *shown])
+        body.append([Entry(level_words(level)), *shown])
     caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of the five test levels, with 95% interval"
     return Grid(caption, _by_size(sizes), body)
 
@@ -55,13 +47,13 @@ def word_grid(summary: Table) -> Grid:
     sizes = sorted({r["size"] for r in rows})
     body = []
     for level in sorted({r["level"] for r in rows}):
-        line = [Entry(_level(level))]
+        line = [Entry(level_words(level))]
         for size in sizes:
             here = [r for r in rows if r["level"] == level and r["size"] == size and not is_missing(r["accuracy"])]
             if not here:
                 line.append(DASH)
                 continue
-            means = [_in_percent(mean_of([r[k] for r in here])) for k in ("accuracy", "word_accuracy")]
+            means = [in_percent(mean_of([r[k] for r in here])) for k in ("accuracy", "word_accuracy")]
             empty = [r["empty_rate"] for r in here if not is_missing(r["empty_rate"])]
             line.append(Entry(" / ".join(means), percent(mean_of(empty), 0)))
         body.append(line)
@@ -83,7 +75,7 @@ def restoration_grid(summary: Table, criterion: str) -> Grid:
             here = {r["fraction"]: r for r in rows if r["level"] == level and r["domain"] == domain}
             if here:
                 shown = [_difference(here.get(fraction), "difference_low", "difference_high") for fraction in fractions]
-                body.append([Entry(f"{_level(level)}, {DOMAIN_WORDS[domain]}"), *shown])
+                body.append([Entry(f"{level_words(level)}, {DOMAIN_WORDS[domain]}"), *shown])
     words = {"relative": "the most changed weights", "random": "weights at random"}.get(criterion, f"by {criterion}")
     caption = f"Restoring {words} after {size:,} samples: points against as tuned, with 95% interval"
     return Grid(caption, ["training level", *(exact_percent(float(f)) for f in fractions)], body)
@@ -147,7 +139,7 @@ def trainings_table(trainings: Table) -> Grid:
     body = [
         [
             Entry(row["control"] or "the grid"),
-            Entry(_level(str(row["level"]))),
+            Entry(level_words(row["level"])),
             Entry(f"{row['size']:,}"),
             Entry(f"{float(row['learning_rate']):.3g}"),
             number(row["distinct_facts"], "{:,}".format),
@@ -172,7 +164,7 @@ def _control_table(name: str, rows: Rows, accuracy: Table, config: Mapping[str, 
         grid, control = _both_accuracies(row, accuracy)
         body.append(
             [
-                Entry(f"{_level(row['level'])}, {DOMAIN_WORDS[row['domain']]}"),
+                Entry(f"{level_words(row['level'])}, {DOMAIN_WORDS[row['domain']]}"),
                 Entry(f"{row['size']:,}"),
                 number(grid, percent, note=f"at {float(row['learning_rate']):.3g}"),
                 number(control, percent, note=f"at {float(row['control_learning_rate']):.3g}"),

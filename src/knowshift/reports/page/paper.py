@@ -9,7 +9,7 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import Entry, Grid, number
 from knowshift.html.table import Table, is_missing
-from knowshift.html.words import DOMAIN_WORDS, exact_percent
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.tables.paper import AS_TUNED, BY_LEVEL, FRACTIONS, RELATIVE
 
@@ -171,7 +171,7 @@ def strategies_grid(table: Table) -> Grid:
     rows = []
     for row in found if any(row["source"] == "run" for row in found) else ():
         about = [row["strategy"], _WORDS.get(row["source"], row["source"]), row["chosen"]]
-        rows.append([*map(Entry, about), *(number(row[domain], _in_percent) for domain in DOMAINS)])
+        rows.append([*map(Entry, about), *(number(row[domain], in_percent) for domain in DOMAINS)])
     return Grid("", ["strategy", "model", "the best", *(DOMAIN_WORDS[domain] for domain in DOMAINS)], rows, "dense")
 
 
@@ -192,7 +192,7 @@ def other_tasks_grid(table: Table) -> Grid:
 
 
 def _score(value: Any, published: Any, percent: bool) -> Entry:
-    form = _in_percent if percent else "{:.3f}".format
+    form = in_percent if percent else "{:.3f}".format
     return number(value, form, note="" if is_missing(published) else f"({form(published)})")
 
 
@@ -202,7 +202,7 @@ def layer_groups_grid(table: Table) -> Grid:
     rows = []
     for row in found if any(row["source"] == "run" for row in found) else ():
         about = [_WORDS.get(row["source"], row["source"]), f"{row['size']:,}", row["layers"] or "none, as tuned"]
-        rows.append([*map(Entry, about), *(number(row[name], _in_percent) for name in BY_LEVEL)])
+        rows.append([*map(Entry, about), *(number(row[name], in_percent) for name in BY_LEVEL)])
     return Grid("", ["model", "samples", "layers restored", *_BY_LEVEL.values()], rows, "dense")
 
 
@@ -211,7 +211,7 @@ def _entry(name: str, value: Any, published: Any, percent: bool) -> Entry:
         return Entry(exact_percent(float(value)) if name == "fraction" else _WORDS.get(value, value))
     if not percent:
         return Entry(f"{value:,}")
-    return number(value, _in_percent, note="" if is_missing(published) else f"({_in_percent(published)})")
+    return number(value, in_percent, note="" if is_missing(published) else f"({in_percent(published)})")
 
 
 def places_grid(table: Table) -> Grid:
@@ -231,9 +231,9 @@ def places_grid(table: Table) -> Grid:
     rows = []
     for name, here in found.items():
         means = [_mean(row[key] for row in here) for key in ("share", "share_of_weights")]
-        rows.append([Entry(name), *(number(value, _in_percent) for value in (*means, paper.pop(_last(name), None)))])
+        rows.append([Entry(name), *(number(value, in_percent) for value in (*means, paper.pop(_last(name), None)))])
     for name, share in paper.items() if rows else ():
-        rows.append([Entry(name), *(number(value, _in_percent) for value in (None, None, share))])
+        rows.append([Entry(name), *(number(value, in_percent) for value in (None, None, share))])
     return Grid("", [one, f"this run, {size:,} samples", "share of weights", PAPER_MODEL], rows, "dense")
 
 
@@ -244,7 +244,3 @@ def _last(name: str) -> str:
 def _mean(values: Iterable[float | None]) -> float | None:
     held = [value for value in values if value is not None and not is_missing(value)]
     return mean_of(held) if held else None
-
-
-def _in_percent(value: float) -> str:
-    return f"{100 * value:.1f}"

@@ -24,6 +24,11 @@ def level_of(setting: Setting) -> int | str:
     return "mixed" if setting.level == MIXED else setting.level
 
 
+def level_words(level: object) -> str:
+    """A training level as a table has it (:func:`level_of`, or "mean"), in words."""
+    return {"mean": "mean", "mixed": "mixed levels"}.get(str(level), f"level {level}")
+
+
 def rate_name(learning_rate: float) -> str:
     """A learning rate as tables write it: "1e-05"."""
     return format(learning_rate, "g")
