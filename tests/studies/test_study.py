@@ -181,8 +181,8 @@ def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_head_gives_the_same_ta
     assert process.returncode == 2, err
     assert said[-1].startswith(f"knowshift: Ray at {address}: ended")
     assert "what is done stays, the same command goes on" in said[-1]
-    # What was running was lost, once each; nothing else was said or done again.
-    assert 1 <= len(said[:-1]) <= 2, err
+    # What was running was lost, once each, and at most one unit that Ray gave the node before it saw that it had gone.
+    assert 1 <= len(said[:-1]) == len(set(said[:-1])) <= 3, err
     assert all(re.fullmatch(r"knowshift: warning: .*: its worker was .*; it is done again", line) for line in said[:-1])
     before = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/[0-9a-f]*")}
     monkeypatch.delenv("RAY_ADDRESS")
