@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from knowshift.api.inputs import load_facts, load_model
     from knowshift.api.measures import evaluate, mastery, tokens
     from knowshift.api.studies import plan_study, report, study
-    from knowshift.api.tuning import finetune
+    from knowshift.api.tuning import finetune, strategies
     from knowshift.callback import AuditCallback
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "plan_study",
     "report",
     "restore",
+    "strategies",
     "study",
     "tokens",
     "weights",
@@ -53,7 +54,7 @@ _VERBS = {
     "api.inputs": ("load_facts", "load_model"),
     "api.measures": ("evaluate", "mastery", "tokens"),
     "api.studies": ("plan_study", "report", "study"),
-    "api.tuning": ("finetune",),
+    "api.tuning": ("finetune", "strategies"),
     "callback": ("AuditCallback",),
 }
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, cast
 
 import pyarrow as pa
+import yaml
 
-from knowshift.errors import InputError
+from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import FactSource
 from knowshift.facts.sources.load import load_facts as _load_facts
@@ -148,3 +149,31 @@ def with_mastery(facts: FactsLike, mastery: MasteryLike) -> tuple[KnownFacts, st
             raise InputError(f"a mastery record of type {type(mastery).__name__}; expected a file or an Arrow table")
         name = "in memory"
     return known_facts(loaded.facts, record, source), source, name
+
+
+#: Values by name, or texts KEY=VALUE with values in YAML.
+Named = Mapping[str, Any] | Sequence[str]
+
+
+def values_of(given: Named, option: str, example: str) -> dict[str, Any]:
+    """Values by name, as they are given from Python or on a command line.
+
+    Args:
+        option: of the command line, for errors.
+        example: a text that is none, for errors.
+
+    Raises:
+        InputError: a text that is not KEY=VALUE, or whose value is not YAML.
+    """
+    if isinstance(given, Mapping):
+        return dict(given)
+    if isinstance(given, str):
+        raise InputError(f"{option} {given!r}: expected a list of texts such as {example!r}, or values by name")
+    values: dict[str, Any] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InputError(f"{option} {text}: expected KEY=VALUE, such as {example}")
+        with border(f"{option} {text}: the value is not YAML"):
+            values[name.strip()] = yaml.safe_load(value)
+    return values

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
-import yaml
-
-from knowshift.errors import InputError, border, check_whole, nearest
+from knowshift.api.inputs import Named, values_of
+from knowshift.errors import InputError, check_whole, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     from knowshift.studies.cost import Estimate
 
 #: Values of fields of a study's configuration by dotted key, or texts KEY=VALUE with the value in YAML.
-Overrides = Mapping[str, Any] | Sequence[str]
+#: Values by dotted key, or texts KEY=VALUE with values in YAML.
+Overrides = Named
 
 #: Called after every unit with: units done, units in all, its title, the seconds it took, the seconds left.
 OnUnit = Callable[[int, int, str, float, float], None]
@@ -203,17 +203,7 @@ def _replaced(
         values["facts"] = facts
     if tasks is not None:
         values["restoration.tasks"] = [one.strip() for one in (tasks.split(",") if isinstance(tasks, str) else tasks)]
-    if isinstance(overrides, Mapping):
-        return values | dict(overrides)
-    if isinstance(overrides, str):
-        raise InputError(f"overrides {overrides!r}: expected a list of texts KEY=VALUE, or values by key")
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"--set {text}: expected KEY=VALUE, such as training.learning_rate=3e-5")
-        with border(f"--set {text}: the value is not YAML"):
-            values[key.strip()] = yaml.safe_load(value)
-    return values
+    return values | values_of(overrides, "--set", "training.learning_rate=3e-5")
 
 
 def _checked(

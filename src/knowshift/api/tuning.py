@@ -7,17 +7,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, load_model, with_mastery
-from knowshift.errors import InputError, check_whole, nearest
+from knowshift.api.inputs import FactsLike, MasteryLike, ModelLike, Named, load_model, values_of, with_mastery
+from knowshift.errors import InputError, check_whole
 from knowshift.files import check_parent, folder_beside, write_json
 from knowshift.system.progress import bar
-from knowshift.training.draws import draw_training_set
 from knowshift.training.precision import check_trainable
 
 if TYPE_CHECKING:
     from knowshift.models.loading import LoadedModel
 
-STRATEGIES = ("sft",)
+
+def strategies() -> list[dict[str, Any]]:
+    """The strategies of :func:`finetune`: name, kind, what each is, its source, its cost and its settings."""
+    from knowshift.strategies.registry import listed
+
+    return listed()
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,8 @@ def finetune(
     output_dir: str | Path | None = None,
     size: int | None = None,
     strategy: str = "sft",
+    settings: Named = (),
+    reference: ModelLike | None = None,
     draw: int = 0,
     learning_rate: float = 1e-5,
     batch_size: int = 8,
@@ -63,7 +69,9 @@ def finetune(
         mastery: the model's mastery record; training facts of ``level`` are drawn from it.
         output_dir: new folder for the tuned checkpoint.
         size: number of training facts; all of the level where not given.
-        strategy: "sft": full-parameter supervised fine-tuning.
+        strategy: one of :func:`strategies`; "sft" is full-parameter supervised fine-tuning.
+        settings: of the strategy, by name or as texts ("weight=0.5"); its defaults where not given.
+        reference: the model that a strategy compares with at every step; where not given, ``model`` before training.
         draw: number of the random draw, from 0.
         learning_rate: peak of the cosine schedule (paper: 1e-5).
         shared_prefix: every batch as one row: the same gradients, faster on short facts.
@@ -82,17 +90,21 @@ def finetune(
     for name, value in (("size", size), ("batch size", batch_size), ("epochs", epochs)):
         if value is not None:
             check_whole(name, value, 1)
-    if strategy not in STRATEGIES:
-        raise InputError(f"finetune: no strategy {strategy!r}{nearest(strategy, STRATEGIES)}")
+    from knowshift.strategies.registry import strategy_of
+    from knowshift.training.strategy import Draw
+
+    chosen = strategy_of(strategy, values_of(settings, "--option", "weight=0.5"))
     target = None if output_dir is None else Path(output_dir)
     if target is not None:
         if target.exists():
             raise InputError(f"{target}: exists already; a checkpoint is written to a new folder")
         check_parent(target)
     known, source, _ = with_mastery(facts, mastery)
-    members = draw_training_set(known, level=level, size=size, draw=draw, seed=seed)
+    members = chosen.facts(Draw(known, level=level, size=size, draw=draw, seed=seed))
 
     from knowshift.models.saving import save_model
+    from knowshift.parameters.loaded import copy_of
+    from knowshift.strategies.run import reference_of, tune
     from knowshift.training import sft
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
@@ -107,8 +119,11 @@ def finetune(
         shared_prefix=shared_prefix,
         report_to=report_to,
     )
+    asked = None if reference is None else load_model(reference, dtype=dtype, device=device)
+    compared = reference_of(loaded, chosen, asked)
+    before = copy_of(loaded.model) if chosen.kind == "after" else {}
     with bar("fine-tuning", recipe.steps(len(members)), "step", progress) as advance:
-        made = sft.finetune(loaded, members, recipe, seed=seed, progress=advance)
+        made = tune(loaded, members, recipe, chosen, before, seed=seed, base=compared, progress=advance)
     ids = [fact.id for fact in members]
     record = {
         **about,
@@ -117,6 +132,8 @@ def finetune(
         "draw": draw,
         "seed": seed,
         "recipe": recipe.as_record(),
+        "strategy": {"name": chosen.name, "settings": chosen.settings},
+        "reference": None if asked is None else asked.about(),
         "facts": ids,
         **made,
     }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from knowshift.cli.output import (
     BaseOption,
@@ -27,9 +29,32 @@ OutputOption = Annotated[Path, PathOption("--output", help="Record file to write
 
 
 def register(app: typer.Typer) -> None:
-    app.command(name="finetune")(finetune)
+    app.command(name="finetune", cls=_Listing)(finetune)
     app.command(name="evaluate")(evaluate)
     app.command(name="tokens")(tokens)
+
+
+class _Listing(TyperCommand):
+    """`--strategy help` lists the strategies, and asks for nothing else."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--strategy=help" in args or ("--strategy", "help") in pairwise(args):
+            _list_strategies("--json" in args)
+            raise typer.Exit
+        return super().parse_args(ctx, args)
+
+
+def _list_strategies(as_json: bool) -> None:
+    import knowshift
+
+    found = knowshift.strategies()
+    for one in [] if as_json else found:
+        typer.echo(f"{one['name']}: {one['about']} ({one['source']})")
+        typer.echo(f"    cost beside sft: {one['cost']}; try {one['rate']:g} times its learning rate first")
+        for setting in one["settings"]:
+            unit = f" ({setting['unit']})" if setting["unit"] else ""
+            typer.echo(f"    --option {setting['name']}={setting['default']}{unit}: {setting['about']}")
+    emit({"strategies": found}, as_json)
 
 
 def finetune(
@@ -39,7 +64,15 @@ def finetune(
     level: Annotated[int, typer.Option(min=0, max=4, help="Mastery level of the training facts.")],
     output_dir: Annotated[Path, PathOption(help="New folder for the tuned checkpoint.")],
     size: Annotated[int | None, typer.Option(min=1, help="Training facts; all of the level where not given.")] = None,
-    strategy: Annotated[str, typer.Option(help="sft: full-parameter supervised fine-tuning.")] = "sft",
+    strategy: Annotated[
+        str, typer.Option(help="sft: full-parameter supervised fine-tuning; `help` lists all strategies.")
+    ] = "sft",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the strategy. Repeatable.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="Model that a strategy compares with; MODEL before training if not given.")
+    ] = None,
     draw: Annotated[int, typer.Option(min=0, help="Number of the random draw.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Peak of the cosine schedule (paper: 1e-5).")] = 1e-5,
     batch_size: Annotated[int, typer.Option(min=1)] = 8,
@@ -67,6 +100,8 @@ def finetune(
         output_dir=output_dir,
         size=size,
         strategy=strategy,
+        settings=option or (),
+        reference=reference,
         draw=draw,
         learning_rate=learning_rate,
         batch_size=batch_size,

@@ -98,12 +98,15 @@ class VariantConfig(_Strict):
     epochs: int | None = Field(None, ge=1)
     schedule: Literal["cosine", "linear", "constant"] | None = None
     dtype: Literal["bfloat16"] | None = None  # of the weights while they are trained
-    lora: LoraConfig | None = None
+    lora: LoraConfig | None = None  # the strategy lora, with these settings
+    strategy: str | None = None  # of `knowshift finetune --strategy help`
+    settings: dict[str, bool | int | float | str] = {}  # of the strategy
 
     def changed(self) -> dict[str, Any]:
         """What of the training is otherwise than in the grid, beside levels, sizes and the learning rate."""
-        fields = ("distinct_facts", "batch_size", "epochs", "schedule", "dtype", "lora")
-        return self.model_dump(mode="json", include=set(fields), exclude_none=True)
+        fields = {"distinct_facts", "batch_size", "epochs", "schedule", "dtype", "lora", "strategy"}
+        told = self.model_dump(mode="json", include=fields, exclude_none=True)
+        return {**told, "settings": dict(self.settings)} if self.settings else told
 
 
 class EvaluationConfig(_Strict):
@@ -313,6 +316,7 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
             raise InputError(
                 f"{place}.distinct_facts: {variant.distinct_facts} facts cannot be repeated to {size} evenly"
             )
+    _check_strategy(place, config, variant)
     grid = {"dtype": config.dtype, **config.training.model_dump(include={"batch_size", "epochs", "schedule"})}
     for field, value in variant.changed().items():
         if grid.get(field) == value:
@@ -320,6 +324,24 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
     same_rate = variant.learning_rate in (None, config.training.learning_rate)
     if same_rate and not variant.changed() and variant.levels != MIXED:
         raise InputError(f"{place}: is the grid itself; give what is to differ, e.g. learning_rate, epochs or levels")
+
+
+def _check_strategy(place: str, config: StudyConfig, variant: VariantConfig) -> None:
+    """Refuse now what :func:`knowshift.strategies.registry.strategy_of` would, and what does not go together."""
+    from knowshift.strategies.registry import strategy_of
+
+    if variant.strategy is None:
+        if variant.settings:
+            raise InputError(f"{place}.settings: are those of a strategy; give strategy too")
+        return
+    strategy_of(variant.strategy, variant.settings, place)
+    if variant.lora is not None or variant.dtype is not None:
+        other = "lora" if variant.lora is not None else "dtype"
+        raise InputError(f"{place}.{other}: a variant changes the strategy or this; expected one of them")
+    if config.training.shards > 1:
+        raise InputError(
+            f"{place}.strategy: {variant.strategy!r} is trained by one process; expected training.shards: 1"
+        )
 
 
 def _check_shards(origin: str, config: StudyConfig) -> None:

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -24,21 +24,22 @@ from knowshift.known_facts import KnownFacts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.change import WeightChange, measure_change
-from knowshift.parameters.loaded import model_region
+from knowshift.parameters.loaded import model_region, parameters_of
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
-from knowshift.parameters.tensors import TensorReader
 from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
+from knowshift.strategies.registry import strategy_of
+from knowshift.strategies.run import tune as tune_by
 from knowshift.tasks.measured import Measured, Task
-from knowshift.training.draws import draw_mixed_set, draw_training_set
-from knowshift.training.lora import Lora
+from knowshift.training.strategy import Draw, Strategy
+
+if TYPE_CHECKING:
+    from knowshift.training.strategy import Weights
 
 #: Fractions at which the concentration of change is measured (paper, Table 3).
 CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 
 Settings = Mapping[str, Any]
-#: A base model's weights by the names of its parameters: in memory, or read from its files.
-Weights = Mapping[str, torch.Tensor] | TensorReader
 
 
 def seed_of(*parts: object) -> int:
@@ -119,19 +120,22 @@ def tune(
     report_to: str = "none",
     in_place: bool = False,
     files: ModelFiles | None = None,
+    weights: Weights | None = None,
 ) -> tuple[LoadedModel, dict[str, Any]]:
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses.
 
     ``in_place``: the base itself is trained, and is gone then, also where the training fails. ``files`` are where the
-    base lies, for the processes of a training that is divided among several.
+    base lies, for the processes of a training that is divided among several. ``weights`` are the base's, for
+    strategies that go back to them; where not given, those in memory.
     """
     from knowshift.training import sft, sharded  # TRL takes seconds to import
 
     members = _training_set(known, coordinates, settings)
     tuned = replace(base, model=base.model if in_place else copy.deepcopy(base.model), name=name)
+    strategy = _strategy(coordinates)
     changed = dict(coordinates.get("training", {}))
-    dtype, lora = changed.pop("dtype", None), changed.pop("lora", None)
-    for said in ("levels", "distinct_facts"):
+    dtype = changed.pop("dtype", None)
+    for said in ("levels", "distinct_facts", "lora", "strategy", "settings"):
         changed.pop(said, None)
     chosen = {field.removeprefix("training."): value for field, value in settings.items() if field != "seed"}
     chosen = {**chosen, **changed}
@@ -141,16 +145,17 @@ def tune(
     recipe = sft.TrainingRecipe(
         **chosen,
         learning_rate=coordinates["learning_rate"],
-        lora=None if lora is None else Lora(**lora),
         report_to=report_to,
     )
     # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
-    if shards > 1 and recipe.lora is None:  # adapters need no gradients and moments of the weights: one device does
+    if shards > 1 and type(strategy) is Strategy:  # adapters need no gradients and moments of the weights
         assert files is not None
         record = sharded.finetune(tuned, files, members, recipe, seed=seed, shards=shards)
     elif dtype is None:
-        record = sft.finetune(tuned, members, recipe, seed=seed)
+        held = None if in_place else base
+        own = parameters_of(base.model) if weights is None else weights
+        record = tune_by(tuned, members, recipe, strategy, own, seed=seed, base=held if strategy.needs_base else None)
     else:
         stored = [parameter.dtype for parameter in tuned.model.parameters()]
         rounded = _rounded_share(tuned, getattr(torch, dtype))
@@ -253,10 +258,23 @@ def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
 
 def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
     changed = coordinates.get("training", {})
-    size, draw, seed = changed.get("distinct_facts", coordinates["size"]), coordinates["draw"], settings["seed"]
-    if coordinates["level"] is None:
-        return draw_mixed_set(known, levels=changed["levels"], size=size, draw=draw, seed=seed)
-    return draw_training_set(known, level=coordinates["level"], size=size, draw=draw, seed=seed)
+    draw = Draw(
+        known,
+        level=coordinates["level"],
+        size=changed.get("distinct_facts", coordinates["size"]),
+        draw=coordinates["draw"],
+        seed=settings["seed"],
+        levels=tuple(changed.get("levels", (0, 1, 2, 3, 4))),
+    )
+    return _strategy(coordinates).facts(draw)
+
+
+def _strategy(coordinates: Mapping[str, Any]) -> Strategy:
+    """The strategy of a training: plain, where its coordinates say nothing else."""
+    changed = coordinates.get("training", {})
+    if "lora" in changed:
+        return strategy_of("lora", changed["lora"])
+    return strategy_of(changed.get("strategy", Strategy.name), changed.get("settings"))
 
 
 def restored_train_answers(

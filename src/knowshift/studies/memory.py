@@ -20,6 +20,7 @@ from knowshift.models.loading import torch_device
 from knowshift.models.sampling.session import CACHE_BYTES, STAY_BYTES
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.shape import Shape
+from knowshift.system.allocator import free_bytes
 from knowshift.system.workers import cores
 
 Way = Literal["both", "in turns"]
@@ -119,9 +120,7 @@ def room_of(config: StudyConfig) -> int:
     place = torch_device(config.device)
     if place.type != "cuda":
         return planned_room(config)
-    free, _ = torch.cuda.mem_get_info(place)
-    # What torch keeps for later, of models that are gone, is free for this process.
-    return free + torch.cuda.memory_reserved(place) - torch.cuda.memory_allocated(place)
+    return free_bytes(place)
 
 
 def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memory:

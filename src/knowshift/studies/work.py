@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +36,9 @@ from knowshift.system.allocator import give_back, steady_heap
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
 from knowshift.token_shift import BaseLogits, ShiftItems, items_of, token_shift
+
+if TYPE_CHECKING:
+    from knowshift.training.strategy import Weights
 
 
 class Worker:
@@ -95,7 +98,7 @@ class Worker:
         return self._held
 
     @cached_property
-    def _base_weights(self) -> content.Weights:
+    def _base_weights(self) -> Weights:
         """The base's own weights where it stays (a copy of it is tuned), else a reader of its files."""
         return stored_weights(self.base) if self._one_at_a_time else parameters_of(self.base.model)
 
@@ -193,6 +196,7 @@ class Worker:
             report_to=self.config.training.report_to,
             in_place=self._one_at_a_time,
             files=self._files,
+            weights=self._base_weights,
         )
         self._in_memory = (cell.digest, tuned)
         return record

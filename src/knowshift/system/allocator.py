@@ -1,9 +1,13 @@
-"""The C library's heap, kept steady where large tensors come and go all the time."""
+"""Memory: what is free, and the C library's heap, kept steady where large tensors come and go all the time."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 
@@ -27,3 +31,17 @@ def give_back() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process may still take on a device: a GPU's, or the machine's memory."""
+    import torch
+
+    if device.type != "cuda":
+        import psutil  # slow to import
+
+        available: int = psutil.virtual_memory().available
+        return available
+    free, _ = torch.cuda.mem_get_info(device)
+    # What torch keeps for later, of models that are gone, is free for this process.
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

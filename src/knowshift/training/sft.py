@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any, cast
 
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
@@ -23,13 +24,15 @@ from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
 from knowshift.system.patches import answers_only, attention_of, quick_zero_grad
 from knowshift.training.guard import BETAS, TrainingGuard
-from knowshift.training.lora import Lora, adapted
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.training.precision import check_trainable
+from knowshift.training.strategy import Scored, Strategy, Training
 
 # transformers 5.2x renamed the option and warns at the old name.
 _NAMES = {field.name for field in fields(SFTConfig)}
 _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
+#: Plain fine-tuning.
+PLAIN = Strategy()
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,6 @@ class TrainingRecipe:
     weight_decay: float = 0.0
     bfloat16: bool = False  # autocast over float32 weights
     gradient_checkpointing: bool = False
-    lora: Lora | None = None  # adapters are trained instead of the weights, and merged into them
     shared_prefix: bool = False  # every batch as one row (knowshift.training.one_row): the same gradients, fewer tokens
     report_to: str = "none"  # passed on to the Trainer: trackio, wandb, tensorboard, mlflow
 
@@ -56,9 +58,11 @@ class TrainingRecipe:
 
 
 def encode_examples(
-    loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str]
+    loaded: LoadedModel, questions: Sequence[str], answers: Sequence[str], ask: Callable[[str], str] = tuning_prompt
 ) -> list[dict[str, list[int]]]:
     """For each question ``input_ids``, of prompt + target + EOS, and ``labels``, the ids of target and EOS alone.
+
+    ``ask`` makes the prompt of a question: the fine-tuning prompt, or another form.
 
     The prompt's ids are those that the model is asked with at evaluation; for the target's see
     :meth:`knowshift.models.prompts.PromptEncoder.examples`. Its labels are :data:`.one_row.IGNORED`.
@@ -66,13 +70,13 @@ def encode_examples(
     Raises:
         InputError: an example does not fit into the model's context, or it has a token that the model has no row for.
     """
-    prompts = [tuning_prompt(question) for question in questions]
+    prompts = [ask(question) for question in questions]
     examples = loaded.encoder.examples(prompts, [tuning_target(answer) for answer in answers])
     return [{"input_ids": ids, "labels": [IGNORED] * start + ids[start:]} for ids, start in examples]
 
 
 def examples_of(
-    loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe
+    loaded: LoadedModel, facts: Sequence[Fact], recipe: TrainingRecipe, strategy: Strategy = PLAIN
 ) -> tuple[list[dict[str, list[int]]], int]:
     """The examples of a training, and the id that they are padded with.
 
@@ -82,7 +86,7 @@ def examples_of(
     if not facts:
         raise InputError("no training facts")
     check_trainable(loaded.name, str(loaded.model.dtype).removeprefix("torch."))
-    examples = encode_examples(loaded, [fact.question for fact in facts], [fact.answer for fact in facts])
+    examples = strategy.examples(loaded, facts, partial(encode_examples, loaded))
     if recipe.shared_prefix:
         one_row = OneRow(attention_of(loaded.model), loaded.model.dtype)
         check_same_loss(loaded.model, examples[: recipe.batch_size], one_row)
@@ -92,7 +96,31 @@ def examples_of(
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer without what looks through all modules or gradients at every step, to no use on one CPU."""
+    """TRL's trainer without what looks through all modules or gradients at every step, to no use on one CPU.
+
+    ``strategy`` may have a loss of its own for each token, for which ``base`` is asked too.
+    """
+
+    strategy: Strategy = PLAIN
+    base: PreTrainedModel | None = None
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if self.strategy.losses is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        given = {name: value for name, value in inputs.items() if name != "labels"}
+        labels = inputs["labels"][:, 1:]
+        scored = labels != IGNORED
+        logits = _scored_logits(model, given, scored)
+        seen = Scored(
+            logits=logits,
+            targets=labels[scored],
+            base=partial(_base_logits, self.base, given, scored),
+            done=self.state.global_step / self.state.max_steps,
+        )
+        total = self.strategy.losses(seen).sum()
+        return total / (seen.targets.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0
@@ -118,6 +146,21 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         return norm
 
 
+def _scored_logits(model: Any, inputs: Mapping[str, Any], scored: torch.Tensor) -> torch.Tensor:
+    """Logits [N, V], float32, at the positions before the scored tokens: of rows of T tokens ``scored`` is [B, T - 1].
+
+    Only columns in which a row has a scored token go through the output head.
+    """
+    columns = scored.any(0).nonzero().squeeze(1)
+    logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    return cast(torch.Tensor, logits[scored[:, columns]].float())
+
+
+@torch.no_grad()
+def _base_logits(base: Any, inputs: Mapping[str, Any], scored: torch.Tensor) -> torch.Tensor:
+    return _scored_logits(base, inputs, scored)
+
+
 class _Steps(TrainerCallback):  # type: ignore[misc]
     """Calls ``progress`` after every step."""
 
@@ -134,12 +177,16 @@ def finetune(
     recipe: TrainingRecipe,
     *,
     seed: int,
+    strategy: Strategy = PLAIN,
+    base: LoadedModel | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
     Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is undone. ``progress``
-    is called after every step.
+    is called after every step. ``base`` is the model as it was, in memory of its own, for a strategy that asks it; what
+    the strategy does to facts before and to weights after is not done here
+    (:func:`knowshift.strategies.run.tune`).
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
@@ -149,7 +196,8 @@ def finetune(
         InputError: no facts, a float16 model, ``shared_prefix`` for a model that cannot take it, or a training that
             failed (:class:`~knowshift.training.guard.TrainingGuard`), whose weights are of no use.
     """
-    examples, pad = examples_of(loaded, facts, recipe)
+    assert base is not None or not strategy.needs_base
+    examples, pad = examples_of(loaded, facts, recipe, strategy)
     collator: Any = DataCollatorForLanguageModeling(pad_token_id=pad)
     if recipe.shared_prefix:
         collator = OneRow(attention_of(loaded.model), loaded.model.dtype)
@@ -157,14 +205,15 @@ def finetune(
     on_cpu = loaded.device.split(":")[0] == "cpu"
     with (
         unchanged(loaded.model),
-        adapted(loaded.model, recipe.lora, seed) as trained,
+        strategy.trained(loaded, facts, seed) as trained,
         tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch,
     ):
         guard = TrainingGuard(trained, loaded.name, weight_decay=recipe.weight_decay)
+        training = Training(loaded, trained, facts, recipe.steps(len(examples)), seed, base)
         trainer = _Trainer(
             model=trained,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
-            callbacks=[guard, _Steps(progress)],
+            callbacks=[guard, *strategy.callbacks(training), _Steps(progress)],
             train_dataset=Dataset.from_list(examples),
             data_collator=collator,
             args=SFTConfig(
@@ -193,8 +242,10 @@ def finetune(
                 seed=seed,
                 data_seed=seed,
                 log_level="error",
+                **strategy.options(),
             ),
         )
+        trainer.strategy, trainer.base = strategy, None if base is None else base.model
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
         try:
             with answers_only(on_cpu), whole_layers(loaded.model), quick_zero_grad(loaded.model):

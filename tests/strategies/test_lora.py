@@ -12,7 +12,7 @@ import torch
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.training.lora import Lora, adapted
+from knowshift.strategies.weights.lora import Lora, adapted
 from knowshift.training.sft import TrainingRecipe, finetune
 
 
@@ -20,7 +20,7 @@ def test_adapters_are_merged_by_the_formula_and_the_modules_are_the_models_own(s
     model = copy.deepcopy(small_model.model)
     before, kinds = copy.deepcopy(model.state_dict()), [type(module) for module in model.modules()]
     expected = {}
-    with adapted(model, Lora(rank=2, alpha=6.0), seed=3) as wrapped:
+    with adapted(model, Lora(rank=2, alpha=6.0).config(), seed=3) as wrapped:
         trained = {name for name, parameter in wrapped.named_parameters() if parameter.requires_grad}
         assert trained
         assert all("lora_" in name for name in trained)
@@ -49,7 +49,7 @@ def test_an_error_leaves_the_weights_as_they_were(small_model: LoadedModel) -> N
     before = copy.deepcopy(model.state_dict())
 
     def interrupted() -> None:
-        with adapted(model, Lora(), seed=3) as wrapped:
+        with adapted(model, Lora().config(), seed=3) as wrapped:
             for name, parameter in wrapped.named_parameters():
                 if "lora_B" in name:
                     torch.nn.init.ones_(parameter)
@@ -67,9 +67,12 @@ def test_a_training_changes_the_layers_by_a_low_rank_and_is_reproducible(
     small_model: LoadedModel, small_world: Path, shared_prefix: bool
 ) -> None:
     facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:16]
-    recipe = TrainingRecipe(learning_rate=1e-2, epochs=3, lora=Lora(rank=2), shared_prefix=shared_prefix)
+    recipe = TrainingRecipe(learning_rate=1e-2, epochs=3, shared_prefix=shared_prefix)
     models = [replace(small_model, model=copy.deepcopy(small_model.model)) for _ in range(3)]
-    records = [finetune(model, facts, recipe, seed=seed) for model, seed in zip(models, (3, 3, 4), strict=True)]
+    records = [
+        finetune(model, facts, recipe, seed=seed, strategy=Lora(rank=2))
+        for model, seed in zip(models, (3, 3, 4), strict=True)
+    ]
     assert records[0] == records[1] != records[2]
     assert records[0]["losses"][-1] < records[0]["losses"][0]
     before = small_model.model.state_dict()
@@ -89,10 +92,10 @@ def test_a_model_without_linear_layers_is_refused_in_one_line() -> None:
         config = None
 
     with (
-        pytest.raises(InputError, match="LoRA: no layers of this model can be adapted"),
+        pytest.raises(InputError, match="LORA: no layers of this model can be adapted"),
         adapted(
             Empty(),
-            Lora(),
+            Lora().config(),
             seed=0,  # type: ignore[arg-type]
         ),
     ):

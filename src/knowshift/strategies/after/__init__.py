@@ -1,0 +1,1 @@
+"""Strategies that change the weights once plain fine-tuning has ended."""

@@ -1,0 +1,1 @@
+"""Strategies with another loss of each token."""

@@ -1,0 +1,58 @@
+"""The strategies by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from knowshift.errors import InputError, nearest
+from knowshift.strategies.after.restored import Random, Restored
+from knowshift.strategies.data.mixed import Mixed
+from knowshift.strategies.loss.kl import Kl
+from knowshift.strategies.step.mofo import Mofo
+from knowshift.strategies.weights.lora import Dora, Lora, RsLora
+from knowshift.training.strategy import Strategy
+
+#: In the order in which they are listed.
+STRATEGIES: dict[str, type[Strategy]] = {
+    kind.name: kind
+    for kind in (
+        *(Strategy, Lora, RsLora, Dora),
+        *(Mixed,),
+        *(Kl,),
+        *(Mofo,),
+        *(Restored, Random),
+    )
+}
+
+
+def strategy_of(name: str, settings: Mapping[str, Any] | None = None, place: str = "finetune") -> Strategy:
+    """The strategy of a name with these settings, and its defaults for all others; ``place`` names it in errors.
+
+    Raises:
+        InputError: no such strategy, a setting that it does not have, or a value that is no such setting's.
+    """
+    if name not in STRATEGIES:
+        raise InputError(f"{place}: no strategy {name!r}{nearest(name, STRATEGIES)}")
+    kind = STRATEGIES[name]
+    known = [one.name for one in fields(kind)]
+    for given in settings or {}:
+        if given not in known:
+            those = nearest(given, known) if known else "; it has no settings"
+            raise InputError(f"{place}: strategy {name!r} has no setting {given!r}{those}")
+    return kind(**settings or {})
+
+
+def listed() -> list[dict[str, Any]]:
+    """Every strategy: name, kind, what it is, source, cost, the rate to begin with, and its settings."""
+    return [
+        {
+            **{key: getattr(kind, key) for key in ("name", "kind", "about", "source", "cost", "needs_base", "rate")},
+            "settings": [
+                {"name": one.name, "default": one.default, **{k: one.metadata[k] for k in ("about", "unit")}}
+                for one in fields(kind)
+            ],
+        }
+        for kind in STRATEGIES.values()
+    ]

@@ -1,0 +1,81 @@
+"""One fine-tuning by a strategy, from its facts to its tuned weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
+from knowshift.system.allocator import free_bytes
+from knowshift.training.strategy import Strategy
+
+if TYPE_CHECKING:
+    from knowshift.models.loading import LoadedModel
+    from knowshift.training.sft import TrainingRecipe
+    from knowshift.training.strategy import Weights
+
+
+def reference_of(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | None = None) -> LoadedModel | None:
+    """The model that the strategy asks at every step: ``given``, or a copy of ``loaded``; None where it asks none.
+
+    Raises:
+        InputError: a model is given that the strategy does not ask, or one of another vocabulary; or the device has no
+            room for a copy beside gradients and Adam's moments.
+    """
+    if not strategy.needs_base:
+        if given is not None:
+            raise InputError(f"strategy {strategy.name!r} asks no reference model, and {given.name} was given as one")
+        return None
+    if given is not None:
+        if given.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+            raise InputError(
+                f"strategy {strategy.name!r}: the reference {given.name} has {rows_of(given):,} tokens, and "
+                f"{loaded.name} {rows_of(loaded):,}; expected the same vocabulary"
+            )
+        return given
+    needed, free = 4 * loaded.weight_bytes, free_bytes(loaded.model.device)
+    if needed > free:
+        raise InputError(
+            f"strategy {strategy.name!r} asks the base model at every step: a copy of it, gradients and moments take "
+            f"{needed / 1e9:,.1f} GB, and {loaded.model.device} has {free / 1e9:,.1f} GB free; expected more memory, "
+            "or a strategy that does without"
+        )
+    return replace(loaded, model=copy.deepcopy(loaded.model))
+
+
+def tune(
+    loaded: LoadedModel,
+    members: Sequence[Fact],
+    recipe: TrainingRecipe,
+    strategy: Strategy,
+    weights: Weights,
+    *,
+    seed: int,
+    base: LoadedModel | None = None,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> dict[str, Any]:
+    """Fine-tune ``loaded.model`` in place by a strategy, on the facts that it chose (:meth:`.Strategy.facts`).
+
+    Args:
+        weights: the base model's, by the names of its parameters, for what is done after the training.
+        base: the base model in memory of its own, where the strategy asks it.
+
+    Returns:
+        As :func:`knowshift.training.sft.finetune`.
+
+    Raises:
+        InputError: as there.
+    """
+    from knowshift.training import sft
+
+    record = sft.finetune(loaded, members, recipe, seed=seed, strategy=strategy, base=base, progress=progress)
+    strategy.after(weights, loaded.model, seed)
+    return record
+
+
+def rows_of(loaded: LoadedModel) -> int:
+    """Tokens that a model has rows for."""
+    return int(loaded.model.config.get_text_config().vocab_size)

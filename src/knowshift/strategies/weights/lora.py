@@ -1,0 +1,115 @@
+"""Low-rank adapters by PEFT, merged into the model's own weights when the training ends.
+
+LoRA: Hu et al. 2022, arXiv 2106.09685. rsLoRA: Kalajdzievski 2023, arXiv 2312.03732. DoRA: Liu et al. 2024,
+arXiv 2402.09353. On MLPs alone: of PEFT's own benchmark, the LoRA with the smallest rise of another text's loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from knowshift.errors import InputError, border
+from knowshift.facts.fact import Fact
+from knowshift.training.strategy import Strategy, setting
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+    from knowshift.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Lora(Strategy):
+    """Adapters on all linear layers of the transformer: W + alpha / rank * B A, with B = 0 at the start."""
+
+    name: ClassVar[str] = "lora"
+    about: ClassVar[str] = "low-rank adapters on all linear layers, merged after training"
+    source: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685; PEFT"
+    cost: ClassVar[str] = "less memory: no gradients and moments of the weights"
+    rate: ClassVar[float] = 10.0
+    rank: int = setting(8, "rank of the adapters", least=1)
+    alpha: float = setting(16.0, "the update is scaled by alpha / rank", least=0)
+
+    def config(self) -> PeftConfig:
+        """PEFT's configuration."""
+        from peft import LoraConfig
+
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            target_modules="all-linear",
+            lora_dropout=0.0,
+            task_type="CAUSAL_LM",
+            **self.more(),
+        )
+
+    def more(self) -> dict[str, Any]:
+        """Fields of PEFT's configuration that are otherwise."""
+        return {}
+
+    @contextmanager
+    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int) -> Iterator[Any]:
+        with adapted(loaded.model, self.config(), seed) as wrapped:
+            yield wrapped
+
+
+@dataclass(frozen=True)
+class RsLora(Lora):
+    """LoRA scaled by alpha / sqrt(rank), so that larger ranks learn as fast."""
+
+    name: ClassVar[str] = "rslora"
+    about: ClassVar[str] = "LoRA scaled by alpha / sqrt(rank)"
+    source: ClassVar[str] = "Kalajdzievski 2023, arXiv 2312.03732; PEFT"
+    alpha: float = setting(16.0, "the update is scaled by alpha / sqrt(rank)", least=0)
+
+    def more(self) -> dict[str, Any]:
+        return {"use_rslora": True}
+
+
+@dataclass(frozen=True)
+class Dora(Lora):
+    """LoRA of the direction of each weight column, with its length trained beside."""
+
+    name: ClassVar[str] = "dora"
+    about: ClassVar[str] = "LoRA of directions, lengths trained beside"
+    source: ClassVar[str] = "Liu et al. 2024, arXiv 2402.09353; PEFT"
+    cost: ClassVar[str] = "memory as LoRA; more time, since each step takes the norms of all weights"
+
+    def more(self) -> dict[str, Any]:
+        return {"use_dora": True}
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, config: PeftConfig, seed: int) -> Iterator[Any]:
+    """``model`` with adapters on it, of which alone gradients are taken.
+
+    After the block, adapters are merged into the weights of ``model``, which has its own modules again. Where the
+    block ends in an error they are not merged, and the weights are as before.
+
+    Raises:
+        InputError: a model in which PEFT finds no layers to adapt.
+    """
+    import torch
+    from peft import get_peft_model
+
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the adapters' random half is made here
+        try:
+            wrapped = get_peft_model(model, config)
+        except ValueError as error:
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            raise InputError(f"{kind}: no layers of this model can be adapted ({error})") from None
+    merged = False
+    try:
+        yield wrapped
+        merged = True
+    finally:
+        with border("the adapters cannot be merged"):
+            wrapped.merge_and_unload() if merged else wrapped.unload()
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
