@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import reprlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
@@ -109,6 +110,44 @@ class VariantConfig(_Strict):
         return {**told, "settings": dict(self.settings)} if self.settings else told
 
 
+class BenchConfig(_Strict):
+    """Strategies on equal terms: the same facts, draws and number of updates, each at learning rates of its own."""
+
+    #: Settings by strategy; under a name of one's own, "strategy" says which: {kl-strong: {strategy: kl, weight: 1}}.
+    strategies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], dict[str, bool | int | float | str]] = {}
+    rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.1, 0.3, 1.0, 3.0)  # of the study's own
+    levels: tuple[Level, ...] | Literal["mixed"] = "mixed"  # mixed: all levels of the study in turn
+    sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # the largest where not given
+    draws: int | None = Field(None, ge=1)  # the first of the grid's, and no more than it has
+    train_facts: int = Field(100, ge=1)  # at most so many of each training set are asked
+    texts: int = Field(60, ge=1)  # at most so many held-out texts
+
+    def variants(self, learning_rate: float) -> dict[str, VariantConfig]:
+        """Every training of the bench, by strategy and rate ("kl@0.0003"); rates are the strategy's own, times these.
+
+        Raises:
+            InputError: no such strategy, or a setting that it does not have.
+        """
+        from knowshift.strategies.registry import STRATEGIES, strategy_of
+
+        found: dict[str, VariantConfig] = {}
+        for label, told in self.strategies.items():
+            settings = dict(told)
+            name = str(settings.pop("strategy", label))
+            strategy_of(name, settings, f"bench.strategies.{label}")
+            for rate in self.rates:
+                own = float(f"{learning_rate * STRATEGIES[name].rate * rate:.6g}")
+                found[f"{label}@{own:g}"] = VariantConfig(
+                    levels=self.levels,
+                    sizes=self.sizes,
+                    draws=self.draws,
+                    learning_rate=own,
+                    strategy=name,
+                    settings=settings,
+                )
+        return found
+
+
 class EvaluationConfig(_Strict):
     """Closed-book answers (paper 2.2)."""
 
@@ -156,6 +195,7 @@ class StudyConfig(_Strict):
     )  # the largest size again at this share of the learning rate
     control_draws: int | None = Field(None, ge=1)  # draws of that control; as many as of the grid where not given
     variants: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], VariantConfig] = {}  # by name
+    bench: BenchConfig = BenchConfig()
     keep_checkpoints: bool = True  # off: a tuned model is made again if a measure of it is missing
     mastery: MasteryConfig = MasteryConfig()
     training: TrainingConfig = TrainingConfig()
@@ -179,6 +219,11 @@ class StudyConfig(_Strict):
             return self.variants
         rate = self.training.learning_rate * self.control_rate
         return {RATE_CONTROL: VariantConfig(learning_rate=rate, draws=self.control_draws), **self.variants}
+
+    @cached_property
+    def benched(self) -> dict[str, VariantConfig]:
+        """The trainings of the bench, by the coordinate "control"."""
+        return self.bench.variants(self.training.learning_rate)
 
     def sizes_of(self, variant: VariantConfig) -> tuple[int, ...]:
         """The sizes of a variant's training sets."""
@@ -298,6 +343,8 @@ def _check_together(config: StudyConfig, origin: str) -> None:
             raise InputError(f"{origin}: criterion {criterion!r} is not known{nearest(criterion, RESTORED_BY)}")
     for name, variant in config.variants.items():
         _check_variant(f"{origin}: variants.{name}", config, variant)
+    for name, variant in _benched(origin, config).items():
+        _check_variant(f"{origin}: bench.strategies.{name}", config, variant)
     if restoration.region not in REGIONS:
         raise InputError(f"{origin}: region {restoration.region!r} is not known{nearest(restoration.region, REGIONS)}")
 
@@ -324,6 +371,15 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
     same_rate = variant.learning_rate in (None, config.training.learning_rate)
     if same_rate and not variant.changed() and variant.levels != MIXED:
         raise InputError(f"{place}: is the grid itself; give what is to differ, e.g. learning_rate, epochs or levels")
+
+
+def _benched(origin: str, config: StudyConfig) -> dict[str, VariantConfig]:
+    if not config.bench.rates or len(set(config.bench.rates)) != len(config.bench.rates):
+        raise InputError(f"{origin}: bench.rates: expected distinct values, found {list(config.bench.rates)}")
+    try:
+        return config.benched
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
 
 
 def _check_strategy(place: str, config: StudyConfig, variant: VariantConfig) -> None:

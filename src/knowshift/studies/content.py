@@ -9,13 +9,15 @@ another :data:`knowshift.studies.plan.CONTENT_VERSION`.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from knowshift.evaluation import Answers, Ask, evaluate, few_shot, plain_question
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
@@ -23,14 +25,16 @@ from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel
+from knowshift.models.logits import next_logits
 from knowshift.parameters.change import WeightChange, measure_change
-from knowshift.parameters.loaded import model_region, parameters_of
+from knowshift.parameters.loaded import as_reader, as_tensor, model_region, parameters_of
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
 from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
 from knowshift.strategies.registry import strategy_of
 from knowshift.strategies.run import tune as tune_by
 from knowshift.tasks.measured import Measured, Task
+from knowshift.token_shift import renormalised_kl
 from knowshift.training.strategy import Draw, Strategy
 
 if TYPE_CHECKING:
@@ -163,7 +167,8 @@ def tune(
         record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
         record["rounded_share"] = rounded
         _cast(tuned, stored)  # its answers are computed like those of all models
-    return tuned, {"facts": [fact.id for fact in members], **record}
+    kind = {"kind": strategy.kind} if "strategy" in coordinates.get("training", {}) else {}
+    return tuned, {"facts": [fact.id for fact in members], **record, **kind}
 
 
 def _rounded_share(loaded: LoadedModel, dtype: torch.dtype) -> float:
@@ -257,8 +262,12 @@ def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
 
 
 def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
+    return _strategy(coordinates).facts(_drawn(known, coordinates, settings))
+
+
+def _drawn(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> Draw:
     changed = coordinates.get("training", {})
-    draw = Draw(
+    return Draw(
         known,
         level=coordinates["level"],
         size=changed.get("distinct_facts", coordinates["size"]),
@@ -266,7 +275,6 @@ def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
         seed=settings["seed"],
         levels=tuple(changed.get("levels", (0, 1, 2, 3, 4))),
     )
-    return _strategy(coordinates).facts(draw)
 
 
 def _strategy(coordinates: Mapping[str, Any]) -> Strategy:
@@ -294,6 +302,60 @@ def restored_train_answers(
     for fraction, count in sweep.run(settings["restoration.train_set_fractions"]):
         yield fraction, count, sweep.eligible, evaluate(tuned, asked, known.levels)
     sweep.undo()
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a training taught, and what it moved besides; see :func:`learned`."""
+
+    answers: Answers
+    kl: float  # KL(tuned || base) of the first token behind the prompt, mean over the facts asked, in nats
+    text_loss: float | None  # of held-out texts, in nats a token
+    moved: float  # Euclidean norm of the change of all weights, over that of the base
+
+    def as_record(self) -> dict[str, Any]:
+        return {"kl": self.kl, "text_loss": self.text_loss, "moved": self.moved}
+
+
+def learned_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
+    """Of the training facts of plain fine-tuning, at most so many of a seeded draw: every strategy is asked these."""
+    rng = np.random.default_rng([settings["seed"], 9, coordinates["draw"]])
+    return _some(_drawn(known, coordinates, settings).members, settings["bench.train_facts"], rng)
+
+
+def learned(
+    weights: Weights,
+    before: Tensor,
+    tuned: LoadedModel,
+    asked: Sequence[Fact],
+    levels: Mapping[str, int],
+    texts: Task | None,
+) -> Learned:
+    """Answers to training questions, the distance to the base on these, and the loss of held-out texts.
+
+    KL on the new task is what "RL's Razor" (Shenfeld et al. 2025, arXiv 2509.04259) predicts forgetting from; here of
+    the answer's first token, over the whole vocabulary.
+
+    Args:
+        before: the base's logits behind the questions, in their order (:func:`first_logits`).
+    """
+    kl = renormalised_kl(first_logits(tuned, asked), before)
+    reader, change, size = as_reader(weights), 0.0, 0.0
+    for name, parameter in parameters_of(tuned.model).items():
+        old = as_tensor(reader.read(name, 0, parameter.numel())).double()
+        change += float(((parameter.detach().flatten().cpu().double() - old) ** 2).sum())
+        size += float((old**2).sum())
+    loss = None if texts is None else texts.measure(tuned)[0].score
+    return Learned(evaluate(tuned, asked, levels), float(kl.mean()), loss, math.sqrt(change / size))
+
+
+def first_logits(loaded: LoadedModel, facts: Sequence[Fact]) -> Tensor:
+    """Logits of the token behind each fact's fine-tuning prompt, float32 [facts, V], of ids that name a token."""
+    found: dict[int, Tensor] = {}
+    for batch, logits in next_logits(loaded, [tuning_prompt(fact.question) for fact in facts]):
+        found.update(zip(batch, logits.cpu(), strict=True))
+    rows = torch.stack([found[index] for index in range(len(facts))])
+    return rows[:, rows.isfinite().all(0)]
 
 
 def layer_group_answers(

@@ -153,6 +153,8 @@ class CostModel:
         if cell.kind == "train_set":
             trained = min(self.size_of(cell), restoration.train_set_facts or self.size_of(cell))
             return trained * (1 + len(restoration.train_set_fractions))
+        if cell.kind == "learned":
+            return min(self.size_of(cell), self.config.bench.train_facts)
         if cell.kind == "layer_groups":
             layers = self.shape.layers if self.shape is not None else 0
             return self.asked // 2 * -(-layers // restoration.layer_group)  # in-domain, half of the facts
@@ -190,6 +192,9 @@ class CostModel:
             return tokens * passes * self._position * slower + self.steps(cell) * self._step
         if cell.kind == "token_shift":
             return 2 * self.asked * SHARE_OF_LEVEL * PROMPT * self._position
+        if cell.kind == "learned":
+            texts = TASKS_OWN["text_loss"][1] * config.bench.texts  # where there are texts
+            return answering + (config.bench.train_facts * PROMPT + texts) * self._position
         if cell.kind == "weight_change":
             return self.weights * COMPARED / threads
         if cell.kind == "base_tasks":

@@ -43,6 +43,7 @@ AFTER_MASTERY = frozenset(
 #: Fields that may be changed in any folder: they say only which cells there are beside the grid, and what these hold.
 BESIDE = (
     "variants",
+    "bench",
     "instruct",
     "instruct_revision",
     "restoration.tasks",

@@ -140,7 +140,23 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memo
         enough = next((n for n in numbers if training_bytes(config, weights, shape, n) <= room), None)
         check_memory(config, memory.training, room, enough)
         check_memory(config, memory.weights, room, None, doing="asking")
+    _check_base(config, memory)
     return memory
+
+
+def _check_base(config: StudyConfig, memory: Memory) -> None:
+    """Refuse strategies that ask the base model at every step, where it does not stay in memory."""
+    from knowshift.strategies.registry import STRATEGIES
+
+    if memory.way == "both":
+        return
+    for name, variant in {**config.variants, **config.benched}.items():
+        if variant.strategy is not None and STRATEGIES[variant.strategy].needs_base:
+            raise InputError(
+                f"{config.device}: {name}: strategy {variant.strategy!r} asks the base model at every step, and there "
+                f"is no room for it beside a training of {memory.training / 1e9:.1f} GB; expected a device with more "
+                "memory, or a strategy that does without"
+            )
 
 
 def check_memory(

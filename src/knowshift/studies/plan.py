@@ -77,6 +77,7 @@ CONTENT: Mapping[str, Content] = {
         ("seed", "restoration.train_set_fractions", "restoration.train_set_facts", "restoration.region"),
         ("mastery", "tuned"),
     ),
+    "learned": Content(("seed", "bench.train_facts", "bench.texts"), ("mastery", "tuned")),
     "layer_groups": Content((*_ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
     "instruct": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
     "base_tasks": Content(_TASKS),
@@ -113,6 +114,11 @@ HARMLESS: Mapping[str, str] = {
     "training.learning_rate": "is a coordinate of a cell",
     "training.report_to": "names a service that logs the training",
     "restoration.sizes": "says which cells there are",
+    "bench.strategies": "says which cells there are; a strategy and its settings are coordinates of a cell",
+    "bench.rates": "says which cells there are; the learning rate that it gives is a coordinate of a cell",
+    "bench.levels": "says which cells there are",
+    "bench.sizes": "says which cells there are",
+    "bench.draws": "says which cells there are",
     "variants": "says which cells there are; what a variant changes are coordinates of a cell",
     "restoration.texts": "the digest of what the file holds is an input of the cells that read it",
     "instruct": "its identity is an input of its cell",
@@ -279,8 +285,8 @@ def _plan(
         for draw in range(config.draws)
     ]
     tuned += [
-        _variant_unit(config, common, made, name, variant, level, size, draw)
-        for name, variant in config.trained_otherwise.items()
+        _variant_unit(config, common, tasks, made, name, variant, level, size, draw)
+        for name, variant in {**config.trained_otherwise, **config.benched}.items()
         for level in ([None] if variant.levels == MIXED else variant.levels or config.levels)
         for size in config.sizes_of(variant)
         for draw in range(min(variant.draws or config.draws, config.draws))
@@ -350,6 +356,7 @@ def _tuned_unit(
 def _variant_unit(
     config: StudyConfig,
     common: Mapping[str, Any],
+    tasks: Mapping[str, Any],
     made: Mapping[str, Any],
     name: str,
     variant: VariantConfig,
@@ -366,7 +373,8 @@ def _variant_unit(
         coordinates["training"] = changed
     where = "mixed levels" if level is None else f"level {level}"
     told = f"rate {rate:.2g}" if name == RATE_CONTROL else name
-    return _unit(f"{where}, {size} facts, draw {draw + 1}, {told}", config, common, made, coordinates)
+    title = f"{where}, {size} facts, draw {draw + 1}, {told}"
+    return _unit(title, config, common, made, coordinates, benched=name in config.benched, tasks=tasks)
 
 
 def _unit(
@@ -377,6 +385,7 @@ def _unit(
     coordinates: dict[str, Any],
     *,
     restored: bool = False,
+    benched: bool = False,
     tasks: Mapping[str, Any] | None = None,
 ) -> Unit:
     """One training and all that is measured of its model; ``tasks`` are the inputs of other tasks than facts."""
@@ -388,5 +397,6 @@ def _unit(
         kinds += ["train_set"] if config.restoration.train_set_fractions else []
         kinds += ["layer_groups"] if config.restoration.layer_group else []
         kinds += ["tasks"] if config.restoration.tasks else []
-    inputs = {"tasks": tasks or {}}
+    kinds += ["learned"] if benched else []
+    inputs = {"tasks": tasks or {}, "learned": tasks or {}}
     return Unit(title, (tuned, *(_cell(kind, coordinates, config, inputs.get(kind, common), made) for kind in kinds)))

@@ -25,7 +25,7 @@ from knowshift.studies.config import Executor, StudyConfig
 from knowshift.studies.shape import Shape, known_models
 from knowshift.tasks.measured import Task
 from knowshift.tasks.other import OWN, check_tasks, read_tasks
-from knowshift.tasks.text_loss import read_text
+from knowshift.tasks.text_loss import NAME, read_text
 
 #: Facts of EntityQuestions after the paper's filter: in-domain training, in-domain test, out-of-domain test.
 ENTITY_QUESTIONS = (75_944, 9_555, 11_613)
@@ -56,7 +56,7 @@ def inputs_beside(config: StudyConfig) -> dict[str, dict[str, Any]]:
         found["instruct"] = {"instruct": files.identity()}
     if config.restoration.tasks or config.restoration.texts is not None:
         names, texts = config.restoration.tasks, _texts(config)
-        check_tasks(names, texts)
+        check_tasks((*names, NAME) if config.bench.strategies else names, texts)
         told: dict[str, Any] = {}
         if not set(names) <= set(OWN):
             told["lm_eval"] = importlib.metadata.version("lm_eval")
@@ -92,6 +92,16 @@ def other_tasks(config: StudyConfig, facts: Sequence[Fact]) -> list[Task]:
         facts=facts,
         texts=texts,
     )
+
+
+def held_out_texts(config: StudyConfig, facts: Sequence[Fact]) -> Task | None:
+    """The texts whose loss a bench tells: ``restoration.texts``, or sentences of a world; None where there are none."""
+    texts = _texts(config)
+    if texts is None and not config.facts.startswith("world:"):
+        return None
+    return read_tasks(
+        (NAME,), limit=config.bench.texts, seed=config.seed, source=config.facts, facts=facts, texts=texts
+    )[0]
 
 
 def _texts(config: StudyConfig) -> Path | None:

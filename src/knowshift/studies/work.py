@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact
@@ -31,7 +32,7 @@ from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
-from knowshift.studies.readiness import check_texts, find_base, other_tasks, shape_at_hand, weights_of
+from knowshift.studies.readiness import check_texts, find_base, held_out_texts, other_tasks, shape_at_hand, weights_of
 from knowshift.system.allocator import give_back, steady_heap
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
@@ -65,6 +66,7 @@ class Worker:
         self._items: ShiftItems | None = None
         self._tasks_read: list[Task] | None = None
         self._predicted: BaseLogits | None = None
+        self._behind: tuple[str, Tensor] | None = None
 
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
@@ -110,6 +112,8 @@ class Worker:
         for cell in unit.missing(self.run):
             if cell.kind == "token_shift" and self._predicted is None:
                 self._predicted = BaseLogits.of(self.base, self._shift_items(cell))
+            elif cell.kind == "learned":
+                self._logits_before(cell)
 
     def _let_go(self) -> None:
         """Of both models, with their memory."""
@@ -276,6 +280,27 @@ class Worker:
         tuned = self._tuned_model(unit)
         shifts = token_shift(self._predicted or self.base, tuned, self._shift_items(cell))
         shifts.write(folder / "token_shift.parquet", self._about(cell))
+
+    def _learned(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        asked = content.learned_facts(self._known, cell.coordinates, cell.settings)
+        tuned = self._tuned_model(unit)
+        before = self._logits_before(cell)
+        found = content.learned(self._base_weights, before, tuned, asked, self._known.levels, self._held_out)
+        found.answers.write(folder / "answers.parquet", self._about(cell))
+        write_json(folder / "learned.json", found.as_record())
+
+    def _logits_before(self, cell: Cell) -> Tensor:
+        """The base's, behind the training questions that the cell asks; kept for one draw, which many cells share."""
+        asked = content.learned_facts(self._known, cell.coordinates, cell.settings)
+        key = digest([fact.id for fact in asked])
+        if self._behind is None or self._behind[0] != key:
+            self._behind = (key, content.first_logits(self.base, asked))
+        return self._behind[1]
+
+    @cached_property
+    def _held_out(self) -> Task | None:
+        """Texts whose loss the bench tells: the user's file, or sentences of a world; other facts have none."""
+        return held_out_texts(self.config, self.source.facts)
 
     def _weight_change(self, cell: Cell, unit: Unit, folder: Path) -> None:
         change = content.weight_change(self._base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)

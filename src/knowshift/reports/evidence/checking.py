@@ -20,6 +20,7 @@ _OF_TRAINING = (
     "train_set",
     "layer_groups",
     "tasks",
+    "learned",
 )
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "layer_weights", "module_weights")
@@ -106,6 +107,15 @@ def check_training(file: Path, record: Mapping[str, Any]) -> None:
         raise InputError(f"{file}: rounded_share is {shown(record['rounded_share'])}; expected a number")
     if not _is_number(record.get("train_loss")):
         raise InputError(f"{file}: train_loss is {shown(record.get('train_loss'))}; expected a number")
+
+
+def check_learned(file: Path, record: Mapping[str, Any]) -> None:
+    """``learned.json``: a KL and the share that the weights moved, and the loss of texts where there were some."""
+    for name in ("kl", "moved"):
+        if not _is_number(record.get(name)):
+            raise InputError(f"{file}: {name} is {shown(record.get(name))}; expected a number")
+    if record.get("text_loss") is not None and not _is_number(record["text_loss"]):
+        raise InputError(f"{file}: text_loss is {shown(record['text_loss'])}; expected a number")
 
 
 def check_scores(file: Path, record: Mapping[str, Any]) -> None:

@@ -16,9 +16,11 @@ from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.reports.evidence.answers import Column, RecordedAnswers, read_answers
 from knowshift.reports.evidence.run_folder import (
     ALL,
+    AT,
     RATE_CONTROL,
     RecordedCell,
     Run,
+    Setting,
     open_run,
     read_cell_json,
     read_mastery,
@@ -88,11 +90,32 @@ class Evidence:
     @cached_property
     def trained_otherwise(self) -> dict[str, dict[tuple[int, int], Model]]:
         """Models of each control of the training, by training level and size: the learning-rate control, variants."""
-        names = {c.setting.control for c in self.substring.columns if c.setting} - {"", ALL}
+        names = {name for name in self._controls if AT not in name}
         return {
             name: {(s.level, s.size): Model(s) for s in self.substring.settings(name)}
             for name in sorted(names, key=lambda name: (name != RATE_CONTROL, name))
         }
+
+    @cached_property
+    def benched(self) -> dict[str, dict[Setting, Model]]:
+        """Models of a bench by strategy, as the config lists them, then by setting: rates, and sizes where several."""
+        told: Any = (self.run.config.get("bench") or {}).get("strategies")
+        order = list(told) if isinstance(told, dict) else []
+        found: dict[str, dict[Setting, Model]] = {}
+        for name in sorted(name for name in self._controls if AT in name):
+            models = found.setdefault(name.partition(AT)[0], {})
+            models |= {setting: Model(setting) for setting in self.substring.settings(name)}
+        ranked = sorted(found, key=lambda label: (order.index(label) if label in order else len(order), label))
+        return {label: dict(sorted(found[label].items())) for label in ranked}
+
+    @cached_property
+    def _controls(self) -> set[str]:
+        return {c.setting.control for c in self.substring.columns if c.setting} - {"", ALL}
+
+    @property
+    def controls(self) -> list[str]:
+        """The names of all trainings beside the grid, those of a bench last."""
+        return [*self.trained_otherwise, *sorted(name for name in self._controls if AT in name)]
 
     @property
     def levels(self) -> list[int]:

@@ -21,6 +21,7 @@ from knowshift.records import MASTERY, TOKEN_SHIFT, read_table
 from knowshift.reports.evidence.checking import (
     check_change,
     check_coordinates,
+    check_learned,
     check_manifest,
     check_restored,
     check_scores,
@@ -33,11 +34,14 @@ from knowshift.reports.evidence.checking import (
 RATE_CONTROL = "learning_rate"
 #: The name of training sets that hold all facts of a level.
 ALL = "all"
+#: Between the strategy and the rate in the name of a training of a bench: "kl@0.001".
+AT = "@"
 #: The level of a training set with facts of every level in turn; it sorts after the others.
 MIXED = LEVELS
 
 _CHECKS = {
     "change.json": check_change,
+    "learned.json": check_learned,
     "record.json": check_training,
     "restored.json": check_restored,
     "scores.json": check_scores,

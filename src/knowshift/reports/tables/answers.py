@@ -165,7 +165,7 @@ def accuracy_summary(evidence: Evidence) -> Table:
     counts = count(evidence)
     substring, word = evidence.substring, evidence.word
     rows: list[Row] = []
-    settings = [setting for name in ("", *evidence.trained_otherwise) for setting in substring.settings(name)]
+    settings = [setting for name in ("", *evidence.controls) for setting in substring.settings(name)]
     for setting in settings:
         model = Model(setting)
         alike = [Model(replace(setting, level=other)) for other in sorted({s.level for s in settings})]

@@ -22,6 +22,7 @@ from knowshift.reports.tables.paper import paper_tables
 from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
 from knowshift.reports.tables.settings import rate_name
 from knowshift.reports.tables.shift import concentration, places, token_shift, token_shift_summary
+from knowshift.reports.tables.strategies import strategies, strategies_chosen, strategies_matched
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,20 @@ def build_tables(run: Path) -> Tables:
         layer_groups(evidence),
         instruct(evidence),
         other_tasks(evidence),
+        *_bench(evidence),
     ]
     named = {table.name: table for table in long}
     mixed = mixed_trainings(evidence)
     tables = [*long, *paper_tables(named, rate_name(evidence.run.learning_rate), mixed), finding_rows(findings)]
     return Tables({table.name: table for table in tables}, findings, evidence)
+
+
+def _bench(evidence: Evidence) -> list[Table]:
+    """Tables of strategies, where some were benched."""
+    if not evidence.benched:
+        return []
+    every = strategies(evidence)
+    return [every, strategies_chosen(evidence), strategies_matched(evidence, every)]
 
 
 def to_csv(table: Table) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from knowshift.facts.fact import DOMAINS
 from knowshift.html.table import Row, Table, bounds
 from knowshift.reports.evidence.evidence import Evidence
-from knowshift.reports.evidence.run_folder import MIXED, RecordedCell, Setting, read_cell_json
+from knowshift.reports.evidence.run_folder import AT, MIXED, RecordedCell, Setting, read_cell_json
 from knowshift.reports.evidence.scores import Contribution, Model, Scores
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.tables.settings import SETTING_COLUMNS, rate_name, setting_values
@@ -95,7 +95,7 @@ def mixed_trainings(evidence: Evidence) -> dict[str, bool]:
     return {
         str(cell.coordinates["control"]): "lora" in cell.coordinates["training"]
         for cell in evidence.run.of("evaluation")
-        if cell.setting.level == MIXED
+        if cell.setting.level == MIXED and AT not in cell.setting.control
     }
 
 

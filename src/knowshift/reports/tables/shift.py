@@ -52,7 +52,7 @@ def token_shift_summary(evidence: Evidence) -> Table:
     shifts = evidence.token_shifts
     if shifts:
         scores = shifts.scores
-        for setting in [s for name in ("", *evidence.trained_otherwise) for s in scores.settings(name)]:
+        for setting in [s for name in ("", *evidence.controls) for s in scores.settings(name)]:
             model = Model(setting)
             for domain, picked in (("both", [0, 1]), ("in_domain", [0]), ("out_of_domain", [1])):
                 rows.append(
