@@ -41,3 +41,8 @@ def interval_words(estimate: Estimate, scale: float = 100, digits: int = 1) -> s
 def listed(words: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1] if words else ""
+
+
+def p_value(p: float) -> str:
+    """A p-value to three digits."""
+    return "<0.001" if p < 0.001 else f"{p:.3f}"

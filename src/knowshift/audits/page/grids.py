@@ -13,7 +13,7 @@ from knowshift.audits.shares import Change
 from knowshift.audits.verdict import Verdict
 from knowshift.facts.relations import RELATIONS
 from knowshift.html.grid import DASH, Entry, Grid, number, texts
-from knowshift.html.words import percent, signed
+from knowshift.html.words import p_value, percent, signed
 from knowshift.parameters.change import WeightChange
 from knowshift.statistics.holm import holm
 
@@ -43,8 +43,8 @@ def forms_grid(evidence: Evidence, verdict: Verdict) -> Grid:
             [
                 Entry(shown),
                 _points(change),
-                DASH if name not in verdict.adjusted else Entry(_p(verdict.adjusted[name])),
-                DASH if p is None else Entry(f"{before:,} / {after:,}", f"p {_p(p)}"),
+                DASH if name not in verdict.adjusted else Entry(p_value(verdict.adjusted[name])),
+                DASH if p is None else Entry(f"{before:,} / {after:,}", f"p {p_value(p)}"),
             ]
         )
     return Grid(
@@ -76,7 +76,7 @@ def relations_grid(evidence: Evidence) -> Grid:
             Entry(name, RELATIONS[name].name if name in RELATIONS else ""),
             Entry(f"{knowledge.facts:g}"),
             _points(knowledge),
-            DASH if np.isnan(p) else Entry(_p(p)),
+            DASH if np.isnan(p) else Entry(p_value(p)),
             _points(rate),
         ]
         for (name, (knowledge, rate)), p in zip(found.items(), adjusted, strict=True)
@@ -153,7 +153,3 @@ def _answer(texts_of: Sequence[str | None] | None, right: Any, i: int) -> Entry:
 def _points(change: Change) -> Entry:
     estimate = change.by_fact
     return number(estimate.value, signed, estimate.low, estimate.high)
-
-
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"

@@ -22,6 +22,7 @@ from knowshift.html.plotting import legend_above, panels, svg_text
 from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
+from knowshift.reports.page.strategies import strategies_figure
 from knowshift.reports.page.task_figure import other_tasks
 from knowshift.reports.published import published_concentration
 
@@ -308,6 +309,7 @@ def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:
         "restoration": restoration_by_fraction(tables["restoration_summary"], tables["base"], tables["accuracy"]),
         "restoration_by_level": restoration_by_level(tables["restoration_summary"]),
         "other_tasks": other_tasks(tables["paper_other_tasks"], tables["restoration_summary"]),
+        "strategies": strategies_figure(tables.get("strategies")),
         "concentration": concentration(tables["concentration"]),
         "mastery_by_exposures": mastery_by_exposures(tables["exposures"]),
     }

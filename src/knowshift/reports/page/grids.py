@@ -9,7 +9,7 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import DASH, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
-from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent, percent, signed
+from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent, p_value, percent, signed
 from knowshift.reports.evidence.run_folder import RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
 from knowshift.reports.findings.claims import Claim, Finding, mean_of
@@ -221,7 +221,7 @@ def _claim_entries(finding: int, claim: Claim) -> list[Entry]:
         Entry(claim.verdict),
         number(claim.estimate.value, write, note=claim.unit),
         interval(claim.estimate),
-        number(claim.p_holm, lambda p: "<0.001" if p < 0.001 else f"{p:.3f}"),
+        number(claim.p_holm, p_value),
         interval(claim.word),
         interval(claim.by_relation),
     ]

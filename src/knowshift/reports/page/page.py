@@ -30,6 +30,7 @@ from knowshift.reports.page.grids import (
     word_grid,
 )
 from knowshift.reports.page.paper import sections
+from knowshift.reports.page.strategies import strategies_grids
 from knowshift.reports.tables.build import Tables, build_tables
 
 FIGURE_TITLES = {
@@ -40,6 +41,7 @@ FIGURE_TITLES = {
     "restoration": "Accuracy when part of the change is put back",
     "restoration_by_level": "Gain and loss by training level",
     "other_tasks": "Other tasks when part of the change is put back",
+    "strategies": "New facts learned against known facts kept",
     "concentration": "How concentrated the weight change is, beside chance",
     "mastery_by_exposures": "What the base model knows, and how often it read it",
 }
@@ -73,6 +75,10 @@ FIGURE_NOTES = {
     "other_tasks": (
         "Models of the largest size, mean of training levels and draws; test facts are the mean of both domains. "
         "Losses, in nats a token, are better where they are lower. There are no intervals: the tables have the draws."
+    ),
+    "strategies": (
+        "Each line is a strategy through its learning rates. Blue is plain fine-tuning; red are those on the frontier, "
+        "where no other point has more of both. Points are means over draws; intervals are in the tables."
     ),
     "concentration": (
         "The no-signal null pairs each tensor's own weights with its own changes at random: dividing by weights near "
@@ -119,6 +125,7 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             accuracy_grid(summary, "out_of_domain"),
             word_grid(summary),
             *controls_tables(tables["controls"], tables["accuracy"], evidence.run.config),
+            *strategies_grids(tables),
             trainings_table(tables["trainings"]),
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
