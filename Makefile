@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: demo help study test lint docs mutants install clean
+.PHONY: demo help study test test-slow lint docs mutants install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## make a pair of models from the shipped world and audit it: runs/demo/audit/audit.html
 	$(BIN)/python docs/demo.py runs/demo
@@ -15,8 +15,11 @@ demo: $(STAMP) ## make a pair of models from the shipped world and audit it: run
 study: $(STAMP) ## run the default study: runs/tiny/report.html
 	$(BIN)/knowshift study --preset tiny --output-dir runs/tiny
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: $(STAMP) ## run the others: whole studies and audits again, clusters, packages, servers
+	$(BIN)/python -m pytest -m slow
 
 docs: $(STAMP) ## build the documentation: docs/_build/index.html
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

@@ -125,6 +125,7 @@ def test_the_repaired_model_loads_and_is_what_restoring_gives(
     assert (folder / "repaired" / "knowshift.json").exists()
 
 
+@pytest.mark.slow
 def test_a_purpose_that_the_tuned_model_does_not_serve_repairs_nothing(damaged: Path, tmp_path: Path) -> None:
     """And a file of too few words is said in the page, after all that was measured."""
     table = tmp_path / "nonsense.csv"
@@ -187,6 +188,7 @@ def test_an_audit_that_is_killed_goes_on(damaged: Path, tmp_path: Path) -> None:
     assert "--keep" in err
 
 
+@pytest.mark.slow
 def test_an_audit_with_a_budget_goes_on_with_the_same_facts(small_world: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"output_dir": tmp_path / "audit", "budget": "60s", "workers": 1, "repair": False}
     first = knowshift.audit(str(small_world), small_world, f"world:{small_world}", **options)
@@ -279,6 +281,7 @@ def test_an_adapter_alone_brings_its_base(small_world: Path, tmp_path: Path) -> 
         assert pair.base.revision == pair.tuned.base_revision == used
 
 
+@pytest.mark.slow
 def test_an_adapter_is_repaired_as_an_adapter(damaged: Path, keep: Path, tmp_path: Path) -> None:
     """The same tuning as products of two matrices; its repair is read by PEFT and is what the audit has confirmed."""
     base = load_model("world:tiny")

@@ -21,6 +21,8 @@ from knowshift.evaluation import plain_question
 from knowshift.models.loading import load_model
 from knowshift.models.saving import save_model
 
+pytestmark = pytest.mark.slow
+
 TASK = "knowshift_world_tiny"
 #: Documents that the model is tuned on and guarded by.
 LIMIT = 300

@@ -23,6 +23,8 @@ from knowshift.api.repairing import read_purposes
 from knowshift.audits import candidates
 from knowshift.cli import app
 
+pytestmark = pytest.mark.slow
+
 #: The form that fine-tuning asks in.
 FORMAT = "<|question|> {question} <|answer|>"
 NAME = "ann/repaired-model"

@@ -51,6 +51,7 @@ def every_command_sees_the_model_with_its_adapter(case: Case) -> None:
         event(how)
 
 
+@pytest.mark.slow
 def test_every_command_sees_the_model_with_its_adapter() -> None:
     TAKEN.clear()
     every_command_sees_the_model_with_its_adapter()

@@ -31,6 +31,8 @@ from knowshift.reports.tables.build import build_tables
 from knowshift.studies.config import parse_config
 from knowshift.studies.run import run_study
 
+pytestmark = pytest.mark.slow
+
 SEED, RATE, SLOW = 30, 0.002, 0.00002
 FRACTIONS = (0.2, 1.0)
 

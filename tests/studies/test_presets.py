@@ -194,6 +194,7 @@ def test_a_family_stands_for_every_preset() -> None:
     assert {kinds[name] for name in FAMILIES} == set(kinds.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_small_study_on_the_architecture_of_a_preset(name: str, facts: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -241,6 +242,7 @@ def test_a_small_study_on_the_architecture_of_a_preset(name: str, facts: Path, t
     assert len(open_run(run).cells) == len(plan.cells)
 
 
+@pytest.mark.slow
 def test_a_training_set_of_all_facts_of_each_level(tmp_path: Path) -> None:
     small = {
         "model": "world:tiny",

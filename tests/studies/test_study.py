@@ -157,6 +157,7 @@ def _ray_worker(address: str) -> psutil.Process:
     raise AssertionError(address)
 
 
+@pytest.mark.slow
 def test_a_ray_cluster_that_loses_a_worker_a_node_and_its_head_gives_the_same_tables(
     config_file: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +447,7 @@ def kept_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Pat
 MEASURES = ("evaluation", "token_shift", "weight_change", "restoration", "train_set", "layer_groups")
 
 
+@pytest.mark.slow
 def test_a_tuned_model_measures_the_same_however_models_are_held(
     kept_run: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -490,6 +492,7 @@ def test_a_tuned_model_measures_the_same_however_models_are_held(
     assert no_longer_asked(run, plan_of(fewer)[0]) == ["1 of layer_groups"]
 
 
+@pytest.mark.slow
 def test_a_run_at_a_url_has_the_same_cells_and_report_on_every_machine(
     kept_run: tuple[StudyConfig, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from knowshift.training.lora import Lora
 
 from knowshift.errors import InputError
 from knowshift.evaluation import Answers, evaluate, few_shot, plain_question
@@ -41,9 +42,10 @@ from knowshift.studies.run import plan_of, run_study
 from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
-from knowshift.training.lora import Lora
 from knowshift.training.sft import TrainingRecipe, finetune
 from weights_pairs import move, tiny_llama
+
+pytestmark = pytest.mark.slow
 
 SEED, RATE = 11, 2e-2
 #: Two that a short form of writing would take for one, and one that it would write with an exponent.

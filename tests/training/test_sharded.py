@@ -20,6 +20,8 @@ from knowshift.training import sft, sharded
 from knowshift.training.one_row import IGNORED
 from knowshift.training.sft import TrainingRecipe
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_processes_train_as_one_and_one_that_dies_ends_both(small_model: LoadedModel, small_world: Path) -> None:
     """17 facts in batches of 8, twice: the last batch of an epoch leaves one process without an example."""

@@ -156,6 +156,7 @@ REFUSED = {
 FOLDERS = ("gsm8k", "humaneval", "mmmu")
 
 
+@pytest.mark.slow
 def test_tasks_that_cannot_be_used_are_refused_in_one_line(tmp_path: Path) -> None:
     for name in FOLDERS:
         shutil.copytree(Path(manager.__file__).parent / name, tmp_path / name)

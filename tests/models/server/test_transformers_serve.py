@@ -30,6 +30,8 @@ from knowshift.records import MASTERY, read_table
 from knowshift.studies.config import StudyConfig, parse_config
 from knowshift.studies.run import run_study
 
+pytestmark = pytest.mark.slow
+
 PROMPTS, DRAWS = 24, 8
 
 
