@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from knowshift.training.lora import Lora
 
 from knowshift.errors import InputError
 from knowshift.evaluation import Answers, evaluate, few_shot, plain_question
@@ -35,6 +34,7 @@ from knowshift.probing.measure import Protocol, columns_of, measure_mastery
 from knowshift.records import MASTERY, read_about, write_table
 from knowshift.reports.evidence.answers import read_answers
 from knowshift.reports.evidence.run_folder import open_run
+from knowshift.strategies.weights.lora import Lora
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
 from knowshift.studies.content import layer_group_answers
 from knowshift.studies.plan import Cell, Plan, make_plan
@@ -42,7 +42,7 @@ from knowshift.studies.run import plan_of, run_study
 from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
-from knowshift.training.sft import TrainingRecipe, finetune
+from knowshift.training.sft import PLAIN, TrainingRecipe, finetune
 from weights_pairs import move, tiny_llama
 
 pytestmark = pytest.mark.slow
@@ -55,7 +55,7 @@ CONCENTRATION = (0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6)
 #: What the variants of the study are: the training facts of draw 1, what differs from the grid's recipe, the dtype.
 VARIANTS: dict[str, tuple[int, dict[str, Any], torch.dtype]] = {
     "few": (2, {"epochs": 2}, torch.float32),
-    "lora": (4, {"lora": Lora(rank=2, alpha=4.0), "learning_rate": 0.1}, torch.float32),
+    "lora": (4, {"strategy": Lora(rank=2, alpha=4.0), "learning_rate": 0.1}, torch.float32),
     "narrow": (4, {"batch_size": 4, "epochs": 2, "schedule": "linear"}, torch.bfloat16),
 }
 
@@ -230,7 +230,9 @@ def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(stud
         drawn[size, key["draw"]] = record["facts"]
         assert key["learning_rate"] == changed["learning_rate"]
         model = load_model(study.base_folder, dtype=str(dtype).removeprefix("torch."))
-        again = finetune(model, members, TrainingRecipe(**changed), seed=_seed(SEED, "training", 0, key["draw"]))
+        strategy = changed.pop("strategy", PLAIN)
+        recipe, seed = TrainingRecipe(**changed), _seed(SEED, "training", 0, key["draw"])
+        again = finetune(model, members, recipe, seed=seed, strategy=strategy)
         assert again["load_dtype"] == str(dtype).removeprefix("torch.")
         assert {name: record[name] for name in again} == again
         exact = all(torch.equal(w, w.to(dtype).float()) for w in study.base_weights().values())

@@ -303,7 +303,6 @@ def test_the_recipe_is_the_papers() -> None:
         "weight_decay": 0.0,
         "bfloat16": False,
         "gradient_checkpointing": False,
-        "lora": None,
         "shared_prefix": False,
         "report_to": "none",
     }
