@@ -43,6 +43,7 @@ def test_the_names_that_are_offered() -> None:
         "plan_study",
         "report",
         "restore",
+        "strategies",
         "study",
         "tokens",
         "weights",

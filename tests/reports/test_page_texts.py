@@ -58,6 +58,8 @@ CONFIG_TEXTS = {
     "mastery.servers",
     "training.schedule",
     "variants",
+    "bench.strategies",
+    "bench.levels",
     "training.report_to",
     "restoration.criteria",
     "restoration.region",

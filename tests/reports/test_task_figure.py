@@ -56,7 +56,7 @@ def test_every_point_is_that_of_the_tables(monkeypatch: pytest.MonkeyPatch, scor
     fractions = ["0", "0.01", "0.2", "0.6"]
     for panel, name in zip(figure.axes[1:], names, strict=True):
         lines = {str(line.get_label()): line for line in panel.get_lines()}
-        assert list(lines) == ["most changed (relative)", "absolute", "at random", "base model"]
+        assert list(lines) == ["most changed (relative)", "at random", "absolute", "base model"]
         for label, criterion in (("most changed (relative)", "relative"), ("absolute", "absolute")):
             rows = scores.where(source="run", size=960, criterion=criterion)
             rows += scores.where(source="run", size=960, criterion="")

@@ -36,6 +36,13 @@ OTHER: dict[str, Any] = {
     "control_draws": 2,
     "keep_checkpoints": True,
     "variants": {"mixed": {"levels": "mixed"}},
+    "bench.strategies": {"sft": {}, "kl-strong": {"strategy": "kl", "weight": 1.0}},
+    "bench.rates": [0.5],
+    "bench.levels": [0],
+    "bench.sizes": [60],
+    "bench.draws": 1,
+    "bench.train_facts": 5,
+    "bench.texts": 6,
     "mastery.draws_per_prompt": 4,
     "mastery.temperature": 1.5,
     "mastery.max_new_tokens": 8,
@@ -118,6 +125,13 @@ def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
         ("variants={m: {lora: {rnk: 3}}}", "unknown key 'variants.m.lora.rnk'; nearest: 'rank'"),
         ("variants={m: {lora: {rank: 0}}}", "--set variants.m.lora.rank: Input should be greater than or equal to 1"),
         ("variants={m: {}}", "variants.m: is the grid itself"),
+        ("variants={m: {strategy: lorra}}", "variants.m: no strategy 'lorra'; nearest: 'lora'"),
+        ("variants={m: {strategy: lora, settings: {rnk: 2}}}", "variants.m: strategy 'lora' has no setting 'rnk'"),
+        ("variants={m: {epochs: 2, settings: {rank: 2}}}", "variants.m.settings: are those of a strategy"),
+        ("variants={m: {strategy: kl, dtype: bfloat16}}", "variants.m.dtype: a variant changes the strategy or this"),
+        ("bench.strategies={kll: {}}", "bench.strategies.kll: no strategy 'kll'; nearest: 'kl'"),
+        ("bench.strategies={kl: {weight: -1}}", "kl: weight: expected a number of at least 0, found -1"),
+        ("bench.rates=[1, 1]", "bench.rates: expected distinct values, found [1.0, 1.0]"),
         ("variants={m: {learning_rate: 1.0e-3}}", "variants.m: is the grid itself"),
         ("variants={all: {epochs: 2}}", "variants.all: 'all' names the training sets of all facts"),
         ("variants={M_: {epochs: 2}}", "--set variants.M_"),
@@ -178,7 +192,7 @@ def test_an_error_of_the_file_still_names_the_file() -> None:
         parse_config(text.replace("training: 3", ""), "s.yaml", {"training.epochs": 2})
     with pytest.raises(InputError, match=r"^s\.yaml: training: expected a mapping, found 3"):
         parse_config(text, "s.yaml", {"training.epochs": 2})
-    with pytest.raises(InputError, match=r"a list of texts KEY=VALUE"):
+    with pytest.raises(InputError, match=r"--set 'draws=1': expected a list of texts such as"):
         knowshift.plan_study(preset="tiny", overrides="draws=1")
 
 

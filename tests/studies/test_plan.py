@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
     "draws": 2,
     "instruct": "an instruct model",
     "restoration": {"tasks": ["text_loss"]},
+    "bench": {"strategies": {"sft": {}}, "rates": [1.0]},
     "mastery": {"facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
 }
 OTHER: dict[str, Any] = {
@@ -68,6 +69,13 @@ OTHER: dict[str, Any] = {
     "control_draws": 1,
     "keep_checkpoints": False,
     "variants": {"mixed": {"levels": "mixed"}},
+    "bench.strategies": {"lora": {"rank": 2}},
+    "bench.rates": [0.5],
+    "bench.levels": [0],
+    "bench.sizes": [2],
+    "bench.draws": 1,
+    "bench.train_facts": 5,
+    "bench.texts": 6,
     "mastery.draws_per_prompt": 11,
     "mastery.temperature": 0.8,
     "mastery.max_new_tokens": 33,
@@ -108,6 +116,7 @@ PROBED = {"mastery.train_facts", "mastery.test_facts", "mastery.facts_per_cell"}
 WHICH = {
     *("levels", "sizes", "draws", "control_rate", "control_draws", "variants"),
     *("training.learning_rate", "restoration.sizes"),
+    *("bench.strategies", "bench.rates", "bench.levels", "bench.sizes", "bench.draws"),
 }
 
 
@@ -231,6 +240,8 @@ def test_units_have_the_titles_that_people_read() -> None:
         "level 3, 4 facts, draw 1",
         "level 3, 4 facts, draw 2",
         "level 3, 4 facts, draw 1, rate 3.3e-06",
+        "mixed levels, 4 facts, draw 1, sft@1e-05",
+        "mixed levels, 4 facts, draw 2, sft@1e-05",
         "level 3, 2 facts, draw 1",
         "level 3, 2 facts, draw 2",
     ]

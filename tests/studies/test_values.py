@@ -34,6 +34,10 @@ from knowshift.probing.measure import Protocol, columns_of, measure_mastery
 from knowshift.records import MASTERY, read_about, write_table
 from knowshift.reports.evidence.answers import read_answers
 from knowshift.reports.evidence.run_folder import open_run
+from knowshift.reports.page.figures import build_figures
+from knowshift.reports.page.page import compose
+from knowshift.reports.tables.build import build_tables
+from knowshift.strategies.loss.kl import Kl
 from knowshift.strategies.weights.lora import Lora
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
 from knowshift.studies.content import layer_group_answers
@@ -57,6 +61,8 @@ VARIANTS: dict[str, tuple[int, dict[str, Any], torch.dtype]] = {
     "few": (2, {"epochs": 2}, torch.float32),
     "lora": (4, {"strategy": Lora(rank=2, alpha=4.0), "learning_rate": 0.1}, torch.float32),
     "narrow": (4, {"batch_size": 4, "epochs": 2, "schedule": "linear"}, torch.bfloat16),
+    "sft@0.01": (4, {"learning_rate": RATE / 2}, torch.float32),
+    "kl@0.01": (4, {"strategy": Kl(weight=0.5), "learning_rate": RATE / 2}, torch.float32),
 }
 
 CONFIG = f"""
@@ -72,6 +78,7 @@ variants:
   few: {{distinct_facts: 2, draws: 1}}
   lora: {{lora: {{rank: 2, alpha: 4}}, learning_rate: 0.1, draws: 1}}
   narrow: {{dtype: bfloat16, batch_size: 4, epochs: 2, schedule: linear, draws: 1}}
+bench: {{strategies: {{sft: {{}}, kl: {{weight: 0.5}}}}, rates: [0.5], levels: [0], draws: 1, train_facts: 3}}
 mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
 training: {{learning_rate: {RATE}, batch_size: 2}}
 evaluation: {{facts_per_level: 3, few_shot: 2}}
@@ -230,9 +237,9 @@ def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(stud
         drawn[size, key["draw"]] = record["facts"]
         assert key["learning_rate"] == changed["learning_rate"]
         model = load_model(study.base_folder, dtype=str(dtype).removeprefix("torch."))
-        strategy = changed.pop("strategy", PLAIN)
+        strategy = changed.pop("strategy", PLAIN)  # VARIANTS itself is not changed: ``changed`` is a new dict
         recipe, seed = TrainingRecipe(**changed), _seed(SEED, "training", 0, key["draw"])
-        again = finetune(model, members, recipe, seed=seed, strategy=strategy)
+        again = finetune(model, members, recipe, seed=seed, strategy=strategy, base=study.base())
         assert again["load_dtype"] == str(dtype).removeprefix("torch.")
         assert {name: record[name] for name in again} == again
         exact = all(torch.equal(w, w.to(dtype).float()) for w in study.base_weights().values())
@@ -241,6 +248,68 @@ def test_a_model_is_tuned_on_its_draw_at_its_rate_with_the_seed_of_its_draw(stud
         assert all(torch.equal(weight.float(), held[name]) for name, weight in model.model.named_parameters())
     assert drawn[4, 0] != drawn[4, 1]
     assert drawn[2, 1] == drawn[4, 1][:2]
+
+
+def test_what_a_bench_asks_of_each_strategy(study: Study) -> None:
+    found: dict[str, Any] = {}
+    base = study.base()
+    for key, cells in study.units():
+        if "learned" not in cells:
+            continue
+        tuned = study.tuned(cells["tuned"])
+        record = json.loads((cells["tuned"].folder(study.run) / "record.json").read_text())
+        told = json.loads((cells["learned"].folder(study.run) / "learned.json").read_text())
+        asked = study.read(cells["learned"], "answers.parquet")
+        assert len(asked["fact"]) == 3
+        assert [fact for fact in record["facts"] if fact in asked["fact"]] == asked["fact"]
+        facts = [study.facts[fact] for fact in asked["fact"]]
+        assert asked == evaluate(tuned, facts, study.levels).columns
+        kls = []
+        for fact in facts:
+            ids = tuned.encoder.prompts([tuning_prompt(fact.question)], 0)[0]
+            with torch.no_grad():
+                s, p = (m.model(torch.tensor([ids])).logits[0, -1].double().log_softmax(-1) for m in (tuned, base))
+            kls.append(float((s.exp() * (s - p)).sum()))
+        assert told["kl"] == pytest.approx(sum(kls) / 3, rel=1e-4)
+        change = {name: w - study.base_weights()[name] for name, w in copy_of(tuned.model).items()}
+        norms = [sum(float((w.double() ** 2).sum()) for w in many.values()) for many in (change, study.base_weights())]
+        assert told["moved"] == pytest.approx((norms[0] / norms[1]) ** 0.5)
+        assert told["text_loss"] is None  # a table of facts has no held-out texts
+        found[key["control"]] = told
+    assert set(found) == {"sft@0.01", "kl@0.01"}
+    assert found["kl@0.01"]["kl"] < found["sft@0.01"]["kl"]
+
+
+def test_the_report_of_a_bench(study: Study) -> None:
+    tables = build_tables(study.run)
+    rows = {row["strategy"]: row for row in tables["strategies"].where()}
+    assert list(rows) == ["kl", "sft"]
+    for key, cells in study.units():
+        if "learned" not in cells:
+            continue
+        row = rows[key["control"].partition("@")[0]]
+        told = json.loads((cells["learned"].folder(study.run) / "learned.json").read_text())
+        asked, tested = (
+            study.read(cells["learned"], "answers.parquet"),
+            study.read(cells["evaluation"], "answers.parquet"),
+        )
+        assert (row["learning_rate"], row["updates"], row["draws"]) == ("0.01", 2, 1)
+        assert row["learned"] == pytest.approx(np.mean(asked["substring_hit"]))
+        assert (row["kl_task"], row["moved"]) == pytest.approx((told["kl"], told["moved"]))
+        hits = {fact: hit for fact, hit in zip(tested["fact"], tested["substring_hit"], strict=True)}
+        means = [
+            np.mean([hits[f.id] for f in study.asked() if f.domain == domain and study.levels[f.id] == level])
+            for domain in ("in_domain", "out_of_domain")
+            for level in (0, 4)
+        ]
+        assert (row["in_domain"], row["out_of_domain"]) == pytest.approx((np.mean(means[:2]), np.mean(means[2:])))
+    (both,) = tables["strategies_chosen"].where(strategy="kl", scope="both")
+    assert both["difference"] == pytest.approx(
+        np.mean([rows["kl"][d] - rows["sft"][d] for d in ("in_domain", "out_of_domain")])
+    )
+    page = compose(tables, build_figures(tables))
+    assert all(f"<td>{name}</td>" in page or f">{name}<" in page for name in rows)
+    assert '<figure id="strategies">' in page
 
 
 def test_the_tuned_model_answers_and_not_the_base(study: Study) -> None:

@@ -67,8 +67,8 @@ def finetune(
     strategy: Annotated[
         str, typer.Option(help="sft: full-parameter supervised fine-tuning; `help` lists all strategies.")
     ] = "sft",
-    option: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A setting of the strategy. Repeatable.")
+    settings: Annotated[
+        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="A setting of the strategy. Repeatable.")
     ] = None,
     reference: Annotated[
         str | None, typer.Option(help="Model that a strategy compares with; MODEL before training if not given.")
@@ -100,7 +100,7 @@ def finetune(
         output_dir=output_dir,
         size=size,
         strategy=strategy,
-        settings=option or (),
+        settings=settings or (),
         reference=reference,
         draw=draw,
         learning_rate=learning_rate,

@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
 from knowshift.html.plotting import legend_above, panels, svg_text
-from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
+from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN, line_styles
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
 from knowshift.reports.page.strategies import strategies_figure
@@ -54,9 +54,9 @@ def _line(
     colour: str,
     marker: str,
     label: str,
-    dashed: bool = False,
+    dashes: str = "-",
 ) -> None:
-    axes.plot(x, _numbers(rows, value), color=colour, marker=marker, label=label, linestyle="--" if dashed else "-")
+    axes.plot(x, _numbers(rows, value), color=colour, marker=marker, label=label, linestyle=dashes)
     axes.fill_between(x, _numbers(rows, low), _numbers(rows, high), color=colour, alpha=0.13, linewidth=0)
 
 
@@ -159,17 +159,16 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
     if not sizes:
         return None
     rows = list(summary.where(control="", size=sizes[-1], level="mean"))
-    criteria = sorted({str(r["criterion"]) for r in rows}, key=lambda c: (c != "relative", c))
+    styles = line_styles(str(r["criterion"]) for r in rows)
     fractions = sorted({float(r["fraction"]) for r in rows})
     tuned = accuracy.where(control="", size=sizes[-1], test_level="mean")
     words = {"relative": "most changed (relative)", "random": "at random"}
-    colours = dict(zip(criteria, (RUN, CONTROL, "#7ab51d", "#d9a400", "#8c6bb1"), strict=False))
     with _by_domain(4.1) as (figure, left, panels):
         for domain, axes in panels:
             place = _fraction_axis(axes, [0.0, *fractions])
             start = [r["accuracy"] for r in tuned if r["domain"] == domain]
             before = sum(start) / len(start) if start else math.nan
-            for criterion in criteria:
+            for criterion, (colour, dashes) in styles.items():
                 line = sorted(
                     (r for r in rows if r["criterion"] == criterion and r["domain"] == domain),
                     key=lambda r: float(r["fraction"]),
@@ -183,10 +182,10 @@ def restoration_by_fraction(summary: Table, base: Table, accuracy: Table) -> str
                     "accuracy",
                     "low",
                     "high",
-                    colours[criterion],
+                    colour,
                     "o" if criterion == "relative" else "s",
                     words.get(criterion, criterion),
-                    criterion != "relative",
+                    dashes,
                 )
             axes.axhline(before, color=BASE, linewidth=1, linestyle=":", label="as tuned, nothing restored")
             plain = [r["accuracy"] for r in base.where(prompt="zero_shot", domain=domain, test_level="mean")]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, PercentFormatter
 
 from knowshift.html.plotting import legend_above, panels, svg_text
-from knowshift.html.style import BASE, CONTROL, RUN
+from knowshift.html.style import BASE, line_styles
 from knowshift.html.table import Table, is_missing
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.tables.paper import AS_TUNED, RELATIVE
@@ -18,7 +18,6 @@ from knowshift.reports.tables.paper import AS_TUNED, RELATIVE
 #: Scores that are drawn at most, in the order of the table's columns; the table has all.
 MOST = 5
 _WORDS = {RELATIVE: "most changed (relative)", "random": "at random"}
-_COLOURS = (RUN, CONTROL, "#7ab51d", "#d9a400", "#8c6bb1")
 
 Row = Mapping[str, Any]
 
@@ -70,14 +69,14 @@ def _lines(
     axes: Axes, criteria: Sequence[str], fractions: Sequence[float], found: Mapping[tuple[str, float], float | None]
 ) -> None:
     """Each criterion's scores from the model as tuned on; a fraction without a score is a gap."""
-    for criterion, colour in zip(criteria, _COLOURS, strict=False):
+    for criterion, (colour, dashes) in line_styles(criteria).items():
         values = [found.get((criterion if fraction else AS_TUNED, fraction)) for fraction in fractions]
         axes.plot(
             range(len(fractions)),
             [math.nan if value is None else value for value in values],
             color=colour,
             marker="o" if criterion == RELATIVE else "s",
-            linestyle="-" if criterion == RELATIVE else "--",
+            linestyle=dashes,
             label=_WORDS.get(criterion, criterion),
         )
     axes.xaxis.set_major_locator(FixedLocator(list(range(len(fractions)))))

@@ -15,6 +15,7 @@ from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.run_folder import RecordedCell, Setting, read_cell_json
 from knowshift.reports.evidence.scores import Model
 from knowshift.reports.findings.claims import mean_of
+from knowshift.reports.tables.moves import before
 from knowshift.reports.tables.settings import level_of, rate_name
 from knowshift.statistics.holm import holm
 
@@ -30,8 +31,8 @@ def strategies(evidence: Evidence) -> Table:
     """Every strategy at each of its rates, means over draws.
 
     - ``in_domain``, ``out_of_domain``: accuracy, mean of the test levels; ``kept``: the same of levels 3 and 4 alone,
-      mean of both domains. ``lost``: of the test facts that the base answers right after examples, the share that the
-      model answers wrong; ``gained``: of those that it answers wrong, the share answered right.
+      mean of both domains. ``lost``: of the test facts that the base answers right in the form it knows best, the
+      share that the model answers wrong; ``gained``: of the others, the share answered right.
     - ``learned``: share of the training facts of plain fine-tuning that are answered right; ``learned_new``: of those
       of levels 0 and 1.
     - ``kl_known``: KL to the base of the first token on test facts of level 4 (paper, 4.1), ``kl_task``: on training
@@ -165,15 +166,16 @@ def _accuracies(evidence: Evidence, model: Model) -> list[float]:
 
 
 def _turned(evidence: Evidence, model: Model) -> tuple[float, float]:
-    """(lost, gained); missing where the base was not asked after examples, or has no such facts."""
-    base = evidence.base_column("few_shot")
+    """(lost, gained); missing where the base was not asked, or has no such facts."""
+    prompt = before(evidence)
+    base = None if prompt is None else evidence.base_column(prompt)
     if base is None:
         return math.nan, math.nan
     hits = evidence.answers.substring
-    before = hits[:, base]
+    known = hits[:, base]
     after = [hits[:, evidence.substring.column(model, draw)] for draw in evidence.substring.draws(model)]
-    lost = [float((~one[before]).mean()) for one in after] if before.any() else []
-    gained = [float(one[~before].mean()) for one in after] if not before.all() else []
+    lost = [float((~one[known]).mean()) for one in after] if known.any() else []
+    gained = [float(one[~known].mean()) for one in after] if not known.all() else []
     return mean_of(lost), mean_of(gained)
 
 

@@ -1,0 +1,67 @@
+"""A bench's tables and picture: the frontier by its definition, matched learning by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from knowshift.html.table import Table
+from knowshift.reports.page.strategies import frontier, strategies_figure
+from knowshift.reports.tables.build import Tables
+from knowshift.reports.tables.strategies import MATCHED, strategies_matched
+
+COLUMNS = ("strategy", "learning_rate", "size", "in_domain", "out_of_domain", "kept", "learned", "learned_new")
+MORE = ("kl_known", "text_loss", "moved")
+
+
+def _table(*rows: tuple[Any, ...]) -> Table:
+    return Table("strategies", (*COLUMNS, *MORE), tuple((*row, 1.0, 2.0, 0.1) for row in rows))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
+def test_the_frontier_holds_what_no_other_point_beats(points: list[tuple[int, int]]) -> None:
+    found = frontier([(float(x), float(y)) for x, y in points])
+    for index, (x, y) in enumerate(points):
+        beaten = any((a, b) != (x, y) and a >= x and b >= y for a, b in points)
+        assert (index in found) == (not beaten)
+    assert bool(found) == bool(points)
+
+
+def test_matched_learning_is_read_on_the_line_between_two_rates(hand_tables: Tables) -> None:
+    told = _table(
+        ("sft", "0.1", 4, 0.2, 0.3, 0.5, 0.4, 0.1),
+        ("sft", "0.3", 4, 0.1, 0.2, 0.4, 0.9, 0.2),
+        ("kl", "0.1", 4, 0.4, 0.4, 0.8, 0.2, 0.1),
+        ("kl", "0.3", 4, 0.2, 0.2, 0.6, 0.6, 0.1),
+        ("slow", "0.1", 4, 0.2, 0.2, 0.6, 0.3, 0.1),
+    )
+    found = strategies_matched(hand_tables.evidence, told)
+    assert found.columns == MATCHED
+    by = {row["strategy"]: row for row in found.where()}
+    assert {row["learned"] for row in by.values()} == {0.4}  # of plain fine-tuning at its best
+    assert [by["kl"][name] for name in ("in_domain", "out_of_domain", "kept")] == pytest.approx([0.3, 0.3, 0.7])
+    assert by["sft"]["in_domain"] == pytest.approx(0.2)
+    assert by["slow"]["in_domain"] is None  # it never learned as much
+
+
+def test_the_picture_names_plain_fine_tuning_and_the_frontier() -> None:
+    told = _table(
+        ("sft", "0.1", 4, 0.2, 0.3, 0.5, 0.4, 0.1),
+        ("kl", "0.1", 4, 0.4, 0.4, 0.8, 0.2, 0.2),
+        ("bad", "0.1", 4, 0.4, 0.4, 0.1, 0.2, 0.0),
+        ("<b>&$x", "0.1", 4, 0.4, 0.4, 0.9, 0.2, 0.1),
+    )
+    drawn = strategies_figure(told)
+    assert drawn is not None
+    assert ">sft<" in drawn
+    assert ">kl<" in drawn
+    assert ">bad<" not in drawn
+    assert "&lt;b&gt;&amp;$x" in drawn
+    assert strategies_figure(None) is None
+    unlearned = Table(told.name, told.columns, tuple((*row[:7], math.nan, *row[8:]) for row in told.rows))
+    assert strategies_figure(replace(unlearned)) is None
