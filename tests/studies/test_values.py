@@ -296,7 +296,7 @@ def test_the_report_of_a_bench(study: Study) -> None:
         assert (row["learning_rate"], row["updates"], row["draws"]) == ("0.01", 2, 1)
         assert row["learned"] == pytest.approx(np.mean(asked["substring_hit"]))
         assert (row["kl_task"], row["moved"]) == pytest.approx((told["kl"], told["moved"]))
-        hits = {fact: hit for fact, hit in zip(tested["fact"], tested["substring_hit"], strict=True)}
+        hits = dict(zip(tested["fact"], tested["substring_hit"], strict=True))
         means = [
             np.mean([hits[f.id] for f in study.asked() if f.domain == domain and study.levels[f.id] == level])
             for domain in ("in_domain", "out_of_domain")
