@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.parameters import null as null_module
 from knowshift.parameters.change import measure_change, measure_pair
 from knowshift.parameters.files.pair import open_pair
+from knowshift.parameters.kernels import compiled as kernels
 from knowshift.parameters.loaded import LoadedTensors, copy_of
 from knowshift.parameters.null import NULL_BLOCK, null_relative
 from knowshift.parameters.record import WEIGHT_CHANGE, write_record
@@ -66,6 +68,82 @@ def test_shares_and_tables_are_those_of_a_sort(dtype: torch.dtype) -> None:
     assert change.largest(1)[0].rms == max(tensor.rms for tensor in change.tensors)
 
 
+def top_of(scores: list[NDArray[np.float32]], count: int) -> list[int]:
+    """How many of each tensor's scores are among the first ``count`` of all, by a stable sort."""
+    order = np.argsort(-np.concatenate(scores), kind="stable")[:count]
+    tensor = np.repeat(np.arange(len(scores)), [len(its) for its in scores])
+    return np.bincount(tensor[order], minlength=len(scores)).tolist()
+
+
+def coarse(size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Weights of few values and changes of fewer, with zeros among both: most scores are ties, and some infinite."""
+    base = rng.integers(-6, 7, size) / 4
+    tuned = base + rng.integers(0, 3, size) / 8 * (rng.random(size) < 0.5)
+    return torch.tensor(base, dtype=torch.float32), torch.tensor(tuned, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_nulls_top_weights_by_tensor_are_those_of_a_sort(
+    monkeypatch: pytest.MonkeyPatch, compiled: bool, seed: int
+) -> None:
+    """With ties across tensors, zeros in base and change, tensors without weights, blocks and pieces that cut."""
+    monkeypatch.setattr(null_module, "NULL_BLOCK", 128)
+    if not compiled:
+        monkeypatch.setattr(kernels, "library", lambda: None)
+    rng = np.random.default_rng(seed)
+    sizes = {"a": 700, "b": 0, "c": 1, "d": 256, "e": 333, "f": 90}
+    made = {name: coarse(size, rng) for name, size in sizes.items()}
+    for half in made["a"]:
+        half[300:] = torch.from_numpy(rng.normal(size=400)).float()  # and some that are not ties
+    pair = WeightPair(*(LoadedTensors({n: both[i] for n, both in made.items()}) for i in (0, 1)), list(made))
+    places = [Place(name, number % 3, "qk"[number % 2], "attention") for number, name in enumerate(made)]
+    for piece in (64, 250, NULL_BLOCK):
+        change = measure_pair(pair, places, [0.05, 0.2, 0.9], seed, threads=2, piece=piece)
+        scores = [
+            null_relative(pair, seed, number, 0, size) if size else np.empty(0, np.float32)
+            for number, size in enumerate(sizes.values())
+        ]
+        top = top_of(scores, change.eligible // 5)
+        assert [tensor.null_top for tensor in change.tensors] == top
+        assert change.null_layers == {str(k): sum(top[k::3]) / sum(top) for k in range(3)}
+        assert change.null_modules == {m: pytest.approx(sum(top[i::2]) / sum(top)) for i, m in enumerate("qk")}
+    assert np.isinf(np.concatenate(scores)).any()
+    assert top != [tensor.top for tensor in change.tensors]
+
+
+def test_the_nulls_top_weights_where_hardly_any_changed() -> None:
+    """Fewer changed than the top 20% takes: the rest are zeros, taken in the order of tensors."""
+    base = {name: torch.ones(50) for name in "ab"}
+    tuned = {name: weights.clone() for name, weights in base.items()}
+    tuned["b"][:8] += 1
+    pair = WeightPair(LoadedTensors(base), LoadedTensors(tuned), ["a", "b"])
+    change = measure_pair(pair, [Place("a", 0, "q", "attention"), Place("b", 1, "q", "attention")], [0.2], threads=1)
+    assert [tensor.null_top for tensor in change.tensors] == [tensor.top for tensor in change.tensors] == [12, 8]
+    assert change.null_layers == {"0": 0.6, "1": 0.4}
+    few = WeightPair(LoadedTensors({"a": torch.ones(4)}), LoadedTensors({"a": torch.zeros(4)}), ["a"])
+    none = measure_pair(few, [Place("a", 0, "q", "attention")], [0.5], threads=1)  # a fifth of four is none
+    assert (none.tensors[0].null_top, none.null_layers) == (0, {})
+
+
+def test_where_changes_follow_weights_the_null_sits_elsewhere() -> None:
+    """A layer whose largest weights change most is among the top for the null alone; a Gaussian one is as the null."""
+    torch.manual_seed(0)
+    base = {name: torch.randn(40_000) for name in "ab"}
+    noise = {name: torch.randn(40_000) for name in "ab"}
+    places = [Place("a", 0, "q", "attention"), Place("b", 1, "q", "attention")]
+
+    def moved(tuned: dict[str, Tensor]) -> float:
+        pair = WeightPair(LoadedTensors(base), LoadedTensors(tuned), ["a", "b"])
+        change = measure_pair(pair, places, [0.2], threads=1)
+        return change.layers["1"] - change.null_layers["1"]
+
+    independent = {name: weights + 0.01 * noise[name] for name, weights in base.items()}
+    assert abs(moved(independent)) < 0.01
+    in_proportion = {**independent, "b": base["b"] * (1 + 0.01 * noise["b"].abs())}
+    assert moved(in_proportion) < -0.2
+
+
 def test_pieces_and_threads_do_not_matter() -> None:
     model = tiny_llama()
     base = copy_of(model)
@@ -77,6 +155,7 @@ def test_pieces_and_threads_do_not_matter() -> None:
         other = measure_pair(pair, places, FRACTIONS, 5, threads=threads, piece=piece)
         assert other.layers == first.layers
         assert [t.top for t in other.tensors] == [t.top for t in first.tensors]
+        assert [t.null_top for t in other.tensors] == [t.null_top for t in first.tensors]
         for name in first.concentration:
             assert other.concentration[name] == pytest.approx(first.concentration[name], rel=1e-12)
             assert other.null[name] == pytest.approx(first.null[name], rel=1e-12)

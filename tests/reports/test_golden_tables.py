@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+import golden_leakage
 import golden_run
+import golden_tables
 from golden_compare import compare, compare_findings
 from golden_records import Records
-from golden_tables import TABLES
 from golden_texts import TEXTS
 from knowshift.reports.tables.build import build_tables
+
+TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES}
 
 
 @pytest.fixture(scope="module")

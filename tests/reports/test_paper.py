@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,10 @@ from knowshift.reports.page.paper import (
     beside_grid,
     layer_groups_grid,
     mastery_grid,
-    places_grid,
     sections,
     strategies_grid,
 )
+from knowshift.reports.page.places import departure, places_grid
 from knowshift.reports.published import published
 from knowshift.reports.tables.build import Tables, build_tables
 
@@ -104,21 +105,57 @@ def test_mastery_with_shares(tables: Tables) -> None:
     assert len(rows) == 18
 
 
-def test_layers_and_modules_of_the_largest_size_beside_chance_and_the_paper() -> None:
-    columns = ("source", "level", "size", "learning_rate", "control", "module", "draws", "share", "share_of_weights")
-    rows = (
-        ("run", 0, 60, "0.1", "", "up", 2, 0.9, 0.5),
-        ("run", 0, 240, "0.1", "", "up", 2, 0.5, 0.4),
-        ("run", 3, 240, "0.1", "", "up", 2, 0.7, 0.4),
-        ("run", 3, 240, "0.1", "", "router", 2, 0.25, None),
-        ("run", 3, 960, "0.1", "learning_rate", "up", 2, 0.1, 0.1),
-        ("LLaMA-3-8B", None, None, "1e-05", "", "mlp.up", None, 0.2826, None),
-        ("LLaMA-3-8B", None, None, "1e-05", "", "attn.k", None, 0.0109, None),
+def places_table(*rows: tuple[Any, ...]) -> Table:
+    """Rows of (level, size, control, module, share, null's share, difference, its ends, Holm's p, share of weights)."""
+    ends = ("difference", "difference_low", "difference_high", "p_holm", "share_of_weights")
+    columns = ("source", "level", "size", "learning_rate", "control", "module", "share", "null_share", *ends)
+    paper = (("mlp.up", 0.2826), ("attn.k", 0.0109))
+    published = [("LLaMA-3-8B", None, None, "1e-05", "", name, share, *[None] * 6) for name, share in paper]
+    run = [("run", level, size, "0.1", control, *rest) for level, size, control, *rest in rows]
+    return Table("modules", columns, (*run, *published))
+
+
+def test_layers_and_modules_of_the_largest_size_beside_the_null_chance_and_the_paper() -> None:
+    table = places_table(
+        ("mean", 60, "", "up", 0.9, 0.1, 0.8, 0.7, 0.9, 0.01, 0.5),
+        (0, 240, "", "up", 0.5, 0.2, 0.3, None, None, None, 0.4),
+        ("mean", 240, "", "up", 0.6, 0.61, -0.01, -0.025, 0.005, 0.3, 0.4),
+        ("mean", 240, "", "router", 0.25, None, None, None, None, None, None),
+        (3, 960, "learning_rate", "up", 0.1, 0.1, 0.0, None, None, None, 0.1),
     )
-    grid = places_grid(Table("modules", columns, rows))
-    assert list(grid.head) == ["module", "this run, 240 samples", "share of weights", "LLaMA-3-8B"]
-    assert written(grid) == [["up", "60.0", "40.0", "28.3"], ["router", "25.0", "–", "–"], ["k", "–", "–", "1.1"]]
-    assert not places_grid(Table("modules", columns, rows[-2:])).rows
+    grid = places_grid(table)
+    assert list(grid.head) == [
+        *("module", "this run, 240 samples", "null", "minus null, points", "share of weights", "LLaMA-3-8B")
+    ]
+    assert written(grid) == [
+        ["up", "60.0", "61.0", "−1.0 −2.5…+0.5", "40.0", "28.3"],
+        ["router", "25.0", "–", "–", "–", "–"],
+        ["k", "–", "–", "–", "–", "1.1"],
+    ]
+    assert not places_grid(places_table()).rows
+
+
+def test_whether_places_depart_from_the_null_is_said_with_what_is_excluded() -> None:
+    def said(*rows: tuple[Any, ...]) -> str:
+        return departure(places_table(*(("mean", 240, "", *row) for row in rows)))
+
+    up = ("up", 0.6, 0.58, 0.02, 0.011, 0.03, 0.001, 0.4)
+    down = ("down", 0.4, 0.42, -0.02, -0.05, 0.01, 0.2, 0.6)
+    assert said(up, down) == (
+        "Of the top-ranked weights 2.0% sit in other modules than the null's: the share departs from the null's in 1 "
+        "of 2 modules (Holm's p below 0.05), the largest difference being module up, +2.00 points [+1.10 to +3.00]."
+    )
+    assert said((*up[:6], 0.05, 0.4), down) == (
+        "Of the top-ranked weights 2.0% sit in other modules than the null's, which chance explains: in no module does "
+        "the share depart from the null's (Holm's p 0.05 or more; largest difference: module up, +2.00 points [+1.10 "
+        "to +3.00]). Differences of more than 5.00 points are excluded."
+    )
+    assert said((*up[:4], None, None, None, 0.4)) == (
+        "Of the top-ranked weights 1.0% sit in other modules than the null's; the largest difference is module up, "
+        "+2.00 points. With one draw there is no interval."
+    )
+    assert "of before the null was told by module: knowshift study" in said(("up", 0.6, *[None] * 5, 0.4))
+    assert departure(places_table()) == ""
 
 
 def test_strategies_that_were_measured_stand_among_the_papers(hand_tables: Tables) -> None:

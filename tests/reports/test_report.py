@@ -48,6 +48,8 @@ TABLES = {
     "other_tasks",
     "paper_other_tasks",
     "moves",
+    "leakage",
+    "leakage_sizes",
     "token_shift",
     "token_shift_summary",
     "concentration",

@@ -269,18 +269,32 @@ def test_concentration(hand_tables: Tables) -> None:
 
 def test_layers_and_modules(hand_tables: Tables) -> None:
     for table, column, expected in (
-        ("layers", "layer", {"0": ([0.25, 0.26, 0.27], 0.5), "1": ([0.75, 0.74, 0.73], 0.5)}),
-        ("modules", "module", {"attn.q": ([0.4] * 3, 0.25), "mlp.up": ([0.6] * 3, 0.75)}),
+        (
+            "layers",
+            "layer",
+            {
+                "0": ([0.25, 0.26, 0.27], [0.25, 0.255, 0.26], 0.5),
+                "1": ([0.75, 0.74, 0.73], [0.75, 0.745, 0.74], 0.5),
+            },
+        ),
+        ("modules", "module", {"attn.q": ([0.4] * 3, [0.5] * 3, 0.25), "mlp.up": ([0.6] * 3, [0.5] * 3, 0.75)}),
     ):
         rows = hand_tables[table].where(source="run")
+        means = [("mean", size, "") for size in SIZES]
         assert [tuple(of(r, "level", "size", "control", column)) for r in rows] == [
-            (*key, name) for key in (*GRID, *SLOW) for name in expected
+            (*key, name) for key in (*GRID, *SLOW, *means) for name in expected
         ]
         for row in rows:
-            values, chance = expected[row[column]]
-            its = values[:2] if row["control"] else values
+            values, nulls, chance = expected[row[column]]
+            strata = 3 if row["level"] == "mean" else 1
+            its, null = (x[:2] if row["control"] else x for x in (values, nulls))
             assert row["draws"] == len(its)
-            assert of(row, "share", "low", "high") == near(cut(over_draws([its]), 0.0, 1.0))
+            assert of(row, "share", "low", "high") == near(cut(over_draws([its] * strata), 0.0, 1.0))
+            assert row["null_share"] == pytest.approx(sum(null) / len(null))
+            difference = over_draws([[a - b for a, b in zip(its, null, strict=True)]] * strata)
+            assert of(row, "difference", "difference_low", "difference_high", "p") == near(difference)
+            # Both places of a table differ alike, so Holm doubles the p of each.
+            assert row["p_holm"] == pytest.approx(min(1.0, 2 * row["p"]))
             assert row["share_of_weights"] == chance
         paper = [row for row in hand_tables[table].where() if row["source"] != "run"]
         printed = [(r["model"], r[column], float(r["share_percent"])) for r in published(f"redundancy_by_{column}")]

@@ -21,9 +21,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import golden_leakage
+import golden_tables
 from golden_compare import compare, compare_findings, rows_of
 from golden_records import Records
-from golden_tables import TABLES
 from golden_weights import hold_change, seed_of, weights_of
 from golden_world import DRAWS, FACTS, LEVEL, NEXT, PROMPTS, WORDS, prompts_of, question_of, write_facts, write_model
 from knowshift.parameters.selection.select import exact_count
@@ -33,6 +34,7 @@ from knowshift.studies.run import run_study
 
 pytestmark = pytest.mark.slow
 
+TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES}
 SEED, RATE, SLOW = 30, 0.002, 0.00002
 FRACTIONS = (0.2, 1.0)
 

@@ -200,6 +200,42 @@ def test_model_facts_prompts_packages_and_version_change_every_digest(monkeypatc
     assert not before & set(_digests(_plan(config)).values())
 
 
+#: Digests of the cells of each kind, before weight_change had a revision.
+OF_VERSION_3 = {
+    "mastery": "a52559daa547d4e7",
+    "base": "d3c86102b775dbe3",
+    "instruct": "a6ab8362ca714061",
+    "base_tasks": "73a81360ed231ef8",
+    "tuned": "4ca5a92cdcffbdfa",
+    "evaluation": "07a12726001f45bf",
+    "token_shift": "7fe2ac0fa97c1b02",
+    "weight_change": "6250e0affc5f65e9",
+    "restoration": "df57a01d5fd599f5",
+    "train_set": "164a8980b34ac4a6",
+    "layer_groups": "e94713182e25d68e",
+    "tasks": "715c86bdec5ef9fb",
+}
+
+
+def test_another_content_of_one_kind_leaves_the_digests_of_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run made before keeps every cell but those of the kind that has a revision."""
+    monkeypatch.setattr(cells, "CONTENT_VERSION", 3)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
+    config = {**SMALL, "restoration": {"tasks": ["text_loss"], "layer_group": 1, "train_set_fractions": [0.2]}}
+    mixed = {"variants": {"mixed": {"levels": "mixed"}, "longer": {"epochs": 2}}}
+    found: dict[str, list[str]] = {}
+    for cell in _plan(StudyConfig.model_validate({**config, **mixed})).cells:
+        found.setdefault(cell.kind, []).append(cell.digest)
+    assert set(found) == set(CONTENT)
+    told = {kind: digest(digests) for kind, digests in found.items()}
+    revised = {kind for kind, what in CONTENT.items() if what.revision}
+    assert revised == {"weight_change"}
+    assert {kind: name for kind, name in told.items() if OF_VERSION_3[kind] != name}.keys() == revised
+    monkeypatch.setitem(CONTENT, "weight_change", replace(CONTENT["weight_change"], revision=0))
+    every = _plan(StudyConfig.model_validate({**config, **mixed})).cells
+    assert digest([cell.digest for cell in every if cell.kind == "weight_change"]) == OF_VERSION_3["weight_change"]
+
+
 def test_the_coordinates_of_a_cell_are_called_key_in_manifests_and_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other names there would part a run from its cells, and a folder from the reports of earlier versions."""
     for cell in _plan(_config()).cells:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from knowshift.facts.sources.load import load_facts
 from knowshift.files import write_json
 from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, write_table
 
@@ -63,7 +64,8 @@ def build(run: Path) -> Path:
             reasons[5] = "the prompt does not fit"
         rows: dict[str, list[Any]] = {k: [f[k] for f in facts] for k in ("fact", "relation", "split", "domain")}
         rows["level"] = [None if i == 20 else f["level"] for i, f in enumerate(facts)]
-        rows["question"], rows["answer"] = ["Where?"] * len(facts), ["an answer"] * len(facts)
+        rows["question"] = [f"Where is {31 * i}?" for i in range(len(facts))]
+        rows["answer"] = [f"answer {13 * i}" for i in range(len(facts))]
         write_table(
             file, ANSWERS, {**rows, "text": texts, "substring_hit": hits, "word_hit": words, "reason": reasons}, {}
         )
@@ -86,7 +88,11 @@ def build(run: Path) -> Path:
                 answers(folder / "answers.parquet", right, draw, place + level, (level, size, draw) == (2, 60, 1))
                 _shift(cell("token_shift", key), facts, level, place, draw)
                 _change(cell("weight_change", key), level + place, draw)
-                told = {"facts": [str(i) for i in range(size)], "steps": size // 8, "train_loss": 2 - draw / 4}
+                told = {
+                    "facts": [str(i + 7 * draw) for i in range(size)],
+                    "steps": size // 8,
+                    "train_loss": 2 - draw / 4,
+                }
                 write_json(cell("tuned", key) / "record.json", told)
                 if size == 960 or (level, size) == (2, 240):
                     _restored(cell("restoration", key), answers, right, level, size, draw)
@@ -103,9 +109,19 @@ def build(run: Path) -> Path:
                     _change(cell("weight_change", slow), level + 7, draw)
     key = {"level": 2, "size": 60, "draw": 0, "learning_rate": 1e-3, "control": None}  # neither grid nor control
     answers(cell("evaluation", key) / "answers.parquet", 9, 0, 5)
-    config = {"name": "by hand", "training": {"learning_rate": RATE}}
-    write_json(run / "manifest.json", {"name": "by hand", "config": config, "cells": cells, "timings": {}})
+    source = _source(run / "facts.csv")
+    config = {"name": "by hand", "training": {"learning_rate": RATE}, "facts": str(run / "facts.csv")}
+    about = {"name": "by hand", "config": config, "source": source}
+    write_json(run / "manifest.json", {**about, "cells": cells, "timings": {}})
     return run
+
+
+def _source(file: Path) -> dict[str, str]:
+    """The training facts, of which every second asks as test facts do; what a manifest says of them."""
+    lines = ["id,split,question,answer"]
+    lines += [f"{i},train,Where {'is' if i % 2 else 'lies'} {i}?,answer {i}" for i in range(max(SIZES) + 20)]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {"name": file.name, "digest": load_facts(str(file)).digest()}
 
 
 def _mastery(cell: Callable[[str, dict[str, Any]], Path], facts: list[dict[str, Any]]) -> None:
@@ -141,7 +157,7 @@ def _shift(folder: Path, facts: list[dict[str, Any]], level: int, place: int, dr
 
 
 def _change(folder: Path, turn: int, draw: int) -> None:
-    """Shares in thousandths; the absolute share of one model is missing at 60%."""
+    """Shares in thousandths; the absolute share of one model is missing at 60%, and the null by place of another."""
     near = {"0.01": 700, "0.2": 900, "0.6": 960}
     high = {"0.01": 4, "0.2": 1, "0.6": 2}
     relative = {name: (share + turn * high[name] + (draw * 5 + turn) % 4) / 1000 for name, share in near.items()}
@@ -150,7 +166,10 @@ def _change(folder: Path, turn: int, draw: int) -> None:
     squared = {name: (share // 3 + turn + 2 * draw) / 1000 for name, share in near.items()}
     lower: dict[str, float | None] = {**absolute, "0.6": None if (turn, draw) == (2, 1) else absolute["0.6"]}
     first = (300 + 7 * turn + 11 * draw) / 1000
+    chance = (310 + 5 * turn + 9 * draw * draw) / 1000
+    nulls = {"null_layers": {"0": chance, "1": 1 - chance}, "null_modules": {"q": chance / 2, "up": 1 - chance / 2}}
     record = {
+        **({} if (turn, draw) == (3, 0) else nulls),
         "concentration": {"relative": relative, "absolute": lower, "squared": squared},
         "null": {"relative": null, "absolute": absolute, "squared": squared},
         "layers": {"0": first, "1": 1 - first},

@@ -29,6 +29,7 @@ from golden_records import (
     mean_of,
     model_of,
     rows_of,
+    student,
 )
 
 PUBLISHED = Path(__file__).parents[2] / "src" / "knowshift" / "reports" / "published"
@@ -273,16 +274,40 @@ def concentration(records: Records) -> Golden:
     return Golden(("source", *SETTING, "measure", "top_fraction", "draws", "share", "low", "high"), 7, rows)
 
 
+def over_levels(held: Sequence[tuple[int, float]]) -> Interval:
+    """Mean over levels of the mean over draws, with Student's t after Satterthwaite; (level, value) of each draw."""
+    levels = [[value for its, value in held if its == level] for level in sorted({level for level, _ in held})]
+    value, fewest = mean_of(map(mean_of, levels)), min(map(len, levels), default=0)
+    if fewest < 2:
+        return Interval(value, draws=fewest)
+    parts = [statistics.variance(its) / len(its) / len(levels) ** 2 for its in levels]
+    below = sum(part**2 / (len(its) - 1) for part, its in zip(parts, levels, strict=True))
+    return student(value, math.sqrt(sum(parts)), sum(parts) ** 2 / below if below else 1e6, fewest)
+
+
 def places(records: Records, one: str) -> Golden:
     rows: list[tuple[Any, ...]] = []
-    for name in {name for record in records.changes.values() for name in record[f"{one}s"]}:
-        for model, draws, mean in over_draws(records, lambda r: r[f"{one}s"].get(name)):  # noqa: B023
-            chance = next(r[f"{one}_weights"][name] for (m, _), r in records.changes.items() if m == model)
-            rows.append(("run", *setting(model), name, draws, *within(mean, 0, 1), chance))
+    names = sorted({name for record in records.changes.values() for name in record[f"{one}s"]})
+    groups = {setting(model): [model] for model, _ in records.changes}
+    for size in {m.size for m, _ in records.changes if not m.control}:
+        alike = sorted({m for m, _ in records.changes if m.size == size and not m.control})
+        groups["mean", *setting(alike[0])[1:]] = alike
+    for where, models in groups.items():
+        its = [(model.level, record) for (model, _), record in records.changes.items() if model in models]
+        apart = []
+        for name in names:
+            both = [(k, r[f"{one}s"][name], r[f"null_{one}s"][name]) for k, r in its if f"null_{one}s" in r]
+            apart.append((over_levels([(k, n) for k, _, n in both]), over_levels([(k, s - n) for k, s, n in both])))
+        adjusted = holm([difference.p for _, difference in apart])
+        for name, (null, difference), p in zip(names, apart, adjusted, strict=True):
+            share = over_levels([(k, r[f"{one}s"][name]) for k, r in its])
+            told = (null.value, *within(difference), difference.p, p, its[0][1][f"{one}_weights"][name])
+            rows.append(("run", *where, name, share.draws, *within(share, 0, 1), *told))
     for row in _published(f"redundancy_by_{one}"):
-        where = (row["model"], "", "", "1e-05", "", row[one])
-        rows.append((*where, NAN, float(row["share_percent"]) / 100, NAN, NAN, NAN))
-    return Golden(("source", *SETTING, one, "draws", "share", "low", "high", "share_of_weights"), 6, rows)
+        where = (row["model"], "", "", "1e-05", "")
+        rows.append((*where, row[one], NAN, float(row["share_percent"]) / 100, *[NAN] * 9))
+    measured = ("draws", "share", "low", "high", "null_share", "difference", "difference_low", "difference_high")
+    return Golden(("source", *SETTING, one, *measured, "p", "p_holm", "share_of_weights"), 6, rows)
 
 
 def restoration(records: Records) -> Golden:

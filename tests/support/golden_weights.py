@@ -19,7 +19,7 @@ WEIGHTS = 2 * 38 * 64 + 2 * (sum(LAYER.values()) + 128) + 64
 
 CHANGE = {
     *("region", "seed", "eligible", "changed", "changed_share", "base_zero", "concentration", "null"),
-    *("layers", "modules", "layer_weights", "module_weights", "rounding", "tensors"),
+    *("layers", "modules", "null_layers", "null_modules", "layer_weights", "module_weights", "rounding", "tensors"),
 }
 
 
@@ -56,9 +56,12 @@ def hold_change(told: dict[str, Any], base: dict[str, Any], tuned: dict[str, Any
             assert list(told[which][measure]) == [str(f) for f in CONCENTRATION]
             assert list(told[which][measure].values()) == pytest.approx(shares, abs=1e-6), measure
     top = np.argsort(-r, kind="stable")[:7180]  # a fifth of all weights
-    assert told["layers"] == {str(k): np.mean(layer[top] == k) for k in (0, 1)}
+    null_top = np.argsort(-null, kind="stable")[:7180]
     modules = np.array([module_of(name) for name in names])[place]
-    assert told["modules"] == {m: pytest.approx(np.mean(modules[top] == m)) for m in dict.fromkeys(modules)}
+    for before, first in (("", top), ("null_", null_top)):
+        assert told[f"{before}layers"] == {str(k): np.mean(layer[first] == k) for k in (0, 1)}
+        shares = {m: pytest.approx(np.mean(modules[first] == m)) for m in dict.fromkeys(modules)}
+        assert told[f"{before}modules"] == shares
     assert told["layer_weights"] == dict.fromkeys("01", (sum(LAYER.values()) + 128) / WEIGHTS)
     sizes = {**LAYER, **NORMS}
     ends = {"embeddings": 2432 / WEIGHTS, "head": 2432 / WEIGHTS, "norm": 64 / WEIGHTS}
@@ -78,6 +81,7 @@ def hold_change(told: dict[str, Any], base: dict[str, Any], tuned: dict[str, Any
             "absolute_sum": pytest.approx(change[here].astype(np.float64).sum(), rel=1e-6),
             "squared_sum": pytest.approx(squared[here].sum(), rel=1e-6),
             "top": int(here[top].sum()),
+            "null_top": int(here[null_top].sum()),
             "rounded": None,
         }
     assert set(told) == CHANGE

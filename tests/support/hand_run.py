@@ -281,6 +281,8 @@ def _change(folder: Path, draw: int, control: bool) -> None:
         "null": {"relative": by_fraction(1), "absolute": by_fraction(2), "squared": by_fraction(2)},
         "layers": {"0": 0.25 + draw / 100, "1": 0.75 - draw / 100},
         "modules": {"mlp.up": 0.6, "attn.q": 0.4},
+        "null_layers": {"0": 0.25 + draw / 200, "1": 0.75 - draw / 200},
+        "null_modules": {"mlp.up": 0.5, "attn.q": 0.5},
         "layer_weights": {"0": 0.5, "1": 0.5},
         "module_weights": {"mlp.up": 0.75, "attn.q": 0.25},
     }

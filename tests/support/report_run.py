@@ -180,6 +180,8 @@ def _change(folder: Path, excess: float, rng: np.random.Generator) -> None:
         "null": {"relative": null, "absolute": absolute, "squared": squared},
         "layers": {"0": 0.3, "1": 0.7},
         "modules": {"mlp.up": 0.6, "attn.q": 0.4},
+        "null_layers": {"0": 0.3 + noise, "1": 0.7 - noise},
+        "null_modules": {"mlp.up": 0.55 + noise, "attn.q": 0.45 - noise},
         "layer_weights": {"0": 0.5, "1": 0.5},
         "module_weights": {"mlp.up": 0.75, "attn.q": 0.25},
     }

@@ -159,16 +159,16 @@ def _print_change(change: WeightChange, base: str, tuned: str) -> None:
             row += [_percent(change.concentration[name][fraction]), _percent(change.null[name][fraction])]
         table.add_row(*row)
     console.print(table)
-    for title, held, chance in (
-        ("layer", change.layers, change.layer_weights),
-        ("module", change.modules, change.module_weights),
+    for title, held, null, chance in (
+        ("layer", change.layers, change.null_layers, change.layer_weights),
+        ("module", change.modules, change.null_modules, change.module_weights),
     ):
         table = Table(title=f"The top 20% by relative change, by {title}, %")
         table.add_column(title)
-        table.add_column("share", justify="right")
-        table.add_column("share of weights", justify="right")
+        for column in ("share", "null", "share of weights"):
+            table.add_column(column, justify="right")
         for name, share in held.items():
-            table.add_row(name, _percent(share), _percent(chance[name]))
+            table.add_row(name, _percent(share), _percent(null[name]), _percent(chance[name]))
         console.print(table)
     table = Table(title="Tensors changed most, by the root mean square of their changes")
     for column in ("tensor", "changed", "rms change"):

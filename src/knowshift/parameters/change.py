@@ -3,8 +3,9 @@
 The concentration of a score is the share of its sum that the top fraction of weights holds (paper, section 4.2, for
 the relative change r). It stands beside a **no-signal null**: each tensor's own |p| paired with its own |s - p| at
 random. Dividing by a |p| near zero makes a heavy tail by itself, so only what exceeds the null says anything about
-fine-tuning. The pairing leaves |s - p| itself as it is, so for ``absolute`` and ``squared`` the null equals the
-measurement.
+fine-tuning. Layers and modules whose weights are smaller, or changed more, hold more of the top-ranked weights by that
+alone, so where these sit stands beside where the null's sit. The pairing leaves |s - p| itself as it is, so for
+``absolute`` and ``squared`` the null equals the measurement.
 
 Scores are float32, sums float64. Weights with p = 0 and s != p rank first but have no finite r: they are counted in
 ``base_zero`` and add nothing to the sum of r.
@@ -27,7 +28,7 @@ from knowshift.parameters.null import NULL_BLOCK, null_relative
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
 from knowshift.parameters.rounding import Rounding, explained, rounding_of
 from knowshift.parameters.selection import criteria
-from knowshift.parameters.selection.radix import BINS, Refinement, find, tally, upper_of
+from knowshift.parameters.selection.radix import BINS, Refinement, find, first_key, tally, upper_of
 from knowshift.parameters.selection.select import FRACTIONS, exact_count, fraction_name
 from knowshift.parameters.tensors import Array, Stretch, TensorReader, WeightPair, stretches, workers
 
@@ -57,6 +58,7 @@ class TensorChange:
     absolute_sum: float
     squared_sum: float
     top: int  # how many of its weights are in the top 20% by relative change
+    null_top: int  # the same under the null
     rounded: int | None  # how many changed by no more than rounding explains; None where both dtypes are equal
 
     @property
@@ -79,6 +81,8 @@ class WeightChange:
     null: dict[str, Shares]
     layers: dict[str, float]  # layer -> share of the top-20% set
     modules: dict[str, float]  # module -> share of the top-20% set
+    null_layers: dict[str, float]  # layer -> share of the null's top-20% set
+    null_modules: dict[str, float]
     layer_weights: dict[str, float]  # layer -> share of the region's weights: the share by chance
     module_weights: dict[str, float]
     rounding: Rounding | None  # None where both sides have equal dtypes
@@ -149,9 +153,12 @@ def measure_pair(
             "null": _Curve(first.counts["null"], first.sums["null"], wanted),
         }
         squares = _Curve(first.counts["absolute"], first.sums["squared"], wanted, shared=curves["absolute"])
-        for low in passing(partial(_second_pass, pair, seed, curves)):
+        null_top = _TopByTensor(curves["null"], top_count, len(sizes))
+        second = passing(partial(_second_pass, pair, seed, curves, null_top.first))
+        for tensor, (low, above) in enumerate_tensors(second, sizes, piece):
             for name, places_low in low.items():
                 curves[name].refined.add(places_low)
+            null_top.add(tensor, above, low["null"])
         shares = {
             "relative": curves["relative"].shares(counts),
             "absolute": curves["absolute"].shares(counts),
@@ -164,13 +171,10 @@ def measure_pair(
         for tensor, (above, same) in enumerate_tensors(passing(partial(_third_pass, pair, key)), sizes, piece):
             top[tensor] += above
             equals[tensor] += same
-    for tensor, same in enumerate(equals):  # equals rank by tensor: the first ones are in the set
-        here = min(same, taken)
-        top[tensor] += here
-        taken -= here
+    tops = zip(_with_equals(top, equals, taken), null_top.counts(), strict=True)
     tensors = [
-        TensorChange(place.name, place.layer, place.module, sizes[i], *first.row(i), top[i], first.rounded[i])
-        for i, place in enumerate(places)
+        TensorChange(place.name, place.layer, place.module, sizes[i], *first.row(i), *both, first.rounded[i])
+        for i, (place, both) in enumerate(zip(places, tops, strict=True))
     ]
     changed = sum(t.changed for t in tensors)
     by_layer = partial(_shares_of, tensors, lambda t: None if t.layer is None else str(t.layer))
@@ -186,6 +190,8 @@ def measure_pair(
         null=null,
         layers=by_layer(lambda t: t.top),
         modules=by_module(lambda t: t.top),
+        null_layers=by_layer(lambda t: t.null_top),
+        null_modules=by_module(lambda t: t.null_top),
         layer_weights=by_layer(lambda t: t.size),
         module_weights=by_module(lambda t: t.size),
         rounding=rounding_of(first.dtypes, sizes, first.rounded, changed),
@@ -197,6 +203,19 @@ def enumerate_tensors(results: Iterator[Any], sizes: Sequence[int], piece: int) 
     """Results of a pass with the tensor each belongs to."""
     for (tensor, _, _), result in zip(stretches(sizes, piece), results, strict=True):
         yield tensor, result
+
+
+def _with_equals(above: Sequence[int], equals: Sequence[int], taken: int) -> list[int]:
+    """Weights of each tensor in a set: all above its threshold, and the first ``taken`` that equal it.
+
+    Equals rank by tensor.
+    """
+    top = list(above)
+    for tensor, same in enumerate(equals):
+        here = min(same, taken)
+        top[tensor] += here
+        taken -= here
+    return top
 
 
 def _shares_of(
@@ -285,10 +304,13 @@ def _first_pass(pair: WeightPair, seed: int, tensor: int, start: int, stop: int)
 
 
 def _second_pass(
-    pair: WeightPair, seed: int, curves: Mapping[str, _Curve], tensor: int, start: int, stop: int
-) -> dict[str, NDArray[np.int32]]:
+    pair: WeightPair, seed: int, curves: Mapping[str, _Curve], first: int, tensor: int, start: int, stop: int
+) -> tuple[dict[str, NDArray[np.int32]], int]:
+    """What falls in the chosen bins of each score, and how many weights the null ranks from the key ``first`` on."""
     scores = _scores(pair, seed, (tensor, start, stop), *pair.read(tensor, start, stop), False)
-    return {name: curves[name].refined.inside(score.view(np.int32)) for name, score in scores.items()}
+    keys = {name: score.view(np.int32) for name, score in scores.items()}
+    low = {name: curves[name].refined.inside(its) for name, its in keys.items()}
+    return low, int(np.count_nonzero(keys["null"] >= first))
 
 
 def _third_pass(pair: WeightPair, key: int, tensor: int, start: int, stop: int) -> tuple[int, int]:
@@ -306,6 +328,10 @@ class _Curve:
         self._total = float(sums.sum())
         self._bins = {count: find(counts, count) for count in wanted if count > 0}
         self.refined: Refinement = shared.refined if shared else Refinement(bin_ for bin_, _ in self._bins.values())
+
+    def bin_of(self, count: int) -> int | None:
+        """The bin of the ``count``-th weight, which is known before the bins are refined; None for no weight."""
+        return self._bins[count][0] if count else None
 
     def threshold(self, count: int) -> tuple[int, int]:
         """The sort key of the ``count``-th weight, and how many of its equals are among the first ``count``."""
@@ -329,3 +355,48 @@ class _Curve:
         values = np.arange(key, key - low + (1 << 16), dtype=np.int64).astype(np.int32).view(np.float32)
         held = np.where(np.isfinite(values), values, 0.0).astype(np.float64) ** power @ inside.astype(np.float64)
         return float(self._sums[bin_ + 1 :].sum() + held)
+
+
+class _TopByTensor:
+    """How many of each tensor's weights a score ranks among its first ``count``, told in the second pass.
+
+    Only the bin of the threshold is known then. Weights above the bin are counted; of those inside it, some thousandths
+    of all, the lower halves of the keys are counted tensor by tensor, until the pass has told the threshold itself. So
+    scores that are dear to make need no third pass. Tensors come in order.
+    """
+
+    def __init__(self, curve: _Curve, count: int, tensors: int) -> None:
+        self._curve, self._count = curve, count
+        self._above = [0] * tensors
+        self._inside: list[tuple[NDArray[np.uint16], NDArray[np.unsignedinteger[Any]]]] = []
+        self._lower = np.zeros(1 << 16, np.int64)  # of the tensor that is being read
+        bin_ = curve.bin_of(count)
+        self._row = None if bin_ is None else curve.refined.row(bin_)
+        #: The smallest key above the bin.
+        self.first = (1 << 31) - 1 if bin_ is None else first_key(bin_ + 1)
+
+    def add(self, tensor: int, above: int, places: NDArray[np.int32]) -> None:
+        """Count one stretch: how many keys lie above the bin, and where keys fell in the bins that are refined."""
+        self._close(tensor)
+        self._above[tensor] += above
+        if self._row is not None:
+            np.add.at(self._lower, places[places >> 16 == self._row] & 0xFFFF, 1)
+
+    def counts(self) -> list[int]:
+        """Weights of each tensor in the set, once the pass is over."""
+        self._close(len(self._above))
+        key, taken = self._curve.threshold(self._count)
+        low = key & 0xFFFF
+        above = [
+            known + int(numbers[lower > low].sum())
+            for known, (lower, numbers) in zip(self._above, self._inside, strict=True)
+        ]
+        return _with_equals(above, [int(numbers[lower == low].sum()) for lower, numbers in self._inside], taken)
+
+    def _close(self, tensor: int) -> None:
+        """Keep what the tensors before this one have inside the bin, in as few bytes as hold it."""
+        while len(self._inside) < tensor:
+            lower = np.flatnonzero(self._lower)
+            numbers = self._lower[lower]
+            self._inside.append((lower.astype(np.uint16), numbers.astype(np.min_scalar_type(numbers.max(initial=0)))))
+            self._lower[:] = 0

@@ -38,8 +38,8 @@ def write_figure(path: Path, change: WeightChange) -> None:
         curve.set_title(_title(change))
         if curve.get_lines():  # none where nothing changed
             curve.legend(loc="lower right")
-        _bars(layers, change.layers, change.layer_weights, "layer")
-        _bars(modules, change.modules, change.module_weights, "module")
+        _bars(layers, change.layers, change.null_layers, change.layer_weights, "layer")
+        _bars(modules, change.modules, change.null_modules, change.module_weights, "module")
         with file_beside(path) as beside:
             figure.savefig(beside, format="svg", metadata={"Date": None})
 
@@ -62,15 +62,21 @@ def _curve(axes: Axes, shares: Shares, style: str, colour: str, label: str) -> N
         axes.plot(*zip(*points, strict=True), style, color=colour, label=label)
 
 
-def _bars(axes: Axes, held: Mapping[str, float], chance: Mapping[str, float], what: str) -> None:
-    """What each layer or module holds of the top 20%, beside what it holds of all weights."""
+def _bars(
+    axes: Axes, held: Mapping[str, float], null: Mapping[str, float], chance: Mapping[str, float], what: str
+) -> None:
+    """What each layer or module holds of the top 20%, beside what it holds of the null's and of all weights."""
     names = list(held)
     axes.bar(names, [100 * held[name] for name in names], color=RUN, label="of the top 20%")
     width = max(4.0, 150 / max(1, len(names)))
-    axes.plot(names, [100 * chance[name] for name in names], "_", color=INK, markersize=width, label="of all weights")
+    for shares, mark, colour, size, label in (
+        (chance, "_", INK, width, "of all weights"),
+        (null, "D", BASE, 4.0, "of the null's top 20%"),
+    ):
+        axes.plot(names, [100 * shares[name] for name in names], mark, color=colour, markersize=size, label=label)
     axes.set(xlabel=what, ylabel="%")
     axes.set_title(f"The top 20% by relative change, by {what}", pad=26)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
     if max(map(len, names), default=0) > _SHORT:
         for name in axes.get_xticklabels():
             name.set(rotation=40, ha="right", rotation_mode="anchor")

@@ -11,8 +11,9 @@ import pyarrow as pa
 from knowshift.parameters.change import WeightChange
 from knowshift.records import write_table
 
-#: ``top`` counts the tensor's weights in the top 20% by relative change; sums are over the tensor, in float64;
-#: ``rounded`` counts those that changed by no more than rounding explains, null where both dtypes are equal.
+#: ``top`` counts the tensor's weights in the top 20% by relative change, ``null_top`` those under the null; sums are
+#: over the tensor, in float64; ``rounded`` counts those that changed by no more than rounding explains, null where both
+#: dtypes are equal.
 WEIGHT_CHANGE = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),
@@ -25,6 +26,7 @@ WEIGHT_CHANGE = pa.schema(
         pa.field("absolute_sum", pa.float64()),
         pa.field("squared_sum", pa.float64()),
         pa.field("top", pa.int64()),
+        pa.field("null_top", pa.int64()),
         pa.field("rounded", pa.int64()),
     ]
 )

@@ -124,6 +124,12 @@ def interval_of_covariance(
     return replace(found, parts=parts)
 
 
+def over_draws(strata: Sequence[int], values: Sequence[float]) -> Estimate:
+    """Mean over strata of the mean over draws, of what has no facts to resample; with one draw there is no interval."""
+    array = np.asarray(values, dtype=np.float64) / max(1, len(set(strata)))
+    return crossed_interval(array, np.zeros((2, len(array))), strata)
+
+
 def _value(values_U: Floats, stratum_U: Sequence[int]) -> float:
     """The sum over strata of the mean over draws."""
     _, index_U, counts = np.unique(np.asarray(stratum_U), return_inverse=True, return_counts=True)

@@ -25,7 +25,8 @@ from knowshift.studies.config import ALL, MIXED, RATE_CONTROL, StudyConfig, Vari
 #: What the numbers of a cell may depend on, and what a manifest names.
 PACKAGES = ("torch", "transformers", "trl", "peft", "tokenizers", "numpy")
 
-#: Increased when the content that a cell would have changes for the same inputs.
+#: Increased when the content that cells would have changes for the same inputs; where that is the content of one kind,
+#: the kind's ``revision`` is, and cells of the other kinds keep their digests.
 CONTENT_VERSION = 3
 
 
@@ -35,6 +36,7 @@ class Content:
 
     fields: tuple[str, ...]  # of the configuration, "section.field"
     earlier: tuple[str, ...] = ()  # kinds of cells that it reads: all of mastery, and the tuned model of its unit
+    revision: int = 0  # of the content of this kind alone
 
 
 _ASKED = ("seed", "evaluation.facts_per_level")
@@ -69,7 +71,8 @@ CONTENT: Mapping[str, Content] = {
     ),
     "evaluation": Content(_ASKED, ("mastery", "tuned")),
     "token_shift": Content(_ASKED, ("mastery", "tuned")),
-    "weight_change": Content(("seed", "restoration.region"), ("tuned",)),
+    # 1: the null by layer and by module.
+    "weight_change": Content(("seed", "restoration.region"), ("tuned",), revision=1),
     "restoration": Content(
         (*_ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
     ),
@@ -149,7 +152,9 @@ class Cell:
 
     @cached_property
     def digest(self) -> str:
-        return digest({"kind": self.kind, "version": CONTENT_VERSION, "inputs": self.inputs})
+        revision = CONTENT[self.kind].revision
+        version = f"{CONTENT_VERSION}.{revision}" if revision else CONTENT_VERSION
+        return digest({"kind": self.kind, "version": version, "inputs": self.inputs})
 
     @property
     def name(self) -> str:

@@ -86,20 +86,20 @@ def relations_grid(evidence: Evidence) -> Grid:
 
 
 def places_grids(change: WeightChange) -> list[Grid]:
-    """The share of the most changed fifth in each layer and each kind of module, beside chance."""
+    """The share of the most changed fifth in each layer and each kind of module, beside the null's and chance."""
     return [
         Grid(
             f"The most changed fifth of the weights, by {what}",
-            [what, "share of the most changed", "share of all weights"],
+            [what, "share of the most changed", "null", "share of all weights"],
             [
-                [Entry(name), Entry(percent(share)), Entry(percent(chance[name]))]
+                [Entry(name), Entry(percent(share)), Entry(percent(null[name])), Entry(percent(chance[name]))]
                 for name, share in found.items()
                 if name in chance
             ],
         )
-        for what, found, chance in (
-            ("layer", change.layers, change.layer_weights),
-            ("module", change.modules, change.module_weights),
+        for what, found, null, chance in (
+            ("layer", change.layers, change.null_layers, change.layer_weights),
+            ("module", change.modules, change.null_modules, change.module_weights),
         )
     ]
 

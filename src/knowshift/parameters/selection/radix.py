@@ -114,6 +114,10 @@ class Refinement:
         row = int(self._row[bin_])
         return self._counts[row * _LOW : (row + 1) * _LOW]
 
+    def row(self, bin_: int) -> int:
+        """The upper half of the places of a chosen bin's keys."""
+        return int(self._row[bin_])
+
     def place(self, key: int) -> int:
         """Where a key of a chosen bin is counted."""
-        return int(self._row[upper_of(key)]) << 16 | (key & 0xFFFF)
+        return self.row(upper_of(key)) << 16 | (key & 0xFFFF)

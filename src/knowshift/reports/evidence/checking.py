@@ -23,7 +23,7 @@ _OF_TRAINING = (
     "learned",
 )
 _TRAINING = ("level", "size", "draw")
-_SHARES = ("layers", "modules", "layer_weights", "module_weights")
+_SHARES = ("layers", "modules", "null_layers", "null_modules", "layer_weights", "module_weights")
 
 
 def check_coordinates(file: Path, kind: str, coordinates: Mapping[str, Any]) -> None:

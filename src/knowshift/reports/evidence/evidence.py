@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.reports.evidence.answers import Column, RecordedAnswers, read_answers
+from knowshift.reports.evidence.leaks import Leaks, read_leaks
 from knowshift.reports.evidence.run_folder import (
     ALL,
     AT,
@@ -72,6 +73,11 @@ class Evidence:
     def token_shifts(self) -> TokenShifts | None:
         """None where no token-shift cell is finished or no fact is scored by all of them."""
         return _token_shifts(self.run)
+
+    @cached_property
+    def leaks(self) -> Leaks:
+        """What of the test facts the models were trained on."""
+        return read_leaks(self.run, self.answers)
 
     # -- what the run holds ---------------------------------------------------------------------------------------
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent
 from knowshift.parameters.selection.select import fraction_name
@@ -27,8 +25,8 @@ from knowshift.reports.findings.claims import (
     three_ways,
 )
 from knowshift.reports.published import published_concentration
-from knowshift.statistics.crossed import crossed_interval
-from knowshift.statistics.estimates import MISSING, Estimate
+from knowshift.statistics.crossed import over_draws
+from knowshift.statistics.estimates import MISSING
 
 WEIGHT_FINDING = Reported(
     4,
@@ -237,7 +235,7 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
         if not held:
             continue
         settings = sorted({setting for setting, _, _ in held})
-        above = _over_draws([settings.index(s) for s, _, _ in held], [share - chance for _, share, chance in held])
+        above = over_draws([settings.index(s) for s, _, _ in held], [share - chance for _, share, chance in held])
         absolute = [float(v) for c in main if (v := c.concentration.get("absolute", {}).get(name)) is not None]
         paper = published_concentration(1920)[name]
         by_size = f"; by absolute change {percent(mean_of(absolute))}" if absolute else ""
@@ -254,9 +252,3 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
             )
         )
     return tuple(claims)
-
-
-def _over_draws(strata: Sequence[int], values: Sequence[float]) -> Estimate:
-    """Mean over settings of the mean over draws; weights have no facts to resample, so one draw has no interval."""
-    array = np.asarray(values) / len(set(strata))
-    return crossed_interval(array, np.zeros((2, len(array))), strata)

@@ -29,6 +29,7 @@ from knowshift.reports.page.grids import (
     trainings_table,
     word_grid,
 )
+from knowshift.reports.page.leakage import leakage_section
 from knowshift.reports.page.paper import sections
 from knowshift.reports.page.strategies import strategies_grids
 from knowshift.reports.tables.build import Tables, build_tables
@@ -130,6 +131,7 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
         ],
+        leakage=leakage_section(tables["leakage"], tables["leakage_sizes"], evidence.leaks.unknown),
         sections=sections(tables),
         fact_by_fact=fact_by_fact(evidence, tables["moves"]),
         restoration=[restoration_grid(restored, criterion) for criterion in evidence.criteria],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,8 @@ from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import Entry, Grid, number
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent
-from knowshift.reports.findings.claims import mean_of
+from knowshift.reports.page.places import PAPER_MODEL, departure, places_grid
 from knowshift.reports.tables.paper import AS_TUNED, BY_LEVEL, FRACTIONS, RELATIVE
-
-#: The paper's model that most of its tables are about: its numbers stand small behind the run's.
-PAPER_MODEL = "LLaMA-3-8B"
 
 _WORDS = {
     "run": "this run",
@@ -45,7 +42,8 @@ class Section:
 def sections(tables: Mapping[str, Table]) -> list[Section]:
     """Every table of the paper that this run has rows of, in the order of the paper's numbers."""
     chance = (
-        "Share, in %, of the top 20% by relative change, mean of training levels; chance gives the share of weights."
+        "Share, in %, of the top 20% by relative change, mean of training levels. The null pairs each tensor's own "
+        "weights and changes at random; small: 95% intervals over draws."
     )
     known = [
         Section(
@@ -121,10 +119,16 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
             strategies_grid(tables["paper_strategies"]),
         ),
         Section(
-            "layers", "Table 9: where the most changed weights sit, by layer", chance, places_grid(tables["layers"])
+            "layers",
+            "Table 9: where the most changed weights sit, by layer",
+            f"{departure(tables['layers'])} {chance}",
+            places_grid(tables["layers"]),
         ),
         Section(
-            "modules", "Table 10: where the most changed weights sit, by module", chance, places_grid(tables["modules"])
+            "modules",
+            "Table 10: where the most changed weights sit, by module",
+            f"{departure(tables['modules'])} {chance}",
+            places_grid(tables["modules"]),
         ),
         Section(
             "paper_layer_groups",
@@ -212,35 +216,3 @@ def _entry(name: str, value: Any, published: Any, percent: bool) -> Entry:
     if not percent:
         return Entry(f"{value:,}")
     return number(value, in_percent, note="" if is_missing(published) else f"({in_percent(published)})")
-
-
-def places_grid(table: Table) -> Grid:
-    """Layers or modules down: the run's largest size, the share of weights, and the paper's model.
-
-    Where one model has layers that the other lacks, the other's share is missing. The paper's "mlp." and "attn." do
-    not count where modules are matched.
-    """
-    one = table.columns[table.columns.index("control") + 1]
-    runs = [row for row in table.where(source="run") if not row["control"]]
-    size = max((row["size"] for row in runs), default=0)
-    paper = {_last(row[one]): row["share"] for row in table.where(source=PAPER_MODEL)}
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for row in runs:
-        if row["size"] == size:
-            found.setdefault(row[one], []).append(row)
-    rows = []
-    for name, here in found.items():
-        means = [_mean(row[key] for row in here) for key in ("share", "share_of_weights")]
-        rows.append([Entry(name), *(number(value, in_percent) for value in (*means, paper.pop(_last(name), None)))])
-    for name, share in paper.items() if rows else ():
-        rows.append([Entry(name), *(number(value, in_percent) for value in (None, None, share))])
-    return Grid("", [one, f"this run, {size:,} samples", "share of weights", PAPER_MODEL], rows, "dense")
-
-
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    held = [value for value in values if value is not None and not is_missing(value)]
-    return mean_of(held) if held else None

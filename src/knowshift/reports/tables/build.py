@@ -16,6 +16,7 @@ from knowshift.reports.findings.build import Finding, find, finding_rows
 from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, exposures, mastery
 from knowshift.reports.tables.controls import controls, mixed_trainings, trainings
 from knowshift.reports.tables.latex import to_latex
+from knowshift.reports.tables.leakage import leakage, leakage_sizes
 from knowshift.reports.tables.moves import moves
 from knowshift.reports.tables.other import instruct, other_tasks
 from knowshift.reports.tables.paper import paper_tables
@@ -67,6 +68,8 @@ def build_tables(run: Path) -> Tables:
         controls(evidence),
         trainings(evidence),
         moves(evidence),
+        leakage(evidence),
+        leakage_sizes(evidence),
         token_shift(evidence),
         token_shift_summary(evidence),
         concentration(evidence),

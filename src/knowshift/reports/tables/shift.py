@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -13,8 +14,10 @@ from knowshift.reports.evidence.evidence import Change, Evidence
 from knowshift.reports.evidence.run_folder import Setting, read_token_shift
 from knowshift.reports.evidence.scores import Model
 from knowshift.reports.published import published, published_concentration
-from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
-from knowshift.statistics.estimates import mean_interval
+from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, rate_name, setting_values
+from knowshift.statistics.crossed import over_draws
+from knowshift.statistics.estimates import Estimate, mean_interval
+from knowshift.statistics.holm import holm
 
 PUBLISHED_SIZES = (240, 1920)
 
@@ -95,22 +98,57 @@ def concentration(evidence: Evidence) -> Table:
 
 
 def places(evidence: Evidence, by: Literal["layers", "modules"]) -> Table:
-    """Where the top 20% of weights by relative change sit, beside the share of weights there, and the paper's table."""
-    rows: list[Row] = []
-    weights_key = {"layers": "layer_weights", "modules": "module_weights"}[by]
-    for setting, changes in _by_setting(evidence).items():
-        found = [c.record.get(by) or {} for c in changes]
-        sizes = changes[0].record.get(weights_key) or {}
-        for name in dict.fromkeys(name for record in found for name in record):
-            values = [float(record[name]) for record in found if isinstance(record.get(name), int | float)]
-            mean = mean_interval(values)
-            chance = sizes.get(name)
-            chance_share = float(chance) if isinstance(chance, int | float) else None
-            place = (*setting_values(setting), str(name))
-            rows.append(("run", *place, len(values), *bounds(mean, 0.0, 1.0), chance_share))
+    """Where the top 20% of weights by relative change sit, beside where the no-signal null's do, and the paper's table.
+
+    The difference to the null is paired by model; Holm's p is over the layers (modules) of one setting. Level "mean" is
+    the mean of the grid's training levels. Cells of before the null was told by layer have no null.
+    """
     one = {"layers": "layer", "modules": "module"}[by]
+    rows: list[Row] = []
+    for where, strata, changes in _groups(evidence):
+        found, null = ([c.record.get(key) or {} for c in changes] for key in (by, f"null_{by}"))
+        sizes = changes[0].record.get(f"{one}_weights") or {}
+        names = list(dict.fromkeys(str(name) for record in found for name in record))
+        shares = [_over_draws(strata, [record.get(name) for record in found]) for name in names]
+        nulls = [_over_draws(strata, [record.get(name) for record in null]) for name in names]
+        apart = [
+            _over_draws(strata, [_minus(a.get(name), b.get(name)) for a, b in zip(found, null, strict=True)])
+            for name in names
+        ]
+        adjusted = holm([difference.p for difference in apart])
+        for name, share, chance, difference, p in zip(names, shares, nulls, apart, adjusted, strict=True):
+            told = (chance.value, *bounds(difference), difference.p, p, _number(sizes.get(name)))
+            rows.append(("run", *where, name, share.draws, *bounds(share, 0.0, 1.0), *told))
     for row in published(f"redundancy_by_{one}"):
-        share = float(row["share_percent"]) / 100
-        rows.append((row["model"], None, None, "1e-05", "", row[one], None, share, None, None, None))
-    columns = (one, "draws", "share", "low", "high", "share_of_weights")
+        share_of_paper = float(row["share_percent"]) / 100
+        rows.append((row["model"], None, None, "1e-05", "", row[one], None, share_of_paper, *[None] * 9))
+    measured = ("draws", "share", "low", "high", "null_share", "difference", "difference_low", "difference_high")
+    columns = (one, *measured, "p", "p_holm", "share_of_weights")
     return Table(by, ("source", *SETTING_COLUMNS, *columns), tuple(rows))
+
+
+def _groups(evidence: Evidence) -> list[tuple[Row, list[int], list[Change]]]:
+    """Every setting, then every size of the grid over its training levels: (what it is, levels of changes, changes)."""
+    settings = _by_setting(evidence)
+    found = [(setting_values(s), [s.level] * len(changes), changes) for s, changes in settings.items()]
+    grid = [setting for setting in settings if not setting.control]
+    for size, rate in sorted({(setting.size, setting.learning_rate) for setting in grid}):
+        alike = [c for s in grid if (s.size, s.learning_rate) == (size, rate) for c in settings[s]]
+        levels = [change.cell.setting.level for change in alike]
+        found.append((("mean", size, rate_name(rate), ""), levels, alike))
+    return found
+
+
+def _over_draws(strata: Sequence[int], values: Sequence[Any]) -> Estimate:
+    """Over the draws that have a value."""
+    held = [(s, number) for s, value in zip(strata, values, strict=True) if (number := _number(value)) is not None]
+    return over_draws([s for s, _ in held], [number for _, number in held])
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _minus(value: Any, other: Any) -> float | None:
+    first, second = _number(value), _number(other)
+    return None if first is None or second is None else first - second
