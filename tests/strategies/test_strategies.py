@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from knowshift.errors import InputError
+from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.loaded import copy_of
@@ -18,18 +19,25 @@ from knowshift.strategies.run import reference_of, tune
 from knowshift.training.sft import TrainingRecipe
 
 
+def facts_of(world: Path) -> tuple[list[Fact], list[Fact]]:
+    """Facts to train on, and others, for strategies that ask facts which the base knows."""
+    facts = [fact for fact in load_facts(f"world:{world}").facts if fact.split == "train"]
+    return facts[:16], facts[16:48]
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_training_learns_is_reproducible_and_leaves_the_model_as_it_was_built(
     name: str, small_model: LoadedModel, small_world: Path
 ) -> None:
-    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:16]
+    facts, known = facts_of(small_world)
     recipe = TrainingRecipe(learning_rate=3e-3, epochs=3, shared_prefix=True)
     strategy = strategy_of(name)
     before = copy_of(small_model.model)
     found = []
     for seed in (3, 3):
         model = replace(small_model, model=copy.deepcopy(small_model.model))
-        record = tune(model, facts, recipe, strategy, before, seed=seed, base=reference_of(model, strategy))
+        base = reference_of(model, strategy)
+        record = tune(model, facts, recipe, strategy, before, seed=seed, base=base, known=known)
         found.append((record, model.model.state_dict()))
         assert [type(part) for part in model.model.modules()] == [type(part) for part in small_model.model.modules()]
         assert all(one.requires_grad and one.grad is None for one in model.model.parameters())

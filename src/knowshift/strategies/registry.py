@@ -7,11 +7,27 @@ from dataclasses import fields
 from typing import Any
 
 from knowshift.errors import InputError, nearest
-from knowshift.strategies.after.restored import Random, Restored
+from knowshift.strategies.after.intruders import Intruders
+from knowshift.strategies.after.restored import (
+    Breadcrumbs,
+    Dare,
+    DgHard,
+    Fapm,
+    Interpolate,
+    Lines,
+    Random,
+    Restored,
+    Ties,
+)
 from knowshift.strategies.data.mixed import Mixed
 from knowshift.strategies.loss.kl import Kl
 from knowshift.strategies.step.mofo import Mofo
-from knowshift.strategies.weights.lora import Dora, Lora, RsLora
+from knowshift.strategies.weights.corda import Corda
+from knowshift.strategies.weights.hft import Hft
+from knowshift.strategies.weights.lora import Dora, Lora, LoraMlp, RsLora
+from knowshift.strategies.weights.osf import Osf
+from knowshift.strategies.weights.part import FrozenLayers, FrozenMlps
+from knowshift.strategies.weights.shira import Shira
 from knowshift.training.strategy import Strategy
 
 #: In the order in which they are listed.
@@ -19,10 +35,12 @@ STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
     for kind in (
         *(Strategy, Lora, RsLora, Dora),
+        *(LoraMlp, Osf, Corda, Shira, FrozenMlps, FrozenLayers, Hft),
         *(Mixed,),
         *(Kl,),
         *(Mofo,),
         *(Restored, Random),
+        *(Interpolate, Lines, Fapm, DgHard, Intruders, Dare, Breadcrumbs, Ties),
     )
 }
 

@@ -55,6 +55,7 @@ def tune(
     *,
     seed: int,
     base: LoadedModel | None = None,
+    known: Sequence[Fact] = (),
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place by a strategy, on the facts that it chose (:meth:`.Strategy.facts`).
@@ -62,6 +63,7 @@ def tune(
     Args:
         weights: the base model's, by the names of its parameters, for what is done after the training.
         base: the base model in memory of its own, where the strategy asks it.
+        known: the facts that it chose beside them (:meth:`.Strategy.known`).
 
     Returns:
         As :func:`knowshift.training.sft.finetune`.
@@ -71,7 +73,9 @@ def tune(
     """
     from knowshift.training import sft
 
-    record = sft.finetune(loaded, members, recipe, seed=seed, strategy=strategy, base=base, progress=progress)
+    record = sft.finetune(
+        loaded, members, recipe, seed=seed, strategy=strategy, base=base, known=known, progress=progress
+    )
     strategy.after(weights, loaded.model, seed)
     return record
 

@@ -86,3 +86,11 @@ def preloaded() -> list[str] | None:
 
     found = getattr(getattr(forkserver, "_forkserver", None), "_preload_modules", None)
     return None if found is None else list(found)
+
+
+def forget_shira_layers() -> None:
+    """Let go of the layers that PEFT's SHiRA has warned about hooks of: it would hold their models for ever."""
+    layer = sys.modules.get("peft.tuners.shira.layer")
+    clear = getattr(getattr(layer, "_warn_once_about_module_hooks", None), "cache_clear", None)
+    if clear is not None:
+        clear()

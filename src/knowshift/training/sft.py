@@ -179,14 +179,15 @@ def finetune(
     seed: int,
     strategy: Strategy = PLAIN,
     base: LoadedModel | None = None,
+    known: Sequence[Fact] = (),
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
     Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is undone. ``progress``
-    is called after every step. ``base`` is the model as it was, in memory of its own, for a strategy that asks it; what
-    the strategy does to facts before and to weights after is not done here
-    (:func:`knowshift.strategies.run.tune`).
+    is called after every step. ``base`` is the model as it was, in memory of its own, for a strategy that asks it, and
+    ``known`` the facts of :meth:`.Strategy.known`; what the strategy does to facts before and to weights after is not
+    done here (:func:`knowshift.strategies.run.tune`).
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
@@ -205,7 +206,7 @@ def finetune(
     on_cpu = loaded.device.split(":")[0] == "cpu"
     with (
         unchanged(loaded.model),
-        strategy.trained(loaded, facts, seed) as trained,
+        strategy.trained(loaded, facts, seed, known) as trained,
         tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch,
     ):
         guard = TrainingGuard(trained, loaded.name, weight_decay=recipe.weight_decay)

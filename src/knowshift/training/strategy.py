@@ -123,9 +123,17 @@ class Strategy:
         """The examples of the facts; ``usual(questions, answers, ask=...)`` encodes questions in the form ``ask``."""
         return usual([fact.question for fact in members], [fact.answer for fact in members])
 
+    def known(self, draw: Draw) -> list[Fact]:
+        """Facts that the base model knows, which the strategy needs beside the training facts; none by default.
+
+        Raises:
+            InputError: the mastery record has none.
+        """
+        return []
+
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int) -> Iterator[Any]:
-        """The model to train, such as ``loaded.model`` with adapters on it.
+    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+        """The model to train, such as ``loaded.model`` with adapters on it; ``known`` are those of :meth:`known`.
 
         After the block all is as it was but the weights; after an error in it, these too.
         """

@@ -6,13 +6,15 @@ arXiv 2402.09353. On MLPs alone: of PEFT's own benchmark, the LoRA with the smal
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
+from knowshift.parameters.loaded import model_region
+from knowshift.parameters.regions import Scope
 from knowshift.training.strategy import Strategy, setting
 
 if TYPE_CHECKING:
@@ -34,14 +36,18 @@ class Lora(Strategy):
     rank: int = setting(8, "rank of the adapters", least=1)
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", least=0)
 
-    def config(self) -> PeftConfig:
+    def targets(self, model: PreTrainedModel) -> str | list[str]:
+        """The layers that get adapters, as PEFT takes them."""
+        return "all-linear"
+
+    def config(self, targets: str | list[str] = "all-linear") -> PeftConfig:
         """PEFT's configuration."""
         from peft import LoraConfig
 
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
-            target_modules="all-linear",
+            target_modules=targets,
             lora_dropout=0.0,
             task_type="CAUSAL_LM",
             **self.more(),
@@ -52,9 +58,22 @@ class Lora(Strategy):
         return {}
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int) -> Iterator[Any]:
-        with adapted(loaded.model, self.config(), seed) as wrapped:
+    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+        with adapted(loaded.model, self.config(self.targets(loaded.model)), seed) as wrapped:
             yield wrapped
+
+
+@dataclass(frozen=True)
+class LoraMlp(Lora):
+    """LoRA on the matrices of the MLPs."""
+
+    name: ClassVar[str] = "lora-mlp"
+    about: ClassVar[str] = "LoRA on the MLPs alone"
+    source: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685; PEFT, whose benchmark has it"
+
+    def targets(self, model: PreTrainedModel) -> str | list[str]:
+        inside = {place.name.removesuffix(".weight") for place in model_region(model, Scope("mlp"))}
+        return [name for name in linear_layers(model) if name in inside]
 
 
 @dataclass(frozen=True)
@@ -83,12 +102,27 @@ class Dora(Lora):
         return {"use_dora": True}
 
 
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """The names of a model's linear layers, the output head left out: what PEFT calls "all-linear"."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    ]
+
+
 @contextmanager
-def adapted(model: PreTrainedModel, config: PeftConfig, seed: int) -> Iterator[Any]:
+def adapted(
+    model: PreTrainedModel, config: PeftConfig, seed: int, finish: Callable[[Any], None] = lambda wrapped: None
+) -> Iterator[Any]:
     """``model`` with adapters on it, of which alone gradients are taken.
 
-    After the block, adapters are merged into the weights of ``model``, which has its own modules again. Where the
-    block ends in an error they are not merged, and the weights are as before.
+    After the block, ``finish`` may change the adapters; they are merged into the weights of ``model``, which has its
+    own modules again. Where block or ``finish`` end in an error they are not merged, and the weights are as before.
 
     Raises:
         InputError: a model in which PEFT finds no layers to adapt.
@@ -107,6 +141,7 @@ def adapted(model: PreTrainedModel, config: PeftConfig, seed: int) -> Iterator[A
     merged = False
     try:
         yield wrapped
+        finish(wrapped)
         merged = True
     finally:
         with border("the adapters cannot be merged"):
