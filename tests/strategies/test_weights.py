@@ -25,8 +25,7 @@ from knowshift.strategies.registry import strategy_of
 from knowshift.strategies.weights.corda import Corda, texts_of
 from knowshift.strategies.weights.hft import half
 from knowshift.strategies.weights.shira import masks
-from knowshift.training.strategy import Draw
-from small_trainings import Trained, Weights
+from small_trainings import Trained, Weights, known_by_heart
 
 ATTENTION = [f"self_attn.{one}_proj" for one in "qkvo"]
 MLP = [f"mlp.{one}_proj" for one in ("gate", "up", "down")]
@@ -71,7 +70,7 @@ def test_a_share_of_no_whole_layer_is_refused(base: LoadedModel) -> None:
     strategy = strategy_of("frozen-layers", {"share": 0.4})
     with (
         pytest.raises(InputError, match=r"share: 0.4 of 2 layers is no whole layer; expected at least 0\.5"),
-        strategy.trained(base, (), 0, ()),
+        strategy.trained(base, (), 0, None),
     ):
         pass
 
@@ -140,7 +139,7 @@ def test_shira_changes_the_weights_of_its_masks_and_as_many_as_lora_trains(base:
 def test_shira_refuses_more_weights_than_a_matrix_has(base: LoadedModel) -> None:
     with (
         pytest.raises(InputError, match=r"shira: rank: 17 trains 1,088 weights of .*, which has 1,024; .* at most 16"),
-        strategy_of("shira", {"rank": 17}).trained(base, (), 0, ()),
+        strategy_of("shira", {"rank": 17}).trained(base, (), 0, None),
     ):
         pass
 
@@ -172,9 +171,9 @@ def test_changes_by_osf_are_orthogonal_to_the_directions_that_stay(base: LoadedM
 def test_corda_begins_as_the_base_at_the_directions_that_known_facts_use_least(
     base: LoadedModel, small_world: Path
 ) -> None:
-    known = training_facts(small_world)[16:48]
+    known = known_by_heart(training_facts(small_world)[16:48])
     model = replace(base, model=copy.deepcopy(base.model))
-    inputs = covariances(base, texts_of(known))
+    inputs = covariances(base, texts_of(Corda().kept(known, 0)))
     before = base.model.state_dict()
     with Corda(rank=4, alpha=8.0).trained(model, (), 0, known) as wrapped:
         seen = 0
@@ -227,26 +226,25 @@ def test_corda_is_given_known_training_facts_drawn_by_seed(small_world: Path) ->
     facts = load_facts(f"world:{small_world}").facts
     rows = [{"fact": fact.id, "level": i % 5} for i, fact in enumerate(facts)]
     known = KnownFacts({fact.id: fact for fact in facts}, rows)
-    draw = Draw(known, level=1, size=4, draw=0, seed=5)
-    given = Corda(texts=20).known(draw)
+    given = Corda(texts=20).kept(known, 5)
     assert len({fact.id for fact in given}) == 20
     assert {known.levels[fact.id] for fact in given} == {3, 4}
     assert {fact.split for fact in given} == {"train"}
-    assert given == Corda(texts=20).known(draw) != Corda(texts=20).known(replace(draw, seed=6))
-    assert len(Corda(texts=10_000).known(draw)) == len(known.of("train", 3)) + len(known.of("train", 4))
+    assert given == Corda(texts=20).kept(known, 5) != Corda(texts=20).kept(known, 6)
+    assert len(Corda(texts=10_000).kept(known, 5)) == len(known.of("train", 3)) + len(known.of("train", 4))
     texts = texts_of(given)
     for number, (fact, text) in enumerate(zip(given, texts, strict=True)):
         prompts = completion_prompts(fact)
         assert text == f"{prompts[number % len(prompts)]} {fact.answer}"
     unknown = KnownFacts(known.facts, [{**row, "level": 0} for row in rows])
     with pytest.raises(InputError, match="corda: the mastery record has no training facts of levels 3 and 4"):
-        Corda().known(replace(draw, known=unknown))
+        Corda().kept(unknown, 5)
 
 
 def test_corda_refuses_a_rank_that_a_matrix_has_not(base: LoadedModel) -> None:
     with (
         pytest.raises(InputError, match=r"corda: rank: expected at most 32, as model\.layers\.0\..*, found 33"),
-        Corda(rank=33).trained(base, (), 0, ()),
+        Corda(rank=33).trained(base, (), 0, None),
     ):
         pass
 
@@ -257,7 +255,7 @@ def test_an_interrupt_leaves_weights_modules_and_gradients_as_they_were(
 ) -> None:
     model = replace(base, model=copy.deepcopy(base.model))
     kinds = [type(module) for module in model.model.modules()]
-    known = training_facts(small_world)[16:24]
+    known = known_by_heart(training_facts(small_world)[16:24])
 
     def interrupted() -> None:
         with strategy_of(name).trained(model, (), 3, known) as wrapped:

@@ -101,7 +101,7 @@ def finetune(
         check_parent(target)
     known, source, _ = with_mastery(facts, mastery)
     drawn = Draw(known, level=level, size=size, draw=draw, seed=seed)
-    members, beside = chosen.facts(drawn), chosen.known(drawn)
+    members = chosen.facts(drawn)
 
     from knowshift.models.saving import save_model
     from knowshift.parameters.loaded import copy_of
@@ -124,7 +124,7 @@ def finetune(
     compared = reference_of(loaded, chosen, asked)
     before = copy_of(loaded.model) if chosen.kind == "after" else {}
     with bar("fine-tuning", recipe.steps(len(members)), "step", progress) as advance:
-        made = tune(loaded, members, recipe, chosen, before, seed=seed, base=compared, known=beside, progress=advance)
+        made = tune(loaded, members, recipe, chosen, before, seed=seed, base=compared, known=known, progress=advance)
     ids = [fact.id for fact in members]
     record = {
         **about,

@@ -19,9 +19,21 @@ from knowshift.strategies.after.restored import (
     Restored,
     Ties,
 )
+from knowshift.strategies.data.forms import Forms
+from knowshift.strategies.data.known_last import KnownLast
 from knowshift.strategies.data.mixed import Mixed
-from knowshift.strategies.loss.kl import Kl
+from knowshift.strategies.data.replay import Replay
+from knowshift.strategies.loss.asft import Asft
+from knowshift.strategies.loss.dft import Dft
+from knowshift.strategies.loss.eaft import Eaft
+from knowshift.strategies.loss.kl import Kl, KlTen
+from knowshift.strategies.loss.self_distillation import SelfDistillation
+from knowshift.strategies.loss.stm import Stm
+from knowshift.strategies.step.average import Bema, Ema
+from knowshift.strategies.step.early_stop import EarlyStop
 from knowshift.strategies.step.mofo import Mofo
+from knowshift.strategies.step.proximal import Proximal
+from knowshift.strategies.step.restore_steps import RestoreSteps
 from knowshift.strategies.weights.corda import Corda
 from knowshift.strategies.weights.hft import Hft
 from knowshift.strategies.weights.lora import Dora, Lora, LoraMlp, RsLora
@@ -36,9 +48,9 @@ STRATEGIES: dict[str, type[Strategy]] = {
     for kind in (
         *(Strategy, Lora, RsLora, Dora),
         *(LoraMlp, Osf, Corda, Shira, FrozenMlps, FrozenLayers, Hft),
-        *(Mixed,),
-        *(Kl,),
-        *(Mofo,),
+        *(Mixed, Replay, KnownLast, Forms),
+        *(Kl, KlTen, Dft, Asft, Eaft, Stm, SelfDistillation),
+        *(Mofo, Ema, Bema, EarlyStop, RestoreSteps, Proximal),
         *(Restored, Random),
         *(Interpolate, Lines, Fapm, DgHard, Intruders, Dare, Breadcrumbs, Ties),
     )

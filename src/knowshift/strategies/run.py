@@ -13,6 +13,7 @@ from knowshift.system.allocator import free_bytes
 from knowshift.training.strategy import Strategy
 
 if TYPE_CHECKING:
+    from knowshift.known_facts import KnownFacts
     from knowshift.models.loading import LoadedModel
     from knowshift.training.sft import TrainingRecipe
     from knowshift.training.strategy import Weights
@@ -55,7 +56,7 @@ def tune(
     *,
     seed: int,
     base: LoadedModel | None = None,
-    known: Sequence[Fact] = (),
+    known: KnownFacts | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place by a strategy, on the facts that it chose (:meth:`.Strategy.facts`).
@@ -63,7 +64,7 @@ def tune(
     Args:
         weights: the base model's, by the names of its parameters, for what is done after the training.
         base: the base model in memory of its own, where the strategy asks it.
-        known: the facts that it chose beside them (:meth:`.Strategy.known`).
+        known: facts with the base's mastery of them, for strategies that watch what it knows.
 
     Returns:
         As :func:`knowshift.training.sft.finetune`.

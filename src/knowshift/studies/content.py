@@ -159,16 +159,8 @@ def tune(
     elif dtype is None:
         held = None if in_place else base
         own = parameters_of(base.model) if weights is None else weights
-        record = tune_by(
-            tuned,
-            members,
-            recipe,
-            strategy,
-            own,
-            seed=seed,
-            base=held if strategy.needs_base else None,
-            known=strategy.known(_drawn(known, coordinates, settings)),
-        )
+        held = held if strategy.needs_base else None
+        record = tune_by(tuned, members, recipe, strategy, own, seed=seed, base=held, known=known)
     else:
         stored = [parameter.dtype for parameter in tuned.model.parameters()]
         rounded = _rounded_share(tuned, getattr(torch, dtype))

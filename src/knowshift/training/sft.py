@@ -13,12 +13,13 @@ import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
+from knowshift.known_facts import KnownFacts
 from knowshift.models.layers.llama import whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
@@ -26,6 +27,7 @@ from knowshift.system.patches import answers_only, attention_of, quick_zero_grad
 from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.training.precision import check_trainable
+from knowshift.training.shown import shown_rows
 from knowshift.training.strategy import Scored, Strategy, Training
 
 # transformers 5.2x renamed the option and warns at the old name.
@@ -102,7 +104,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
     """
 
     strategy: Strategy = PLAIN
-    base: PreTrainedModel | None = None
+    base: LoadedModel | None = None
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -117,6 +119,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             logits=logits,
             targets=labels[scored],
             base=partial(_base_logits, self.base, given, scored),
+            shown=partial(_shown_logits, self.base, inputs),
             done=self.state.global_step / self.state.max_steps,
         )
         total = self.strategy.losses(seen).sum()
@@ -157,8 +160,15 @@ def _scored_logits(model: Any, inputs: Mapping[str, Any], scored: torch.Tensor) 
 
 
 @torch.no_grad()
-def _base_logits(base: Any, inputs: Mapping[str, Any], scored: torch.Tensor) -> torch.Tensor:
-    return _scored_logits(base, inputs, scored)
+def _base_logits(base: LoadedModel | None, inputs: Mapping[str, Any], scored: torch.Tensor) -> torch.Tensor:
+    assert base is not None  # the strategy asks it, so it needs it
+    return _scored_logits(base.model, inputs, scored)
+
+
+def _shown_logits(base: LoadedModel | None, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    assert base is not None
+    rows, labels = shown_rows(inputs, len(base.encoder.prefix))
+    return _base_logits(base, rows, labels[:, 1:] != IGNORED)
 
 
 class _Steps(TrainerCallback):  # type: ignore[misc]
@@ -179,14 +189,14 @@ def finetune(
     seed: int,
     strategy: Strategy = PLAIN,
     base: LoadedModel | None = None,
-    known: Sequence[Fact] = (),
+    known: KnownFacts | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> dict[str, Any]:
     """Fine-tune ``loaded.model`` in place on the facts, in the given order of seeds.
 
     Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is undone. ``progress``
     is called after every step. ``base`` is the model as it was, in memory of its own, for a strategy that asks it, and
-    ``known`` the facts of :meth:`.Strategy.known`; what the strategy does to facts before and to weights after is not
+    ``known`` the facts with its mastery of them; what the strategy does to facts before and to weights after is not
     done here (:func:`knowshift.strategies.run.tune`).
 
     Returns:
@@ -210,7 +220,7 @@ def finetune(
         tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch,
     ):
         guard = TrainingGuard(trained, loaded.name, weight_decay=recipe.weight_decay)
-        training = Training(loaded, trained, facts, recipe.steps(len(examples)), seed, base)
+        training = Training(loaded, trained, facts, recipe.steps(len(examples)), seed, base, known)
         trainer = _Trainer(
             model=trained,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token
@@ -246,7 +256,7 @@ def finetune(
                 **strategy.options(),
             ),
         )
-        trainer.strategy, trainer.base = strategy, None if base is None else base.model
+        trainer.strategy, trainer.base = strategy, base
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
         try:
             with answers_only(on_cpu), whole_layers(loaded.model), quick_zero_grad(loaded.model):

@@ -75,6 +75,8 @@ class Scored:
     logits: Tensor  # float32 [N, V], of the model in training
     targets: Tensor  # int64 [N]
     base: Callable[[], Tensor]  # the base model's logits at the same tokens, float32 [N, V], without gradients
+    #: As ``base``, where each example stands answered before it is asked (:mod:`knowshift.training.shown`).
+    shown: Callable[[], Tensor]
     done: float  # share of the steps that are done, 0 to 1
 
 
@@ -88,6 +90,7 @@ class Training:
     steps: int
     seed: int
     base: LoadedModel | None  # the base model; only where the strategy needs it
+    known: KnownFacts | None = None  # facts with the base's mastery of them; None where the caller has none
 
 
 @dataclass(frozen=True)
@@ -123,17 +126,11 @@ class Strategy:
         """The examples of the facts; ``usual(questions, answers, ask=...)`` encodes questions in the form ``ask``."""
         return usual([fact.question for fact in members], [fact.answer for fact in members])
 
-    def known(self, draw: Draw) -> list[Fact]:
-        """Facts that the base model knows, which the strategy needs beside the training facts; none by default.
-
-        Raises:
-            InputError: the mastery record has none.
-        """
-        return []
-
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
-        """The model to train, such as ``loaded.model`` with adapters on it; ``known`` are those of :meth:`known`.
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
+        """The model to train, such as ``loaded.model`` with adapters on it; ``known`` as in :class:`Training`.
 
         After the block all is as it was but the weights; after an error in it, these too.
         """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import border
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.strategies.weights.lora import Lora, adapted
 from knowshift.training.strategy import Kind, setting
 
@@ -34,7 +35,9 @@ class Intruders(Lora):
     factor: float = setting(0.75, "of a new direction's singular value that stays", least=0, most=1)
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         with adapted(loaded.model, self.config(self.targets(loaded.model)), seed, self.reduce) as wrapped:
             yield wrapped
 

@@ -40,6 +40,16 @@ class Kl(Strategy):
         )
 
 
+@dataclass(frozen=True)
+class KlTen(Kl):
+    """KL over the ten tokens that the model in training ranks first: the loss keeps what the paper's 4.1 measures."""
+
+    name: ClassVar[str] = "kl-ten"
+    about: ClassVar[str] = "KL to the base model over the ten largest logits added to the loss"
+    source: ClassVar[str] = "our loss, by the measure of the paper, 4.1"
+    top: int = setting(10, "largest logits that it is taken over; 0: all", least=0)
+
+
 def kl(logits: Tensor, base: Tensor, top: int = 0) -> Tensor:
     """KL(softmax(logits) || softmax(base)) in nats, [N], from logits [N, V]; over the ``top`` largest of ``logits``."""
     if top:

@@ -11,9 +11,10 @@ import numpy as np
 
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact, completion_prompts
+from knowshift.known_facts import KnownFacts
 from knowshift.strategies.weights.intact import intact
 from knowshift.strategies.weights.lora import Lora, adapted, linear_layers
-from knowshift.training.strategy import Draw, setting
+from knowshift.training.strategy import setting
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -45,14 +46,19 @@ class Corda(Lora):
     alpha: float = setting(8.0, "the update is scaled by alpha / rank", least=0)
     texts: int = setting(256, "known facts whose texts are looked at; all where there are fewer", least=1)
 
-    def known(self, draw: Draw) -> list[Fact]:
-        pool = [fact for level in LEVELS for fact in draw.known.of("train", level)]
+    def kept(self, known: KnownFacts | None, seed: int) -> list[Fact]:
+        """The facts whose texts are looked at.
+
+        Raises:
+            InputError: the mastery record has none, or there is no record.
+        """
+        pool = [] if known is None else [fact for level in LEVELS for fact in known.of("train", level)]
         if not pool:
             raise InputError(
                 f"{self.name}: the mastery record has no training facts of levels 3 and 4, which are to be kept; "
                 "expected some, or another strategy"
             )
-        order = np.random.default_rng([draw.seed, 10, draw.draw]).permutation(len(pool))
+        order = np.random.default_rng([seed, 10]).permutation(len(pool))
         return [pool[i] for i in order[: self.texts]]
 
     def more(self) -> dict[str, Any]:
@@ -64,7 +70,9 @@ class Corda(Lora):
         return linear_layers(model)
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         model = loaded.model
         targets = self.targets(model)
         for name in targets:
@@ -75,7 +83,7 @@ class Corda(Lora):
         with (
             # The adapter's beginning is taken out of the weights: unloading it does not put that back.
             intact([model.get_submodule(name).weight for name in targets]),
-            calibrated(loaded, config, texts_of(known)),
+            calibrated(loaded, config, texts_of(self.kept(known, seed))),
             adapted(model, config, seed) as wrapped,
         ):
             yield wrapped

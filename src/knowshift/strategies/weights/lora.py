@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
 from knowshift.training.strategy import Strategy, setting
@@ -58,7 +59,9 @@ class Lora(Strategy):
         return {}
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         with adapted(loaded.model, self.config(self.targets(loaded.model)), seed) as wrapped:
             yield wrapped
 

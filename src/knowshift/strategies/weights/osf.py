@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.strategies.weights.lora import adapted
 from knowshift.training.strategy import Strategy, Training, setting
 
@@ -43,7 +44,9 @@ class Osf(Strategy):
         return OSFConfig(effective_rank=self.kept, target_modules="all-linear", task_type="CAUSAL_LM")
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         with adapted(loaded.model, self.config(), seed) as wrapped:
             yield wrapped
 

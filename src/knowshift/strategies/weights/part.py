@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
 from knowshift.strategies.weights.intact import intact
@@ -40,7 +41,9 @@ class Part(Strategy):
         """
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         with without(loaded.model, self.staying(loaded.model, seed)):
             yield loaded.model
 

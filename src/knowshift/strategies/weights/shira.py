@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import KnownFacts
 from knowshift.strategies.weights.lora import adapted, linear_layers
 from knowshift.system.patches import forget_shira_layers
 from knowshift.training.strategy import Strategy, setting
@@ -58,7 +59,9 @@ class Shira(Strategy):
         return config
 
     @contextmanager
-    def trained(self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: Sequence[Fact]) -> Iterator[Any]:
+    def trained(
+        self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
+    ) -> Iterator[Any]:
         import torch
 
         check: Any = torch.sparse.check_sparse_tensor_invariants
