@@ -113,7 +113,8 @@ class VariantConfig(_Strict):
 class BenchConfig(_Strict):
     """Strategies on equal terms: the same facts, draws and number of updates, each at learning rates of its own."""
 
-    #: Settings by strategy; under a name of one's own, "strategy" says which: {kl-strong: {strategy: kl, weight: 1}}.
+    #: Settings by strategy; under a name of one's own, "strategy" says which: {kl-strong: {strategy: kl, weight: 1}};
+    #: "size" is the number of training facts of this one alone.
     strategies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], dict[str, bool | int | float | str]] = {}
     rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.1, 0.3, 1.0, 3.0)  # of the study's own
     levels: tuple[Level, ...] | Literal["mixed"] = "mixed"  # mixed: all levels of the study in turn
@@ -133,13 +134,15 @@ class BenchConfig(_Strict):
         found: dict[str, VariantConfig] = {}
         for label, told in self.strategies.items():
             settings = dict(told)
-            name = str(settings.pop("strategy", label))
+            name, size = str(settings.pop("strategy", label)), settings.pop("size", None)
+            if size is not None and not (type(size) is int and size > 0):
+                raise InputError(f"bench.strategies.{label}.size: expected a number of training facts, found {size!r}")
             strategy_of(name, settings, f"bench.strategies.{label}")
             for rate in self.rates:
                 own = float(f"{learning_rate * STRATEGIES[name].rate * rate:.6g}")
                 found[f"{label}@{own:g}"] = VariantConfig(
                     levels=self.levels,
-                    sizes=self.sizes,
+                    sizes=self.sizes if size is None else (int(size),),
                     draws=self.draws,
                     learning_rate=own,
                     strategy=name,

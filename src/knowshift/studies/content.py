@@ -168,8 +168,9 @@ def tune(
         record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
         record["rounded_share"] = rounded
         _cast(tuned, stored)  # its answers are computed like those of all models
-    kind = {"kind": strategy.kind} if "strategy" in coordinates.get("training", {}) else {}
-    return tuned, {"facts": [fact.id for fact in members], **record, **kind}
+    named = "strategy" in coordinates.get("training", {})
+    told = {"strategy": strategy.name, "kind": strategy.kind} if named else {}
+    return tuned, {"facts": [fact.id for fact in members], **record, **told}
 
 
 def _rounded_share(loaded: LoadedModel, dtype: torch.dtype) -> float:

@@ -79,15 +79,16 @@ def strategies_chosen(evidence: Evidence) -> Table:
     what choosing gains too. Adjusted by Holm over strategies, for each scope. ``learning_rate`` and ``size`` are
     those chosen most often.
     """
+    plain = _numbered(evidence, "strategy", PLAIN)
     options = {
         label: {float(number): model for number, model in enumerate(models.values())}
         for label, models in evidence.benched.items()
     }
-    after = _options_after(evidence)
+    after = _numbered(evidence, "kind", "after")
     rows: list[Row] = []
     others = [label for label in options if label != PLAIN]
     for scope, domains in SCOPES.items():
-        against = {label: _against(evidence, own, options.get(PLAIN, {}), domains) for label, own in options.items()}
+        against = {label: _against(evidence, own, plain, domains) for label, own in options.items()}
         adjusted = dict(zip(others, holm([against[label].estimate.p for label in others]), strict=True))
         for label, own in options.items():
             usual = against[label].usual
@@ -144,10 +145,10 @@ def _against(
     return chosen(evidence.substring, [own], [reference], domains)
 
 
-def _options_after(evidence: Evidence) -> dict[float, Model]:
-    """The models of all strategies that change weights after training, as their records tell."""
-    kinds = {cell.setting: read_cell_json(cell, "record.json").get("kind") for cell in evidence.run.of("tuned")}
-    models = [model for own in evidence.benched.values() for at, model in own.items() if kinds.get(at) == "after"]
+def _numbered(evidence: Evidence, what: str, wanted: str) -> dict[float, Model]:
+    """The models of a strategy, or of a kind of strategies, as their records tell: under every name, rate and size."""
+    told = {cell.setting: read_cell_json(cell, "record.json").get(what) for cell in evidence.run.of("tuned")}
+    models = [model for own in evidence.benched.values() for at, model in own.items() if told.get(at) == wanted]
     return {float(number): model for number, model in enumerate(models)}
 
 
