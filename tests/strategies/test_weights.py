@@ -285,7 +285,10 @@ def test_an_interrupt_while_corda_looks_at_texts_leaves_nothing_behind(
             raise KeyboardInterrupt
 
     model.model.register_forward_hook(interrupt)
-    with pytest.raises(KeyboardInterrupt), Corda().trained(model, (), 0, training_facts(small_world)[:8]):
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Corda().trained(model, (), 0, known_by_heart(training_facts(small_world)[:8])),
+    ):
         pass
     modules = list(model.model.modules())
     assert sum(len(module._forward_hooks) for module in modules) == 1  # this test's own
