@@ -86,7 +86,7 @@ def strategies_chosen(evidence: Evidence) -> Table:
     }
     after = _numbered(evidence, "kind", "after")
     rows: list[Row] = []
-    others = [label for label in options if label != PLAIN]
+    others = [label for label, own in options.items() if not set(own.values()) <= set(plain.values())]
     for scope, domains in SCOPES.items():
         against = {label: _against(evidence, own, plain, domains) for label, own in options.items()}
         adjusted = dict(zip(others, holm([against[label].estimate.p for label in others]), strict=True))
@@ -101,7 +101,7 @@ def strategies_chosen(evidence: Evidence) -> Table:
                     None if setting is None else rate_name(setting.learning_rate),
                     None if setting is None else setting.size,
                     _value(evidence, own, usual, domains),
-                    *(bounds(against[label].estimate) if label != PLAIN else (math.nan,) * 3),
+                    *(bounds(against[label].estimate) if label in others else (math.nan,) * 3),
                     adjusted.get(label, math.nan),
                     *(bounds(beside.estimate) if after else (math.nan,) * 3),
                 )
