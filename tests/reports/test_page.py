@@ -290,7 +290,7 @@ def test_ids_of_figures_and_sections_stand_once_in_a_page(hand_tables: Tables, p
     ids = re.findall(r'\bid="([^"]+)"', page)
     of_the_list = [name for name in ids if name.startswith(("browser", "fact-", "facts-"))]
     assert len(of_the_list) == 16
-    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES) + len(sections(hand_tables)) + 16
+    assert len(ids) == len(set(ids)) == 3 * len(FIGURE_TITLES) + len(sections(hand_tables)) + 17
     assert '<use href="#kl_by_size-y" clip-path="url(#kl_by_size-x)"/>' in page
     assert f'<svg role="img" aria-label="{FIGURE_TITLES["kl_by_size"]}" id="kl_by_size-x">' in page
 

@@ -67,16 +67,16 @@ def _bars(
 ) -> None:
     """What each layer or module holds of the top 20%, beside what it holds of the null's and of all weights."""
     names = list(held)
-    axes.bar(names, [100 * held[name] for name in names], color=RUN, label="of the top 20%")
+    axes.bar(names, [100 * held[name] for name in names], color=RUN, label="top 20%")
     width = max(4.0, 150 / max(1, len(names)))
     for shares, mark, colour, size, label in (
-        (chance, "_", INK, width, "of all weights"),
-        (null, "D", BASE, 4.0, "of the null's top 20%"),
+        (chance, "_", INK, width, "all weights"),
+        (null, "D", BASE, 4.0, "the null's"),
     ):
         axes.plot(names, [100 * shares[name] for name in names], mark, color=colour, markersize=size, label=label)
     axes.set(xlabel=what, ylabel="%")
     axes.set_title(f"The top 20% by relative change, by {what}", pad=26)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.2, columnspacing=1, handlelength=1.2)
     if max(map(len, names), default=0) > _SHORT:
         for name in axes.get_xticklabels():
             name.set(rotation=40, ha="right", rotation_mode="anchor")
