@@ -27,6 +27,7 @@ OTHER: dict[str, Any] = {
     "instruct_revision": "main",
     "dtype": "bfloat16",
     "device": "cuda:1",
+    "devices": 2,
     "threads": 3,
     "seed": 9,
     "levels": [1, 2],

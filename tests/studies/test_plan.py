@@ -59,6 +59,7 @@ OTHER: dict[str, Any] = {
     "instruct": "another",
     "instruct_revision": "main",
     "dtype": "bfloat16",
+    "devices": 2,
     "device": "cuda",
     "threads": 2,
     "seed": 1,
@@ -258,9 +259,12 @@ def test_a_cell_is_given_the_settings_of_its_kind_alone() -> None:
 
 @pytest.mark.parametrize("field", sorted(LATER))
 def test_a_field_that_came_later_is_a_setting_at_another_value(field: str) -> None:
-    cells_with = [cell for cell in _plan(_config(field)).cells if field in cell.settings]
-    assert {cell.kind for cell in cells_with} == {kind for kind, what in CONTENT.items() if field in what.fields}
-    assert {cell.settings[field] for cell in cells_with} == {OTHER[field]}
+    common = field in EVERYWHERE
+    given = [(cell.kind, cell.inputs if common else cell.settings) for cell in _plan(_config(field)).cells]
+    kinds = {kind for kind, what in CONTENT.items() if common or field in what.fields}
+    assert {kind for kind, values in given if field in values} == kinds
+    assert {values[field] for _, values in given if field in values} == {OTHER[field]}
+    assert not any(field in values for cell in _plan(_config()).cells for values in (cell.inputs, cell.settings))
     assert all(cells.field_of(StudyConfig.model_validate(SMALL), name) == value for name, value in LATER.items())
 
 

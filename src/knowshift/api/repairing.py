@@ -187,7 +187,7 @@ def _stored(pair: Pair, tuned: LoadedModel) -> TensorReader | None:
     return stored if same else None
 
 
-def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> dict[str, str | None]:
+def _write(pair: Pair, chosen: Candidate, output: Path, seed: int) -> dict[str, Any]:
     """A candidate as a checkpoint, or as an adapter where one stands for it; what it is loaded on, if on anything."""
     from knowshift.api.change import restore
     from knowshift.models.finding import model_folder

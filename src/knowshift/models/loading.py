@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
+from knowshift.models.divided import load_divided
 from knowshift.models.dtypes import TORCH_DTYPES, fitting_dtype
 from knowshift.models.finding import HASHED_WHOLE, ModelFiles, find_model
 from knowshift.models.prompts import PromptEncoder
@@ -35,6 +36,7 @@ from knowshift.parameters.files.companions import VOCABULARIES, tokenizer_beside
 from knowshift.parameters.files.pair import open_tuned
 from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
+from knowshift.system.group import own_device
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,20 @@ def load_model(
     device: str = "cpu",
     base: str | None = None,
     base_revision: str | None = None,
+    divided: bool = False,
 ) -> LoadedModel:
     """Load ``name``: a local folder, a hub id, ``world:tiny`` (the shipped model), ``world:PATH`` (a built world), or
     an adapter (a folder or a hub id), which is loaded as the model that it and its base make.
 
     ``dtype`` is "float32", "bfloat16", "float16", "auto" for the stored one, or None for :func:`fitting_dtype`;
     ``device`` is a torch device or "auto" (cuda where there is one). ``base`` and ``base_revision`` as in
-    :func:`find_model`. Raises :class:`InputError` for whatever is missing, pickled or damaged.
+    :func:`find_model`. ``divided``: by every process of a group, each its part of the model
+    (:mod:`knowshift.models.divided`), on the device of its own. Raises :class:`InputError` for whatever is missing,
+    pickled or damaged.
     """
     _check_asked(dtype, device)
     files = find_model(name, revision=revision, base=base, base_revision=base_revision)
-    return load_found(files, dtype=dtype, device=device)
+    return load_found(files, dtype=dtype, device=device, divided=divided)
 
 
 @contextmanager
@@ -139,15 +144,21 @@ def prepared(files: ModelFiles) -> Iterator[ModelFiles]:
             shutil.rmtree(merged.folder, ignore_errors=True)  # now: a traceback may keep the folder alive
 
 
-def load_found(files: ModelFiles, *, dtype: str | None = "float32", device: str = "cpu") -> LoadedModel:
+def load_found(
+    files: ModelFiles, *, dtype: str | None = "float32", device: str = "cpu", divided: bool = False
+) -> LoadedModel:
     """:func:`load_model` of what :func:`find_model` has found."""
+    if divided:
+        device = own_device(device)
     place, name = _check_asked(dtype, device), files.name
     folder, tuned = files.merged or files.weights, None
     if files.adapter is not None and files.merged is None:
         tuned, _ = open_tuned(files.adapter, StoredTensors(folder))
         folder = tuned.folder if isinstance(tuned, StoredTensors) else folder
-    model = _load(name, folder, fitting_dtype(replace(files, merged=folder), place) if dtype is None else dtype)
-    if isinstance(tuned, AdaptedTensors):
+    asked = fitting_dtype(replace(files, merged=folder), place) if dtype is None else dtype
+    source = tuned or StoredTensors(folder)
+    model = load_divided(name, source, asked, place) if divided else _load(name, folder, asked)
+    if isinstance(tuned, AdaptedTensors) and not divided:  # else it is read with the rest
         _put(model, tuned, name)
     elif files.adapter is not None:
         for tensor, parameter in model.named_parameters():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.companions import TOKENIZER, copy_files
+from knowshift.parameters.slices import slices_of
 
 _CONFIG = "config.json"
 #: A dtype in the text of a config, under its name of now or of before transformers 5.
@@ -32,10 +34,15 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     written. Records of an earlier training and indexes of other weight files are not copied
     (:mod:`knowshift.parameters.files.companions`).
 
+    A model that is divided among processes is one that is on disk already: its folder is copied.
+
     Of a model of text and images that is loaded as a language model, the text part is all that is written, under the
     names it has in the source.
     """
     model = loaded.model
+    if slices_of(model) is not None:  # no process has all of it but on disk
+        shutil.copytree(loaded.folder, folder, dirs_exist_ok=True)
+        return
     bars = hf_logging.is_progress_bar_enabled()
     hf_logging.disable_progress_bar()
     try:
@@ -49,7 +56,12 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     for made in folder.iterdir():
         if ".safetensors" not in made.name:
             made.unlink()
-    dtype = str(model.dtype).removeprefix("torch.").encode()
+    save_beside(loaded, folder)
+
+
+def save_beside(loaded: LoadedModel, folder: Path) -> None:
+    """All that :func:`save_model` writes but the weights."""
+    dtype = str(loaded.model.dtype).removeprefix("torch.").encode()
     config = (loaded.folder / _CONFIG).read_bytes()
     (folder / _CONFIG).write_bytes(_DTYPE.sub(rb"\g<1>" + dtype + rb"\g<2>", config))
     copy_files(loaded.own_tokenizer or loaded.folder, folder, TOKENIZER)

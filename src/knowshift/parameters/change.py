@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from knowshift.parameters.files.pair import check_shapes, refuse_not_finite
-from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of
+from knowshift.parameters.loaded import LoadedTensors, as_reader, model_region, parameters_of, shapes_of
 from knowshift.parameters.null import NULL_BLOCK, null_relative
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
 from knowshift.parameters.rounding import Rounding, explained, rounding_of
@@ -104,15 +104,19 @@ def measure_change(
     seed: int = 0,
     *,
     scope: Scope = PAPER_SCOPE,
+    stored: TensorReader | None = None,
     threads: int | None = None,
     progress: Callable[[int], None] = lambda weights: None,
 ) -> WeightChange:
-    """Measure a loaded model against its base (a mapping of tensors, a model, or a reader); see the module."""
-    places = model_region(tuned, scope)
-    held = parameters_of(tuned)
+    """Measure a loaded model against its base (a mapping of tensors, a model, or a reader); see the module.
+
+    ``stored`` reads the whole tensors of a model that is divided among processes.
+    """
+    places, shapes = model_region(tuned, scope), shapes_of(tuned)
+    held = stored or LoadedTensors(parameters_of(tuned))
     reader = as_reader(base)
-    check_shapes(reader.shapes, {place.name: tuple(held[place.name].shape) for place in places})
-    pair = WeightPair(reader, LoadedTensors(held), [place.name for place in places], strict=not scope.allow_nonfinite)
+    check_shapes(reader.shapes, {place.name: shapes[place.name] for place in places})
+    pair = WeightPair(reader, held, [place.name for place in places], strict=not scope.allow_nonfinite)
     try:
         return measure_pair(pair, places, fractions, seed, region=scope.region, threads=threads, progress=progress)
     except criteria.NotFinite:

@@ -6,14 +6,16 @@ Importing this module does not import torch: a caller that has a tensor has impo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from knowshift.errors import InputError
-from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES
-from knowshift.parameters.regions import Place, Scope, in_region
-from knowshift.parameters.tensors import BFLOAT16, Array, TensorReader
+from knowshift.parameters.files.adapter import AdaptedTensors
+from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES, StoredTensors
+from knowshift.parameters.regions import Place, Scope, in_region, own_names
+from knowshift.parameters.slices import slices_of
+from knowshift.parameters.tensors import BFLOAT16, Array, TensorReader, as_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +35,37 @@ class LoadedTensors:
         tensor = self._tensors[name].detach()
         check_dtype(name, tensor)
         return as_array(tensor.reshape(-1)[start:stop])
+
+
+class RoundedTensors:
+    """Another reader's tensors under other names (new -> old), each in a dtype of its own."""
+
+    def __init__(self, reader: TensorReader, origin: Mapping[str, str], dtypes: Mapping[str, np.dtype[Any]]) -> None:
+        self._reader, self._origin, self._dtypes = reader, origin, dtypes
+        self.shapes: Mapping[str, tuple[int, ...]] = {new: reader.shapes[old] for new, old in origin.items()}
+
+    def read(self, name: str, start: int, stop: int) -> Array:
+        return as_dtype(self._dtypes[name], self._reader.read(self._origin[name], start, stop))
+
+
+def read_as(
+    files: StoredTensors | AdaptedTensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, np.dtype[Any]],
+) -> RoundedTensors | None:
+    """What files hold, by the names of a model's parameters and in their dtypes.
+
+    None where a parameter has no tensor of its shape, or none of floating-point numbers.
+    """
+    stored = files.base.tensors if isinstance(files, AdaptedTensors) else files.tensors
+    own = own_names(stored)
+    found: dict[str, str] = {}
+    for name, shape in shapes.items():
+        its = own(name)
+        if its is None or tuple(stored[its].shape) != tuple(shape) or stored[its].dtype not in FLOATS:
+            return None
+        found[name] = its
+    return RoundedTensors(files, found, dtypes)
 
 
 def check_dtype(name: str, tensor: torch.Tensor) -> None:
@@ -69,10 +102,18 @@ def copy_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.to("cpu", copy=True) for name, parameter in parameters_of(model).items()}
 
 
+def shapes_of(model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's parameters, whole ones where the model holds slices."""
+    slices = slices_of(model) or {}
+    return {
+        name: slices[name].shape if name in slices else tuple(tensor.shape)
+        for name, tensor in parameters_of(model).items()
+    }
+
+
 def model_region(model: torch.nn.Module, scope: Scope) -> list[Place]:
     """The places of a loaded model that a scope holds; its architecture is its configuration's ``model_type``."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in parameters_of(model).items()}
-    return in_region(shapes, model_type_of(model), scope)
+    return in_region(shapes_of(model), model_type_of(model), scope)
 
 
 def model_type_of(model: torch.nn.Module) -> str:

@@ -13,7 +13,9 @@ All fractions are selected before the first step, in the same passes; each step 
 it. ``criterion`` is any of :data:`knowshift.parameters.methods.METHODS`. ``base`` is a mapping of tensors (names as
 ``model.named_parameters()``), another loaded model, or a reader of a checkpoint on disk (:class:`.StoredTensors`),
 which is read stretch by stretch. The model may be on any device: scores are computed on the CPU, and stretches are
-copied to its device. The loop may be left early: ``undo`` reverts the steps that were done.
+copied to its device. Of a model that is divided among processes, each of them selects over the whole tensors, which
+both sides then are readers of, and writes its slices. The loop may be left early: ``undo`` reverts the steps that were
+done.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ from knowshift.parameters.loaded import (
     model_region,
     model_type_of,
     parameters_of,
+    shapes_of,
 )
 from knowshift.parameters.methods import RestorationPlan, check_unread, plan_restoration
 from knowshift.parameters.regions import PAPER_SCOPE, Scope, depth
 from knowshift.parameters.selection.criteria import NotFinite
 from knowshift.parameters.selection.select import FRACTIONS
-from knowshift.parameters.tensors import PIECE, TensorReader, WeightPair, stretches, workers
+from knowshift.parameters.slices import slices_of
+from knowshift.parameters.tensors import PIECE, Array, TensorReader, WeightPair, stretches, workers
 
 
 class RestorationSweep:
@@ -69,13 +73,16 @@ class RestorationSweep:
         self._threads, self._piece = threads, piece
         self._model = parameters_of(model)
         self._places = model_region(model, scope)
-        self._depth = depth({name: tuple(t.shape) for name, t in self._model.items()}, model_type_of(model))
+        self._slices = slices_of(model) or {}
+        whole = shapes_of(model)
+        self._depth = depth(whole, model_type_of(model))
         names = [place.name for place in self._places]
+        shapes = {name: whole[name] for name in names}
         reader = as_reader(base)
-        check_shapes(reader.shapes, {name: tuple(self._model[name].shape) for name in names})
+        check_shapes(reader.shapes, shapes)
         if tuned is not None:
-            shapes = {name: tuple(self._model[name].shape) for name in names}
             check_shapes(tuned.shapes, shapes, "the tuned reader", "the model")
+        assert tuned is not None or not self._slices, "what a divided model was before is read from its files"
         for name in names:
             check_dtype(name, self._model[name])
             if not self._model[name].is_contiguous():
@@ -121,8 +128,17 @@ class RestorationSweep:
         if self._changed:
             for tensor, start, stop in stretches(self._pair.sizes, self._piece):
                 name = self._pair.names[tensor]
-                self._model[name].view(-1)[start:stop].copy_(as_tensor(self._pair.tuned.read(name, start, stop)))
+                if name not in self._slices or self._slices[name].touches(start, stop):
+                    self._put(name, start, stop, self._pair.tuned.read(name, start, stop))
             self._changed = False
+
+    def _put(self, name: str, start: int, stop: int, values: Array) -> None:
+        """Write a stretch of a whole tensor into the model, or what of it the model holds."""
+        held = self._model[name]
+        if name in self._slices:
+            self._slices[name].put(held, start, stop, as_tensor(values))
+        else:
+            held.view(-1)[start:stop].copy_(as_tensor(values))
 
     def _step(self, plan: RestorationPlan, step: int) -> int:
         """Apply one fraction over the one before it; how many weights stand restored."""
@@ -140,11 +156,14 @@ class RestorationSweep:
     @torch.no_grad()
     def _write(self, plan: RestorationPlan, step: int, tensor: int, start: int, stop: int) -> int:
         name = self._pair.names[tensor]
-        held = self._model[name].view(-1)[start:stop]
-        if not plan.cuts:
+        if not plan.cuts or name in self._slices:
+            own = self._slices.get(name)
+            if plan.counts[step] is not None and own is not None and not own.touches(start, stop):
+                return 0  # the plan tells how many are restored
             values, counts = plan.edit(tensor, start, stop, only=step)
-            held.copy_(as_tensor(values[0]))
+            self._put(name, start, stop, values[0])
             return counts[0]
+        held = self._model[name].view(-1)[start:stop]
         in_reach = _is_in_reach(held)
         out = as_array(held) if in_reach else np.empty(stop - start, as_array(held[:0]).dtype)
         base = self._pair.base.read(name, start, stop)

@@ -204,7 +204,7 @@ def _connect(address: str | None, place: Path | str, config: StudyConfig) -> str
         import ray
 
         ray.init(address=address, log_to_driver=False)
-        shards = config.training.shards  # of one unit: it holds their devices while it measures too
+        shards = config.shards  # of one unit: it holds their devices while it measures too
         gpus, cpus = (0 if config.device.split(":")[0] == "cpu" else shards), config.threads * shards
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     versions = _versions(config)

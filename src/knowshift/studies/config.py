@@ -188,6 +188,7 @@ class StudyConfig(_Strict):
     instruct_revision: str | None = None
     dtype: str = "float32"  # in which the model is loaded, tuned and measured; not float16
     device: str = "cpu"
+    devices: int = Field(1, ge=1)  # of one worker, among which the layers of every model are divided
     threads: int = Field(1, ge=1)  # CPU threads of one worker; the same for every executor, so records are the same
     seed: int = Field(0, ge=0, lt=2**31)
     levels: tuple[Level, ...] = Field((0, 1, 2, 3, 4), min_length=1)
@@ -231,6 +232,11 @@ class StudyConfig(_Strict):
     def sizes_of(self, variant: VariantConfig) -> tuple[int, ...]:
         """The sizes of a variant's training sets."""
         return variant.sizes or (self.largest,)
+
+    @property
+    def shards(self) -> int:
+        """Devices of one worker, among which a training is divided."""
+        return max(self.devices, self.training.shards)
 
     @property
     def restored_sizes(self) -> tuple[int, ...]:
@@ -405,19 +411,29 @@ def _check_strategy(place: str, config: StudyConfig, variant: VariantConfig) -> 
 
 def _check_shards(origin: str, config: StudyConfig) -> None:
     """Refuse what a training that is divided among processes cannot do."""
-    shards = config.training.shards
+    shards, field = config.shards, "devices" if config.devices > 1 else "training.shards"
     if shards == 1:
         return
+    if config.devices > 1 and config.training.shards not in (1, config.devices):
+        raise InputError(
+            f"{origin}: training.shards: a training is divided among the {config.devices} devices of a worker; "
+            f"expected {config.devices} or no value, found {config.training.shards}"
+        )
     if ":" in config.device:
         raise InputError(
-            f"{origin}: training.shards: {shards} processes take the first {shards} GPUs; expected device: cuda, "
+            f"{origin}: {field}: {shards} processes take the first {shards} GPUs; expected device: cuda, "
             f"found {config.device!r} (CUDA_VISIBLE_DEVICES says which GPUs there are)"
         )
     for name, variant in config.variants.items():
         if variant.dtype is not None:
             raise InputError(
                 f"{origin}: variants.{name}.dtype: a training of {shards} processes has the study's dtype; expected "
-                "training.shards: 1"
+                f"{field}: 1"
+            )
+        if variant.lora is not None and config.devices > 1:
+            raise InputError(
+                f"{origin}: variants.{name}.lora: adapters are trained on one device; expected devices: 1, or --set "
+                "variants without it"
             )
     if config.training.report_to != "none":
         raise InputError(

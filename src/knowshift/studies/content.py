@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import copy
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,15 +26,20 @@ from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.models.finding import ModelFiles
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_found
 from knowshift.models.logits import next_logits
+from knowshift.models.saving import save_beside
+from knowshift.models.stored import stored_weights
 from knowshift.parameters.change import WeightChange, measure_change
 from knowshift.parameters.loaded import as_reader, as_tensor, model_region, parameters_of
 from knowshift.parameters.regions import Scope
 from knowshift.parameters.restore import RestorationSweep
+from knowshift.parameters.slices import slices_of
+from knowshift.parameters.tensors import TensorReader
 from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
 from knowshift.strategies.registry import strategy_of
 from knowshift.strategies.run import tune as tune_by
+from knowshift.system import group
 from knowshift.tasks.measured import Measured, Task
 from knowshift.token_shift import renormalised_kl
 from knowshift.training.strategy import Draw, Strategy
@@ -129,12 +136,14 @@ def tune(
     """A copy of the base model, fine-tuned on one training set, and its record: fact ids, steps, losses.
 
     ``in_place``: the base itself is trained, and is gone then, also where the training fails. ``files`` are where the
-    base lies, for the processes of a training that is divided among several. ``weights`` are the base's, for
-    strategies that go back to them; where not given, those in memory.
+    base lies, for the processes of a training that is divided among several; a base that is divided is always gone.
+    ``weights`` are the base's, for strategies that go back to them; where not given, those in memory.
     """
     from knowshift.training import sft, sharded  # TRL takes seconds to import
 
     members = _training_set(known, coordinates, settings)
+    divided = slices_of(base.model) is not None
+    in_place = in_place or divided
     tuned = replace(base, model=base.model if in_place else copy.deepcopy(base.model), name=name)
     strategy = _strategy(coordinates)
     changed = dict(coordinates.get("training", {}))
@@ -153,7 +162,10 @@ def tune(
     )
     # One seed for a draw at every size and rate: the cells of a draw differ in nothing else.
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
-    if shards > 1 and type(strategy) is Strategy:  # adapters need no gradients and moments of the weights
+    if divided:
+        assert files is not None
+        tuned, record = _tune_together(base, files, members, recipe, seed, name)
+    elif shards > 1 and type(strategy) is Strategy:  # adapters need no gradients and moments of the weights
         assert files is not None
         record = sharded.finetune(tuned, files, members, recipe, seed=seed, shards=shards)
     elif dtype is None:
@@ -173,6 +185,27 @@ def tune(
     return tuned, {"facts": [fact.id for fact in members], **record, **told}
 
 
+def _tune_together(
+    base: LoadedModel, files: ModelFiles, members: Sequence[Fact], recipe: Any, seed: int, name: str
+) -> tuple[LoadedModel, dict[str, Any]]:
+    """:func:`tune` by the processes of a group, which hold the base together, and then the tuned model.
+
+    Its checkpoint lies in a folder for temporary files as long as the first process has the model.
+    """
+    from knowshift.training import sharded
+
+    scratch = tempfile.TemporaryDirectory(prefix="knowshift-tuned-") if group.is_first() else None
+    folder = Path(group.decided("" if scratch is None else scratch.name))
+    record = sharded.finetune_together(base, files, members, recipe, seed=seed, folder=folder)
+    if scratch is not None:
+        save_beside(base, folder / "tuned")
+    group.decided(None)  # the others wait until all is written
+    tuned = load_found(
+        ModelFiles(name, folder / "tuned"), dtype=base.dtype, device=base.device.split(":")[0], divided=True
+    )
+    return replace(tuned, scratch=scratch), record
+
+
 def _rounded_share(loaded: LoadedModel, dtype: torch.dtype) -> float:
     """The share of weights that the dtype alone changes."""
     parameters = [parameter.detach() for parameter in loaded.model.parameters()]
@@ -186,14 +219,25 @@ def _cast(loaded: LoadedModel, dtypes: Iterable[torch.dtype]) -> None:
         parameter.data = parameter.data.to(dtype)
 
 
-def weight_change(base: Weights, tuned: torch.nn.Module, own_digest: str, settings: Settings) -> WeightChange:
-    """What a fine-tuning did to the weights; the null's seed is the cell's own, so that nulls are independent."""
+def whole_weights(tuned: LoadedModel) -> TensorReader | None:
+    """What reads the whole tensors of a tuned model of which this process holds slices; None where it has all."""
+    return None if slices_of(tuned.model) is None else stored_weights(tuned)
+
+
+def weight_change(
+    base: Weights, tuned: torch.nn.Module, own_digest: str, settings: Settings, stored: TensorReader | None = None
+) -> WeightChange:
+    """What a fine-tuning did to the weights; the null's seed is the cell's own, so that nulls are independent.
+
+    ``stored`` as :func:`whole_weights`.
+    """
     return measure_change(
         base,
         tuned,
         CONCENTRATION,
         seed=seed_of(settings["seed"], "null", own_digest),
         scope=Scope(settings["restoration.region"]),
+        stored=stored,
     )
 
 
@@ -254,6 +298,7 @@ def _sweep(
         criterion=criterion,
         scope=Scope(settings["restoration.region"]),
         seed=seed_of(settings["seed"], "restore", coordinates["level"], coordinates["size"], coordinates["draw"]),
+        tuned=whole_weights(tuned),
     )
 
 
@@ -378,7 +423,7 @@ def layer_group_answers(
     count = 1 + max((place.layer for place in places if place.layer is not None), default=-1)
     for first in range(0, count, group):
         last = min(first + group, count) - 1
-        sweep = RestorationSweep(tuned.model, base, scope=Scope(region, (first, last)))
+        sweep = RestorationSweep(tuned.model, base, scope=Scope(region, (first, last)), tuned=whole_weights(tuned))
         for _, restored in sweep.run([1.0]):
             yield range(first, last + 1), restored, evaluate(tuned, questions, levels)
         sweep.undo()

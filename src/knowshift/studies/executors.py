@@ -15,7 +15,7 @@ from knowshift.models.finding import ModelFiles
 from knowshift.studies.cluster import RayCluster
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.plan import Unit
-from knowshift.studies.work import do_unit
+from knowshift.studies.work import do_unit, end_group
 from knowshift.system.workers import LastingPool
 
 Do = Callable[[Sequence[Unit]], Iterator[tuple[str, float]]]
@@ -23,7 +23,10 @@ Do = Callable[[Sequence[Unit]], Iterator[tuple[str, float]]]
 
 @contextmanager
 def here(place: Path | str, config: StudyConfig, found: ModelFiles | None, workers: int) -> Iterator[Do]:
-    yield lambda units: (do_unit(place, config, found, unit) for unit in units)
+    try:
+        yield lambda units: (do_unit(place, config, found, unit) for unit in units)
+    finally:
+        end_group()
 
 
 @contextmanager

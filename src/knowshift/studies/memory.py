@@ -2,7 +2,8 @@
 
 Two ways give the same records. **both**: base and tuned model stay in memory. **in turns**: one model at a time; the
 base is trained in its own storage, and read again from its files when it is needed. With ``training.shards`` the
-processes of a training hold the model together, and no other model is in memory meanwhile.
+processes of a training hold the model together, and no other model is in memory meanwhile. With ``devices`` they do so
+also while it is asked: its layers are divided, and embeddings, norms and head are whole on each device.
 
 Weights in float32 are their own master copies, and autocast or FSDP2's mixed precision computes with copies of two
 bytes: a step that is below the spacing of bfloat16 numbers is not lost. Weights in bfloat16 have no master copy.
@@ -10,6 +11,7 @@ bytes: a step that is below the spacing of bfloat16 numbers is not lost. Weights
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,26 +42,33 @@ class Memory:
 
     mastery: int  # weights and, at most, keys and values; with less memory it takes longer
     training: int  # tuned weights, gradients, two moments of Adam, activations; the base where both stay
-    weights: int  # of one model: all that is there while it is asked
+    weights: int  # of one model, or of its part: all that is there while it is asked
     way: Way
     shards: int  # devices of a worker
     gpus: int  # of 80 GB, among which a training can be divided
+    devices: int = 1  # among which a model is divided while it is asked
+    asked_by: int | None = None  # GPUs of 80 GB among which it can be; None where no number is known to do
 
     @property
     def held(self) -> str:
         """How models are held, in words."""
         if self.way == "both":
             return "base and tuned model stay in memory"
-        return "one at a time; the base is trained in place and read again from its files"
+        among = f", divided among {self.devices} devices" if self.devices > 1 else ""
+        return f"one at a time{among}; the base is trained in place and read again from its files"
 
     @property
     def on_gpus(self) -> str:
         """Whether GPUs of 80 GB, as many as the study says, hold a training, and one of them the model; in words."""
         if self.weights > GPU_BYTES:
-            return f"one does not hold the model ({self.weights / 1e9:,.0f} GB), and it is asked on one device"
+            part = "the model" if self.devices == 1 else f"a part of the model, of {self.devices},"
+            enough = "" if self.asked_by is None else f"; {self.asked_by} do: --set devices={self.asked_by}"
+            return f"one does not hold {part} while it is asked ({self.weights / 1e9:,.0f} GB){enough}"
         if self.training <= GPU_BYTES:
             return "one holds a worker" if self.shards == 1 else f"{self.shards} hold a worker"
         few = "one does not hold a training" if self.shards == 1 else f"{self.shards} do not hold a training"
+        if self.devices > 1:
+            return f"{few} ({self.training / 1e9:,.0f} GB each), and no larger number of devices is offered"
         return f"{few}; {self.gpus} do: --set training.shards={self.gpus}"
 
 
@@ -71,14 +80,36 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     """
     kind = "cpu" if on_cpu(config) else "cuda"
     room = planned_room(config) if room is None else room
-    shards = config.training.shards
-    own = weights * BYTES[config.dtype]
+    shards = config.shards
+    own = held_bytes(config, weights, shape, config.devices)
     training, way = training_bytes(config, weights, shape, shards), "in turns"
     if shards == 1 and training + own <= room:
         training, way = training + own, "both"
     numbers = range(1, _MOST_SHARDS)
     gpus = next((n for n in numbers if training_bytes(config, weights, shape, n) <= GPU_BYTES), _MOST_SHARDS)
-    return Memory(own + CACHE_BYTES[kind] + STAY_BYTES[kind], training, own, way, shards, gpus)  # type: ignore[arg-type]
+    fitting = [n for n in divisors(shape) if held_bytes(config, weights, shape, n) <= GPU_BYTES]
+    return Memory(
+        own + CACHE_BYTES[kind] + STAY_BYTES[kind],
+        training,
+        own,
+        way,  # type: ignore[arg-type]
+        shards,
+        gpus,
+        config.devices,
+        fitting[0] if fitting else None,
+    )
+
+
+def divisors(shape: Shape | None) -> list[int]:
+    """Numbers of devices among which the heads of a model can be divided, ascending."""
+    heads = 1 if shape is None else math.gcd(shape.heads, shape.key_value_heads)
+    return [n for n in range(1, heads + 1) if heads % n == 0]
+
+
+def held_bytes(config: StudyConfig, weights: int, shape: Shape | None, devices: int) -> int:
+    """Bytes of a model on each of the devices among which its layers are divided."""
+    divided = weights if shape is None else shape.layer_weights
+    return (weights - divided + divided // devices) * BYTES[config.dtype]
 
 
 def training_bytes(config: StudyConfig, weights: int, shape: Shape | None, shards: int) -> int:
@@ -112,7 +143,7 @@ def planned_room(config: StudyConfig) -> int:
     import psutil  # slow to import
 
     total: int = psutil.virtual_memory().total
-    return int(total * min(1.0, config.threads * config.training.shards / cores()))
+    return int(total * min(1.0, config.threads * config.shards / cores()))
 
 
 def room_of(config: StudyConfig) -> int:
@@ -127,19 +158,21 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memo
     """The memory of a worker on this machine's device; a GPU that is too small for it is refused.
 
     Raises:
-        InputError: as :func:`check_memory`, and fewer GPUs than ``training.shards``.
+        InputError: as :func:`check_memory`, and fewer GPUs than ``devices`` or ``training.shards``.
     """
-    place, room, shards = torch_device(config.device), room_of(config), config.training.shards
+    place, room, shards = torch_device(config.device), room_of(config), config.shards
     memory = memory_of(config, weights, shape, room)
     if place.type == "cuda":
         if shards > torch.cuda.device_count():
             raise InputError(
-                f"training.shards: {shards} GPUs asked, this machine has {torch.cuda.device_count()} usable ones"
+                f"{_field(config)}: {shards} GPUs asked, this machine has {torch.cuda.device_count()} usable ones"
             )
-        numbers = range(shards + 1, _MOST_SHARDS)
+        more = [n for n in divisors(shape) if n > shards]
+        numbers = range(shards + 1, _MOST_SHARDS) if config.devices == 1 else more
         enough = next((n for n in numbers if training_bytes(config, weights, shape, n) <= room), None)
         check_memory(config, memory.training, room, enough)
-        check_memory(config, memory.weights, room, None, doing="asking")
+        enough = next((n for n in more if held_bytes(config, weights, shape, n) <= room), None)
+        check_memory(config, memory.weights, room, enough, doing="asking")
     _check_base(config, memory)
     return memory
 
@@ -159,6 +192,11 @@ def _check_base(config: StudyConfig, memory: Memory) -> None:
             )
 
 
+def _field(config: StudyConfig, doing: str = "training") -> str:
+    """What says among how many devices it is divided."""
+    return "devices" if config.devices > 1 or doing != "training" else "training.shards"
+
+
 def check_memory(
     config: StudyConfig, needed: int, free: int, enough: int | None = None, *, doing: str = "training"
 ) -> None:
@@ -167,7 +205,7 @@ def check_memory(
     Args:
         needed: bytes on each device (:func:`memory_of`).
         free: bytes free on the device.
-        enough: the smallest ``training.shards`` that would do.
+        enough: the smallest ``training.shards``, or ``devices``, that would do.
 
     Raises:
         InputError: says both numbers, and what needs less.
@@ -175,9 +213,9 @@ def check_memory(
     if needed <= free:
         return
     less = [] if BYTES[config.dtype] == 2 else ["--set dtype=bfloat16 (small steps are then lost)"]
-    less = [f"--set training.shards={enough} (so many GPUs)", *less] if enough else less
-    shards = config.training.shards
-    divided = f" on each of {shards} devices" if shards > 1 and doing == "training" else ""
+    less = [f"--set {_field(config, doing)}={enough} (so many GPUs)", *less] if enough else less
+    shards = config.shards if doing == "training" else config.devices
+    divided = f" on each of {shards} devices" if shards > 1 else ""
     raise InputError(
         f"{config.device}: {doing} {config.model} in {config.dtype}{divided} takes about {needed / 1e9:.1f} GB, "
         f"{free / 1e9:.1f} GB are free; use "

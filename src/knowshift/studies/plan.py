@@ -90,11 +90,11 @@ CONTENT: Mapping[str, Content] = {
 }
 
 #: Fields that came after cells had been made: at this value, which is what was done before, a cell does not have them
-#: among its settings, and keeps its digest.
-LATER: Mapping[str, Any] = {"training.shards": 1}
+#: among its settings or inputs, and keeps its digest.
+LATER: Mapping[str, Any] = {"training.shards": 1, "devices": 1}
 
 #: Fields that are among the inputs of every cell.
-EVERYWHERE = ("dtype", "device", "threads")
+EVERYWHERE = ("dtype", "device", "threads", "devices")
 
 #: The other fields of a configuration, and why no cell's content depends on them.
 HARMLESS: Mapping[str, str] = {
@@ -271,7 +271,7 @@ def _plan(
 ) -> Plan:
     """The grid of a study; ``parts`` are the inputs of each part of mastery."""
     beside = beside or {}
-    common = {**inputs, **{field: field_of(config, field) for field in EVERYWHERE}}
+    common = {**inputs, **_given(config, EVERYWHERE)}
     # Servers draw with numbers of their own: the same levels up to sampling, so another cell.
     asked = {**common, "engine": "completions"} if config.mastery.servers else common
     probes = [_cell("mastery", {"part": i}, config, {**asked, "probed": part}) for i, part in enumerate(parts)]
@@ -321,10 +321,14 @@ def _cell(
 ) -> Cell:
     """A cell with the inputs that :data:`CONTENT` declares; ``made`` has the digests of earlier cells by kind."""
     content = CONTENT[kind]
-    given = {field: field_of(config, field) for field in content.fields}
-    settings = {field: value for field, value in given.items() if field not in LATER or value != LATER[field]}
+    settings = _given(config, content.fields)
     earlier = {name: made[name] for name in content.earlier} if made else {}
     return Cell(kind, coordinates, {**common, "key": coordinates, "settings": settings, "earlier": earlier})
+
+
+def _given(config: StudyConfig, fields: Sequence[str]) -> dict[str, Any]:
+    given = {field: field_of(config, field) for field in fields}
+    return {field: value for field, value in given.items() if field not in LATER or value != LATER[field]}
 
 
 def _sizes(config: StudyConfig, whole: int | None) -> list[tuple[int | None, str | None]]:

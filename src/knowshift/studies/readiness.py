@@ -17,6 +17,7 @@ from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.fetching import URL, cached_entity_questions
 from knowshift.files import digest
+from knowshift.models.divided import check_divisible
 from knowshift.models.finding import WANTED, ModelFiles, check_model_files, find_model, hub_id, model_folder
 from knowshift.models.loading import load_tokenizer
 from knowshift.parameters.files.adapter import is_adapter, read_adapter
@@ -232,6 +233,25 @@ def shape_at_hand(config: StudyConfig) -> Shape | None:
         known = known_models().get(config.base or config.model)
         return None if known is None else known.shape
     return Shape.of(StoredTensors(folder).config)
+
+
+def check_dividable(config: StudyConfig) -> None:
+    """Refuse a model that cannot be divided among the devices of a worker, by its configuration, if that is at hand.
+
+    Raises:
+        InputError: as :func:`knowshift.models.divided.check_divisible`, of the model or the instruct model.
+    """
+    if config.devices == 1:
+        return
+    folder, known = cached_model(config), known_models().get(config.base or config.model)
+    if folder is not None:
+        check_divisible(config.model, StoredTensors(folder).config, config.devices)
+    elif known is not None:
+        check_divisible(config.model, known.config, config.devices)
+    if config.instruct is not None and _instruct_at_hand(config):
+        files = find_instruct(config)
+        assert files is not None
+        check_divisible(config.instruct, StoredTensors(files.weights).config, config.devices)
 
 
 def probed_of(config: StudyConfig) -> tuple[int, int]:

@@ -34,6 +34,7 @@ from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Plan, make_plan, outline, probed_facts
 from knowshift.studies.readiness import (
     Readiness,
+    check_dividable,
     find_base,
     inputs_beside,
     other_tasks,
@@ -107,6 +108,7 @@ def preview(config: StudyConfig, run: Path, executor: Executor) -> Preview:
     Raises:
         InputError: as :func:`plan_of`, of what is at hand.
     """
+    check_dividable(config)
     ready, shape = readiness(config, executor), shape_at_hand(config)
     weights = None if shape is None else shape.weights
     if ready.all:
@@ -160,6 +162,7 @@ def run_study(
     """
     run, remote = local_copy(place)
     check_folder(run, config, place)
+    check_dividable(config)
     plan, about = plan_of(config, run)
     costs = CostModel(config, plan, about["model"]["weights"], shape_at_hand(config))
     if config.mastery.servers and any(unit.missing(run) for unit in plan.probes):
@@ -245,4 +248,4 @@ def _workers(config: StudyConfig) -> int:
     """One worker on an accelerator; else the CPUs of this process divided by those of a worker."""
     if config.device.split(":")[0] != "cpu":
         return 1
-    return max(1, cores() // (config.threads * config.training.shards))
+    return max(1, cores() // (config.threads * config.shards))

@@ -1,12 +1,18 @@
-"""A worker: holds the models of a study, gives each cell's function what it needs, and writes what it returns."""
+"""A worker: holds the models of a study, gives each cell's function what it needs, and writes what it returns.
+
+With ``devices`` a worker is a group of processes (:mod:`knowshift.system.group`), each with a :class:`Worker` of its
+own and its part of the models. All do the same cells in the same order; the first process writes.
+"""
 
 from __future__ import annotations
 
 import gc
+import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +39,9 @@ from knowshift.studies.config import StudyConfig
 from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
 from knowshift.studies.readiness import check_texts, find_base, held_out_texts, other_tasks, shape_at_hand, weights_of
+from knowshift.system import group
 from knowshift.system.allocator import give_back, steady_heap
+from knowshift.system.group import ProcessGroup
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
 from knowshift.token_shift import BaseLogits, ShiftItems, items_of, token_shift
@@ -56,6 +64,7 @@ class Worker:
         self.run = place if isinstance(place, Path) else RemoteRun(place).local
         self.source = load_facts(config.facts)
         self._files = found or find_base(config)
+        self._divided = group.size() > 1
         way = check_device(config, weights_of(self._files), shape_at_hand(config)).way
         self._one_at_a_time = way == "in turns"
         self._held: LoadedModel | None = None
@@ -71,9 +80,11 @@ class Worker:
     def do(self, unit: Unit) -> float:
         """Make what is missing of a unit; seconds taken."""
         began = time.perf_counter()
-        if self.remote is not None:
+        if self.remote is not None and group.is_first():
             self.remote.follow(cell.name for cell in unit.cells)
-        for cell in unit.missing(self.run):
+        missing = group.decided([cell.digest for cell in unit.missing(self.run)])
+        self._missing = [cell for cell in unit.cells if cell.digest in missing]
+        for cell in self._missing:
             try:
                 with self._folder(cell) as folder:
                     getattr(self, f"_{cell.kind}")(cell, unit, folder)
@@ -83,7 +94,9 @@ class Worker:
         return time.perf_counter() - began
 
     def _folder(self, cell: Cell) -> AbstractContextManager[Path]:
-        """A fresh folder that becomes the cell's."""
+        """A fresh folder that becomes the cell's, where this process is the one that writes."""
+        if not group.is_first():
+            return _thrown_away()
         if self.remote is not None:
             return self.remote.folder(cell.name)
         return folder_beside(cell.folder(self.run), same_content=True)
@@ -96,7 +109,8 @@ class Worker:
         if self._held is None:
             if self._one_at_a_time:
                 self._let_go()
-            self._held = load_found(self._files, dtype=self.config.dtype, device=self.config.device)
+            given = {"dtype": self.config.dtype, "device": self.config.device, "divided": self._divided}
+            self._held = load_found(self._files, **given)  # type: ignore[arg-type]
         return self._held
 
     @cached_property
@@ -104,12 +118,12 @@ class Worker:
         """The base's own weights where it stays (a copy of it is tuned), else a reader of its files."""
         return stored_weights(self.base) if self._one_at_a_time else parameters_of(self.base.model)
 
-    def _make_room(self, unit: Unit) -> None:
+    def _make_room(self) -> None:
         """Before a tuned model comes: ask the base what the unit will need of it, and let it go if it must."""
         if not self._one_at_a_time:
             return
         assert self._base_weights is not None  # read from files that are compared with the base now
-        for cell in unit.missing(self.run):
+        for cell in self._missing:
             if cell.kind == "token_shift" and self._predicted is None:
                 self._predicted = BaseLogits.of(self.base, self._shift_items(cell))
             elif cell.kind == "learned":
@@ -133,11 +147,16 @@ class Worker:
     @cached_property
     def _known(self) -> KnownFacts:
         cells = [cell for unit in self.plan.probes for cell in unit.cells]
-        if self.remote is not None:
-            self.remote.fetch(cell.name for cell in cells)
+        self._fetch(cells)
         files = [cell.folder(self.run) / "mastery.parquet" for cell in cells]
         rows = [row for file in files for row in read_columns(file, COLUMNS).to_pylist()]
         return KnownFacts({fact.id: fact for fact in self.source.facts}, rows)
+
+    def _fetch(self, cells: Sequence[Cell]) -> None:
+        """Copy finished cells of a run at a URL to this machine."""
+        if self.remote is not None and group.is_first():
+            self.remote.fetch(cell.name for cell in cells)
+        group.decided(None)
 
     def _asked(self, cell: Cell) -> list[Fact]:
         """Chosen once for all cells that depend on the same settings: all of a study's."""
@@ -162,19 +181,22 @@ class Worker:
         """The unit's tuned model: from memory, from its cell, or made again if its checkpoint was not kept."""
         cell = unit.cells[0]
         if self._in_memory is None or self._in_memory[0] != cell.digest:
-            if self.remote is not None:
-                self.remote.fetch([cell.name])
+            self._fetch([cell])
             checkpoint = cell.folder(self.run) / "model"
-            if checkpoint.is_dir():
-                self._make_room(unit)
+            if group.decided(checkpoint.is_dir()):
+                self._make_room()
                 if self._one_at_a_time:
                     self._let_go()
-                model = load_model(str(checkpoint), dtype=self.config.dtype, device=self.config.device)
+                model = self._load(str(checkpoint))
                 self._in_memory = (cell.digest, model)
             else:
                 self._train(cell, unit)
         assert self._in_memory is not None
         return self._in_memory[1]
+
+    def _load(self, name: str, revision: str | None = None) -> LoadedModel:
+        config = self.config
+        return load_model(name, revision=revision, dtype=config.dtype, device=config.device, divided=self._divided)
 
     @cached_property
     def _ready_to_train(self) -> bool:
@@ -187,7 +209,7 @@ class Worker:
 
     def _train(self, cell: Cell, unit: Unit) -> dict[str, Any]:
         assert self._ready_to_train
-        self._make_room(unit)
+        self._make_room()
         base = self.base
         if self._one_at_a_time:
             self._held = None  # it becomes the tuned model
@@ -213,6 +235,8 @@ class Worker:
     def _mastery(self, cell: Cell, unit: Unit, folder: Path) -> None:
         size, part = self.config.mastery.facts_per_cell, cell.coordinates["part"]
         members = probed_facts(self.source.facts, self.config)[part * size : (part + 1) * size]
+        if self.config.mastery.servers and not group.is_first():
+            return  # one asks
         engine = self._asked_for_mastery
         record = content.mastery(engine, [self.source.facts[index] for index in members], cell.settings)
         record.write(folder / "mastery.parquet", {**self._about(cell), **engine.about()})
@@ -225,10 +249,10 @@ class Worker:
     def _instruct(self, cell: Cell, unit: Unit, folder: Path) -> None:
         config = self.config
         assert config.instruct is not None
-        revision, asked = config.instruct_revision, self._asked(cell)
+        asked = self._asked(cell)
         if self._one_at_a_time:
             self._let_go()
-        model = load_model(config.instruct, revision=revision, dtype=config.dtype, device=config.device)
+        model = self._load(config.instruct, config.instruct_revision)
         for name, answers, about in content.instruct_answers(model, asked, self._known, cell.settings):
             answers.write(folder / f"{name}.parquet", {**self._about(cell), **model.about(), **about})
 
@@ -268,7 +292,7 @@ class Worker:
 
     def _tuned(self, cell: Cell, unit: Unit, folder: Path) -> None:
         write_json(folder / "record.json", self._train(cell, unit))
-        if self.config.keep_checkpoints:
+        if self.config.keep_checkpoints and group.is_first():
             (folder / "model").mkdir()
             save_model(self._tuned_model(unit), folder / "model")
 
@@ -303,7 +327,11 @@ class Worker:
         return held_out_texts(self.config, self.source.facts)
 
     def _weight_change(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        change = content.weight_change(self._base_weights, self._tuned_model(unit).model, cell.digest, cell.settings)
+        tuned, base = self._tuned_model(unit), self._base_weights
+        if not group.is_first():
+            return  # one reads the files
+        stored = content.whole_weights(tuned)
+        change = content.weight_change(base, tuned.model, cell.digest, cell.settings, stored)
         write_json(folder / "change.json", change.to_json())
 
     def _restoration(self, cell: Cell, unit: Unit, folder: Path) -> None:
@@ -358,12 +386,45 @@ def servers_of(config: StudyConfig) -> Engine:
     return engine
 
 
+@contextmanager
+def _thrown_away() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="knowshift-cell-") as folder:
+        yield Path(folder)
+
+
 _WORKER: Worker | None = None
+_GROUP: ProcessGroup | None = None
 
 
 def do_unit(place: Path | str, config: StudyConfig, found: ModelFiles | None, unit: Unit) -> tuple[str, float]:
-    """Make what is missing of a unit by this process's worker, which loads the base model once; (title, seconds)."""
+    """Make what is missing of a unit by this process's worker, which loads the base model once; (title, seconds).
+
+    With ``config.devices`` the worker is a group of processes that this one starts.
+
+    Raises:
+        InputError: what the unit refuses; that a process of the group was killed.
+    """
+    global _GROUP
+    if config.devices == 1:
+        return unit.title, _do_here(place, config, found, unit)
+    if _GROUP is None or _GROUP.size != config.devices:
+        end_group()
+        _GROUP = ProcessGroup(config.devices, config.device, imports=__name__)
+        # A worker of a pool waits at its end for its own processes; before that, at 10, queues to them are closed.
+        Finalize(None, end_group, exitpriority=20)
+    return unit.title, _GROUP.do(unit.title, _do_here, place, config, found, unit)
+
+
+def end_group() -> None:
+    """End the processes that :func:`do_unit` has started; models are gone with them."""
+    global _GROUP
+    if _GROUP is not None:
+        _GROUP.end()
+        _GROUP = None
+
+
+def _do_here(place: Path | str, config: StudyConfig, found: ModelFiles | None, unit: Unit) -> float:
     global _WORKER
     if _WORKER is None or (_WORKER.place, _WORKER.config, _WORKER.found) != (place, config, found):
         _WORKER = Worker(place, config, found)
-    return unit.title, _WORKER.do(unit)
+    return _WORKER.do(unit)

@@ -231,7 +231,7 @@ class LastingPool:
                 except BrokenProcessPool:
                     self._pools[place] = None
                     deaths[name] += 1
-                    after_death(name, _how(processes), deaths[name])
+                    after_death(name, how_ended(processes), deaths[name])
                     waiting.appendleft((name, call))
                 else:
                     yield result
@@ -251,7 +251,7 @@ class LastingPool:
         return [] if pool is None else patches.processes_of(pool)
 
 
-def _how(processes: Sequence[BaseProcess]) -> str:
+def how_ended(processes: Sequence[BaseProcess]) -> str:
     """How a worker ended."""
     for process in processes:
         process.join(10)

@@ -1,10 +1,11 @@
 """Supervised fine-tuning of a model that does not fit one device: its weights are divided among processes (FSDP2).
 
-Torchrun starts one process for each device; :func:`finetune` writes what they need into a temporary folder, and they
-leave the tuned weights there. Weights, gradients and Adam's moments are divided by ``fully_shard``; layers are whole
-only while they are computed. Everything else is as in :func:`knowshift.training.sft.finetune`, whose losses and
-weights these are up to rounding: the same batches in the same order, each divided among the processes, and the loss
-over all target tokens of the whole batch, not of each part of it.
+Torchrun starts one process for each device, unless they are there (:func:`finetune_together`); :func:`finetune`
+writes what they need into a temporary folder, and they leave the tuned weights there. Weights, gradients and Adam's
+moments are divided by ``fully_shard``; layers are whole only while they are computed. Everything else is as in
+:func:`knowshift.training.sft.finetune`, whose losses and weights these are up to rounding: the same batches in the
+same order, each divided among the processes, and the loss over all target tokens of the whole batch, not of each part
+of it.
 
 The loop is plain because the Trainer's own one differs in two ways: it repeats facts where the last batch does not
 divide, and it shards on accelerators alone, so that no test on processors could compare it.
@@ -12,6 +13,7 @@ divide, and it shards on accelerators alone, so that no test on processors could
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import re
@@ -40,6 +42,7 @@ from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, prepared
 from knowshift.parameters.files.checkpoint import SINGLE, StoredTensors
 from knowshift.parameters.loaded import as_tensor, parameters_of
+from knowshift.system import group
 from knowshift.system.patches import attention_of
 from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.one_row import IGNORED, OneRow
@@ -151,7 +154,7 @@ def main(folder: Path) -> None:
     rank = int(os.environ["RANK"])
     try:
         with border(f"{job['name']}: training by {os.environ['WORLD_SIZE']} processes failed; nothing is kept"):
-            _train_part(job, folder, rank)
+            _train_part(job, folder)
     except Exception as error:
         refused = isinstance(error, InputError)
         text = str(error) if refused else traceback.format_exc()
@@ -167,15 +170,61 @@ def _follow() -> None:
     os._exit(1)
 
 
-def _train_part(job: Mapping[str, Any], folder: Path, rank: int) -> None:
-    recipe = job["recipe"]
+def _train_part(job: Mapping[str, Any], folder: Path) -> None:
     torch.set_num_threads(job["threads"])
-    torch.manual_seed(job["seed"])
     place = torch.device(job["device"])
     if place.type == "cuda":
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    _train_here(job, folder, place)
+    dist.destroy_process_group()
+
+
+def finetune_together(
+    loaded: LoadedModel, files: ModelFiles, facts: Sequence[Fact], recipe: Any, *, seed: int, folder: Path
+) -> dict[str, Any]:
+    """:func:`finetune` by the processes of a group that is there, each of which calls this.
+
+    Args:
+        loaded: the base, divided among them; its memory is given back, and it is of no use any more.
+        folder: the same for all; the first process leaves the tuned weights there, in ``tuned``.
+
+    Returns:
+        As :func:`finetune`.
+
+    Raises:
+        InputError: as there, but for processes that end.
+    """
+    from knowshift.training.sft import examples_of
+
+    examples, pad = examples_of(loaded, facts, recipe)
+    place = loaded.model.device
+    loaded.model.to("meta")
+    lies = {name: None if where is None else str(where) for name, where in vars(files).items()}
+    job = {
+        "name": loaded.name,
+        "files": lies,
+        "dtype": loaded.dtype,
+        "threads": torch.get_num_threads(),
+        "examples": examples,
+        "pad": pad,
+        "recipe": asdict(recipe),
+        "seed": seed,
+    }
+    with border(f"{loaded.name}: training by {group.size()} processes failed; nothing is kept"):
+        _train_here(job, folder, place)
+    gc.collect()
+    if place.type == "cuda":
+        torch.cuda.empty_cache()
+    record: dict[str, Any] = read_json(folder / "record.json")
+    return {**record, "load_dtype": loaded.dtype, "shards": group.size()}
+
+
+def _train_here(job: Mapping[str, Any], folder: Path, place: torch.device) -> None:
+    """This process's part of a training, among processes that know one another."""
+    recipe = job["recipe"]
+    torch.manual_seed(job["seed"])
     lies = {key: None if told is None else Path(told) for key, told in job["files"].items() if key != "name"}
     model = load_found(ModelFiles(job["name"], **lies), dtype=job["dtype"], device="cpu").model  # type: ignore[arg-type]
     collate = OneRow(attention_of(model), model.dtype) if recipe["shared_prefix"] else _Padded(job["pad"])
@@ -187,10 +236,9 @@ def _train_part(job: Mapping[str, Any], folder: Path, rank: int) -> None:
     guard.check()
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     whole: dict[str, Any] = get_model_state_dict(model, options=options)  # on the first process alone
-    if rank == 0:
+    if dist.get_rank() == 0:
         _leave(folder, {name: whole[name] for name, _ in model.named_parameters()}, losses, recipe, job["dtype"])
     dist.barrier()
-    dist.destroy_process_group()
 
 
 def _leave(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from knowshift.errors import InputError
 from knowshift.models.sampling.cache import Ints
+from knowshift.system.group import decided
 
 #: On a CPU, bytes of logits that are turned into probabilities at once: what its own cache holds.
 SLICE_BYTES = 1 << 20
@@ -30,6 +31,7 @@ def draw_tokens(
     float64. A token of probability zero is never drawn.
 
     Also returns the probability [D, F] of each of the tokens ``watched_DF`` (-1: none) in each draw's distribution.
+    Both are those of the first process in all of a group: sums on a GPU may differ from run to run.
     """
     token = np.empty(len(row_D), dtype=np.int64)
     chance = np.zeros((len(row_D), 0 if watched_DF is None else watched_DF.shape[1]))
@@ -44,7 +46,7 @@ def draw_tokens(
             token[mine], chance[mine] = _draw_slice(
                 part, row_D[mine] - turn * size, uniform_D[mine], temperature, watched
             )
-    return token, chance
+    return decided((token, chance))
 
 
 def _draw_slice(

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 from knowshift.errors import InputError
 from knowshift.facts.grading import Grader
 from knowshift.facts.words import settled
+from knowshift.models.divided import divides_heads
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.cache import Ints
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import stream_key, uniforms
 from knowshift.models.sampling.settings import Sampling
 from knowshift.models.sampling.tree import Walk, held_once
+from knowshift.system import group
+from knowshift.system.group import decided
 
 #: Nodes of one level at most, where memory does not ask for less.
 MAX_NODES = 2048
@@ -286,7 +289,7 @@ def greedy(
     answers: list[tuple[int, ...]] = [()] * len(prompts)
 
     def choose(logits_KV: torch.Tensor, row: Ints, prompt: Ints, number: Ints, step: Ints) -> Ints:
-        best: Ints = logits_KV.argmax(dim=-1).cpu().numpy()[row]
+        best: Ints = decided(logits_KV.argmax(dim=-1).cpu().numpy())[row]
         return best
 
     def took(prompt: int, numbers: Ints, text: tuple[int, ...], how: str) -> None:
@@ -326,12 +329,16 @@ def prompts_that_stay(loaded: LoadedModel) -> int:
 
 
 def bytes_of_token(loaded: LoadedModel) -> int:
-    """Bytes that keys and values of one token take in the cache; for recurrent states a guess of their order."""
+    """Bytes that keys and values of one token take in the cache; for recurrent states a guess of their order.
+
+    Of a model that is divided among processes those that one of them holds, where its heads are divided.
+    """
     config = loaded.model.config.get_text_config()
     queries = getattr(config, "num_attention_heads", None) or 1
     heads = getattr(config, "num_key_value_heads", None) or queries
     width = getattr(config, "head_dim", None) or config.hidden_size // queries
-    return int(2 * config.num_hidden_layers * heads * width * torch.finfo(loaded.model.dtype).bits // 8)
+    held = int(2 * config.num_hidden_layers * heads * width * torch.finfo(loaded.model.dtype).bits // 8)
+    return held // group.size() if divides_heads(loaded.model) else held
 
 
 def _needles(answers: Sequence[str], key: str) -> tuple[bytes, ...]:
