@@ -31,10 +31,10 @@ def reference_of(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | N
             raise InputError(f"strategy {strategy.name!r} asks no reference model, and {given.name} was given as one")
         return None
     if given is not None:
-        if given.tokenizer.get_vocab() != loaded.tokenizer.get_vocab():
+        if given.tokenizer.get_vocab() != loaded.tokenizer.get_vocab() or rows_of(given) != rows_of(loaded):
             raise InputError(
-                f"strategy {strategy.name!r}: the reference {given.name} has {rows_of(given):,} tokens, and "
-                f"{loaded.name} {rows_of(loaded):,}; expected the same vocabulary"
+                f"strategy {strategy.name!r}: the reference {given.name} has a vocabulary of {rows_of(given):,} rows "
+                f"and {loaded.name} one of {rows_of(loaded):,}; expected the same tokens and as many rows"
             )
         return given
     needed, free = 4 * loaded.weight_bytes, free_bytes(loaded.model.device)

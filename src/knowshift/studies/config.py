@@ -117,7 +117,7 @@ class BenchConfig(_Strict):
     #: "size" is the number of training facts of this one alone.
     strategies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], dict[str, bool | int | float | str]] = {}
     rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.1, 0.3, 1.0, 3.0)  # of the study's own
-    levels: tuple[Level, ...] | Literal["mixed"] = "mixed"  # mixed: all levels of the study in turn
+    levels: tuple[Level, ...] | Literal["mixed"] = "mixed"  # mixed: all levels of the study in turn; or one level
     sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # the largest where not given
     draws: int | None = Field(None, ge=1)  # the first of the grid's, and no more than it has
     train_facts: int = Field(100, ge=1)  # at most so many of each training set are asked
@@ -385,6 +385,8 @@ def _check_variant(place: str, config: StudyConfig, variant: VariantConfig) -> N
 def _benched(origin: str, config: StudyConfig) -> dict[str, VariantConfig]:
     if not config.bench.rates or len(set(config.bench.rates)) != len(config.bench.rates):
         raise InputError(f"{origin}: bench.rates: expected distinct values, found {list(config.bench.rates)}")
+    if isinstance(config.bench.levels, tuple) and len(config.bench.levels) != 1:
+        raise InputError(f"{origin}: bench.levels: expected {MIXED!r} or one level, found {list(config.bench.levels)}")
     try:
         return config.benched
     except InputError as error:
@@ -403,10 +405,9 @@ def _check_strategy(place: str, config: StudyConfig, variant: VariantConfig) -> 
     if variant.lora is not None or variant.dtype is not None:
         other = "lora" if variant.lora is not None else "dtype"
         raise InputError(f"{place}.{other}: a variant changes the strategy or this; expected one of them")
-    if config.training.shards > 1:
-        raise InputError(
-            f"{place}.strategy: {variant.strategy!r} is trained by one process; expected training.shards: 1"
-        )
+    if config.shards > 1:
+        field = "devices" if config.devices > 1 else "training.shards"
+        raise InputError(f"{place}.strategy: {variant.strategy!r} is trained by one process; expected {field}: 1")
 
 
 def _check_shards(origin: str, config: StudyConfig) -> None:

@@ -177,7 +177,7 @@ def tune(
         stored = [parameter.dtype for parameter in tuned.model.parameters()]
         rounded = _rounded_share(tuned, getattr(torch, dtype))
         _cast(tuned, repeat(getattr(torch, dtype)))
-        record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed)
+        record = sft.finetune(replace(tuned, dtype=dtype), members, recipe, seed=seed, strategy=strategy)
         record["rounded_share"] = rounded
         _cast(tuned, stored)  # its answers are computed like those of all models
     named = "strategy" in coordinates.get("training", {})

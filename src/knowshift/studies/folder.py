@@ -20,7 +20,7 @@ from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.files import check_parent, read_json, remove_abandoned, write_json
 from knowshift.records import read_columns
 from knowshift.remote import RemoteRun
-from knowshift.studies.config import MIXED, StudyConfig
+from knowshift.studies.config import MIXED, StudyConfig, VariantConfig
 from knowshift.studies.plan import PACKAGES, Plan
 from knowshift.training.draws import level_counts
 from knowshift.version import __version__
@@ -131,6 +131,21 @@ def levels_of(run: Path, plan: Plan) -> list[int] | None:
     return level_counts([row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"])
 
 
+def check_known(name: str, variant: VariantConfig, counts: Sequence[int]) -> None:
+    """Refuse a strategy that needs facts which the base knows, where there are none.
+
+    Raises:
+        InputError: names the strategy.
+    """
+    from knowshift.strategies.registry import STRATEGIES
+
+    if variant.strategy is not None and STRATEGIES[variant.strategy].needs_known and not counts[3] + counts[4]:
+        raise InputError(
+            f"{name}: strategy {variant.strategy!r} needs training facts that the base model knows; expected some of "
+            f"levels 3 and 4, found levels 0..4 with {list(counts)}"
+        )
+
+
 def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
     """Refuse sizes that a level has too few facts for, before the first training.
 
@@ -139,7 +154,8 @@ def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
     """
     asked = {f"level {level}": (counts[level], config.largest) for level in config.levels}
     mixed = sum(counts[level] for level in config.levels)
-    for variant in config.variants.values():
+    for name, variant in {**config.variants, **config.benched}.items():
+        check_known(name, variant, counts)
         wanted = variant.distinct_facts or max(config.sizes_of(variant))
         if variant.levels == MIXED:
             asked["all levels together"] = (mixed, max(wanted, asked.get("all levels together", (0, 0))[1]))

@@ -36,6 +36,7 @@ from knowshift.studies.readiness import (
     Readiness,
     check_dividable,
     find_base,
+    held_out_texts,
     inputs_beside,
     other_tasks,
     probed_of,
@@ -171,6 +172,8 @@ def run_study(
         check_device(config, costs.weights, costs.shape)
     if any(cell.kind in ("base_tasks", "tasks") for unit in plan.units for cell in unit.missing(run)):
         other_tasks(config, load_facts(config.facts).facts)  # what cannot be asked is refused before hours of work
+    if config.bench.strategies and any(cell.kind == "learned" for unit in plan.units for cell in unit.missing(run)):
+        held_out_texts(config, load_facts(config.facts).facts)
     with alone(run):
         check_folder(run, config, place)  # of another config meanwhile
         return _run(config, run, remote, plan, about, costs, executor, workers, progress)

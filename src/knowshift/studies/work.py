@@ -309,6 +309,7 @@ class Worker:
         asked = content.learned_facts(self._known, cell.coordinates, cell.settings)
         tuned = self._tuned_model(unit)
         before = self._logits_before(cell)
+        check_texts(self.config, cell.inputs.get("texts"))
         found = content.learned(self._base_weights, before, tuned, asked, self._known.levels, self._held_out)
         found.answers.write(folder / "answers.parquet", self._about(cell))
         write_json(folder / "learned.json", found.as_record())

@@ -11,7 +11,7 @@ Shapes: N scored tokens of a batch, V the vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -106,12 +106,15 @@ class Strategy:
     kind: ClassVar[Kind] = "weights"
     #: Whether the base model must be in memory beside the one that is trained.
     needs_base: ClassVar[bool] = False
+    #: Whether it needs training facts that the base knows, of levels 3 and 4.
+    needs_known: ClassVar[bool] = False
     #: A rate to begin with, in rates of plain fine-tuning: adapters need larger ones.
     rate: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         for one in fields(self):
-            _check(f"{self.name}: {one.name}", getattr(self, one.name), one.metadata, one.default)
+            value = _checked(f"{self.name}: {one.name}", getattr(self, one.name), one.metadata, one.default)
+            object.__setattr__(self, one.name, value)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -132,7 +135,8 @@ class Strategy:
     ) -> Iterator[Any]:
         """The model to train, such as ``loaded.model`` with adapters on it; ``known`` as in :class:`Training`.
 
-        After the block all is as it was but the weights; after an error in it, these too.
+        After the block all is as it was but the weights. After an error in it, those that adapters or a part of the
+        model stand in for are as before too; where all weights are trained, the caller drops the model.
         """
         yield loaded.model
 
@@ -151,8 +155,14 @@ class Strategy:
         """Change the tuned weights in place, once training has ended."""
 
 
-def _check(place: str, value: Any, about: Mapping[str, Any], default: Any) -> None:
-    """Refuse a setting of another type than its default's, or outside its range."""
+def _checked(place: str, value: Any, about: Mapping[str, Any], default: Any) -> Any:
+    """A setting in the type of its default; another type's value, or one outside its range, is refused.
+
+    YAML takes 1e-2, without a point, for a text.
+    """
+    if isinstance(value, str) and not isinstance(default, str):
+        with suppress(ValueError):
+            value = float(value)
     whole = isinstance(default, int) and not isinstance(default, bool)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if isinstance(default, (bool, str)):
@@ -168,3 +178,4 @@ def _check(place: str, value: Any, about: Mapping[str, Any], default: Any) -> No
         if least is not None:
             expected += f" of {least:g} to {most:g}" if most is not None else f" of at least {least:g}"
         raise InputError(f"{place}: expected {expected}, found {value!r}")
+    return int(value) if whole else float(value) if isinstance(default, float) else value

@@ -92,11 +92,13 @@ def _contributions(scores: Scores, pairs: Sequence[Pair], weights: Floats) -> li
 
 def mixed_trainings(evidence: Evidence) -> dict[str, bool]:
     """The variants that trained on mixed levels, and whether by LoRA, as their cells tell."""
-    return {
-        str(cell.coordinates["control"]): "lora" in cell.coordinates["training"]
-        for cell in evidence.run.of("evaluation")
-        if cell.setting.level == MIXED and AT not in cell.setting.control
-    }
+    found = {}
+    for cell in evidence.run.of("evaluation"):
+        training = cell.coordinates.get("training", {})
+        strategy = "lora" if "lora" in training else training.get("strategy", "sft")
+        if cell.setting.level == MIXED and AT not in cell.setting.control and strategy in ("sft", "lora"):
+            found[str(cell.coordinates["control"])] = strategy == "lora"
+    return found
 
 
 def trainings(evidence: Evidence) -> Table:

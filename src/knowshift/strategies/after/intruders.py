@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from knowshift.errors import border
+from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.strategies.weights.lora import Lora, adapted
@@ -38,6 +38,12 @@ class Intruders(Lora):
     def trained(
         self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
     ) -> Iterator[Any]:
+        from transformers.pytorch_utils import Conv1D
+
+        # PEFT computes the reduced adapter of such a matrix in the orientation of a linear layer.
+        for name, module in loaded.model.named_modules():
+            if isinstance(module, Conv1D):
+                raise InputError(f"{self.name}: {name} holds its weights transposed (Conv1D); expected linear layers")
         with adapted(loaded.model, self.config(self.targets(loaded.model)), seed, self.reduce) as wrapped:
             yield wrapped
 

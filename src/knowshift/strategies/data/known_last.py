@@ -24,6 +24,7 @@ class KnownLast(Replay):
 
     name: ClassVar[str] = "known-last"
     about: ClassVar[str] = "facts that the base knows come last"
+    needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "KnownPatch: Dang et al. 2025, arXiv 2511.02626"
     share: float = setting(0.2, "of the facts that are known, and come last", least=0, most=1)
 

@@ -22,6 +22,7 @@ class Replay(Strategy):
 
     name: ClassVar[str] = "replay"
     about: ClassVar[str] = "a share of the facts are ones that the base knows"
+    needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "Rolnick et al. 2019, arXiv 1811.11682; Pletenev et al. 2025, arXiv 2502.14502"
     kind: ClassVar[Kind] = "data"
     share: float = setting(0.5, "of the facts that are known", least=0, most=1)

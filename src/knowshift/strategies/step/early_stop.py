@@ -36,6 +36,7 @@ class EarlyStop(Strategy):
 
     name: ClassVar[str] = "early-stop"
     about: ClassVar[str] = "stops where the token shift of known facts is smallest"
+    needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "ours, by the measure of the paper, 4.1"
     cost: ClassVar[str] = "a copy of the trained weights; a forward pass of the watched facts at each look"
     kind: ClassVar[Kind] = "step"

@@ -40,6 +40,7 @@ class Corda(Lora):
 
     name: ClassVar[str] = "corda"
     about: ClassVar[str] = "LoRA in the directions that known facts use least"
+    needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.05223; PEFT"
     cost: ClassVar[str] = "a pass over known facts and singular values of all matrices at the start; a copy of them"
     rate: ClassVar[float] = 1.0
