@@ -12,15 +12,18 @@ from hypothesis import strategies as st
 
 from knowshift.html.table import Table
 from knowshift.reports.page.strategies import frontier, strategies_figure
-from knowshift.reports.tables.build import Tables
 from knowshift.reports.tables.strategies import MATCHED, strategies_matched
 
-COLUMNS = ("strategy", "learning_rate", "size", "in_domain", "out_of_domain", "kept", "learned", "learned_new")
+COLUMNS = ("strategy", "plain", "learning_rate", "size", "in_domain", "out_of_domain", "kept", "learned", "learned_new")
 MORE = ("kl_known", "text_loss", "moved")
 
 
 def _table(*rows: tuple[Any, ...]) -> Table:
-    return Table("strategies", (*COLUMNS, *MORE), tuple((*row, 1.0, 2.0, 0.1) for row in rows))
+    return Table(
+        "strategies",
+        (*COLUMNS, *MORE),
+        tuple((row[0], row[0].startswith("sft"), *row[1:], 1.0, 2.0, 0.1) for row in rows),
+    )
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))
@@ -32,15 +35,17 @@ def test_the_frontier_holds_what_no_other_point_beats(points: list[tuple[int, in
     assert bool(found) == bool(points)
 
 
-def test_matched_learning_is_read_on_the_line_between_two_rates(hand_tables: Tables) -> None:
+def test_matched_learning_is_read_on_the_line_between_two_rates() -> None:
     told = _table(
         ("sft", "0.1", 4, 0.2, 0.3, 0.5, 0.4, 0.1),
         ("sft", "0.3", 4, 0.1, 0.2, 0.4, 0.9, 0.2),
         ("kl", "0.1", 4, 0.4, 0.4, 0.8, 0.2, 0.1),
         ("kl", "0.3", 4, 0.2, 0.2, 0.6, 0.6, 0.1),
         ("slow", "0.1", 4, 0.2, 0.2, 0.6, 0.3, 0.1),
+        ("kl", "0.5", 4, 0.9, 0.9, 0.9, math.nan, 0.1),  # whose cell is missing yet
+        ("sft-more", "0.1", 8, 0.9, 0.9, 0.9, 0.9, 0.9),  # of another size
     )
-    found = strategies_matched(hand_tables.evidence, told)
+    found = strategies_matched(told)
     assert found.columns == MATCHED
     by = {row["strategy"]: row for row in found.where()}
     assert {row["learned"] for row in by.values()} == {0.4}  # of plain fine-tuning at its best
@@ -55,13 +60,17 @@ def test_the_picture_names_plain_fine_tuning_and_the_frontier() -> None:
         ("kl", "0.1", 4, 0.4, 0.4, 0.8, 0.2, 0.2),
         ("bad", "0.1", 4, 0.4, 0.4, 0.1, 0.2, 0.0),
         ("<b>&$x", "0.1", 4, 0.4, 0.4, 0.9, 0.2, 0.1),
+        ("sft-more", "0.1", 8, 0.2, 0.3, 0.5, 0.4, 0.1),
+        ("lost", "0.1", 4, 0.2, 0.3, math.nan, 0.4, 0.1),
     )
     drawn = strategies_figure(told)
     assert drawn is not None
     assert ">sft<" in drawn
     assert ">kl<" in drawn
+    assert ">sft-more<" in drawn
+    assert drawn.count("<path") > 5
     assert ">bad<" not in drawn
     assert "&lt;b&gt;&amp;$x" in drawn
     assert strategies_figure(None) is None
-    unlearned = Table(told.name, told.columns, tuple((*row[:7], math.nan, *row[8:]) for row in told.rows))
+    unlearned = Table(told.name, told.columns, tuple((*row[:8], math.nan, *row[9:]) for row in told.rows))
     assert strategies_figure(replace(unlearned)) is None

@@ -67,6 +67,14 @@ def test_the_list_names_a_source_a_cost_and_every_setting() -> None:
         assert kind.__module__.rpartition(".")[0].endswith(f".{kind.kind}") or kind.__module__.endswith(".strategy")
 
 
+def test_settings_have_the_type_of_their_default() -> None:
+    """YAML takes 8.0 for a number and 1e-2 for a text; PEFT and slices take whole numbers alone."""
+    assert type(strategy_of("lora", {"rank": 8.0}).settings["rank"]) is int
+    assert strategy_of("kl", {"weight": "1e-2"}).settings["weight"] == 0.01
+    assert type(strategy_of("kl", {"weight": 1}).settings["weight"]) is float
+    assert strategy_of("kl", {"weight": 1}) == strategy_of("kl", {"weight": 1.0})
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "said"),
     [

@@ -80,7 +80,10 @@ def _facts(run: Run) -> Mapping[str, Fact]:
         raise InputError("the manifest names no source of facts with its digest")
     if name == "entity-questions" and cached_entity_questions() is None:
         raise InputError("entity-questions is not in the cache of this machine (knowshift facts entity-questions)")
-    source = load_facts(name)
+    try:
+        source = load_facts(name)
+    except InputError:  # which would tell what lies at a path that somebody else's run names
+        raise InputError(f"the facts {name} are not at hand") from None
     if source.digest() != digest:
         raise InputError(f"{source.name} holds other facts now (digest {source.digest()}) than the study's ({digest})")
     return {fact.id: fact for fact in source.facts}

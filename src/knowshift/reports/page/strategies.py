@@ -13,7 +13,7 @@ from knowshift.html.plotting import panels, svg_text
 from knowshift.html.style import CONTROL, RUN
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import in_percent, p_value, signed
-from knowshift.reports.tables.strategies import PLAIN
+from knowshift.reports.tables.strategies import usual_size
 
 Row = Mapping[str, Any]
 
@@ -23,28 +23,33 @@ _GREY = "#9aa1a9"
 def strategies_figure(table: Table | None) -> str | None:
     """Share of new facts learned (x) against accuracy on facts that the base knows well (y); None without a bench.
 
-    A line for each strategy through its rates, at the largest size. Plain fine-tuning is blue; a strategy with a point
-    on the frontier, that no other point beats in both, is red and named; all others are grey.
+    A line for each strategy through its rates, at the size that most have, and plain fine-tuning at every size. Plain
+    fine-tuning is blue; a strategy with a point on the frontier, that no other point beats in both, is red and named;
+    all others are grey.
 
     Args:
         table: "strategies".
     """
-    rows = [] if table is None else [row for row in table.where() if not is_missing(row["learned_new"])]
+    rows = [] if table is None else table.where()
+    rows = [row for row in rows if not is_missing(row["learned_new"]) and not is_missing(row["kept"])]
     if not rows:
         return None
-    size = max(row["size"] for row in rows)
-    rows = [row for row in rows if row["size"] == size]
+    size = usual_size(rows)
+    rows = [row for row in rows if row["size"] == size or row["plain"]]
     best = frontier([(row["learned_new"], row["kept"]) for row in rows])
     front = {rows[index]["strategy"]: index for index in best}
     with panels(7.6, 4.6) as (figure, [axes]):
-        for label in sorted({row["strategy"] for row in rows}, key=lambda label: (label == PLAIN, label in front)):
-            own = sorted((row for row in rows if row["strategy"] == label), key=lambda row: float(row["learning_rate"]))
-            colour = RUN if label == PLAIN else CONTROL if label in front else _GREY
+        lines: dict[tuple[str, int], list[Row]] = {}
+        for row in sorted(rows, key=lambda row: float(row["learning_rate"])):
+            lines.setdefault((row["strategy"], row["size"]), []).append(row)
+        for (label, _), own in sorted(lines.items(), key=lambda item: (item[1][0]["plain"], item[0][0] in front)):
+            plain = own[0]["plain"]
+            colour = RUN if plain else CONTROL if label in front else _GREY
             x, y = [row["learned_new"] for row in own], [row["kept"] for row in own]
             axes.plot(x, y, color=colour, marker="o", linewidth=1.2, markersize=4, alpha=0.9)
-            if label == PLAIN or label in front:
+            if plain or label in front:
                 index = front.get(label)
-                place = own[y.index(max(y))] if index is None else rows[index]
+                place = own[y.index(max(y))] if index is None or rows[index] not in own else rows[index]
                 axes.annotate(
                     label.replace("$", r"\$"),
                     (place["learned_new"], place["kept"]),
@@ -79,7 +84,7 @@ def strategies_grids(tables: Mapping[str, Table]) -> list[Grid]:
 def _chosen(table: Table) -> Grid:
     both = {row["strategy"]: row for row in table.where(scope="both")}
     body = []
-    for label in sorted(both, key=lambda label: -_or_low(both[label]["accuracy"])):
+    for label in sorted(both, key=lambda label: -_or_zero(both[label]["difference"])):
         row = both[label]
         line = [Entry(label), Entry(_rate(row["learning_rate"])), Entry(f"{row['size']:,}" if row["size"] else "")]
         for scope in ("in_domain", "out_of_domain"):
@@ -90,8 +95,9 @@ def _chosen(table: Table) -> Grid:
         body.append(line)
     heads = ["strategy", "rate", "samples", "in-domain", "against sft", "out-of-domain", "against sft", "Holm p, both"]
     caption = (
-        "Each strategy at its best rate (chosen on other facts and draws), accuracy in %, and points against plain "
-        "fine-tuning at its best rate and size; last, mean of both domains against the best change after training"
+        "Each strategy at its best rate: accuracy in % at the rate chosen most often, on all facts; points against "
+        "plain fine-tuning at its best rate and size, both chosen on other facts and draws; last, mean of both domains "
+        "against the best change after training"
     )
     return Grid(caption, [*heads, "against after"], body, "dense")
 
@@ -137,5 +143,5 @@ def _rate(rate: str | None) -> str:
     return "" if rate is None else f"{float(rate):.3g}"
 
 
-def _or_low(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+def _or_zero(value: float | None) -> float:
+    return 0.0 if value is None or math.isnan(value) else value

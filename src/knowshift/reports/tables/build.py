@@ -94,7 +94,7 @@ def _bench(evidence: Evidence) -> list[Table]:
     if not evidence.benched:
         return []
     every = strategies(evidence)
-    return [every, strategies_chosen(evidence), strategies_matched(evidence, every)]
+    return [every, strategies_chosen(evidence), strategies_matched(every)]
 
 
 def to_csv(table: Table) -> str:

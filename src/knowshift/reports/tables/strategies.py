@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from knowshift.facts.fact import DOMAINS
-from knowshift.html.table import Row, Table, bounds
+from knowshift.html.table import Row, Table, bounds, is_missing
 from knowshift.records import ANSWERS, read_table
 from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence
@@ -39,7 +40,7 @@ def strategies(evidence: Evidence) -> Table:
       questions, over the whole vocabulary, both in nats; ``text_loss``: of held-out texts, nats a token; ``moved``:
       norm of the change over that of the weights.
     """
-    tuned = _by_setting(evidence, "tuned")
+    tuned, plain = _by_setting(evidence, "tuned"), set(_numbered(evidence, "strategy", PLAIN).values())
     cells = _by_setting(evidence, "learned")
     rows: list[Row] = []
     for label, models in evidence.benched.items():
@@ -49,6 +50,7 @@ def strategies(evidence: Evidence) -> Table:
             rows.append(
                 (
                     label,
+                    model in plain,
                     rate_name(setting.learning_rate),
                     level_of(setting),
                     setting.size,
@@ -61,12 +63,13 @@ def strategies(evidence: Evidence) -> Table:
                     *(_mean(told, name) for name in LEARNED[2:]),
                 )
             )
-    columns = ("strategy", "learning_rate", "level", "size", "draws", "updates", "in_domain", "out_of_domain", "kept")
+    columns = ("strategy", "plain", "learning_rate", "level", "size", "draws", "updates", *ACCURACIES)
     more = ("lost", "gained", *LEARNED[:2], "kl_known", *LEARNED[2:])
-    shares = frozenset({"in_domain", "out_of_domain", "kept", "lost", "gained", *LEARNED[:2]})
+    shares = frozenset({*ACCURACIES, "lost", "gained", *LEARNED[:2]})
     return Table("strategies", (*columns, *more), tuple(rows), shares)
 
 
+ACCURACIES = ("in_domain", "out_of_domain", "kept")
 #: What a cell "learned" tells, in the order of the table.
 LEARNED = ("learned", "learned_new", "kl_task", "text_loss", "moved")
 
@@ -111,29 +114,45 @@ def strategies_chosen(evidence: Evidence) -> Table:
     return Table("strategies_chosen", (*columns, *more), tuple(rows), frozenset({"accuracy"}))
 
 
-def strategies_matched(evidence: Evidence, table: Table) -> Table:
+def strategies_matched(table: Table) -> Table:
     """Accuracy and what is kept where a strategy has learned as many training facts as plain fine-tuning at its best.
 
-    Along a strategy's rates, in the order of what was learned, values between two rates are on the line between them;
-    a strategy that never learns as much, or never as little, has none.
+    Plain fine-tuning's best rate is that of its highest accuracy, on the facts that it is compared on: what luck gives
+    is on its side. Along a strategy's rates, in the order of what was learned, values between two rates are on the line
+    between them; a strategy that never learns as much, or never as little, has none. All are of the size that most
+    strategies have.
 
     Args:
         table: :func:`strategies`.
     """
-    rows: list[Row] = []
-    plain = table.where(strategy=PLAIN)
+    told = [row for row in table.where() if not is_missing(row["learned"])]
+    size = usual_size(told)
+    told = [row for row in told if row["size"] == size]
+    plain = [row for row in told if row["plain"]]
     if not plain:
         return Table("strategies_matched", MATCHED, ())
-    goal = max(plain, key=lambda row: row["in_domain"] + row["out_of_domain"])
-    for label in dict.fromkeys(row["strategy"] for row in table.where()):
-        own = sorted(table.where(strategy=label, size=goal["size"]), key=lambda row: row["learned"])
+    goal = max(plain, key=lambda row: mean_of([row[name] for name in ACCURACIES[:2] if not is_missing(row[name])]))
+    rows: list[Row] = []
+    for label in dict.fromkeys(row["strategy"] for row in told):
+        own = sorted((row for row in told if row["strategy"] == label), key=lambda row: row["learned"])
         x = [row["learned"] for row in own]
-        within = bool(own) and x[0] <= goal["learned"] <= x[-1]
-        values = [
-            float(np.interp(goal["learned"], x, [row[name] for row in own])) if within else None for name in MATCHED[3:]
-        ]
-        rows.append((label, goal["size"], goal["learned"], *values))
+        values: list[float | None] = [None] * len(MATCHED[3:])
+        if x[0] <= goal["learned"] <= x[-1]:
+            values = [float(np.interp(goal["learned"], x, [_number(row[name]) for row in own])) for name in MATCHED[3:]]
+        rows.append((label, size, goal["learned"], *values))
     return Table("strategies_matched", MATCHED, tuple(rows), frozenset({"learned", *MATCHED[3:6]}))
+
+
+def usual_size(rows: Sequence[Mapping[str, Any]]) -> int | None:
+    """The number of training facts that most strategies have; the largest of equals, None of no rows."""
+    names: dict[int, set[str]] = {}
+    for row in rows:
+        names.setdefault(row["size"], set()).add(row["strategy"])
+    return max(names, key=lambda size: (len(names[size]), size), default=None)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 MATCHED = ("strategy", "size", "learned", "in_domain", "out_of_domain", "kept", "kl_known", "text_loss", "moved")
@@ -162,7 +181,7 @@ def _accuracies(evidence: Evidence, model: Model) -> list[float]:
     scores = evidence.substring
     every = [scores.over([d]) for d in range(len(DOMAINS))]
     known = [scores.over([d], level) for d in range(len(DOMAINS)) for level in KNOWN]
-    kept = [scores.mean([model], weights).value for weights in known]
+    kept = [scores.mean([model], weights).value for weights in known if not np.isnan(weights).any()]
     return [*(scores.mean([model], weights).value for weights in every), mean_of(kept)]
 
 
