@@ -22,7 +22,7 @@ class Asft(Strategy):
     name: ClassVar[str] = "asft"
     about: ClassVar[str] = "DFT's loss, and the KL from the base model's next-token distribution"
     source: ClassVar[str] = "Zhu et al. 2025, arXiv 2509.23753"
-    cost: ClassVar[str] = "a forward pass of the base model: 4/3 of the time; its weights in memory"
+    cost: ClassVar[str] = "a forward pass of the base model at each step; its weights in memory"
     kind: ClassVar[Kind] = "loss"
     needs_base: ClassVar[bool] = True
     weight: float = setting(0.05, "of the KL in the loss", unit="nats / nats", least=0)

@@ -32,9 +32,7 @@ class SelfDistillation(Strategy):
     name: ClassVar[str] = "self-distillation"
     about: ClassVar[str] = "the model learns to say what the base says when it is shown the answer"
     source: ClassVar[str] = "Shenfeld et al. 2026, arXiv 2601.19897"
-    cost: ClassVar[str] = (
-        "a forward pass of the base model on rows twice as long: 5/3 of the time; its weights in memory"
-    )
+    cost: ClassVar[str] = "a forward pass of the base model on rows twice as long; its weights in memory"
     kind: ClassVar[Kind] = "loss"
     needs_base: ClassVar[bool] = True
 
