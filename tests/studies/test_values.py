@@ -61,6 +61,7 @@ VARIANTS: dict[str, tuple[int, dict[str, Any], torch.dtype]] = {
     "few": (2, {"epochs": 2}, torch.float32),
     "lora": (4, {"strategy": Lora(rank=2, alpha=4.0), "learning_rate": 0.1}, torch.float32),
     "narrow": (4, {"batch_size": 4, "epochs": 2, "schedule": "linear"}, torch.bfloat16),
+    "narrow-lora": (4, {"strategy": Lora(rank=2, alpha=4.0)}, torch.bfloat16),
     "sft@0.01": (4, {"learning_rate": RATE / 2}, torch.float32),
     "kl@0.01": (4, {"strategy": Kl(weight=0.5), "learning_rate": RATE / 2}, torch.float32),
 }
@@ -77,6 +78,7 @@ control_rate: 0.25
 variants:
   few: {{distinct_facts: 2, draws: 1}}
   lora: {{lora: {{rank: 2, alpha: 4}}, learning_rate: 0.1, draws: 1}}
+  narrow-lora: {{dtype: bfloat16, lora: {{rank: 2, alpha: 4}}, draws: 1}}
   narrow: {{dtype: bfloat16, batch_size: 4, epochs: 2, schedule: linear, draws: 1}}
 bench: {{strategies: {{sft: {{}}, kl: {{weight: 0.5}}}}, rates: [0.5], levels: [0], draws: 1, train_facts: 3}}
 mastery: {{draws_per_prompt: 2, temperature: 0.9, max_new_tokens: 3, facts_per_cell: 11}}
