@@ -19,9 +19,14 @@ import knowshift
 from knowshift.api.measures import Mastery
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
+from knowshift.known_facts import known_facts
+from knowshift.models.loading import load_model
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.records import read_about
+from knowshift.strategies.weights.corda import Corda
 from knowshift.system.progress import bar, is_watched
+from knowshift.training.sft import TrainingRecipe, finetune
+from knowshift.training.strategy import Draw
 
 QUICK = {"draws": 2, "max_new_tokens": 4, "workers": 1}
 
@@ -226,3 +231,17 @@ def test_bars_are_for_people_who_watch(capsys: pytest.CaptureFixture[str]) -> No
             advance(1)
             advance(1)
         assert ("facts" in capsys.readouterr().err) == seen
+
+
+def test_a_strategy_is_given_the_facts_that_the_base_knows(world: str, small_world: Path, known: Mastery) -> None:
+    options = {"level": 2, "size": 4, "learning_rate": 1e-2, "seed": 3}
+    done = knowshift.finetune(world, world, known, strategy="corda", settings={"texts": 5, "rank": 2}, **options)
+    strategy = Corda(texts=5, rank=2)
+    mastered = known_facts(knowshift.load_facts(world).facts, known.table, world)
+    draw = Draw(mastered, level=2, size=4, draw=0, seed=3)
+    model = load_model(str(small_world))
+    recipe = TrainingRecipe(learning_rate=1e-2)
+    finetune(model, draw.members, recipe, seed=3, strategy=strategy, known=mastered)
+    expected = model.model.state_dict()
+    assert done.facts == [fact.id for fact in draw.members]
+    assert all(torch.equal(weight, expected[name]) for name, weight in done.model.model.state_dict().items())

@@ -19,13 +19,17 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.sources.load import load_facts
 from knowshift.known_facts import KnownFacts
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.parameters.regions import Place
 from knowshift.strategies.registry import strategy_of
 from knowshift.strategies.weights.corda import Corda, texts_of
 from knowshift.strategies.weights.hft import half
 from knowshift.strategies.weights.shira import masks
+from knowshift.studies import content
+from knowshift.training.sft import TrainingRecipe, finetune
+from knowshift.training.strategy import Draw
 from small_trainings import Trained, Weights, known_by_heart
+from tiny_models import tiny_checkpoint
 
 ATTENTION = [f"self_attn.{one}_proj" for one in "qkvo"]
 MLP = [f"mlp.{one}_proj" for one in ("gate", "up", "down")]
@@ -241,6 +245,24 @@ def test_corda_is_given_known_training_facts_drawn_by_seed(small_world: Path) ->
         Corda().kept(unknown, 5)
 
 
+def test_a_study_gives_corda_the_facts_that_the_base_knows(base: LoadedModel, small_world: Path) -> None:
+    facts = load_facts(f"world:{small_world}").facts
+    known = KnownFacts(
+        {fact.id: fact for fact in facts}, [{"fact": fact.id, "level": i % 5} for i, fact in enumerate(facts)]
+    )
+    training = {"strategy": "corda", "settings": {"texts": 5, "rank": 2}}
+    coordinates = {"level": 1, "size": 8, "draw": 0, "learning_rate": 1e-2, "training": training}
+    found, record = content.tune(base, known, coordinates, {"seed": 5, "training.epochs": 1})
+    strategy = Corda(texts=5, rank=2)
+    draw = Draw(known, level=1, size=8, draw=0, seed=5)
+    again = replace(base, model=copy.deepcopy(base.model))
+    recipe, seed = TrainingRecipe(learning_rate=1e-2), content.seed_of(5, "training", 1, 0)
+    finetune(again, draw.members, recipe, seed=seed, strategy=strategy, known=known)
+    assert record["facts"] == [fact.id for fact in draw.members]
+    assert changed((found.model.state_dict(), again.model.state_dict())) == set()
+    assert changed((base.model.state_dict(), found.model.state_dict())) == matrices(base)
+
+
 def test_corda_refuses_a_rank_that_a_matrix_has_not(base: LoadedModel) -> None:
     with (
         pytest.raises(InputError, match=r"corda: rank: expected at most 32, as model\.layers\.0\..*, found 33"),
@@ -294,6 +316,34 @@ def test_an_interrupt_while_corda_looks_at_texts_leaves_nothing_behind(
     assert sum(len(module._forward_hooks) for module in modules) == 1  # this test's own
     assert not {key for module in modules for key in vars(module)} & {"covariance_matrix", "sample_count"}
     assert changed((base.model.state_dict(), model.model.state_dict())) == set()
+
+
+def test_osf_refuses_to_keep_nothing_of_a_matrix(base: LoadedModel) -> None:
+    with (
+        pytest.raises(InputError, match=r"osf: kept: 0\.02 of the 32 directions of .* is none; .* at least 0\.0312"),
+        strategy_of("osf", {"kept": 0.02}).trained(base, (), 0, ()),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(("family", "dtype"), [("GPT2Config", "float32"), ("LlamaConfig", "bfloat16")])
+def test_other_families_and_dtypes_are_trained_or_refused_in_one_line(
+    family: str, dtype: str, tmp_path: Path, small_world: Path
+) -> None:
+    loaded = load_model(str(tiny_checkpoint(tmp_path / "model", family, dtype=dtype)), dtype="auto")
+    facts = training_facts(small_world)
+    for name in ALL:
+        model = replace(loaded, model=copy.deepcopy(loaded.model))
+        if family == "GPT2Config" and name in ("osf", "shira", "intruders"):
+            with pytest.raises(InputError, match=rf"{name}: .* is a Conv1D; expected .* such as lora"):
+                finetune(model, facts[:2], TrainingRecipe(learning_rate=0.1), seed=0, strategy=strategy_of(name))
+            assert changed((loaded.model.state_dict(), model.model.state_dict())) == set()
+            continue
+        recipe = TrainingRecipe(learning_rate=0.1, batch_size=2)
+        finetune(model, facts[:2], recipe, seed=0, strategy=strategy_of(name), known=known_by_heart(facts[2:6]))
+        moved = changed((loaded.model.state_dict(), model.model.state_dict()))
+        assert any("mlp" in one for one in moved) == (name != "frozen-mlps")
+        assert {weight.dtype for weight in model.model.state_dict().values()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("name", ["lora-mlp", "frozen-mlps", "frozen-layers", "hft"])

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import Lora, adapted
+from knowshift.strategies.weights.lora import Lora, adapted, plain_linear_layers
 from knowshift.training.strategy import Kind, setting
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from knowshift.models.loading import LoadedModel
 
 
@@ -33,6 +35,9 @@ class Intruders(Lora):
     top: int = setting(10, "singular directions that are looked at", least=1)
     similarity: float = setting(0.5, "largest |cosine| of a new direction with the base's", least=0, most=1)
     factor: float = setting(0.75, "of a new direction's singular value that stays", least=0, most=1)
+
+    def targets(self, model: PreTrainedModel) -> list[str]:
+        return [name for name, *_ in plain_linear_layers(model, self.name)]  # PEFT reads W [out, in]
 
     @contextmanager
     def trained(

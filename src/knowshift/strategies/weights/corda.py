@@ -43,7 +43,6 @@ class Corda(Lora):
     needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.05223; PEFT"
     cost: ClassVar[str] = "a pass over known facts and singular values of all matrices at the start; a copy of them"
-    rate: ClassVar[float] = 1.0
     alpha: float = setting(8.0, "the update is scaled by alpha / rank", least=0)
     texts: int = setting(256, "known facts whose texts are looked at; all where there are fewer", least=1)
 

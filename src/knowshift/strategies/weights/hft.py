@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from knowshift.parameters.regions import Place
-from knowshift.strategies.weights.part import Part, places_in_layers
+from knowshift.strategies.weights.part import Part, module_of, places_in_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,9 +40,9 @@ def half(places: Iterable[Place], seed: int) -> set[str]:
     inside = [place for place in places if place.layer is not None]
     for place in inside:
         if place.kind != "biases":
-            kinds[_module(place)] = place.kind
+            kinds[module_of(place)] = place.kind
     for place in inside:
-        module = _module(place)
+        module = module_of(place)
         assert place.layer is not None
         modules[kinds.get(module, place.kind)][place.layer][module].append(place.name)
     staying: set[str] = set()
@@ -56,7 +56,3 @@ def half(places: Iterable[Place], seed: int) -> set[str]:
             for i in rng.permutation(len(names))[:count]:
                 staying.update(layers[number][names[i]])
     return staying
-
-
-def _module(place: Place) -> str:
-    return place.name.removesuffix(".weight").removesuffix(".bias")

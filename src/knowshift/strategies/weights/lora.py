@@ -118,6 +118,26 @@ def linear_layers(model: PreTrainedModel) -> list[str]:
     ]
 
 
+def plain_linear_layers(model: PreTrainedModel, strategy: str) -> list[tuple[str, int, int]]:
+    """Name, rows and columns of a model's linear layers, for adapters that PEFT has for ``torch.nn.Linear`` alone.
+
+    Raises:
+        InputError: a layer of another kind, such as GPT-2's Conv1D; ``strategy`` names what refuses it.
+    """
+    import torch
+
+    found = []
+    for name in linear_layers(model):
+        layer = model.get_submodule(name)
+        if not isinstance(layer, torch.nn.Linear):
+            raise InputError(
+                f"{strategy}: {name} is a {type(layer).__name__}; expected a model of which every layer is a Linear, "
+                "or another strategy, such as lora"
+            )
+        found.append((name, *layer.weight.shape))
+    return found
+
+
 @contextmanager
 def adapted(
     model: PreTrainedModel, config: PeftConfig, seed: int, finish: Callable[[Any], None] = lambda wrapped: None

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
+from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import adapted
+from knowshift.strategies.weights.lora import adapted, plain_linear_layers
 from knowshift.training.strategy import Strategy, Training, setting
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor
+    from transformers import PreTrainedModel
 
     from knowshift.models.loading import LoadedModel
 
@@ -35,19 +37,32 @@ class Osf(Strategy):
     about: ClassVar[str] = "changes orthogonal to the largest singular directions of each matrix"
     source: ClassVar[str] = "Nayak et al. 2025, arXiv 2504.07097; PEFT"
     cost: ClassVar[str] = "singular vectors of all matrices at the start, of which two copies are kept; more time"
+    rate: ClassVar[float] = 3.0
     kept: float = setting(0.5, "of the singular directions of each matrix that stays", least=0.01, most=0.99)
 
-    def config(self) -> PeftConfig:
-        """PEFT's configuration."""
+    def config(self, model: PreTrainedModel) -> PeftConfig:
+        """PEFT's configuration.
+
+        Raises:
+            InputError: of some matrix none of the directions would stay, or a layer is no Linear.
+        """
         from peft import OSFConfig
 
-        return OSFConfig(effective_rank=self.kept, target_modules="all-linear", task_type="CAUSAL_LM")
+        layers = plain_linear_layers(model, self.name)
+        for name, *sides in layers:
+            if not int(min(sides) * self.kept):
+                raise InputError(
+                    f"{self.name}: kept: {self.kept:g} of the {min(sides)} directions of {name} is none; expected at "
+                    f"least {1 / min(sides):.3g}"
+                )
+        targets = [name for name, *_ in layers]
+        return OSFConfig(effective_rank=self.kept, target_modules=targets, task_type="CAUSAL_LM")
 
     @contextmanager
     def trained(
         self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
     ) -> Iterator[Any]:
-        with adapted(loaded.model, self.config(), seed) as wrapped:
+        with adapted(loaded.model, self.config(loaded.model), seed) as wrapped:
             yield wrapped
 
     def callbacks(self, training: Training) -> list[TrainerCallback]:

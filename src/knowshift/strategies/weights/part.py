@@ -50,14 +50,15 @@ class Part(Strategy):
 
 @dataclass(frozen=True)
 class FrozenMlps(Part):
-    """The matrices of all MLPs stay; attention, norms, embeddings and head are trained."""
+    """The matrices of all MLPs, and their biases, stay; attention, norms, embeddings and head are trained."""
 
     name: ClassVar[str] = "frozen-mlps"
     about: ClassVar[str] = "the weights of all MLPs stay"
     source: ClassVar[str] = "our control, after Geva et al. 2021, arXiv 2012.14913"
 
     def staying(self, model: PreTrainedModel, seed: int) -> Collection[str]:
-        return {place.name for place in model_region(model, Scope("mlp"))}
+        inside = {module_of(place) for place in model_region(model, Scope("mlp"))}
+        return {place.name for place in places_in_layers(model) if module_of(place) in inside}
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ def places_in_layers(model: PreTrainedModel) -> list[Place]:
     """
     model_region(model, PAPER_SCOPE)  # refuses an unknown architecture, which the region "all" takes as it is
     return [place for place in model_region(model, Scope("all")) if place.layer is not None]
+
+
+def module_of(place: Place) -> str:
+    """The module that a weight or bias is of."""
+    return place.name.removesuffix(".weight").removesuffix(".bias")
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import adapted, linear_layers
+from knowshift.strategies.weights.lora import adapted, plain_linear_layers
 from knowshift.system.patches import forget_shira_layers
 from knowshift.training.strategy import Strategy, setting
 
@@ -41,20 +41,18 @@ class Shira(Strategy):
         """PEFT's configuration.
 
         Raises:
-            InputError: a matrix has fewer weights than are to be trained.
+            InputError: a matrix has fewer weights than are to be trained, or a layer is no Linear.
         """
         from peft import ShiraConfig
 
-        targets = linear_layers(model)
-        for name in targets:
-            layer: Any = model.get_submodule(name)
-            rows, columns = layer.weight.shape
+        layers = plain_linear_layers(model, self.name)
+        for name, rows, columns in layers:
             if self.rank * (rows + columns) > rows * columns:
                 raise InputError(
                     f"{self.name}: rank: {self.rank} trains {self.rank * (rows + columns):,} weights of {name}, which "
                     f"has {rows * columns:,}; expected at most {rows * columns // (rows + columns)}"
                 )
-        config = ShiraConfig(r=self.rank, target_modules=targets, task_type="CAUSAL_LM")
+        config = ShiraConfig(r=self.rank, target_modules=[name for name, *_ in layers], task_type="CAUSAL_LM")
         config.mask_fn = masks(seed)
         return config
 
