@@ -10,14 +10,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from knowshift.strategies.registry import STRATEGIES, listed
+from knowshift.tuning.registry import STRATEGIES, listed
 
 PAGE = Path(__file__).with_name("strategies.md")
 
 HEAD = """\
 # Strategies of fine-tuning
 
-`docs/write_strategies.py` writes this page from the registry (`knowshift.strategies.registry`);
+`docs/write_strategies.py` writes this page from the registry (`knowshift.tuning.registry`);
 `knowshift finetune --strategy help` prints the same.
 
 A strategy is a way of fine-tuning on facts, with as many updates as any other: it may train other weights, take other

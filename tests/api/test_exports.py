@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import pkgutil
 import subprocess
 import sys
 import typing
@@ -48,6 +49,8 @@ def test_the_names_that_are_offered() -> None:
         "tokens",
         "weights",
     ]
+    # A package of that name would take a verb's place as soon as anything in it is imported.
+    assert not set(knowshift.__all__) & {module.name for module in pkgutil.iter_modules(knowshift.__path__)}
     for name in knowshift.__all__:
         assert getattr(knowshift, name) is not None
         assert name in dir(knowshift)

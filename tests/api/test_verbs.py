@@ -23,10 +23,10 @@ from knowshift.known_facts import known_facts
 from knowshift.models.loading import load_model
 from knowshift.parameters.files.checkpoint import StoredTensors
 from knowshift.records import read_about
-from knowshift.strategies.weights.corda import Corda
 from knowshift.system.progress import bar, is_watched
 from knowshift.training.sft import TrainingRecipe, finetune
 from knowshift.training.strategy import Draw
+from knowshift.tuning.weights.corda import Corda
 
 QUICK = {"draws": 2, "max_new_tokens": 4, "workers": 1}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import fields
 
-from knowshift.strategies.registry import STRATEGIES
+from knowshift.tuning.registry import STRATEGIES
 from pages import ROOT, tables
 
 

@@ -15,9 +15,9 @@ from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.sources.load import load_facts
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel, load_model
-from knowshift.strategies.registry import strategy_of
 from knowshift.training.sft import TrainingRecipe, finetune
 from knowshift.training.strategy import Strategy
+from knowshift.tuning.registry import strategy_of
 from small_trainings import Trained, Weights, known_by_heart
 
 #: Facts that the model is taught.

@@ -15,9 +15,9 @@ import knowshift
 from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import save_model
 from knowshift.parameters.loaded import parameters_of
-from knowshift.strategies.after.intruders import Intruders
-from knowshift.strategies.registry import STRATEGIES, strategy_of
-from knowshift.strategies.weights.lora import adapted
+from knowshift.tuning.after.intruders import Intruders
+from knowshift.tuning.registry import STRATEGIES, strategy_of
+from knowshift.tuning.weights.lora import adapted
 from small_trainings import Trained, Weights
 
 AFTER = [name for name, kind in STRATEGIES.items() if kind.kind == "after" and name != "intruders"]

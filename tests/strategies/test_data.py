@@ -18,12 +18,12 @@ from knowshift.evaluation import plain_question
 from knowshift.facts.fact import Fact, completion_prompts, tuning_prompt, tuning_target
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
-from knowshift.strategies.data.forms import Forms
-from knowshift.strategies.data.known_last import KnownLast
-from knowshift.strategies.data.replay import Replay
 from knowshift.training.one_row import IGNORED
 from knowshift.training.sft import TrainingRecipe, encode_examples, examples_of, finetune
 from knowshift.training.strategy import Draw, Scored
+from knowshift.tuning.data.forms import Forms
+from knowshift.tuning.data.known_last import KnownLast
+from knowshift.tuning.data.replay import Replay
 
 KINDS = pytest.mark.parametrize("kind", [Replay, KnownLast])
 

@@ -12,8 +12,8 @@ import torch
 from knowshift.errors import InputError
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
-from knowshift.strategies.weights.lora import Lora, adapted
 from knowshift.training.sft import TrainingRecipe, finetune
+from knowshift.tuning.weights.lora import Lora, adapted
 
 
 def test_adapters_are_merged_by_the_formula_and_the_modules_are_the_models_own(small_model: LoadedModel) -> None:

@@ -20,17 +20,17 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
-from knowshift.strategies.loss.asft import Asft
-from knowshift.strategies.loss.dft import Dft
-from knowshift.strategies.loss.eaft import Eaft, entropy_share
-from knowshift.strategies.loss.kl import Kl, KlTen
-from knowshift.strategies.loss.self_distillation import SelfDistillation
-from knowshift.strategies.loss.stm import Stm, perplexities
-from knowshift.strategies.run import reference_of
 from knowshift.training.one_row import IGNORED, OneRow
 from knowshift.training.sft import TrainingRecipe, encode_examples, finetune
 from knowshift.training.shown import examples_in, shown_rows
 from knowshift.training.strategy import Scored, Strategy
+from knowshift.tuning.loss.asft import Asft
+from knowshift.tuning.loss.dft import Dft
+from knowshift.tuning.loss.eaft import Eaft, entropy_share
+from knowshift.tuning.loss.kl import Kl, KlTen
+from knowshift.tuning.loss.self_distillation import SelfDistillation
+from knowshift.tuning.loss.stm import Stm, perplexities
+from knowshift.tuning.run import reference_of
 
 Array = NDArray[np.float64]
 SEEDS = st.integers(0, 10_000)

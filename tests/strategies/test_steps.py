@@ -17,13 +17,13 @@ from trl import BEMACallback
 from knowshift.errors import InputError
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
-from knowshift.strategies.step.average import Bema, Ema
-from knowshift.strategies.step.early_stop import EarlyStop, watched
-from knowshift.strategies.step.proximal import Proximal, shrink
-from knowshift.strategies.step.restore_steps import RestoreSteps
 from knowshift.token_shift import token_shift
 from knowshift.training.sft import TrainingRecipe, finetune
 from knowshift.training.strategy import Strategy, Training
+from knowshift.tuning.step.average import Bema, Ema
+from knowshift.tuning.step.early_stop import EarlyStop, watched
+from knowshift.tuning.step.proximal import Proximal, shrink
+from knowshift.tuning.step.restore_steps import RestoreSteps
 
 Knowing = tuple[LoadedModel, KnownFacts]
 Weights = dict[str, NDArray[np.float64]]

@@ -14,10 +14,10 @@ from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.loaded import copy_of
-from knowshift.strategies.loss.stm import perplexities
-from knowshift.strategies.registry import STRATEGIES, listed, strategy_of
-from knowshift.strategies.run import reference_of, tune
 from knowshift.training.sft import TrainingRecipe, encode_examples
+from knowshift.tuning.loss.stm import perplexities
+from knowshift.tuning.registry import STRATEGIES, listed, strategy_of
+from knowshift.tuning.run import reference_of, tune
 
 #: Where the defaults would do nothing in six steps of a model that knows little.
 SETTINGS = {"stm": {"threshold": 300.0}, "restore-steps": {"every": 2}, "early-stop": {"every": 1}}

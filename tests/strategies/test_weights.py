@@ -1,4 +1,4 @@
-"""Which weights each strategy of :mod:`knowshift.strategies.weights` changes, and how, by independent formulas."""
+"""Which weights each strategy of :mod:`knowshift.tuning.weights` changes, and how, by independent formulas."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.known_facts import KnownFacts
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.parameters.regions import Place
-from knowshift.strategies.registry import strategy_of
-from knowshift.strategies.weights.corda import Corda, texts_of
-from knowshift.strategies.weights.hft import half
-from knowshift.strategies.weights.shira import masks
 from knowshift.studies import content
 from knowshift.training.sft import TrainingRecipe, finetune
 from knowshift.training.strategy import Draw
+from knowshift.tuning.registry import strategy_of
+from knowshift.tuning.weights.corda import Corda, texts_of
+from knowshift.tuning.weights.hft import half
+from knowshift.tuning.weights.shira import masks
 from small_trainings import Trained, Weights, known_by_heart
 from tiny_models import tiny_checkpoint
 

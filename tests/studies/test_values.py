@@ -37,8 +37,6 @@ from knowshift.reports.evidence.run_folder import open_run
 from knowshift.reports.page.figures import build_figures
 from knowshift.reports.page.page import compose
 from knowshift.reports.tables.build import build_tables
-from knowshift.strategies.loss.kl import Kl
-from knowshift.strategies.weights.lora import Lora
 from knowshift.studies.config import RESTORED_BY, StudyConfig, parse_config
 from knowshift.studies.content import layer_group_answers
 from knowshift.studies.plan import Cell, Plan, make_plan
@@ -47,6 +45,8 @@ from knowshift.studies.work import Worker
 from knowshift.token_shift import select_items, token_shift
 from knowshift.training.draws import draw_training_set
 from knowshift.training.sft import PLAIN, TrainingRecipe, finetune
+from knowshift.tuning.loss.kl import Kl
+from knowshift.tuning.weights.lora import Lora
 from weights_pairs import move, tiny_llama
 
 pytestmark = pytest.mark.slow

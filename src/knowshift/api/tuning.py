@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def strategies() -> list[dict[str, Any]]:
     """The strategies of :func:`finetune`: name, kind, what each is, its source, its cost and its settings."""
-    from knowshift.strategies.registry import listed
+    from knowshift.tuning.registry import listed
 
     return listed()
 
@@ -90,8 +90,8 @@ def finetune(
     for name, value in (("size", size), ("batch size", batch_size), ("epochs", epochs)):
         if value is not None:
             check_whole(name, value, 1)
-    from knowshift.strategies.registry import strategy_of
     from knowshift.training.strategy import Draw
+    from knowshift.tuning.registry import strategy_of
 
     chosen = strategy_of(strategy, values_of(settings, "--option", "weight=0.5"))
     target = None if output_dir is None else Path(output_dir)
@@ -105,8 +105,8 @@ def finetune(
 
     from knowshift.models.saving import save_model
     from knowshift.parameters.loaded import copy_of
-    from knowshift.strategies.run import reference_of, tune
     from knowshift.training import sft
+    from knowshift.tuning.run import reference_of, tune
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     check_trainable(loaded.name, loaded.dtype)  # of "auto", and of a loaded model

@@ -129,7 +129,7 @@ class BenchConfig(_Strict):
         Raises:
             InputError: no such strategy, or a setting that it does not have.
         """
-        from knowshift.strategies.registry import STRATEGIES, strategy_of
+        from knowshift.tuning.registry import STRATEGIES, strategy_of
 
         found: dict[str, VariantConfig] = {}
         for label, told in self.strategies.items():
@@ -394,8 +394,8 @@ def _benched(origin: str, config: StudyConfig) -> dict[str, VariantConfig]:
 
 
 def _check_strategy(place: str, config: StudyConfig, variant: VariantConfig) -> None:
-    """Refuse now what :func:`knowshift.strategies.registry.strategy_of` would, and what does not go together."""
-    from knowshift.strategies.registry import strategy_of
+    """Refuse now what :func:`knowshift.tuning.registry.strategy_of` would, and what does not go together."""
+    from knowshift.tuning.registry import strategy_of
 
     if variant.strategy is None:
         if variant.settings:

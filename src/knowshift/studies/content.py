@@ -37,12 +37,12 @@ from knowshift.parameters.restore import RestorationSweep
 from knowshift.parameters.slices import slices_of
 from knowshift.parameters.tensors import TensorReader
 from knowshift.probing.measure import Engine, MasteryRecord, Protocol, measure_mastery
-from knowshift.strategies.registry import strategy_of
-from knowshift.strategies.run import tune as tune_by
 from knowshift.system import group
 from knowshift.tasks.measured import Measured, Task
 from knowshift.token_shift import renormalised_kl
 from knowshift.training.strategy import Draw, Strategy
+from knowshift.tuning.registry import strategy_of
+from knowshift.tuning.run import tune as tune_by
 
 if TYPE_CHECKING:
     from knowshift.training.strategy import Weights

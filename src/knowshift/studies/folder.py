@@ -137,7 +137,7 @@ def check_known(name: str, variant: VariantConfig, counts: Sequence[int]) -> Non
     Raises:
         InputError: names the strategy.
     """
-    from knowshift.strategies.registry import STRATEGIES
+    from knowshift.tuning.registry import STRATEGIES
 
     if variant.strategy is not None and STRATEGIES[variant.strategy].needs_known and not counts[3] + counts[4]:
         raise InputError(

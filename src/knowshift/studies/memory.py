@@ -179,7 +179,7 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memo
 
 def _check_base(config: StudyConfig, memory: Memory) -> None:
     """Refuse strategies that ask the base model at every step, where it does not stay in memory."""
-    from knowshift.strategies.registry import STRATEGIES
+    from knowshift.tuning.registry import STRATEGIES
 
     if memory.way == "both":
         return

@@ -197,7 +197,7 @@ def finetune(
     Nothing but the weights is changed: what the Trainer writes into configs and tokenizer is undone. ``progress``
     is called after every step. ``base`` is the model as it was, in memory of its own, for a strategy that asks it, and
     ``known`` the facts with its mastery of them; what the strategy does to facts before and to weights after is not
-    done here (:func:`knowshift.strategies.run.tune`).
+    done here (:func:`knowshift.tuning.run.tune`).
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every

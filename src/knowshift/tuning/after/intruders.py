@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import Lora, adapted, plain_linear_layers
 from knowshift.training.strategy import Kind, setting
+from knowshift.tuning.weights.lora import Lora, adapted, plain_linear_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

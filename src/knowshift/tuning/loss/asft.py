@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from knowshift.strategies.loss.kl import kl
 from knowshift.training.strategy import Kind, Scored, Strategy, setting
+from knowshift.tuning.loss.kl import kl
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from knowshift.facts.fact import Fact
-from knowshift.strategies.data.replay import Replay
 from knowshift.training.strategy import Draw, setting
+from knowshift.tuning.data.replay import Replay
 
 
 @dataclass(frozen=True)

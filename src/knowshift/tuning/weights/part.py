@@ -17,8 +17,8 @@ from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
-from knowshift.strategies.weights.intact import intact
 from knowshift.training.strategy import Strategy, setting
+from knowshift.tuning.weights.intact import intact
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

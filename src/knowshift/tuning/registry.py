@@ -7,8 +7,9 @@ from dataclasses import fields
 from typing import Any
 
 from knowshift.errors import InputError, nearest
-from knowshift.strategies.after.intruders import Intruders
-from knowshift.strategies.after.restored import (
+from knowshift.training.strategy import Strategy
+from knowshift.tuning.after.intruders import Intruders
+from knowshift.tuning.after.restored import (
     Breadcrumbs,
     Dare,
     DgHard,
@@ -19,28 +20,27 @@ from knowshift.strategies.after.restored import (
     Restored,
     Ties,
 )
-from knowshift.strategies.data.forms import Forms
-from knowshift.strategies.data.known_last import KnownLast
-from knowshift.strategies.data.mixed import Mixed
-from knowshift.strategies.data.replay import Replay
-from knowshift.strategies.loss.asft import Asft
-from knowshift.strategies.loss.dft import Dft
-from knowshift.strategies.loss.eaft import Eaft
-from knowshift.strategies.loss.kl import Kl, KlTen
-from knowshift.strategies.loss.self_distillation import SelfDistillation
-from knowshift.strategies.loss.stm import Stm
-from knowshift.strategies.step.average import Bema, Ema
-from knowshift.strategies.step.early_stop import EarlyStop
-from knowshift.strategies.step.mofo import Mofo
-from knowshift.strategies.step.proximal import Proximal
-from knowshift.strategies.step.restore_steps import RestoreSteps
-from knowshift.strategies.weights.corda import Corda
-from knowshift.strategies.weights.hft import Hft
-from knowshift.strategies.weights.lora import Dora, Lora, LoraMlp, RsLora
-from knowshift.strategies.weights.osf import Osf
-from knowshift.strategies.weights.part import FrozenLayers, FrozenMlps
-from knowshift.strategies.weights.shira import Shira
-from knowshift.training.strategy import Strategy
+from knowshift.tuning.data.forms import Forms
+from knowshift.tuning.data.known_last import KnownLast
+from knowshift.tuning.data.mixed import Mixed
+from knowshift.tuning.data.replay import Replay
+from knowshift.tuning.loss.asft import Asft
+from knowshift.tuning.loss.dft import Dft
+from knowshift.tuning.loss.eaft import Eaft
+from knowshift.tuning.loss.kl import Kl, KlTen
+from knowshift.tuning.loss.self_distillation import SelfDistillation
+from knowshift.tuning.loss.stm import Stm
+from knowshift.tuning.step.average import Bema, Ema
+from knowshift.tuning.step.early_stop import EarlyStop
+from knowshift.tuning.step.mofo import Mofo
+from knowshift.tuning.step.proximal import Proximal
+from knowshift.tuning.step.restore_steps import RestoreSteps
+from knowshift.tuning.weights.corda import Corda
+from knowshift.tuning.weights.hft import Hft
+from knowshift.tuning.weights.lora import Dora, Lora, LoraMlp, RsLora
+from knowshift.tuning.weights.osf import Osf
+from knowshift.tuning.weights.part import FrozenLayers, FrozenMlps
+from knowshift.tuning.weights.shira import Shira
 
 #: In the order in which they are listed.
 STRATEGIES: dict[str, type[Strategy]] = {

@@ -13,8 +13,8 @@ from transformers import TrainerCallback
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import adapted, plain_linear_layers
 from knowshift.training.strategy import Strategy, Training, setting
+from knowshift.tuning.weights.lora import adapted, plain_linear_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig

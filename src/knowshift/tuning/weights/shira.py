@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.lora import adapted, plain_linear_layers
 from knowshift.system.patches import forget_shira_layers
 from knowshift.training.strategy import Strategy, setting
+from knowshift.tuning.weights.lora import adapted, plain_linear_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig

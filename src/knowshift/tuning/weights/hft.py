@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from knowshift.parameters.regions import Place
-from knowshift.strategies.weights.part import Part, module_of, places_in_layers
+from knowshift.tuning.weights.part import Part, module_of, places_in_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

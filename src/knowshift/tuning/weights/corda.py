@@ -12,9 +12,9 @@ import numpy as np
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.known_facts import KnownFacts
-from knowshift.strategies.weights.intact import intact
-from knowshift.strategies.weights.lora import Lora, adapted, linear_layers
 from knowshift.training.strategy import setting
+from knowshift.tuning.weights.intact import intact
+from knowshift.tuning.weights.lora import Lora, adapted, linear_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.strategies.loss.kl import kl
 from knowshift.training.strategy import Kind, Scored, Strategy
+from knowshift.tuning.loss.kl import kl
 
 if TYPE_CHECKING:
     from torch import Tensor
