@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from knowshift.errors import InputError, border
+from knowshift.errors import border
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.training.strategy import Kind, setting
@@ -37,18 +37,13 @@ class Intruders(Lora):
     factor: float = setting(0.75, "of a new direction's singular value that stays", least=0, most=1)
 
     def targets(self, model: PreTrainedModel) -> list[str]:
-        return [name for name, *_ in plain_linear_layers(model, self.name)]  # PEFT reads W [out, in]
+        # PEFT computes the reduced adapter of a matrix in the orientation of a linear layer.
+        return [name for name, *_ in plain_linear_layers(model, self.name)]
 
     @contextmanager
     def trained(
         self, loaded: LoadedModel, members: Sequence[Fact], seed: int, known: KnownFacts | None
     ) -> Iterator[Any]:
-        from transformers.pytorch_utils import Conv1D
-
-        # PEFT computes the reduced adapter of such a matrix in the orientation of a linear layer.
-        for name, module in loaded.model.named_modules():
-            if isinstance(module, Conv1D):
-                raise InputError(f"{self.name}: {name} holds its weights transposed (Conv1D); expected linear layers")
         with adapted(loaded.model, self.config(self.targets(loaded.model)), seed, self.reduce) as wrapped:
             yield wrapped
 
