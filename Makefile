@@ -7,7 +7,7 @@ STAMP := $(VENV)/installed
 .PHONY: demo help study test test-slow lint docs mutants install clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(STAMP) ## make a pair of models from the shipped world and audit it: runs/demo/audit/audit.html
 	$(BIN)/python docs/demo.py runs/demo
