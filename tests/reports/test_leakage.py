@@ -101,7 +101,7 @@ def edited(run: Path, folder: Path, **fields: Any) -> Tables:
     [
         ({"source": None}, "the manifest names no source of facts with its digest"),
         ({"source": {"digest": "0123"}}, "facts.csv holds other facts now"),
-        ({"config": {"facts": "gone.csv"}}, "gone.csv: no such file"),
+        ({"config": {"facts": "gone.csv"}}, "the facts gone.csv are not at hand"),
         ({"config": {"facts": "entity-questions"}}, "entity-questions is not in the cache of this machine"),
     ],
 )

@@ -63,15 +63,23 @@ def strategies(evidence: Evidence) -> Table:
                     *(_mean(told, name) for name in LEARNED[2:]),
                 )
             )
-    columns = ("strategy", "plain", "learning_rate", "level", "size", "draws", "updates", *ACCURACIES)
-    more = ("lost", "gained", *LEARNED[:2], "kl_known", *LEARNED[2:])
     shares = frozenset({*ACCURACIES, "lost", "gained", *LEARNED[:2]})
-    return Table("strategies", (*columns, *more), tuple(rows), shares)
+    return Table("strategies", COLUMNS, tuple(rows), shares)
 
 
 ACCURACIES = ("in_domain", "out_of_domain", "kept")
 #: What a cell "learned" tells, in the order of the table.
 LEARNED = ("learned", "learned_new", "kl_task", "text_loss", "moved")
+#: The columns of the tables.
+COLUMNS = (
+    *("strategy", "plain", "learning_rate", "level", "size", "draws", "updates", *ACCURACIES),
+    *("lost", "gained", *LEARNED[:2], "kl_known", *LEARNED[2:]),
+)
+CHOSEN = (
+    *("strategy", "scope", "learning_rate", "size", "accuracy", "difference", "low", "high", "p_holm"),
+    *("difference_after", "low_after", "high_after"),
+)
+MATCHED = ("strategy", "size", "learned", "in_domain", "out_of_domain", "kept", "kl_known", "text_loss", "moved")
 
 
 def strategies_chosen(evidence: Evidence) -> Table:
@@ -109,9 +117,7 @@ def strategies_chosen(evidence: Evidence) -> Table:
                     *(bounds(beside.estimate) if after else (math.nan,) * 3),
                 )
             )
-    columns = ("strategy", "scope", "learning_rate", "size", "accuracy", "difference", "low", "high", "p_holm")
-    more = ("difference_after", "low_after", "high_after")
-    return Table("strategies_chosen", (*columns, *more), tuple(rows), frozenset({"accuracy"}))
+    return Table("strategies_chosen", CHOSEN, tuple(rows), frozenset({"accuracy"}))
 
 
 def strategies_matched(table: Table) -> Table:
@@ -153,9 +159,6 @@ def usual_size(rows: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-MATCHED = ("strategy", "size", "learned", "in_domain", "out_of_domain", "kept", "kl_known", "text_loss", "moved")
 
 
 def _against(
