@@ -22,6 +22,7 @@ from pages import NAMES, ROOT, blocks, command_lines, commands, snippets, tables
 NOT_RUN = {
     "knowshift study my-study.yaml": "minutes; tests/studies/test_study.py runs studies",
     "knowshift study --preset tiny": "ten minutes; its plan is made by --dry-run",
+    "knowshift study --preset strategies": "an hour; tests/studies/test_values.py has a bench",
     "knowshift study --preset gemma-3": "a cluster and an object store; tests/studies/test_study.py has both, local",
     "knowshift report s3://BUCKET/runs/gemma-3": "an object store; tests/test_remote.py",
     "knowshift study --preset qwen3": "servers; tests/models/server/test_transformers_serve.py has a study with one",
