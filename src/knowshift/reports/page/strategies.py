@@ -93,11 +93,12 @@ def _chosen(table: Table) -> Grid:
         after = number(row["difference_after"], signed, row["low_after"], row["high_after"])
         line += [number(row["p_holm"], p_value), after]
         body.append(line)
-    heads = ["strategy", "rate", "samples", "in-domain", "against sft", "out-of-domain", "against sft", "Holm p, both"]
+    heads = ["strategy", "rate", "n", "in", "against sft", "out", "against sft", "Holm p"]
     caption = (
-        "Each strategy at its best rate: accuracy in % at the rate chosen most often, on all facts; points against "
-        "plain fine-tuning at its best rate and size, both chosen on other facts and draws; last, mean of both domains "
-        "against the best change after training"
+        "Each strategy at its best rate (n training facts): accuracy in %, in-domain and out-of-domain, at the rate "
+        "chosen most often, on all facts; points against plain fine-tuning at its best rate and size, both chosen on "
+        "other facts and draws; Holm’s p of the mean of both domains, and that mean against the best change after "
+        "training"
     )
     return Grid(caption, [*heads, "against after"], body, "dense")
 
@@ -125,14 +126,17 @@ def _all(table: Table) -> Grid:
             Entry(f"{row['size']:,}"),
             *(number(row[name], in_percent) for name in ("in_domain", "out_of_domain", "kept", "lost", "gained")),
             *(number(row[name], in_percent) for name in ("learned", "learned_new")),
-            *(number(row[name], "{:.2f}".format) for name in ("kl_known", "kl_task", "text_loss")),
-            number(row["moved"], "{:.3f}".format),
+            *(number(row[name], "{:.2f}".format) for name in ("kl_known", "text_loss")),
         ]
         for row in table.where()
     ]
-    heads = ["strategy", "rate", "samples", "in", "out", "3 and 4", "lost", "gained", "learned", "of new"]
-    caption = "Every strategy at every rate: accuracy, facts lost, gained and learned in %, KL and text loss in nats"
-    return Grid(caption, [*heads, "KL known", "KL task", "text", "moved"], body, "dense")
+    heads = ["strategy", "rate", "n", "in", "out", "3, 4", "lost", "gained", "learned", "new", "KL", "text"]
+    caption = (
+        "Every strategy at every rate (n training facts): accuracy in-domain, out-of-domain, on test levels 3 and 4; "
+        "facts lost and gained; training facts learned, and of them new ones (levels 0 and 1), in %; KL on known facts "
+        "and the loss of held-out texts, in nats"
+    )
+    return Grid(caption, heads, body, "dense")
 
 
 def _difference(row: Row) -> Entry:
