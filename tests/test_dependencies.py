@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 SOURCE = Path(knowshift.__file__).parent
 #: Needed without an import of ours, with the reason.
-NOT_IMPORTED = {"accelerate": "the Trainer of transformers runs on it"}
+NOT_IMPORTED = {"attrs": "PEFT's CorDA imports it, and does not ask for it"}
 #: For people who work on the project.
 OF_CONTRIBUTORS = {"dev", "docs", "mutants"}
 #: Libraries that take long to load, by the names of their modules.

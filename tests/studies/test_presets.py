@@ -50,7 +50,7 @@ def model_of(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def test_the_presets() -> None:
-    assert presets() == sorted([*WEIGHTS, "tiny", "tiny-full"])
+    assert presets() == sorted([*WEIGHTS, "strategies", "tiny", "tiny-full"])
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -117,12 +117,12 @@ _offline = readiness.snapshot_download
 def test_a_preset_is_planned_without_network_model_and_facts(name: str, tmp_path: Path) -> None:
     plan = knowshift.plan_study(preset=name, output_dir=tmp_path / "run")
     config = load_preset(name)
-    control = min(config.control_draws or config.draws, config.draws)
+    control = min(config.control_draws or config.draws, config.draws) if config.control_rate else 0
     variants = sum(
         (1 if variant.levels == "mixed" else len(variant.levels or config.levels))
         * len(variant.sizes or (config.largest,))
         * (variant.draws or config.draws)
-        for variant in config.variants.values()
+        for variant in (*config.variants.values(), *config.benched.values())
     )
     assert plan.cells["tuned"] == len(config.levels) * (config.draws * len(config.sizes) + control) + variants
     assert plan.cells["restoration"] == len(config.levels) * config.draws * len(config.restored_sizes)
@@ -131,7 +131,7 @@ def test_a_preset_is_planned_without_network_model_and_facts(name: str, tmp_path
     assert plan.estimate.hours > 0
     assert not (tmp_path / "run").exists()
     told = "\n".join(plan.have_ready)
-    if name in ("tiny", "tiny-full"):
+    if name in ("tiny", "tiny-full", "strategies"):
         assert plan.have_ready == ()
         return
     assert f"model: {config.model} is fetched" in told
