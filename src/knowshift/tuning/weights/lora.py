@@ -6,6 +6,7 @@ arXiv 2402.09353. On MLPs alone: of PEFT's own benchmark, the LoRA with the smal
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,8 +155,9 @@ def adapted(
     from peft import get_peft_model
 
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         torch.manual_seed(seed)  # the adapters' random half is made here
+        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name that it renames
         try:
             wrapped = get_peft_model(model, config)
         except ValueError as error:
