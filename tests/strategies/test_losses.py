@@ -42,7 +42,7 @@ def scored(seed: int, *, vocabulary: int = 40, same: bool = False) -> Scored:
     logits = torch.randn(7, vocabulary, generator=rng) * torch.tensor([0.1, 1, 2, 4, 8, 16, 1])[:, None]
     base = logits.clone() if same else torch.randn(7, vocabulary, generator=rng) * 3
     targets = torch.randint(vocabulary, (7,), generator=rng)
-    return Scored(logits.requires_grad_(), targets, lambda: base, lambda: base, 0.5)
+    return Scored(logits.requires_grad_(), targets, lambda: base, lambda: base)
 
 
 def log_softmax(logits: Tensor) -> Array:

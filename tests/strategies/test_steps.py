@@ -120,7 +120,7 @@ def test_an_average_of_the_last_step_alone_is_plain_fine_tuning(knowing: Knowing
 
 def shifts(knowing: Knowing, found: Run, strategy: EarlyStop) -> list[float]:
     """The token shift of the weights after each step, by the measure of evaluations."""
-    training = Training(knowing[0], None, knowing[1].of("train", 0)[:16], 6, 3, None, knowing[1])
+    training = Training(knowing[0], None, knowing[1].of("train", 0)[:16], 3, knowing[1])
     items = watched(training, strategy.count)
     model = replace(knowing[0], model=copy.deepcopy(knowing[0].model), name="then")
     values = []

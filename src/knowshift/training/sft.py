@@ -120,7 +120,6 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             targets=labels[scored],
             base=partial(_base_logits, self.base, given, scored),
             shown=partial(_shown_logits, self.base, inputs),
-            done=self.state.global_step / self.state.max_steps,
         )
         total = self.strategy.losses(seen).sum()
         return total / (seen.targets.numel() if num_items_in_batch is None else num_items_in_batch)
@@ -220,7 +219,7 @@ def finetune(
         tempfile.TemporaryDirectory(prefix="knowshift-sft-") as scratch,
     ):
         guard = TrainingGuard(trained, loaded.name, weight_decay=recipe.weight_decay)
-        training = Training(loaded, trained, facts, recipe.steps(len(examples)), seed, base, known)
+        training = Training(loaded, trained, facts, seed, known)
         trainer = _Trainer(
             model=trained,
             processing_class=copy.deepcopy(loaded.tokenizer),  # it is given a pad token

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     #: The base model's weights by the names of its parameters: in memory, or read from its files.
     Weights = Mapping[str, torch.Tensor] | TensorReader
 
+#: Mastery levels of facts that the base knows well.
+KNOWN_LEVELS = (3, 4)
+
 Kind = Literal["weights", "data", "loss", "step", "after"]
 
 
@@ -77,7 +80,6 @@ class Scored:
     base: Callable[[], Tensor]  # the base model's logits at the same tokens, float32 [N, V], without gradients
     #: As ``base``, where each example stands answered before it is asked (:mod:`knowshift.training.shown`).
     shown: Callable[[], Tensor]
-    done: float  # share of the steps that are done, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,7 @@ class Training:
     loaded: LoadedModel  # whose model is trained
     trained: Any  # the model with its adapters, where there are some
     members: Sequence[Fact]
-    steps: int
     seed: int
-    base: LoadedModel | None  # the base model; only where the strategy needs it
     known: KnownFacts | None = None  # facts with the base's mastery of them; None where the caller has none
 
 
@@ -106,7 +106,7 @@ class Strategy:
     kind: ClassVar[Kind] = "weights"
     #: Whether the base model must be in memory beside the one that is trained.
     needs_base: ClassVar[bool] = False
-    #: Whether it needs training facts that the base knows, of levels 3 and 4.
+    #: Whether it needs training facts of :data:`KNOWN_LEVELS`.
     needs_known: ClassVar[bool] = False
     #: A rate to begin with, in rates of plain fine-tuning: adapters need larger ones.
     rate: ClassVar[float] = 1.0
