@@ -5,9 +5,8 @@ behind them columns, whose products the processes add up (Shoeybi et al. 2019, M
 output head are whole in each. A process holds as many attention heads, and their part of the cache, as it has rows for;
 so heads must be divided evenly. Slices are plain parameters that are read from the model's files, each process its own.
 
-transformers divides models by itself (``DistributedConfig``). That is not used: what it calls and holds slices by has
-changed three times between the releases that are supported here (5.16 to 5.23), while the plans have not; and files are
-read here by stretches, as restoring needs it.
+transformers divides models by itself. That is not used: 5.23 announces the end of the argument ``tp_plan`` that the
+releases supported here (from 5.16) have, and files are read here by stretches, as restoring needs it.
 
 All processes compute the same logits but for the rounding of what each computes whole; those of the first are taken by
 all, so that all choose the same next tokens.

@@ -25,7 +25,7 @@ class Kl(Strategy):
     name: ClassVar[str] = "kl"
     about: ClassVar[str] = "KL to the base model's next-token distribution added to the loss"
     source: ClassVar[str] = "Stiennon et al. 2020, arXiv 2009.01325; Shenfeld et al. 2025, arXiv 2509.04259"
-    cost: ClassVar[str] = "a forward pass of the base model: 4/3 of the time; its weights in memory"
+    cost: ClassVar[str] = "a forward pass of the base model at each step; its weights in memory"
     kind: ClassVar[Kind] = "loss"
     needs_base: ClassVar[bool] = True
     weight: float = setting(0.1, "of the KL in the loss", unit="nats / nats", least=0)
