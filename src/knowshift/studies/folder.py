@@ -23,6 +23,7 @@ from knowshift.remote import RemoteRun
 from knowshift.studies.config import MIXED, StudyConfig, VariantConfig
 from knowshift.studies.plan import PACKAGES, Plan
 from knowshift.training.draws import level_counts
+from knowshift.training.strategy import KNOWN_LEVELS
 from knowshift.version import __version__
 
 #: Fields that may still be changed in a folder where nothing but mastery has been measured: above all the sizes, where
@@ -139,7 +140,11 @@ def check_known(name: str, variant: VariantConfig, counts: Sequence[int]) -> Non
     """
     from knowshift.tuning.registry import STRATEGIES
 
-    if variant.strategy is not None and STRATEGIES[variant.strategy].needs_known and not counts[3] + counts[4]:
+    if (
+        variant.strategy is not None
+        and STRATEGIES[variant.strategy].needs_known
+        and not sum(counts[level] for level in KNOWN_LEVELS)
+    ):
         raise InputError(
             f"{name}: strategy {variant.strategy!r} needs training facts that the base model knows; expected some of "
             f"levels 3 and 4, found levels 0..4 with {list(counts)}"

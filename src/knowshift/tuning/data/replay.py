@@ -7,10 +7,7 @@ from typing import ClassVar
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
-from knowshift.training.strategy import Draw, Kind, Strategy, setting
-
-#: Mastery levels of facts that the base knows.
-KNOWN_LEVELS = (3, 4)
+from knowshift.training.strategy import KNOWN_LEVELS, Draw, Kind, Strategy, setting
 
 
 @dataclass(frozen=True)

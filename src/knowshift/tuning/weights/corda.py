@@ -12,7 +12,7 @@ import numpy as np
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.known_facts import KnownFacts
-from knowshift.training.strategy import setting
+from knowshift.training.strategy import KNOWN_LEVELS, setting
 from knowshift.tuning.weights.intact import intact
 from knowshift.tuning.weights.lora import Lora, adapted, linear_layers
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from knowshift.models.loading import LoadedModel
 
-#: Mastery levels of the facts that are to be kept.
-LEVELS = (3, 4)
 #: What PEFT leaves on the layers that it looked at.
 _LEFT = ("corda_method", "rank", "sample_count", "covariance_matrix", "eigens")
 
@@ -52,7 +50,7 @@ class Corda(Lora):
         Raises:
             InputError: the mastery record has none, or there is no record.
         """
-        pool = [] if known is None else [fact for level in LEVELS for fact in known.of("train", level)]
+        pool = [] if known is None else [fact for level in KNOWN_LEVELS for fact in known.of("train", level)]
         if not pool:
             raise InputError(
                 f"{self.name}: the mastery record has no training facts of levels 3 and 4, which are to be kept; "
