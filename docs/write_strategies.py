@@ -44,6 +44,7 @@ a [variant](study.md#the-config) has `strategy` and `settings`.
 """
 
 KINDS = {
+    "recipe": ("The default recipe", "What won the bench, below."),
     "weights": ("Which weights are trained", "Adapters, and models of which a part stays as it is."),
     "data": ("Which facts are trained on", "As many examples as plain fine-tuning has."),
     "loss": ("Which loss", "Of each token of the answer."),

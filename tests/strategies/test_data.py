@@ -22,6 +22,7 @@ from knowshift.training.one_row import IGNORED
 from knowshift.training.sft import TrainingRecipe, encode_examples, examples_of, finetune
 from knowshift.training.strategy import Draw, Scored
 from knowshift.tuning.data.forms import Forms
+from knowshift.tuning.data.known import Known
 from knowshift.tuning.data.known_last import KnownLast
 from knowshift.tuning.data.replay import Replay
 
@@ -79,6 +80,32 @@ def test_known_facts_are_of_both_levels_in_turn_and_balanced_over_relations() ->
     assert Replay(share=0.0).facts(Draw(known, level=0, size=40, draw=2, seed=1)) == plain
     other = Replay(share=0.5).facts(Draw(known, level=0, size=40, draw=3, seed=1))
     assert {fact.id for fact in other} != {fact.id for fact in found}
+
+
+@given(counts=st.lists(st.integers(0, 30), min_size=5, max_size=5), draw=st.integers(0, 3), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_best_known_facts_are_taken_first(counts: list[int], draw: int, data: st.DataObject) -> None:
+    known, size = mastered(counts), data.draw(st.integers(1, 160))
+    asked = [Draw(known, level=level, size=size, draw=draw, seed=1) for level in (None, 2)]
+    if size > sum(counts):
+        with pytest.raises(InputError, match=f"{size} training facts asked, {sum(counts)} available"):
+            Known().facts(asked[0])
+        return
+    found = Known().facts(asked[0])
+    assert found == Known().facts(asked[1])  # also where the level has too few of its own
+    assert len(found) == len({fact.id for fact in found}) == size
+    taken = Counter(known.levels[fact.id] for fact in found)
+    well = min(size, counts[3] + counts[4])
+    assert taken[3] + taken[4] == well
+    assert abs(taken[3] - taken[4]) <= 1 or counts[3] == taken[3] or counts[4] == taken[4]
+    rest = size - well
+    for level in (2, 1, 0):
+        assert taken[level] == min(rest, counts[level])
+        rest -= taken[level]
+    fewer = Known().facts(replace(asked[0], size=max(1, size // 2)))
+    assert found[: len(fewer)] == fewer
+    own = [fact for fact in found if known.levels[fact.id] == 4]
+    assert not own or own == Draw(known, level=4, size=len(own), draw=draw, seed=1).members
 
 
 def test_facts_before_the_known_ones_are_shuffled_by_the_seed() -> None:

@@ -1,4 +1,4 @@
-"""Fine-tuning on facts of one mastery level."""
+"""Fine-tuning on facts of one mastery level, or of all."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def finetune(
     facts: FactsLike,
     mastery: MasteryLike,
     *,
-    level: int,
+    level: int | None = None,
     output_dir: str | Path | None = None,
     size: int | None = None,
     strategy: str = "sft",
@@ -61,14 +61,15 @@ def finetune(
     dtype: str = "float32",
     progress: bool | None = None,
 ) -> FineTuned:
-    """Fine-tune on facts of one mastery level, balanced over relations, as the paper does (2.2).
+    """Fine-tune on facts of one mastery level, or of all, balanced over relations, as the paper does (2.2).
 
     A loaded model stays as it is: a copy is trained.
 
     Args:
-        mastery: the model's mastery record; training facts of ``level`` are drawn from it.
+        mastery: the model's mastery record; training facts are drawn from it.
+        level: of the training facts; of all levels in turn where not given. Some strategies choose their own.
         output_dir: new folder for the tuned checkpoint.
-        size: number of training facts; all of the level where not given.
+        size: number of training facts; all there are where not given.
         strategy: one of :func:`strategies`; "sft" is full-parameter supervised fine-tuning.
         settings: of the strategy, by name or as texts ("weight=0.5"); its defaults where not given.
         reference: the model that a strategy compares with at every step; where not given, ``model`` before training.
@@ -84,7 +85,8 @@ def finetune(
         check_trainable(str(model), dtype)  # before torch and TRL are imported
     if not 0 < learning_rate < float("inf"):
         raise InputError(f"learning rate {learning_rate} (--learning-rate): expected a positive number")
-    check_whole("level", level, 0, 5)
+    if level is not None:
+        check_whole("level", level, 0, 5)
     check_whole("draw", draw)
     check_whole("seed", seed)
     for name, value in (("size", size), ("batch size", batch_size), ("epochs", epochs)):

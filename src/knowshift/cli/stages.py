@@ -61,9 +61,12 @@ def finetune(
     model: ModelArgument,
     facts: FactsOption,
     mastery: MasteryOption,
-    level: Annotated[int, typer.Option(min=0, max=4, help="Mastery level of the training facts.")],
     output_dir: Annotated[Path, PathOption(help="New folder for the tuned checkpoint.")],
-    size: Annotated[int | None, typer.Option(min=1, help="Training facts; all of the level where not given.")] = None,
+    level: Annotated[
+        int | None,
+        typer.Option(min=0, max=4, help="Mastery level of the training facts; all levels in turn if not given."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=1, help="Training facts; all there are if not given.")] = None,
     strategy: Annotated[
         str, typer.Option(help="sft: full-parameter supervised fine-tuning; `help` lists all strategies.")
     ] = "sft",
@@ -89,7 +92,7 @@ def finetune(
     dtype: DtypeOption = "float32",
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune on facts of one mastery level, balanced over relations, as the paper does."""
+    """Fine-tune on facts of one mastery level, or of all, balanced over relations, as the paper does."""
     import knowshift
 
     done = knowshift.finetune(

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 #: Mastery levels of facts that the base knows well.
 KNOWN_LEVELS = (3, 4)
 
-Kind = Literal["weights", "data", "loss", "step", "after"]
+Kind = Literal["recipe", "weights", "data", "loss", "step", "after"]
 
 
 def setting(default: Any, about: str, *, unit: str = "", least: float | None = None, most: float | None = None) -> Any:

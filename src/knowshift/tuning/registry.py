@@ -21,6 +21,7 @@ from knowshift.tuning.after.restored import (
     Ties,
 )
 from knowshift.tuning.data.forms import Forms
+from knowshift.tuning.data.known import Known
 from knowshift.tuning.data.known_last import KnownLast
 from knowshift.tuning.data.mixed import Mixed
 from knowshift.tuning.data.replay import Replay
@@ -30,6 +31,7 @@ from knowshift.tuning.loss.eaft import Eaft
 from knowshift.tuning.loss.kl import Kl, KlTen
 from knowshift.tuning.loss.self_distillation import SelfDistillation
 from knowshift.tuning.loss.stm import Stm
+from knowshift.tuning.recipe.best import Best
 from knowshift.tuning.step.average import Bema, Ema
 from knowshift.tuning.step.early_stop import EarlyStop
 from knowshift.tuning.step.mofo import Mofo
@@ -46,9 +48,10 @@ from knowshift.tuning.weights.shira import Shira
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
     for kind in (
+        Best,
         *(Strategy, Lora, RsLora, Dora),
         *(LoraMlp, Osf, Corda, Shira, FrozenMlps, FrozenLayers, Hft),
-        *(Mixed, Replay, KnownLast, Forms),
+        *(Mixed, Known, Replay, KnownLast, Forms),
         *(Kl, KlTen, Dft, Asft, Eaft, Stm, SelfDistillation),
         *(Mofo, Ema, Bema, EarlyStop, RestoreSteps, Proximal),
         *(Restored, Random),
