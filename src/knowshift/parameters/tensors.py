@@ -8,7 +8,6 @@ come back in order: they do not depend on the size of a piece or the number of t
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from knowshift.system.threads import single_threaded
 from knowshift.system.workers import cores
 
 Array: TypeAlias = NDArray[Any]
@@ -108,11 +108,7 @@ def workers(threads: int | None = None) -> Iterator[Runner]:
     ``threads`` is by default one for each core.
     """
     number = threads or cores()
-    torch = sys.modules.get("torch")  # where it is loaded, OpenMP's idle threads would spin and take the workers' cores
-    before = torch.get_num_threads() if torch else 1
     pool = ThreadPoolExecutor(number) if number > 1 else None
-    if torch:
-        torch.set_num_threads(1)
 
     def run(function: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         if pool is None:
@@ -134,10 +130,9 @@ def workers(threads: int | None = None) -> Iterator[Runner]:
                 if not future.cancelled():
                     future.exception()
 
-    try:
-        yield run
-    finally:
-        if pool is not None:
-            pool.shutdown(cancel_futures=True)
-        if torch:
-            torch.set_num_threads(before)
+    with single_threaded():
+        try:
+            yield run
+        finally:
+            if pool is not None:
+                pool.shutdown(cancel_futures=True)

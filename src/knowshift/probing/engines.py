@@ -13,6 +13,7 @@ from knowshift.models.finding import ModelFiles, find_model
 from knowshift.models.loading import LoadedModel, load_found, load_model, prepared, torch_device
 from knowshift.models.sampling.session import CACHE_BYTES
 from knowshift.probing.measure import Engine
+from knowshift.system.threads import set_threads
 from knowshift.system.workers import cores
 
 #: Models of fewer bytes of weights are loaded once a core.
@@ -65,7 +66,7 @@ class EngineSpec:
 
             return SeveralServers((self.name, *self.servers)) if self.servers else CompletionsServer(self.name)
         if self.threads is not None:
-            torch.set_num_threads(self.threads)
+            set_threads(self.threads)
         device = self.devices[worker % len(self.devices)]
         if self.found is not None:
             return load_found(self.found, dtype=self.dtype, device=device)

@@ -16,7 +16,6 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from knowshift.evaluation import evaluate
@@ -42,6 +41,7 @@ from knowshift.studies.readiness import check_texts, find_base, held_out_texts, 
 from knowshift.system import group
 from knowshift.system.allocator import give_back, steady_heap
 from knowshift.system.group import ProcessGroup
+from knowshift.system.threads import set_threads
 from knowshift.tasks.measured import Measured, Task
 from knowshift.tasks.other import columns_of
 from knowshift.token_shift import BaseLogits, ShiftItems, items_of, token_shift
@@ -58,7 +58,7 @@ class Worker:
 
     def __init__(self, place: Path | str, config: StudyConfig, found: ModelFiles | None = None) -> None:
         steady_heap()
-        torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         self.place, self.config, self.found = place, config, found
         self.remote = RemoteRun(place) if isinstance(place, str) else None
         self.run = place if isinstance(place, Path) else RemoteRun(place).local
