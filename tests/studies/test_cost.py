@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,9 +13,10 @@ from hypothesis import strategies as st
 from knowshift.errors import InputError
 from knowshift.studies.config import StudyConfig, load_preset
 from knowshift.studies.cost import CostModel
-from knowshift.studies.memory import GPU_BYTES, check_memory, memory_of, training_bytes
+from knowshift.studies.memory import GPU_BYTES, check_held, check_memory, memory_of, training_bytes
 from knowshift.studies.plan import outline
 from knowshift.studies.shape import Shape, known_models
+from knowshift.tuning.registry import STRATEGIES
 
 TINY = Shape(4, 160, 448, 5, 5, 32, 4096, gated=True, tied=True)
 
@@ -170,6 +172,52 @@ def test_models_are_held_in_turns_where_both_do_not_fit(
     assert ("does not hold the model" in said) == (own > GPU_BYTES)
     if own <= GPU_BYTES and memory.training > GPU_BYTES:
         assert f"--set training.shards={memory.gpus}" in said
+
+
+def of_strategies(names: Sequence[str], **changes: Any) -> StudyConfig:
+    return load_preset("tiny", {"bench.strategies": {name: {} for name in names}, "bench.rates": [1.0], **changes})
+
+
+@given(
+    st.lists(st.sampled_from(sorted(STRATEGIES)), unique=True, max_size=5),
+    st.sampled_from(["cpu", "cuda"]),
+    st.sampled_from(["float32", "bfloat16"]),
+)
+@settings(max_examples=25, deadline=None)
+def test_a_worker_has_room_for_the_strategy_that_holds_most(names: list[str], device: str, dtype: str) -> None:
+    weights, width = TINY.weights, 4 if dtype == "float32" else 2
+    changes = {"device": device, "dtype": dtype}
+    memory = memory_of(of_strategies(names, **changes), weights, TINY, room=10**12)
+    plain = memory_of(of_strategies([], **changes), weights, TINY, room=10**12)
+    held = {name: STRATEGIES[name].held.bytes_of(weights, width, on_cpu=device == "cpu") for name in names}
+    assert memory.training - plain.training == max(0, *held.values(), 0)
+    assert plain.strategy is None
+    if memory.strategy is None:
+        assert all(told <= 0 for told in held.values())
+    else:
+        assert held[memory.strategy] == max(held.values()) > 0
+
+
+def test_copies_of_a_strategy_by_hand() -> None:
+    """EMA's average is in float32 beside bfloat16 weights; what restore-steps goes back to is not on a GPU."""
+    changes = {"device": "cuda", "dtype": "bfloat16", "variants": {}}
+    plain = memory_of(of_strategies([], **changes), 1_000_000, TINY).training
+    assert memory_of(of_strategies(["ema", "lora"], **changes), 1_000_000, TINY).training == plain + 4_000_000
+    assert memory_of(of_strategies(["proximal"], **changes), 1_000_000, TINY).training == plain + 2_000_000
+    assert memory_of(of_strategies(["restore-steps"], **changes), 1_000_000, TINY).training == plain
+
+
+def test_a_gpu_that_holds_plain_fine_tuning_alone_is_refused_for_a_strategy() -> None:
+    config = of_strategies(["ema", "bema"], device="cuda")
+    memory = memory_of(config, TINY.weights, TINY, room=0)
+    assert (memory.strategy, memory.way) == ("bema", "in turns")
+    check_held(config, memory, memory.training)
+    with pytest.raises(InputError, match=r"in float32 by strategy 'bema' takes about 0\.\d GB, 0\.0 GB are free"):
+        check_held(config, memory, 10**7)
+    large = memory_of(config, 5 * 10**9, None)
+    assert large.on_gpus == "one does not hold a training by 'bema' (120 GB)"
+    plain = memory_of(of_strategies([], device="cuda"), TINY.weights, TINY, room=0)
+    check_held(config, plain, 0)  # is refused elsewhere, as plain fine-tuning is
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def finetune(
     from knowshift.models.saving import save_model
     from knowshift.parameters.loaded import copy_of
     from knowshift.training import sft
-    from knowshift.tuning.run import reference_of, tune
+    from knowshift.tuning.run import check_room, reference_of, tune
 
     loaded = load_model(model, revision=revision, dtype=dtype, device=device, base=base, base_revision=base_revision)
     check_trainable(loaded.name, loaded.dtype)  # of "auto", and of a loaded model
@@ -123,6 +123,7 @@ def finetune(
         report_to=report_to,
     )
     asked = None if reference is None else load_model(reference, dtype=dtype, device=device)
+    check_room(loaded, chosen, asked)
     compared = reference_of(loaded, chosen, asked)
     before = copy_of(loaded.model) if chosen.kind == "after" else {}
     with bar("fine-tuning", recipe.steps(len(members)), "step", progress) as advance:

@@ -109,6 +109,7 @@ def _costs(plan: StudyPlan) -> list[str]:
         f"  time: {time}" + (f" ({', '.join(shares)})" if shares else ""),
         f"  disk: {estimate.disk / 1e9:,.2f} GB in the run folder",
         f"  memory of one worker: {memory.training / 1e9:,.1f} GB to train"
+        + (f" by {memory.strategy}" if memory.strategy is not None else "")
         + (f" on each of {memory.shards} devices" if memory.shards > 1 else "")
         + f", up to {memory.mastery / 1e9:,.1f} GB to probe",
         f"  models: {memory.held}",

@@ -24,6 +24,7 @@ from knowshift.studies.config import StudyConfig
 from knowshift.studies.shape import Shape
 from knowshift.system.allocator import free_bytes
 from knowshift.system.workers import cores
+from knowshift.tuning.registry import STRATEGIES
 
 Way = Literal["both", "in turns"]
 
@@ -41,13 +42,16 @@ class Memory:
     """Bytes that one worker needs on its device, or on each of its devices, in the way that fits."""
 
     mastery: int  # weights and, at most, keys and values; with less memory it takes longer
-    training: int  # tuned weights, gradients, two moments of Adam, activations; the base where both stay
+    training: (
+        int  # tuned weights, gradients, two moments of Adam, activations, what a strategy holds; a base that stays
+    )
     weights: int  # of one model, or of its part: all that is there while it is asked
     way: Way
     shards: int  # devices of a worker
     gpus: int  # of 80 GB, among which a training can be divided
     devices: int = 1  # among which a model is divided while it is asked
     asked_by: int | None = None  # GPUs of 80 GB among which it can be; None where no number is known to do
+    strategy: str | None = None  # that holds most beside plain fine-tuning; None where none holds more
 
     @property
     def held(self) -> str:
@@ -66,6 +70,8 @@ class Memory:
             return f"one does not hold {part} while it is asked ({self.weights / 1e9:,.0f} GB){enough}"
         if self.training <= GPU_BYTES:
             return "one holds a worker" if self.shards == 1 else f"{self.shards} hold a worker"
+        if self.strategy is not None:
+            return f"one does not hold a training by {self.strategy!r} ({self.training / 1e9:,.0f} GB)"
         few = "one does not hold a training" if self.shards == 1 else f"{self.shards} do not hold a training"
         if self.devices > 1:
             return f"{few} ({self.training / 1e9:,.0f} GB each), and no larger number of devices is offered"
@@ -82,7 +88,8 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     room = planned_room(config) if room is None else room
     shards = config.shards
     own = held_bytes(config, weights, shape, config.devices)
-    training, way = training_bytes(config, weights, shape, shards), "in turns"
+    strategy, more = most_held(config, weights)
+    training, way = training_bytes(config, weights, shape, shards) + more, "in turns"
     if shards == 1 and training + own <= room:
         training, way = training + own, "both"
     numbers = range(1, _MOST_SHARDS)
@@ -97,6 +104,7 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
         gpus,
         config.devices,
         fitting[0] if fitting else None,
+        strategy,
     )
 
 
@@ -136,6 +144,20 @@ def training_bytes(config: StudyConfig, weights: int, shape: Shape | None, shard
     return states + activations + 3 * 4 * tokens * shape.vocabulary
 
 
+def most_held(config: StudyConfig, weights: int) -> tuple[str | None, int]:
+    """The strategy of a study that holds most beside plain fine-tuning, and its bytes; (None, 0) where none does.
+
+    The grid is trained plainly, so one that holds less changes nothing.
+    """
+    found: dict[str, int] = {}
+    for variant in {**config.variants, **config.benched}.values():
+        if variant.strategy is not None:
+            held = STRATEGIES[variant.strategy].held
+            found[variant.strategy] = held.bytes_of(weights, BYTES[config.dtype], on_cpu=on_cpu(config))
+    most = max(found, key=lambda name: found[name], default=None)
+    return (most, found[most]) if most is not None and found[most] > 0 else (None, 0)
+
+
 def planned_room(config: StudyConfig) -> int:
     """Bytes that a plan gives to a worker: a GPU of 80 GB, or its share of this machine's memory by its threads."""
     if not on_cpu(config):
@@ -170,7 +192,8 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memo
         more = [n for n in divisors(shape) if n > shards]
         numbers = range(shards + 1, _MOST_SHARDS) if config.devices == 1 else more
         enough = next((n for n in numbers if training_bytes(config, weights, shape, n) <= room), None)
-        check_memory(config, memory.training, room, enough)
+        check_memory(config, training_bytes(config, weights, shape, shards), room, enough)
+        check_held(config, memory, room)
         enough = next((n for n in more if held_bytes(config, weights, shape, n) <= room), None)
         check_memory(config, memory.weights, room, enough, doing="asking")
     _check_base(config, memory)
@@ -179,8 +202,6 @@ def check_device(config: StudyConfig, weights: int, shape: Shape | None) -> Memo
 
 def _check_base(config: StudyConfig, memory: Memory) -> None:
     """Refuse strategies that ask the base model at every step, where it does not stay in memory."""
-    from knowshift.tuning.registry import STRATEGIES
-
     if memory.way == "both":
         return
     for name, variant in {**config.variants, **config.benched}.items():
@@ -190,6 +211,20 @@ def _check_base(config: StudyConfig, memory: Memory) -> None:
                 f"is no room for it beside a training of {memory.training / 1e9:.1f} GB; expected a device with more "
                 "memory, or a strategy that does without"
             )
+
+
+def check_held(config: StudyConfig, memory: Memory, free: int) -> None:
+    """Refuse a device that holds plain fine-tuning, but not what a strategy holds beside it.
+
+    Raises:
+        InputError: names the strategy and says both numbers.
+    """
+    if memory.strategy is not None and memory.training > free:
+        raise InputError(
+            f"{config.device}: training {config.model} in {config.dtype} by strategy {memory.strategy!r} takes about "
+            f"{memory.training / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; expected a study without it, a smaller "
+            "model or a device with more memory"
+        )
 
 
 def _field(config: StudyConfig, doing: str = "training") -> str:

@@ -94,6 +94,24 @@ class Training:
 
 
 @dataclass(frozen=True)
+class Held:
+    """What a training holds at its peak beside plain fine-tuning and, where it is needed, the base; all near enough.
+
+    In copies of all weights. Plain fine-tuning has four, in the weights' dtype: weights, gradients and the two moments
+    of Adam. Measured by ``benchmarks/strategies.py`` on a Llama (docs/strategies.md).
+    """
+
+    there: float = 0.0  # where the model is, in the weights' dtype; below 0: fewer gradients and moments
+    float32: float = 0.0  # where the model is, in float32 whatever the weights' dtype
+    on_cpu: float = 0.0  # in the processor's memory, in the weights' dtype
+
+    def bytes_of(self, weights: int, width: int, *, on_cpu: bool) -> int:
+        """Bytes on the device of a model of so many weights of ``width`` bytes; ``on_cpu``: it is the processor."""
+        copies = self.there + (self.on_cpu if on_cpu else 0.0)
+        return round(weights * (copies * width + self.float32 * 4))
+
+
+@dataclass(frozen=True)
 class Strategy:
     """Plain supervised fine-tuning (paper 2.2); see the module. Subclasses are frozen dataclasses of their settings."""
 
@@ -103,6 +121,8 @@ class Strategy:
     about: ClassVar[str] = "all weights, the loss on the answer"
     source: ClassVar[str] = "the paper, 2.2; TRL's SFTTrainer"
     cost: ClassVar[str] = "none"
+    #: What it holds in memory beside plain fine-tuning, with the defaults of its settings.
+    held: ClassVar[Held] = Held()
     kind: ClassVar[Kind] = "weights"
     #: Whether the base model must be in memory beside the one that is trained.
     needs_base: ClassVar[bool] = False

@@ -23,8 +23,7 @@ def reference_of(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | N
     """The model that the strategy asks at every step: ``given``, or a copy of ``loaded``; None where it asks none.
 
     Raises:
-        InputError: a model is given that the strategy does not ask, or one of another vocabulary; or the device has no
-            room for a copy beside gradients and Adam's moments.
+        InputError: a model is given that the strategy does not ask, or one of another vocabulary.
     """
     if not strategy.needs_base:
         if given is not None:
@@ -37,14 +36,31 @@ def reference_of(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | N
                 f"and {loaded.name} one of {rows_of(loaded):,}; expected the same tokens and as many rows"
             )
         return given
-    needed, free = 4 * loaded.weight_bytes, free_bytes(loaded.model.device)
+    return replace(loaded, model=copy.deepcopy(loaded.model))
+
+
+def check_room(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | None = None) -> None:
+    """Refuse a device that is too small for a training of ``loaded``, which lies on it, without its activations.
+
+    ``given`` is as in :func:`reference_of`: a model that lies there too.
+
+    Raises:
+        InputError: says both numbers.
+    """
+    bytes_of, device = loaded.weight_bytes, loaded.model.device
+    on_cpu = device.type == "cpu"
+    weights = sum(parameter.numel() for parameter in loaded.model.parameters())
+    needed = 3 * bytes_of + strategy.held.bytes_of(weights, bytes_of // weights, on_cpu=on_cpu)
+    what = "gradients and moments"
+    if (strategy.needs_base and given is None) or (strategy.kind == "after" and on_cpu):
+        needed, what = needed + bytes_of, f"{what}, a copy of the base"
+    free = free_bytes(device)
     if needed > free:
         raise InputError(
-            f"strategy {strategy.name!r} asks the base model at every step: a copy of it, gradients and moments take "
-            f"{needed / 1e9:,.1f} GB, and {loaded.model.device} has {free / 1e9:,.1f} GB free; expected more memory, "
-            "or a strategy that does without"
+            f"strategy {strategy.name!r}: {what} and what else it holds beside the model take {needed / 1e9:,.1f} GB, "
+            f"and {device} has {free / 1e9:,.1f} GB free; expected more memory, or a strategy that holds less, such as "
+            "lora"
         )
-    return replace(loaded, model=copy.deepcopy(loaded.model))
 
 
 def tune(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
-from knowshift.training.strategy import Kind, Strategy, Training, setting
+from knowshift.training.strategy import Held, Kind, Strategy, Training, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +26,7 @@ class Ema(Strategy):
     about: ClassVar[str] = "a moving average of the weights after each step is what is left"
     source: ClassVar[str] = "Block and Zhang 2025, arXiv 2508.00180"
     cost: ClassVar[str] = "a copy of the trained weights in float32"
+    held: ClassVar[Held] = Held(float32=1.0)
     kind: ClassVar[Kind] = "step"
     lag: float = setting(10.0, "added to the number of the step in the average's weights", unit="steps", least=1)
     power: float = setting(0.5, "how fast the weight of a new step falls; 0: the last step alone", least=0)
@@ -47,6 +48,7 @@ class Bema(Ema):
     about: ClassVar[str] = "a moving average of the weights, corrected for its lag, is what is left"
     source: ClassVar[str] = "Block and Zhang 2025, arXiv 2508.00180; as TRL's BEMACallback"
     cost: ClassVar[str] = "two copies of the trained weights in float32"
+    held: ClassVar[Held] = Held(float32=2.0)
     bias: float = setting(0.2, "how fast the correction falls; 0: all of the change is added", least=0)
 
     def lagging(self, step: int) -> float:

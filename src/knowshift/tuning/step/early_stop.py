@@ -18,7 +18,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import tuning_prompt
 from knowshift.probing.budget.plan import balanced_sample
 from knowshift.token_shift import BaseLogits, ShiftItems, best_prompts, leading, select_items, shared_ids, shift_from
-from knowshift.training.strategy import Kind, Strategy, Training, setting
+from knowshift.training.strategy import Held, Kind, Strategy, Training, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,6 +39,7 @@ class EarlyStop(Strategy):
     needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "ours, by the measure of the paper, 4.1"
     cost: ClassVar[str] = "a copy of the trained weights; a forward pass of the watched facts at each look"
+    held: ClassVar[Held] = Held(there=1.0)
     kind: ClassVar[Kind] = "step"
     every: int = setting(5, "steps between two looks; one more at the last step", unit="steps", least=1)
     patience: int = setting(3, "looks without a smaller KL after which the training stops", unit="looks", least=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
-from knowshift.training.strategy import Kind, Strategy, Training, setting
+from knowshift.training.strategy import Held, Kind, Strategy, Training, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ class Mofo(Strategy):
     about: ClassVar[str] = "each step moves only the weights of largest momentum"
     source: ClassVar[str] = "Chen et al. 2024, arXiv 2407.20999"
     cost: ClassVar[str] = "a copy of the weights, and a selection in each tensor at each step"
+    held: ClassVar[Held] = Held(there=1.0)
     kind: ClassVar[Kind] = "step"
     share: float = setting(0.15, "of each tensor that a step moves", least=0, most=1)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from transformers import TrainerCallback
 
-from knowshift.training.strategy import Kind, Strategy, Training, setting
+from knowshift.training.strategy import Held, Kind, Strategy, Training, setting
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Proximal(Strategy):
     about: ClassVar[str] = "after each step the change of every weight shrinks"
     source: ClassVar[str] = "L2-SP, L1-SP: Li et al. 2018, arXiv 1802.01483; decoupled as in arXiv 1711.05101"
     cost: ClassVar[str] = "a copy of the trained weights"
+    held: ClassVar[Held] = Held(there=1.0)
     kind: ClassVar[Kind] = "step"
     share: float = setting(0.01, "of the change that a step at the peak learning rate takes back", least=0, most=1)
     threshold: float = setting(0.0, "what a step takes off the size of every change", unit="learning rates", least=0)

@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from knowshift.parameters.loaded import copy_of
 from knowshift.parameters.restore import RestorationSweep
-from knowshift.training.strategy import Kind, Strategy, Training, setting
+from knowshift.training.strategy import Held, Kind, Strategy, Training, setting
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class RestoreSteps(Strategy):
     about: ClassVar[str] = "every n steps the most changed weights return to the base's"
     source: ClassVar[str] = "ours, by the restoration of the paper, 4.3"
     cost: ClassVar[str] = "a copy of the weights, a second one while some return, and a pass over them each time"
+    held: ClassVar[Held] = Held(on_cpu=1.3)
     kind: ClassVar[Kind] = "step"
     every: int = setting(10, "steps after which weights return", unit="steps", least=1)
     fraction: float = setting(0.2, "of the weights of the transformer's layers", least=0, most=1)

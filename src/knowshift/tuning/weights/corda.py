@@ -12,7 +12,7 @@ import numpy as np
 from knowshift.errors import InputError, border
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.known_facts import KnownFacts
-from knowshift.training.strategy import KNOWN_LEVELS, setting
+from knowshift.training.strategy import KNOWN_LEVELS, Held, setting
 from knowshift.tuning.weights.intact import intact
 from knowshift.tuning.weights.lora import Lora, adapted, linear_layers
 
@@ -41,6 +41,7 @@ class Corda(Lora):
     needs_known: ClassVar[bool] = True
     source: ClassVar[str] = "Yang et al. 2024, arXiv 2406.05223; PEFT"
     cost: ClassVar[str] = "a pass over known facts and singular values of all matrices at the start; a copy of them"
+    held: ClassVar[Held] = Held(there=-0.8, on_cpu=1.0)  # while it begins; then as LoRA
     alpha: float = setting(8.0, "the update is scaled by alpha / rank", least=0)
     texts: int = setting(256, "known facts whose texts are looked at; all where there are fewer", least=1)
 

@@ -17,7 +17,7 @@ from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import Scope
-from knowshift.training.strategy import Strategy, setting
+from knowshift.training.strategy import Held, Strategy, setting
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -34,6 +34,7 @@ class Lora(Strategy):
     about: ClassVar[str] = "low-rank adapters on all linear layers, merged after training"
     source: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685; PEFT"
     cost: ClassVar[str] = "less memory: no gradients and moments of the weights"
+    held: ClassVar[Held] = Held(there=-2.7)
     rate: ClassVar[float] = 10.0
     rank: int = setting(8, "rank of the adapters", least=1)
     alpha: float = setting(16.0, "the update is scaled by alpha / rank", least=0)
@@ -74,6 +75,7 @@ class LoraMlp(Lora):
     name: ClassVar[str] = "lora-mlp"
     about: ClassVar[str] = "LoRA on the MLPs alone"
     source: ClassVar[str] = "Hu et al. 2022, arXiv 2106.09685; PEFT, whose benchmark has it"
+    held: ClassVar[Held] = Held(there=-2.9)
 
     def targets(self, model: PreTrainedModel) -> str | list[str]:
         inside = {place.name.removesuffix(".weight") for place in model_region(model, Scope("mlp"))}
@@ -100,7 +102,8 @@ class Dora(Lora):
     name: ClassVar[str] = "dora"
     about: ClassVar[str] = "LoRA of directions, lengths trained beside"
     source: ClassVar[str] = "Liu et al. 2024, arXiv 2402.09353; PEFT"
-    cost: ClassVar[str] = "memory as LoRA; more time, since each step takes the norms of all weights"
+    cost: ClassVar[str] = "less memory, but more than LoRA; more time, since each step takes the norms of all weights"
+    held: ClassVar[Held] = Held(there=-1.3)
 
     def more(self) -> dict[str, Any]:
         return {"use_dora": True}

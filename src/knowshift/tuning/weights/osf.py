@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.training.strategy import Strategy, Training, setting
+from knowshift.training.strategy import Held, Strategy, Training, setting
 from knowshift.tuning.weights.lora import adapted, plain_linear_layers
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class Osf(Strategy):
     about: ClassVar[str] = "changes orthogonal to the largest singular directions of each matrix"
     source: ClassVar[str] = "Nayak et al. 2025, arXiv 2504.07097; PEFT"
     cost: ClassVar[str] = "singular vectors of all matrices at the start, of which two copies are kept; more time"
+    held: ClassVar[Held] = Held(there=3.3)
     rate: ClassVar[float] = 3.0
     kept: float = setting(0.5, "of the singular directions of each matrix that stays", least=0.01, most=0.99)
 

@@ -17,7 +17,7 @@ from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.parameters.loaded import model_region
 from knowshift.parameters.regions import PAPER_SCOPE, Place, Scope
-from knowshift.training.strategy import Strategy, setting
+from knowshift.training.strategy import Held, Strategy, setting
 from knowshift.tuning.weights.intact import intact
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Part(Strategy):
     """Full fine-tuning of the weights that :meth:`staying` does not name."""
 
     cost: ClassVar[str] = "no gradients and moments of the weights that stay; a copy of the others on the CPU"
+    held: ClassVar[Held] = Held(there=-1.5, on_cpu=0.5)  # where half of the weights stay
 
     @abstractmethod
     def staying(self, model: PreTrainedModel, seed: int) -> Collection[str]:
@@ -55,6 +56,7 @@ class FrozenMlps(Part):
     name: ClassVar[str] = "frozen-mlps"
     about: ClassVar[str] = "the weights of all MLPs stay"
     source: ClassVar[str] = "our control, after Geva et al. 2021, arXiv 2012.14913"
+    held: ClassVar[Held] = Held(there=-2.0, on_cpu=0.3)  # two thirds stay
 
     def staying(self, model: PreTrainedModel, seed: int) -> Collection[str]:
         inside = {module_of(place) for place in model_region(model, Scope("mlp"))}

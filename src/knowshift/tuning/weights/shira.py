@@ -11,7 +11,7 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
 from knowshift.system.patches import forget_shira_layers
-from knowshift.training.strategy import Strategy, setting
+from knowshift.training.strategy import Held, Strategy, setting
 from knowshift.tuning.weights.lora import adapted, plain_linear_layers
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Shira(Strategy):
     about: ClassVar[str] = "a few weights of each matrix, drawn by seed"
     source: ClassVar[str] = "Bhardwaj et al. 2024, arXiv 2406.13175; PEFT"
     cost: ClassVar[str] = "less memory: no moments of the weights, but a copy of all matrices in each step; more time"
+    held: ClassVar[Held] = Held(there=-1.5)
     rate: ClassVar[float] = 10.0
     rank: int = setting(8, "rank of a LoRA that has as many trained weights", least=1)
 
