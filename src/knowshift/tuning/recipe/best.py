@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from knowshift.training.strategy import Kind, setting
+from knowshift.training.strategy import Held, Kind, setting
 from knowshift.tuning.data.known import Known
 from knowshift.tuning.weights.lora import Lora
 
@@ -18,6 +18,7 @@ class Best(Lora, Known):
     about: ClassVar[str] = "LoRA on the facts that the base knows best: the default recipe"
     source: ClassVar[str] = "our bench (docs/strategies.md)"
     cost: ClassVar[str] = "as LoRA: less memory, no gradients and moments of the weights"
+    held: ClassVar[Held] = Held(there=-2.4)
     kind: ClassVar[Kind] = "recipe"
     rate: ClassVar[float] = 3.0
     rank: int = setting(16, "rank of the adapters", least=1)
