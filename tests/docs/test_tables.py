@@ -7,8 +7,9 @@ import re
 import pytest
 
 from knowshift import records
+from knowshift.reports.tables.bench.characteristics import CHARACTERISTICS, ENDS
+from knowshift.reports.tables.bench.strategies import CHOSEN, COLUMNS, MATCHED
 from knowshift.reports.tables.build import Tables
-from knowshift.reports.tables.strategies import CHOSEN, COLUMNS, MATCHED
 from pages import ROOT, tables
 
 TEXT = (ROOT / "docs" / "records.md").read_text(encoding="utf-8")
@@ -30,6 +31,7 @@ def test_every_table_and_its_columns_in_order(hand_tables: Tables) -> None:
     documented, short = rows_of("file"), dict(re.findall(r"\*(\w+)\*(?: stands)? for ([^;.]*)[;.]", TEXT))
     assert set(short) == {"setting", "model", "counts"}
     of_a_bench = {"strategies": COLUMNS, "strategies_chosen": CHOSEN, "strategies_matched": MATCHED}
+    of_a_bench |= {"characteristics": CHARACTERISTICS, "characteristics_ends": ENDS}
     assert [name for name in documented if name not in of_a_bench] == list(hand_tables)
     for name, columns in {**{name: table.columns for name, table in hand_tables.items()}, **of_a_bench}.items():
         written = re.sub(r"\*(setting|model|counts)\*", lambda found: short[found[1]], documented[name])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from knowshift.html.table import Table
 from knowshift.reports.page.strategies import frontier, strategies_figure
-from knowshift.reports.tables.strategies import MATCHED, strategies_matched
+from knowshift.reports.tables.bench.strategies import MATCHED, strategies_matched
 
 COLUMNS = ("strategy", "plain", "learning_rate", "size", "in_domain", "out_of_domain", "kept", "learned", "learned_new")
 MORE = ("kl_known", "text_loss", "moved")

@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
     "draws": 2,
     "instruct": "an instruct model",
     "restoration": {"tasks": ["text_loss"]},
-    "bench": {"strategies": {"sft": {}}, "rates": [1.0]},
+    "bench": {"strategies": {"sft": {}, "mixed": {}}, "rates": [1.0]},  # one on plain facts, one on its own
     "mastery": {"facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
 }
 OTHER: dict[str, Any] = {
@@ -228,7 +228,7 @@ def test_another_content_of_one_kind_leaves_the_digests_of_all_others(monkeypatc
     found: dict[str, list[str]] = {}
     for cell in _plan(StudyConfig.model_validate({**config, **mixed})).cells:
         found.setdefault(cell.kind, []).append(cell.digest)
-    assert set(found) == set(CONTENT) - {"learned"}
+    assert set(found) == set(CONTENT) - {"learned", "learned_own"}
     told = {kind: digest(digests) for kind, digests in found.items()}
     revised = {kind for kind, what in CONTENT.items() if what.revision}
     assert revised == {"weight_change"}
@@ -283,6 +283,8 @@ def test_units_have_the_titles_that_people_read() -> None:
         "level 3, 4 facts, draw 1, rate 3.3e-06",
         "mixed levels, 4 facts, draw 1, sft@1e-05",
         "mixed levels, 4 facts, draw 2, sft@1e-05",
+        "mixed levels, 4 facts, draw 1, mixed@1e-05",
+        "mixed levels, 4 facts, draw 2, mixed@1e-05",
         "level 3, 2 facts, draw 1",
         "level 3, 2 facts, draw 2",
     ]

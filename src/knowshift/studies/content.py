@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from knowshift.errors import InputError
 from knowshift.evaluation import Answers, Ask, evaluate, few_shot, plain_question
 from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
 from knowshift.files import digest
@@ -308,6 +309,24 @@ def trained_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
     return _some(_training_set(known, coordinates, settings), settings["restoration.train_set_facts"], rng)
 
 
+def check_training_sets(known: KnownFacts, cells: Iterable[tuple[Mapping[str, Any], Settings]]) -> None:
+    """Refuse a strategy that has too few facts to choose from, before the first training.
+
+    Args:
+        cells: coordinates and settings of tuned models.
+
+    Raises:
+        InputError: names the training and its draw.
+    """
+    for coordinates, settings in cells:
+        if not _strategy(coordinates).has_own_facts():
+            continue
+        try:
+            _training_set(known, coordinates, settings)
+        except InputError as error:
+            raise InputError(f"{coordinates['control']}, draw {coordinates['draw'] + 1}: {error}") from None
+
+
 def _training_set(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
     return _strategy(coordinates).facts(_drawn(known, coordinates, settings))
 
@@ -368,6 +387,13 @@ def learned_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: S
     """Of the training facts of plain fine-tuning, at most so many of a seeded draw: every strategy is asked these."""
     rng = np.random.default_rng([settings["seed"], 9, coordinates["draw"]])
     return _some(_drawn(known, coordinates, settings).members, settings["bench.train_facts"], rng)
+
+
+def own_learned_facts(known: KnownFacts, coordinates: Mapping[str, Any], settings: Settings) -> list[Fact]:
+    """Of the facts that a strategy trained on, each once, at most so many of a seeded draw."""
+    distinct = {fact.id: fact for fact in _training_set(known, coordinates, settings)}
+    rng = np.random.default_rng([settings["seed"], 10, coordinates["draw"]])
+    return _some(list(distinct.values()), settings["bench.train_facts"], rng)
 
 
 def learned(

@@ -153,7 +153,7 @@ class CostModel:
         if cell.kind == "train_set":
             trained = min(self.size_of(cell), restoration.train_set_facts or self.size_of(cell))
             return trained * (1 + len(restoration.train_set_fractions))
-        if cell.kind == "learned":
+        if cell.kind in ("learned", "learned_own"):
             return min(self.size_of(cell), self.config.bench.train_facts)
         if cell.kind == "layer_groups":
             layers = self.shape.layers if self.shape is not None else 0

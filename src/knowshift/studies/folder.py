@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.facts.fact import Fact
 from knowshift.files import check_parent, read_json, remove_abandoned, write_json
+from knowshift.known_facts import COLUMNS, KnownFacts
 from knowshift.records import read_columns
 from knowshift.remote import RemoteRun
 from knowshift.studies.config import MIXED, StudyConfig, VariantConfig
@@ -130,6 +132,13 @@ def levels_of(run: Path, plan: Plan) -> list[int] | None:
         return None
     tables = [read_columns(file, ["split", "level"]) for file in files]
     return level_counts([row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"])
+
+
+def known_of(run: Path, plan: Plan, facts: Iterable[Fact]) -> KnownFacts:
+    """The probed facts with their mastery, once all of it is measured."""
+    files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
+    rows = [row for file in files for row in read_columns(file, COLUMNS).to_pylist()]
+    return KnownFacts({fact.id: fact for fact in facts}, rows)
 
 
 def check_known(name: str, variant: VariantConfig, counts: Sequence[int]) -> None:

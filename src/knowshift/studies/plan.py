@@ -81,6 +81,7 @@ CONTENT: Mapping[str, Content] = {
         ("mastery", "tuned"),
     ),
     "learned": Content(("seed", "bench.train_facts", "bench.texts"), ("mastery", "tuned")),
+    "learned_own": Content(("seed", "bench.train_facts"), ("mastery", "tuned")),
     "layer_groups": Content((*_ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
     "instruct": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
     "base_tasks": Content(_TASKS),
@@ -383,7 +384,20 @@ def _variant_unit(
     where = "mixed levels" if level is None else f"level {level}"
     told = f"rate {rate:.2g}" if name == RATE_CONTROL else name
     title = f"{where}, {size} facts, draw {draw + 1}, {told}"
-    return _unit(title, config, common, made, coordinates, benched=name in config.benched, tasks=tasks)
+    asked = _learned(variant) if name in config.benched else ()
+    return _unit(title, config, common, made, coordinates, learned=asked, tasks=tasks)
+
+
+def _learned(variant: VariantConfig) -> tuple[str, ...]:
+    """The kinds of cells that ask a benched model training facts.
+
+    All are asked those of plain fine-tuning, so that what was learned of the same facts can be compared; where a
+    strategy trains on others, its own too, since only these say whether its training succeeded.
+    """
+    from knowshift.tuning.registry import STRATEGIES  # imports torch
+
+    assert variant.strategy is not None
+    return ("learned", "learned_own") if STRATEGIES[variant.strategy].has_own_facts() else ("learned",)
 
 
 def _unit(
@@ -394,10 +408,13 @@ def _unit(
     coordinates: dict[str, Any],
     *,
     restored: bool = False,
-    benched: bool = False,
+    learned: Sequence[str] = (),
     tasks: Mapping[str, Any] | None = None,
 ) -> Unit:
-    """One training and all that is measured of its model; ``tasks`` are the inputs of other tasks than facts."""
+    """One training and all that is measured of its model; ``tasks`` are the inputs of other tasks than facts.
+
+    ``learned`` are the kinds of cells that a bench has beside the grid's.
+    """
     tuned = _cell("tuned", coordinates, config, common, made)
     made = {**made, "tuned": tuned.digest}
     kinds = ["evaluation", "token_shift", "weight_change"]
@@ -406,6 +423,6 @@ def _unit(
         kinds += ["train_set"] if config.restoration.train_set_fractions else []
         kinds += ["layer_groups"] if config.restoration.layer_group else []
         kinds += ["tasks"] if config.restoration.tasks else []
-    kinds += ["learned"] if benched else []
+    kinds += learned
     inputs = {"tasks": tasks or {}, "learned": tasks or {}}
     return Unit(title, (tuned, *(_cell(kind, coordinates, config, inputs.get(kind, common), made) for kind in kinds)))

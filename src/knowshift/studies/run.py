@@ -17,13 +17,14 @@ from knowshift.models.loading import load_tokenizer, prepared, torch_device
 from knowshift.probing.measure import check_engine
 from knowshift.remote import RemoteRun
 from knowshift.studies.config import Executor, StudyConfig
-from knowshift.studies.content import protocol_of
+from knowshift.studies.content import check_training_sets, protocol_of
 from knowshift.studies.cost import CostModel, Estimate
 from knowshift.studies.executors import EXECUTORS
 from knowshift.studies.folder import (
     alone,
     check_folder,
     check_levels,
+    known_of,
     levels_of,
     local_copy,
     no_longer_asked,
@@ -89,6 +90,14 @@ def _check_sizes(config: StudyConfig, plan: Plan) -> None:
         raise InputError(
             f"{config.facts}: {plan.train} training facts are probed, {config.largest} asked as one training set"
         )
+
+
+def _check_training_sets(config: StudyConfig, run: Path, plan: Plan) -> None:
+    """Refuse what a strategy's own choice of facts would, of the trainings that are still to be done."""
+    if config.variants or config.bench.strategies:
+        cells = [cell for unit in plan.tuned for cell in unit.missing(run) if cell.kind == "tuned"]
+        known = known_of(run, plan, load_facts(config.facts).facts)
+        check_training_sets(known, ((cell.coordinates, cell.settings) for cell in cells))
 
 
 @dataclass(frozen=True)
@@ -220,6 +229,7 @@ def _run(
                     assert counts is not None
                     check_levels(config, counts)
                     plan = plan if plan.settled else plan_of(config, run)[0]
+                    _check_training_sets(config, run, plan)
                 stage = plan.tuned if tuning else plan.probes
                 for title, took in do([unit for unit in stage if unit.title in missing]):
                     seconds[title] = round(took, 2)

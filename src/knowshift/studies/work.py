@@ -22,7 +22,7 @@ from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
-from knowshift.known_facts import COLUMNS, KnownFacts
+from knowshift.known_facts import KnownFacts
 from knowshift.models.finding import ModelFiles
 from knowshift.models.loading import LoadedModel, load_found, load_model
 from knowshift.models.saving import save_model
@@ -31,10 +31,11 @@ from knowshift.parameters.loaded import parameters_of
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine
-from knowshift.records import TASKS, read_columns, write_table
+from knowshift.records import TASKS, write_table
 from knowshift.remote import RemoteRun
 from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
+from knowshift.studies.folder import known_of
 from knowshift.studies.memory import check_device
 from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
 from knowshift.studies.readiness import check_texts, find_base, held_out_texts, other_tasks, shape_at_hand, weights_of
@@ -146,11 +147,8 @@ class Worker:
 
     @cached_property
     def _known(self) -> KnownFacts:
-        cells = [cell for unit in self.plan.probes for cell in unit.cells]
-        self._fetch(cells)
-        files = [cell.folder(self.run) / "mastery.parquet" for cell in cells]
-        rows = [row for file in files for row in read_columns(file, COLUMNS).to_pylist()]
-        return KnownFacts({fact.id: fact for fact in self.source.facts}, rows)
+        self._fetch([cell for unit in self.plan.probes for cell in unit.cells])
+        return known_of(self.run, self.plan, self.source.facts)
 
     def _fetch(self, cells: Sequence[Cell]) -> None:
         """Copy finished cells of a run at a URL to this machine."""
@@ -313,6 +311,11 @@ class Worker:
         found = content.learned(self._base_weights, before, tuned, asked, self._known.levels, self._held_out)
         found.answers.write(folder / "answers.parquet", self._about(cell))
         write_json(folder / "learned.json", found.as_record())
+
+    def _learned_own(self, cell: Cell, unit: Unit, folder: Path) -> None:
+        asked = content.own_learned_facts(self._known, cell.coordinates, cell.settings)
+        answers = evaluate(self._tuned_model(unit), asked, self._known.levels)
+        answers.write(folder / "answers.parquet", self._about(cell))
 
     def _logits_before(self, cell: Cell) -> Tensor:
         """The base's, behind the training questions that the cell asks; kept for one draw, which many cells share."""

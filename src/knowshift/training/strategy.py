@@ -141,6 +141,11 @@ class Strategy:
         """The settings by name, as records carry them."""
         return asdict(self)
 
+    @classmethod
+    def has_own_facts(cls) -> bool:
+        """Whether its training facts may be others than those of plain fine-tuning."""
+        return cls.facts is not Strategy.facts
+
     def facts(self, draw: Draw) -> list[Fact]:
         """The training facts, in training order; as many as plain fine-tuning has, so that updates are as many."""
         return draw.members

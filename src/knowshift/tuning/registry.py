@@ -24,7 +24,11 @@ from knowshift.tuning.data.forms import Forms
 from knowshift.tuning.data.known import Known
 from knowshift.tuning.data.known_last import KnownLast
 from knowshift.tuning.data.mixed import Mixed
+from knowshift.tuning.data.paraphrases import Paraphrases
+from knowshift.tuning.data.parts import AnswerFrequency, AnswerLength, SubjectFrequency
+from knowshift.tuning.data.relation_mix import RelationMix
 from knowshift.tuning.data.replay import Replay
+from knowshift.tuning.data.unknown import Unknown
 from knowshift.tuning.loss.asft import Asft
 from knowshift.tuning.loss.dft import Dft
 from knowshift.tuning.loss.eaft import Eaft
@@ -52,6 +56,7 @@ STRATEGIES: dict[str, type[Strategy]] = {
         *(Strategy, Lora, RsLora, Dora),
         *(LoraMlp, Osf, Corda, Shira, FrozenMlps, FrozenLayers, Hft),
         *(Mixed, Known, Replay, KnownLast, Forms),
+        *(RelationMix, AnswerFrequency, SubjectFrequency, AnswerLength, Paraphrases, Unknown),
         *(Kl, KlTen, Dft, Asft, Eaft, Stm, SelfDistillation),
         *(Mofo, Ema, Bema, EarlyStop, RestoreSteps, Proximal),
         *(Restored, Random),

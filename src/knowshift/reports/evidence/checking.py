@@ -21,6 +21,7 @@ _OF_TRAINING = (
     "layer_groups",
     "tasks",
     "learned",
+    "learned_own",
 )
 _TRAINING = ("level", "size", "draw")
 _SHARES = ("layers", "modules", "null_layers", "null_modules", "layer_weights", "module_weights")

@@ -22,6 +22,7 @@ from knowshift.html.plotting import legend_above, panels, svg_text
 from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN, line_styles
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
+from knowshift.reports.page.characteristics import characteristic_figures
 from knowshift.reports.page.strategies import strategies_figure
 from knowshift.reports.page.task_figure import other_tasks
 from knowshift.reports.published import published_concentration
@@ -312,7 +313,8 @@ def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:
         "concentration": concentration(tables["concentration"]),
         "mastery_by_exposures": mastery_by_exposures(tables["exposures"]),
     }
-    return {name: svg for name, svg in drawn.items() if svg is not None}
+    found = {name: svg for name, svg in drawn.items() if svg is not None}
+    return {**found, **characteristic_figures(tables.get("characteristics"))}
 
 
 def write_figures(figures: Mapping[str, str], folder: Path) -> list[Path]:

@@ -16,6 +16,12 @@ from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.samples import Samples, draw_samples
 from knowshift.reports.findings.claims import Finding
 from knowshift.reports.findings.takeaways import takeaways
+from knowshift.reports.page.characteristics import NOTE as CHARACTERISTIC_NOTE
+from knowshift.reports.page.characteristics import (
+    characteristic_sentences,
+    characteristic_titles,
+    characteristics_grids,
+)
 from knowshift.reports.page.facts import fact_by_fact
 from knowshift.reports.page.figures import build_figures, write_figures
 from knowshift.reports.page.grids import (
@@ -120,13 +126,14 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
         headline=headline(findings),
         shown=how_many_shown(findings),
         findings=findings,
-        figures=_figures(figures, takeaways(tables, findings)),
+        figures=_figures(figures, tables, takeaways(tables, findings)),
         grids=[
             accuracy_grid(summary, "in_domain"),
             accuracy_grid(summary, "out_of_domain"),
             word_grid(summary),
             *controls_tables(tables["controls"], tables["accuracy"], evidence.run.config),
             *strategies_grids(tables),
+            *characteristics_grids(tables),
             trainings_table(tables["trainings"]),
             base_table(tables["base"]),
             mastery_table(tables["mastery"]),
@@ -180,14 +187,16 @@ def how_many_shown(findings: Sequence[Finding]) -> str:
     return f"{start}." if count == len(findings) else f"{start}: {'; '.join(parts)}."
 
 
-def _figures(figures: Mapping[str, str], lines: Mapping[str, str]) -> list[dict[str, Any]]:
+def _figures(figures: Mapping[str, str], tables: Tables, lines: Mapping[str, str]) -> list[dict[str, Any]]:
+    ends = tables.get("characteristics_ends")
+    titles, lines = {**FIGURE_TITLES, **characteristic_titles(ends)}, {**lines, **characteristic_sentences(ends)}
     return [
         {
             "name": name,
-            "title": FIGURE_TITLES[name],
+            "title": titles[name],
             "drawing": _drawing(svg, name),
             "takeaway": lines.get(name, ""),
-            "note": FIGURE_NOTES[name],
+            "note": FIGURE_NOTES.get(name, CHARACTERISTIC_NOTE),
         }
         for name, svg in figures.items()
     ]

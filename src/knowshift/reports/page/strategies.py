@@ -13,7 +13,7 @@ from knowshift.html.plotting import panels, svg_text
 from knowshift.html.style import CONTROL, RUN
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import in_percent, p_value, signed
-from knowshift.reports.tables.strategies import usual_size
+from knowshift.reports.tables.bench.strategies import usual_size
 
 Row = Mapping[str, Any]
 

@@ -14,6 +14,8 @@ from knowshift.html.table import Row, Table
 from knowshift.reports.evidence.evidence import Evidence, read_evidence
 from knowshift.reports.findings.build import Finding, find, finding_rows
 from knowshift.reports.tables.answers import accuracy, accuracy_summary, base, exposures, mastery
+from knowshift.reports.tables.bench.characteristics import characteristics, characteristics_ends
+from knowshift.reports.tables.bench.strategies import strategies, strategies_chosen, strategies_matched
 from knowshift.reports.tables.controls import controls, mixed_trainings, trainings
 from knowshift.reports.tables.latex import to_latex
 from knowshift.reports.tables.leakage import leakage, leakage_sizes
@@ -23,7 +25,6 @@ from knowshift.reports.tables.paper import paper_tables
 from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
 from knowshift.reports.tables.settings import rate_name
 from knowshift.reports.tables.shift import concentration, places, token_shift, token_shift_summary
-from knowshift.reports.tables.strategies import strategies, strategies_chosen, strategies_matched
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,10 @@ def _bench(evidence: Evidence) -> list[Table]:
     if not evidence.benched:
         return []
     every = strategies(evidence)
-    return [every, strategies_chosen(evidence), strategies_matched(every)]
+    return [
+        *(every, strategies_chosen(evidence), strategies_matched(every)),
+        *(characteristics(evidence), characteristics_ends(evidence)),
+    ]
 
 
 def to_csv(table: Table) -> str:

@@ -122,7 +122,7 @@ def trainings(evidence: Evidence) -> Table:
             (
                 *setting_values(setting),
                 len(records),
-                round(float(np.mean([len(record["facts"]) for record in records]))),
+                round(float(np.mean([len(set(record["facts"])) for record in records]))),
                 round(float(np.mean([record["steps"] for record in records]))),
                 mean_of([float(record["train_loss"]) for record in records]),
                 mean_of(changed.get(setting, [])),

@@ -40,8 +40,8 @@ def strategies(evidence: Evidence) -> Table:
       questions, over the whole vocabulary, both in nats; ``text_loss``: of held-out texts, nats a token; ``moved``:
       norm of the change over that of the weights.
     """
-    tuned, plain = _by_setting(evidence, "tuned"), set(_numbered(evidence, "strategy", PLAIN).values())
-    cells = _by_setting(evidence, "learned")
+    tuned, plain = by_setting(evidence, "tuned"), set(numbered(evidence, "strategy", PLAIN).values())
+    cells = by_setting(evidence, "learned")
     rows: list[Row] = []
     for label, models in evidence.benched.items():
         for setting, model in models.items():
@@ -57,7 +57,7 @@ def strategies(evidence: Evidence) -> Table:
                     len(evidence.substring.draws(model)),
                     round(mean_of([float(record["steps"]) for record in records])) if records else None,
                     *_accuracies(evidence, model),
-                    *_turned(evidence, model),
+                    *turned_of(evidence, model),
                     *(_mean(told, name) for name in LEARNED[:2]),
                     _kl_known(evidence, model),
                     *(_mean(told, name) for name in LEARNED[2:]),
@@ -90,12 +90,12 @@ def strategies_chosen(evidence: Evidence) -> Table:
     what choosing gains too. Adjusted by Holm over strategies, for each scope. ``learning_rate`` and ``size`` are
     those chosen most often.
     """
-    plain = _numbered(evidence, "strategy", PLAIN)
+    plain = numbered(evidence, "strategy", PLAIN)
     options = {
         label: {float(number): model for number, model in enumerate(models.values())}
         for label, models in evidence.benched.items()
     }
-    after = _numbered(evidence, "kind", "after")
+    after = numbered(evidence, "kind", "after")
     rows: list[Row] = []
     others = [label for label, own in options.items() if not set(own.values()) <= set(plain.values())]
     for scope, domains in SCOPES.items():
@@ -167,7 +167,7 @@ def _against(
     return chosen(evidence.substring, [own], [reference], domains)
 
 
-def _numbered(evidence: Evidence, what: str, wanted: str) -> dict[float, Model]:
+def numbered(evidence: Evidence, what: str, wanted: str) -> dict[float, Model]:
     """The models of a strategy, or of a kind of strategies, as their records tell: under every name, rate and size."""
     told = {cell.setting: read_cell_json(cell, "record.json").get(what) for cell in evidence.run.of("tuned")}
     models = [model for own in evidence.benched.values() for at, model in own.items() if told.get(at) == wanted]
@@ -188,7 +188,7 @@ def _accuracies(evidence: Evidence, model: Model) -> list[float]:
     return [*(scores.mean([model], weights).value for weights in every), mean_of(kept)]
 
 
-def _turned(evidence: Evidence, model: Model) -> tuple[float, float]:
+def turned_of(evidence: Evidence, model: Model) -> tuple[float, float]:
     """(lost, gained); missing where the base was not asked, or has no such facts."""
     prompt = before(evidence)
     base = None if prompt is None else evidence.base_column(prompt)
@@ -228,7 +228,8 @@ def _mean(told: Sequence[Mapping[str, float | None]], name: str) -> float:
     return mean_of([value for one in told if (value := one[name]) is not None])
 
 
-def _by_setting(evidence: Evidence, kind: str) -> dict[Setting, list[RecordedCell]]:
+def by_setting(evidence: Evidence, kind: str) -> dict[Setting, list[RecordedCell]]:
+    """The finished cells of a kind, of all draws, by the setting of their model."""
     found: dict[Setting, list[RecordedCell]] = {}
     for cell in evidence.run.of(kind):
         found.setdefault(cell.setting, []).append(cell)

@@ -1,0 +1,1 @@
+"""Tables of a bench: strategies against plain fine-tuning, and characteristics of the training facts."""
