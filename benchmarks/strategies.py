@@ -282,7 +282,8 @@ def main() -> None:
         for clock in CLOCKS if arguments.turns else ():
             head += f"{clock:>9}{'':>14}{'before':>8}{'after':>8}"
         print(head, flush=True)
-        rows = measured_before(arguments)
+        before = measured_before(arguments)
+        rows = dict(before.get("strategies", {}))
         weights = width = 0
         plain: dict[str, Any] = {}
         for name in [PLAIN, *(name for name in names if name not in {PLAIN, *rows})]:
@@ -294,7 +295,7 @@ def main() -> None:
             print(line_of(name, rows[name]), flush=True)
             if arguments.output:  # after each, so that an interrupt leaves what was measured
                 about = {"command": command, "machine": machine(arguments.threads), "weights": weights, "bytes": width}
-                told = {**about, **used(arguments), "strategies": rows}
+                told = {**about, **used(arguments), **before, "strategies": rows}
                 arguments.output.write_text(json.dumps(told, indent=1) + "\n")
     print("memory: copies of the weights; times: of plain fine-tuning's update (smallest to largest), and seconds")
 
@@ -305,7 +306,7 @@ def used(arguments: argparse.Namespace) -> dict[str, int]:
 
 
 def measured_before(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The strategies that are in the output already, by a run with the same options on the same kind of processor."""
+    """The output of an earlier run with the same options on the same kind of processor; nothing where there is none."""
     if arguments.output is None or not arguments.output.exists():
         return {}
     told = json.loads(arguments.output.read_text(encoding="utf-8"))
@@ -314,7 +315,7 @@ def measured_before(arguments: argparse.Namespace) -> dict[str, Any]:
         told["machine"][name] != here[name] for name in ("processor", "cores", "threads", "torch", "peft")
     ):
         raise SystemExit(f"{arguments.output}: measured otherwise, or on another machine; choose another file")
-    return dict(told["strategies"])
+    return dict(told)
 
 
 def without(words: Sequence[str], option: str) -> list[str]:
