@@ -1,4 +1,4 @@
-"""Writes docs/strategies.md from the registry of strategies: ``python docs/write_strategies.py``.
+"""Writes docs/every_strategy.md from the registry of strategies: ``python docs/write_strategies.py``.
 
 tests/docs/test_strategies.py fails where the page is not what the registry says.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from knowshift.tuning.registry import STRATEGIES, listed
 
-PAGE = Path(__file__).with_name("strategies.md")
+PAGE = Path(__file__).with_name("every_strategy.md")
 #: What benchmarks/strategies.py wrote, for the columns of these names; a column without its file is left out.
 MEASURED = Path(__file__).with_name("measured")
 COLUMNS = {"time": "strategies_time.json", "memory": "strategies_memory.json"}
@@ -21,25 +21,14 @@ COLUMNS = {"time": "strategies_time.json", "memory": "strategies_memory.json"}
 SECONDS = 0.1
 
 HEAD = """\
-# Strategies of fine-tuning
+# Every strategy
 
 `docs/write_strategies.py` writes this page from the registry (`knowshift.tuning.registry`);
 `knowshift finetune --strategy help` prints the same.
 
 A strategy is a way of fine-tuning on facts, with as many updates as any other: it may train other weights, take other
 facts or another loss, act at each step, or change the tuned weights afterwards. `sft` is plain supervised fine-tuning,
-the paper's.
-
-```sh
-knowshift mastery MODEL --facts SOURCE --output mastery.parquet
-knowshift finetune MODEL --facts SOURCE --mastery mastery.parquet --level 2 --size 240 \\
-  --strategy lora --option rank=4 --option alpha=8 --learning-rate 1e-4 --output-dir tuned
-```
-
-`--option KEY=VALUE` is a setting, and may be repeated; what is not given has the default below. A setting that a
-strategy does not have, or a value outside its range, is refused before anything is loaded. From Python:
-`knowshift.finetune(..., strategy="lora", settings={"rank": 4})`, and `knowshift.strategies()` for the list. In a study
-a [variant](study.md#the-config) has `strategy` and `settings`.
+the paper's. How they are used, which of them to use and what they do to knowledge: [strategies.md](strategies.md).
 
 - **Rate** is the learning rate to begin with, in rates of plain fine-tuning: adapters need larger ones.
 - **Cost** is beside plain fine-tuning, which has gradients and Adam's two moments of all weights.
@@ -50,7 +39,7 @@ a [variant](study.md#the-config) has `strategy` and `settings`.
 """
 
 KINDS = {
-    "recipe": ("The default recipe", "What won the bench, below."),
+    "recipe": ("Recipes", "What won [the bench](strategies.md#the-bench)."),
     "weights": ("Which weights are trained", "Adapters, and models of which a part stays as it is."),
     "data": ("Which facts are trained on", "As many examples as plain fine-tuning has."),
     "loss": ("Which loss", "Of each token of the answer."),

@@ -1,4 +1,4 @@
-"""docs/strategies.md is what registry and measurements say, and has every strategy with every setting."""
+"""docs/every_strategy.md is what registry and measurements say, and has every strategy with every setting."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def writer() -> Any:
 
 
 def test_the_page_of_strategies_is_written_from_the_registry_and_what_was_measured() -> None:
-    written = (ROOT / "docs" / "strategies.md").read_text(encoding="utf-8")
+    written = (ROOT / "docs" / "every_strategy.md").read_text(encoding="utf-8")
     assert written == writer().page(), "python docs/write_strategies.py writes it anew"
 
 
 def test_every_strategy_has_a_row_with_its_settings_source_and_cost() -> None:
     rows = {}
-    for head, *those in tables("docs/strategies.md"):
+    for head, *those in tables("docs/every_strategy.md"):
         assert head == ["name", "what it does", "settings", "rate", "cost", "time", "memory", "source"]
         rows.update({row[0].strip("`"): row for row in those})
     assert set(rows) == set(STRATEGIES)

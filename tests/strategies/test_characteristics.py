@@ -269,7 +269,7 @@ def test_each_example_of_a_fact_has_a_form_of_its_own(same: bool, knowing: tuple
 def test_which_strategies_train_on_facts_of_their_own() -> None:
     own = {name for name, kind in STRATEGIES.items() if kind.has_own_facts()}
     assert own == {
-        *("best", "mixed", "known", "replay", "known-last"),
+        *("lora-known", "mixed", "known", "replay", "known-last"),
         *("relation-mix", "answer-frequency", "subject-frequency", "answer-length", "paraphrases", "unknown"),
     }
 

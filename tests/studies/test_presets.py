@@ -50,7 +50,7 @@ def model_of(config: dict[str, Any]) -> torch.nn.Module:
 
 
 def test_the_presets() -> None:
-    assert presets() == sorted([*WEIGHTS, "data", "strategies", "tiny", "tiny-full"])
+    assert presets() == sorted([*WEIGHTS, "data", "recipe", "strategies", "tiny", "tiny-full"])
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -131,7 +131,7 @@ def test_a_preset_is_planned_without_network_model_and_facts(name: str, tmp_path
     assert plan.estimate.hours > 0
     assert not (tmp_path / "run").exists()
     told = "\n".join(plan.have_ready)
-    if name in ("tiny", "tiny-full", "strategies", "data"):
+    if name in ("tiny", "tiny-full", "strategies", "data", "recipe"):
         assert plan.have_ready == ()
         return
     assert f"model: {config.model} is fetched" in told

@@ -98,7 +98,7 @@ class Held:
     """What a training holds at its peak beside plain fine-tuning and, where it is needed, the base; all near enough.
 
     In copies of all weights. Plain fine-tuning has four, in the weights' dtype: weights, gradients and the two moments
-    of Adam. Measured by ``benchmarks/strategies.py`` on a Llama (docs/strategies.md).
+    of Adam. Measured by ``benchmarks/strategies.py`` on a Llama (docs/every_strategy.md).
     """
 
     there: float = 0.0  # where the model is, in the weights' dtype; below 0: fewer gradients and moments

@@ -35,7 +35,7 @@ from knowshift.tuning.loss.eaft import Eaft
 from knowshift.tuning.loss.kl import Kl, KlTen
 from knowshift.tuning.loss.self_distillation import SelfDistillation
 from knowshift.tuning.loss.stm import Stm
-from knowshift.tuning.recipe.best import Best
+from knowshift.tuning.recipe.best import Best, LoraKnown
 from knowshift.tuning.step.average import Bema, Ema
 from knowshift.tuning.step.early_stop import EarlyStop
 from knowshift.tuning.step.mofo import Mofo
@@ -52,7 +52,7 @@ from knowshift.tuning.weights.shira import Shira
 STRATEGIES: dict[str, type[Strategy]] = {
     kind.name: kind
     for kind in (
-        Best,
+        *(Best, LoraKnown),
         *(Strategy, Lora, RsLora, Dora),
         *(LoraMlp, Osf, Corda, Shira, FrozenMlps, FrozenLayers, Hft),
         *(Mixed, Known, Replay, KnownLast, Forms),

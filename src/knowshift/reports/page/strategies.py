@@ -13,19 +13,19 @@ from knowshift.html.plotting import panels, svg_text
 from knowshift.html.style import CONTROL, RUN
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import in_percent, p_value, signed
-from knowshift.reports.tables.bench.strategies import usual_size
 
 Row = Mapping[str, Any]
 
 _GREY = "#9aa1a9"
+#: Shares within which the names of two points would overlap.
+_NEAR = (0.06, 0.04)
 
 
 def strategies_figure(table: Table | None) -> str | None:
     """Share of new facts learned (x) against accuracy on facts that the base knows well (y); None without a bench.
 
-    A line for each strategy through its rates, at the size that most have, and plain fine-tuning at every size. Plain
-    fine-tuning is blue; a strategy with a point on the frontier, that no other point beats in both, is red and named;
-    all others are grey.
+    A line for each strategy and size through its rates. Plain fine-tuning is blue; a strategy with a point on the
+    frontier, that no other point beats in both, is red and named; all others are grey.
 
     Args:
         table: "strategies".
@@ -34,11 +34,10 @@ def strategies_figure(table: Table | None) -> str | None:
     rows = [row for row in rows if not is_missing(row["learned_new"]) and not is_missing(row["kept"])]
     if not rows:
         return None
-    size = usual_size(rows)
-    rows = [row for row in rows if row["size"] == size or row["plain"]]
     best = frontier([(row["learned_new"], row["kept"]) for row in rows])
     front = {rows[index]["strategy"]: index for index in best}
     with panels(7.6, 4.6) as (figure, [axes]):
+        named: list[tuple[float, float]] = []
         lines: dict[tuple[str, int], list[Row]] = {}
         for row in sorted(rows, key=lambda row: float(row["learning_rate"])):
             lines.setdefault((row["strategy"], row["size"]), []).append(row)
@@ -50,11 +49,14 @@ def strategies_figure(table: Table | None) -> str | None:
             if plain or label in front:
                 index = front.get(label)
                 place = own[y.index(max(y))] if index is None or rows[index] not in own else rows[index]
+                at = place["learned_new"], place["kept"]
+                below = any(abs(at[0] - x) < _NEAR[0] and abs(at[1] - y) < _NEAR[1] for x, y in named)
+                named.append(at)
                 axes.annotate(
                     label.replace("$", r"\$"),
-                    (place["learned_new"], place["kept"]),
+                    at,
                     textcoords="offset points",
-                    xytext=(5, 4),
+                    xytext=(5, -12 if below else 4),
                     color=colour,
                     fontsize=9,
                 )

@@ -1,4 +1,4 @@
-"""The recipe that docs/strategies.md found to keep most: LoRA on the facts that the base knows best."""
+"""The recipes that docs/strategies.md found to keep most of what the base knows: LoRA, at a rate of its own."""
 
 from __future__ import annotations
 
@@ -11,13 +11,23 @@ from knowshift.tuning.weights.lora import Lora
 
 
 @dataclass(frozen=True)
-class Best(Lora, Known):
-    """Adapters on all linear layers, trained on facts of levels 3 and 4; new facts are not what it teaches."""
+class Best(Lora):
+    """LoRA on all linear layers, at three times the best rate of plain fine-tuning rather than the usual ten."""
 
     name: ClassVar[str] = "best"
-    about: ClassVar[str] = "LoRA on the facts that the base knows best: the default recipe"
+    about: ClassVar[str] = "the default recipe: LoRA on all linear layers, at a rate that keeps knowledge"
     source: ClassVar[str] = "our bench (docs/strategies.md)"
-    cost: ClassVar[str] = "as LoRA: less memory, no gradients and moments of the weights"
+    kind: ClassVar[Kind] = "recipe"
+    rate: ClassVar[float] = 3.0
+
+
+@dataclass(frozen=True)
+class LoraKnown(Lora, Known):
+    """The same on facts that the base knows, of a larger rank: nothing but the form of the answers is taught."""
+
+    name: ClassVar[str] = "lora-known"
+    about: ClassVar[str] = "LoRA on the facts that the base knows best"
+    source: ClassVar[str] = "our bench (docs/strategies.md)"
     held: ClassVar[Held] = Held(there=-2.4)
     kind: ClassVar[Kind] = "recipe"
     rate: ClassVar[float] = 3.0

@@ -132,7 +132,7 @@ def strategies_matched(table: Table) -> Table:
         table: :func:`strategies`.
     """
     told = [row for row in table.where() if not is_missing(row["learned"])]
-    size = usual_size(told)
+    size = _usual_size(told)
     told = [row for row in told if row["size"] == size]
     plain = [row for row in told if row["plain"]]
     if not plain:
@@ -149,7 +149,7 @@ def strategies_matched(table: Table) -> Table:
     return Table("strategies_matched", MATCHED, tuple(rows), frozenset({"learned", *MATCHED[3:6]}))
 
 
-def usual_size(rows: Sequence[Mapping[str, Any]]) -> int | None:
+def _usual_size(rows: Sequence[Mapping[str, Any]]) -> int | None:
     """The number of training facts that most strategies have; the largest of equals, None of no rows."""
     names: dict[int, set[str]] = {}
     for row in rows:
