@@ -44,6 +44,7 @@ OTHER = ("make", "python", ".venv/bin/python", "lm_eval")
 SMALLER = {
     "--limit 1000": "--limit 250 --draws 1",
     "--size 120": "--size 16",
+    "--size 1920": "--size 4",
     "--level 2 --size 240": "--level 0 --size 4",
 }
 
