@@ -42,9 +42,8 @@ class Memory:
     """Bytes that one worker needs on its device, or on each of its devices, in the way that fits."""
 
     mastery: int  # weights and, at most, keys and values; with less memory it takes longer
-    training: (
-        int  # tuned weights, gradients, two moments of Adam, activations, what a strategy holds; a base that stays
-    )
+    #: Tuned weights, gradients, two moments of Adam, activations, what a strategy holds; the base where both stay.
+    training: int
     weights: int  # of one model, or of its part: all that is there while it is asked
     way: Way
     shards: int  # devices of a worker

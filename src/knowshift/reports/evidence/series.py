@@ -18,11 +18,6 @@ class Series:
     others: str  # the settings that they share, in words: "same true"; empty where there are none
     labels: Mapping[float, str]
 
-    @property
-    def title(self) -> str:
-        """Which series it is, for people."""
-        return f"{self.strategy} by {self.setting}{f' ({self.others})' if self.others else ''}"
-
 
 def series_of(config: Mapping[str, Any], there: Collection[str]) -> list[Series]:
     """The series among the labels that are there, in the order of the config's bench.
