@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.models.finding import model_folder, model_identity
-from knowshift.models.loading import load_model
+from knowshift.models.loading import ALIGNMENT, load_model
 
 
 @pytest.fixture
@@ -39,6 +39,22 @@ def test_dtype_is_the_one_asked_for_or_the_stored_one(copy: Path, asked: str, dt
     config = json.loads((copy / "config.json").read_text()) | {"dtype": "bfloat16"}
     (copy / "config.json").write_text(json.dumps(config))
     assert load_model(str(copy), dtype=asked).model.dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_begin_where_those_of_a_model_in_memory_do(copy: Path, dtype: torch.dtype) -> None:
+    """Else a matrix times one row has other last digits on some processors; files are mapped wherever a tensor begins.
+
+    As the dtype in which they are stored, so that nothing is converted on the way.
+    """
+    weights = {name: tensor.to(dtype) for name, tensor in load_file(copy / "model.safetensors").items()}
+    for shift in range(2):  # a longer header moves all tensors
+        save_file(weights, copy / "model.safetensors", metadata={"format": "pt", "more": 8 * shift * "x"})
+        model = load_model(str(copy), dtype=str(dtype).removeprefix("torch.")).model
+        assert {weight.data_ptr() % ALIGNMENT for weight in (*model.parameters(), *model.buffers())} == {0}
+        assert model.get_output_embeddings().weight is model.get_input_embeddings().weight  # tied, as before
+        for name, weight in model.state_dict().items():
+            assert name not in weights or torch.equal(weight, weights[name])
 
 
 def test_the_identity_changes_with_one_weight_and_not_with_the_place(copy: Path, small_world: Path) -> None:

@@ -38,6 +38,9 @@ from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
 from knowshift.system.group import own_device
 
+#: Bytes: where memory that PyTorch takes for a tensor begins, a multiple of every vector register's width.
+ALIGNMENT = 64
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -209,7 +212,20 @@ def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")
     loaded: PreTrainedModel = model
+    _align(loaded)
     return loaded
+
+
+@torch.no_grad()
+def _align(model: PreTrainedModel) -> None:
+    """Copy weights that lie where a file is mapped, between the bounds of vector registers.
+
+    Some processors (AMD Zen 4) add up the product of such a matrix and one row in another order, so that a model would
+    answer otherwise, in the last digits, when it comes from a file than when it was made in memory.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % ALIGNMENT:
+            weight.data = weight.data.clone()
 
 
 @torch.no_grad()
