@@ -54,9 +54,9 @@ ABOUT = {
 - **Time** is the processor time of an update in those of plain fine-tuning beside it, in turns: median of {turns}
   pairs (smallest to largest), of {updates} updates each but the first. What is done once, before or after the updates,
   does not grow with their number and is told in seconds, above those of plain fine-tuning, from {seconds:g} s.
-  {origin} Other work ran beside half of them; `sft` is
-  plain fine-tuning beside itself and shows what is chance. An empty cell was not measured ({measured} of {all} were). On another model ratios are others: this one is small, and what is
-  done for each tensor counts for more.
+  {origin} Other work ran beside half of them;
+  `sft` is plain fine-tuning beside itself and shows what is chance. An empty cell was not measured ({measured} of {all}
+  were). On another model ratios are others: this one is small, and what is done for each tensor counts for more.
 """,
     "memory": """\
 - **Memory** is the highest resident memory of a training above that of plain fine-tuning, in copies of all weights;
