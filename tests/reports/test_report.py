@@ -46,6 +46,7 @@ TABLES = {
     "trainings",
     "instruct",
     "other_tasks",
+    "other_tasks_summary",
     "paper_other_tasks",
     "moves",
     "leakage",

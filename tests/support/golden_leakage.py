@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from golden_records import DOMAINS, Interval, Model, Records, holm, mean_of
+from golden_records import DOMAINS, Interval, Model, Records, crossed, holm, mean_of
 from golden_tables import SETTING, Golden, setting, within
 
 
@@ -67,7 +67,7 @@ def over_facts(
     }
     strata = [[u for u, its in enumerate(held) if its[0] == level] for level in sorted({its[0] for its in held})]
     noise = (squares / freedom, freedom) if freedom else None
-    return records.substring._crossed([value for _, value, _ in held], strata, covariance, noise, known)
+    return crossed([value for _, value, _ in held], strata, covariance, noise, known)
 
 
 def subsets(records: Records) -> tuple[dict[tuple[Model, int], set[str]], set[str]]:

@@ -120,6 +120,39 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return found
 
 
+def crossed(
+    values: Sequence[float],
+    strata: Sequence[Sequence[int]],
+    covariance: Any,
+    noise: tuple[float, int] | None,
+    freedom_of_facts: float,
+) -> Interval:
+    """The sum of means with the covariance of units over facts, known with so many degrees of freedom."""
+    share = {i: 1 / len(inside) for inside in strata for i in inside}
+    facts_alone = math.fsum(share[i] * share[j] * covariance[i, j] for i in share for j in share)
+    facts, draws, below = 0.0, 0.0, 0.0
+    for s, mine in enumerate(strata):
+        for t, theirs in enumerate(strata):
+            pairs = [(i, j) for i in mine for j in theirs if s != t or i != j or len(mine) == 1]
+            facts += mean_of(covariance[i, j] for i, j in pairs)
+        if len(mine) > 1:
+            own = noise or (variance_of([values[i] for i in mine]), len(mine) - 1)
+            draws += own[0] / len(mine)
+            below += (own[0] / len(mine)) ** 2 / own[1]
+    variance = max(max(facts, 0.0) + draws, facts_alone)
+    value = math.fsum(mean_of(values[i] for i in inside) for inside in strata)
+    fewest = min(map(len, strata))
+    rest = variance - max(facts, 0.0)
+    parts = Behind(max(facts, 0.0), rest * fewest, rest**2 / below if below else 1e6)
+    if fewest == 1 and variance < 1e-18:
+        return Interval(value, draws=1)
+    if fewest == 1:
+        parts = Behind(variance, NAN, NAN)
+    below += (variance - draws) ** 2 / freedom_of_facts
+    found = student(value, math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6, fewest)
+    return found._replace(behind=parts)
+
+
 #: Terms of one training draw: model, its draw, weights of groups.
 Unit = tuple[int, list[tuple[Model, int, Weights]]]
 
@@ -233,41 +266,8 @@ class Scored:
         if fewest == 1 and float(np.ptp(replicates, axis=1).max()) < 1e-6:
             return missing
         covariance = np.atleast_2d(np.cov(replicates, ddof=1))
-        found = self._crossed(values, list(strata.values()), covariance, noise, math.inf)
+        found = crossed(values, list(strata.values()), covariance, noise, math.inf)
         return self._with_clusters(found, units, values, list(strata.values()), noise) if self.clustered else found
-
-    def _crossed(
-        self,
-        values: Sequence[float],
-        strata: Sequence[Sequence[int]],
-        covariance: Any,
-        noise: tuple[float, int] | None,
-        freedom_of_facts: float,
-    ) -> Interval:
-        """The sum of means with the covariance of units over facts, known with so many degrees of freedom."""
-        share = {i: 1 / len(inside) for inside in strata for i in inside}
-        facts_alone = math.fsum(share[i] * share[j] * covariance[i, j] for i in share for j in share)
-        facts, draws, below = 0.0, 0.0, 0.0
-        for s, mine in enumerate(strata):
-            for t, theirs in enumerate(strata):
-                pairs = [(i, j) for i in mine for j in theirs if s != t or i != j or len(mine) == 1]
-                facts += mean_of(covariance[i, j] for i, j in pairs)
-            if len(mine) > 1:
-                own = noise or (variance_of([values[i] for i in mine]), len(mine) - 1)
-                draws += own[0] / len(mine)
-                below += (own[0] / len(mine)) ** 2 / own[1]
-        variance = max(max(facts, 0.0) + draws, facts_alone)
-        value = math.fsum(mean_of(values[i] for i in inside) for inside in strata)
-        fewest = min(map(len, strata))
-        rest = variance - max(facts, 0.0)
-        parts = Behind(max(facts, 0.0), rest * fewest, rest**2 / below if below else 1e6)
-        if fewest == 1 and variance < 1e-18:
-            return Interval(value, draws=1)
-        if fewest == 1:
-            parts = Behind(variance, NAN, NAN)
-        below += (variance - draws) ** 2 / freedom_of_facts
-        found = student(value, math.sqrt(variance), min(variance**2 / below, 1e6) if below else 1e6, fewest)
-        return found._replace(behind=parts)
 
     def _with_clusters(
         self,
@@ -311,7 +311,7 @@ class Scored:
             return found._replace(behind=found.behind and found.behind._replace(turned=pairs))
         freedom = float(np.trace(gram)) ** 2 / float((gram**2).sum())
         table = np.asarray(scores)
-        clustered = self._crossed(values, strata, table.T @ table, noise, freedom)
+        clustered = crossed(values, strata, table.T @ table, noise, freedom)
         alone = math.fsum(
             weight[g] ** 2 * variance_of(its) / len(its)
             for g in groups

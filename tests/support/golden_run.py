@@ -12,7 +12,7 @@ from typing import Any
 
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import write_json
-from knowshift.records import ANSWERS, MASTERY, TOKEN_SHIFT, write_table
+from knowshift.records import ANSWERS, MASTERY, TASKS, TOKEN_SHIFT, write_table
 
 RATE, SLOW = 3e-4, 1e-4
 SIZES = (60, 240, 960)
@@ -197,17 +197,31 @@ def _train_set(folder: Path, level: int, draw: int) -> None:
 
 
 def _scores(folder: Path, eligible: int | None, models: list[tuple[str, str]], turn: int) -> None:
-    """A loss in eighths of a nat and shares in twentieths; level 1 (turns 3 and 4) lacks one of the paper's."""
+    """A loss in eighths of a nat over texts of 3 to 6 tokens, hits, and a score in twentieths that is no mean of its
+    items. Level 1 (turns 3 and 4) lacks one of the paper's."""
     asked = (("text_loss", "nats_per_token"), ("gsm8k", "exact_match"), ("knowshift_xsum", "rouge1"), ("copy", "em"))
     scores = []
+    rows: dict[str, list[Any]] = {name: [] for name in TASKS.names}
     for place, (criterion, fraction) in enumerate(models):
         about = {"criterion": criterion, "fraction": fraction, "restored": 10 * place if fraction else None}
         for number, (task, metric) in enumerate(asked):
             if metric == "rouge1" and 3 <= turn < 6:
                 continue
-            value = (turn + 2 * place + number) % 16 / (20 if number else 8)
-            told = {"task": task, "metric": metric, "higher_is_better": number > 0, "items": 20 + number}
-            scores.append({**about, **told, "score": value})
+            items = range(20 + number)
+            moved = [(7 * i + turn * (i % 3) + place * (i % 4) + number) % 16 for i in items]
+            values: list[float | None] = [one / 8 if not number else float(one < 6) for one in moved]
+            weights = [1.0 if number else 3.0 + i % 4 for i in items]
+            score = sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)  # type: ignore[operator]
+            if task == "copy":
+                values, score = [None for _ in items], (turn + 2 * place + number) % 16 / 20
+            told = {"task": task, "metric": metric, "higher_is_better": number > 0, "items": len(items)}
+            scores.append({**about, **told, "score": score})
+            same = {"criterion": criterion, "fraction": fraction, "task": task, "metric": metric, "text": None}
+            for item, value, weight in zip(items, values, weights, strict=True):
+                one = {**same, "item": str(item), "value": value, "weight": weight}
+                for name, held in rows.items():
+                    held.append(one[name])
+    write_table(folder / "items.parquet", TASKS, rows, {})
     write_json(folder / "scores.json", {"eligible": eligible, "scores": scores})
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 
 from knowshift.errors import InputError
 from knowshift.facts.fact import DOMAINS, LEVELS
-from knowshift.records import ANSWERS, read_table
+from knowshift.records import ANSWERS, TASKS, read_table
 from knowshift.reports.evidence.answers import BASE_PROMPTS
 from knowshift.reports.evidence.run_folder import RecordedCell, Run, read_cell_json
+from knowshift.statistics.estimates import Floats
 from knowshift.statistics.resampling import Integers
 
 #: How an instruct model was asked, and the record of each: as the base, and in its own chat template.
@@ -45,6 +47,18 @@ class TaskScore:
         return self.cell.kind == "base_tasks"
 
 
+#: A model and what it was asked, within a cell: criterion, fraction, task, metric.
+Place = tuple[str, str, str, str]
+
+
+@dataclass(frozen=True)
+class TaskItems:
+    """What one model came to on each item of a task; its score is the mean, but for a metric that is none."""
+
+    values: Floats  # [items], NaN where an item has no number by itself
+    weights: Floats  # [items]
+
+
 def instruct_answers(run: Run) -> Iterator[InstructAnswers]:
     """Of every form that the instruct model was asked in; a fact without a grade or a level is left out."""
     for cell in run.of("instruct")[:1]:
@@ -74,3 +88,19 @@ def task_scores(run: Run) -> Iterator[TaskScore]:
                 if kind == "tasks" and not row["fraction"]:
                     raise InputError(f"{cell.folder / 'scores.json'}: a score without a fraction; expected 0, or to 1")
                 yield TaskScore(cell, record.get("eligible"), row)
+
+
+def task_items(cell: RecordedCell) -> dict[Place, TaskItems]:
+    """The items of every model and score of a cell of other tasks."""
+    table, _ = read_table(cell.folder / "items.parquet", TASKS, "tasks")
+    names = ("criterion", "fraction", "task", "metric")
+    codes = [table[name].combine_chunks().dictionary_encode().indices.to_numpy(zero_copy_only=False) for name in names]
+    changes = np.any(np.diff(np.stack(codes), axis=1) != 0, axis=0) if len(table) else np.zeros(0, dtype=bool)
+    edges = [0, *(np.flatnonzero(changes) + 1).tolist(), len(table)]
+    values, weights = (table[name].to_numpy().astype(np.float64) for name in ("value", "weight"))
+    found: dict[Place, TaskItems] = {}
+    for start, end in itertools.pairwise(edges):
+        if start < end:
+            place = tuple(str(table[name][start]) for name in names)
+            found[cast(Place, place)] = TaskItems(values[start:end], weights[start:end])
+    return found

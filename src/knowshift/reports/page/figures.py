@@ -308,7 +308,9 @@ def build_figures(tables: Mapping[str, Table]) -> dict[str, str]:
         "kl_by_size": kl_by_size(tables["token_shift_summary"]),
         "restoration": restoration_by_fraction(tables["restoration_summary"], tables["base"], tables["accuracy"]),
         "restoration_by_level": restoration_by_level(tables["restoration_summary"]),
-        "other_tasks": other_tasks(tables["paper_other_tasks"], tables["restoration_summary"]),
+        "other_tasks": other_tasks(
+            tables["paper_other_tasks"], tables["other_tasks_summary"], tables["restoration_summary"]
+        ),
         "strategies": strategies_figure(tables.get("strategies")),
         "concentration": concentration(tables["concentration"]),
         "mastery_by_exposures": mastery_by_exposures(tables["exposures"]),

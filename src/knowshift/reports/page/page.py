@@ -81,7 +81,8 @@ FIGURE_NOTES = {
     ),
     "other_tasks": (
         "Models of the largest size, mean of training levels and draws; test facts are the mean of both domains. "
-        "Losses, in nats a token, are better where they are lower. There are no intervals: the tables have the draws."
+        "Losses, in nats a token, are better where they are lower. Bars are 95% intervals of the difference to the "
+        "same models as tuned, paired by item and draw."
     ),
     "strategies": (
         "Each line is a strategy through its learning rates. Blue is plain fine-tuning; red are those on the frontier, "

@@ -11,7 +11,8 @@ from knowshift.html.grid import Entry, Grid, number
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent
 from knowshift.reports.page.places import PAPER_MODEL, departure, places_grid
-from knowshift.reports.tables.paper import AS_TUNED, BY_LEVEL, FRACTIONS, RELATIVE
+from knowshift.reports.tables.other import AS_TUNED
+from knowshift.reports.tables.paper import BY_LEVEL, FRACTIONS, RELATIVE
 
 _WORDS = {
     "run": "this run",

@@ -20,7 +20,7 @@ from knowshift.reports.tables.controls import controls, mixed_trainings, trainin
 from knowshift.reports.tables.latex import to_latex
 from knowshift.reports.tables.leakage import leakage, leakage_sizes
 from knowshift.reports.tables.moves import moves
-from knowshift.reports.tables.other import instruct, other_tasks
+from knowshift.reports.tables.other import instruct, other_tasks, other_tasks_summary
 from knowshift.reports.tables.paper import paper_tables
 from knowshift.reports.tables.restoration import layer_groups, restoration, restoration_summary, train_set
 from knowshift.reports.tables.settings import rate_name
@@ -82,6 +82,7 @@ def build_tables(run: Path) -> Tables:
         layer_groups(evidence),
         instruct(evidence),
         other_tasks(evidence),
+        other_tasks_summary(evidence),
         *_bench(evidence),
     ]
     named = {table.name: table for table in long}

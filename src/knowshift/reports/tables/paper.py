@@ -17,7 +17,7 @@ from knowshift.reports.evidence.restored import first_layer
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.published import published
 from knowshift.reports.tables.answers import TEST_LEVELS, level_name
-from knowshift.reports.tables.other import BASE
+from knowshift.reports.tables.other import AS_TUNED, BASE
 
 BY_LEVEL = tuple(f"level_{level}" for level in range(LEVELS))
 #: The fractions of the paper's tables on concentration and restoration.
@@ -25,7 +25,7 @@ FRACTIONS = ("0.01", "0.03", "0.05", "0.1", "0.2", "0.4", "0.6")
 #: A metric that is no share: the loss on texts, in nats a token.
 NATS = "nats_per_token"
 #: What restores the paper's models, and the name of what is restored nowhere: the model as tuned.
-RELATIVE, AS_TUNED = "relative", ""
+RELATIVE = "relative"
 
 
 def paper_tables(tables: Mapping[str, Table], rate: str, mixed: Mapping[str, bool]) -> list[Table]:
@@ -192,20 +192,25 @@ OTHER_SCORES = {
 _PUBLISHED_SCORES = {"gsm8k_accuracy": "gsm8k_accuracy_percent"}
 
 
+def score_name(row: Mapping[str, Any]) -> str:
+    """The column of a score in the table "paper_other_tasks", of a row with its task and metric."""
+    named = {about: name for name, about in OTHER_SCORES.items()}
+    return named.get((row["task"], row["metric"])) or f"{row['task']}_{row['metric']}"
+
+
 def paper_other_tasks(scores: Table, rate: str) -> Table:
     """Other tasks after restoring each fraction (Table 5), a column for each task's score.
 
     Of a run, the mean over training levels of the mean over draws. The columns of the paper come first, then the
     run's own. The paper does not say what its model was tuned on, so its rows have no size.
     """
-    named = {about: name for name, about in OTHER_SCORES.items()}
     found: dict[tuple[int | None, str, str, str], dict[str, dict[int, list[float]]]] = {}
     shares: dict[str, bool] = dict.fromkeys(OTHER_SCORES, True)
     for row in scores.where():
         of_base = row["criterion"] == BASE
         if not of_base and (row["control"] or row["learning_rate"] != rate):
             continue
-        name = named.get((row["task"], row["metric"])) or f"{row['task']}_{row['metric']}"
+        name = score_name(row)
         shares[name] = shares.get(name, True) and row["metric"] != NATS and 0 <= row["score"] <= 1
         place = (row["size"], row["criterion"], row["fraction"], "run")
         by_level = found.setdefault(place, {}).setdefault(name, {})
