@@ -16,12 +16,14 @@ import pytest
 import commands
 import knowshift
 from knowshift.cli.app import _interrupted, main
+from knowshift.cli.world import _steps
 from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import load_model
 from knowshift.models.sampling.session import greedy
 from knowshift.models.saving import save_model
 from knowshift.probing.measure import columns_of
 from knowshift.records import MASTERY, TOKEN_SHIFT, read_table, write_table
+from knowshift.system import progress
 
 
 def call(*words: str) -> subprocess.CompletedProcess[str]:
@@ -281,6 +283,7 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     more = ["--repetition", "7-9:4-6"]
     built = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model, *bands, *more, "--json")
     assert built.returncode == 0, built.stderr
+    assert "it/s" not in built.stderr  # no bar of a library
     record = json.loads(built.stdout)
     assert record["facts"] + record["facts_left_out"] == 10 * 3 + 14
     described = call_here("world", "describe", f"world:{tmp_path / 'w'}", "--json")
@@ -306,3 +309,17 @@ def test_a_world_is_built_and_described_by_command(tmp_path: Path) -> None:
     again = call_here("world", "build", "--output-dir", str(tmp_path / "w"), *sizes, *model)
     assert again.returncode == 2
     assert "exists already" in again.stderr
+
+
+def test_a_log_is_told_of_a_world_s_pre_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "LINES", 0.0)
+    with _steps("pre-training") as tell:
+        for step in range(1, 9):
+            tell(step, 8, 2 / step)
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in told] == [f"pre-training: {step} of 8 steps" for step in range(1, 8)]
+    assert "loss 0.400" in told[4]
+    assert "left" in told[4]

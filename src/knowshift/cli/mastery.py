@@ -18,6 +18,7 @@ from knowshift.cli.output import (
     SeedOption,
     console,
     emit,
+    lines_for_a_log,
 )
 
 
@@ -82,7 +83,6 @@ def mastery(
     Parts of the record are written as they come. The same command goes on where an earlier one stopped.
     """
     import knowshift
-    from knowshift.system.progress import is_watched
 
     done = knowshift.mastery(
         model,
@@ -109,7 +109,7 @@ def mastery(
         base_revision=base_revision,
         device=device,
         dtype=dtype,
-        progress=None if is_watched() else lambda line: console.print(line, soft_wrap=True),
+        progress=lines_for_a_log(),
     )
     facts_there = sum(done.levels)
     if done.resumed:

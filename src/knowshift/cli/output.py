@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from knowshift.files import expanded
+from knowshift.system.progress import Shown, is_watched
 from knowshift.system.terminal import Terminal
 
 #: For messages and progress; standard output has the object of ``--json``, tables of `facts`, a folder of tasks.
@@ -48,6 +49,11 @@ BaseOption = Annotated[
 BaseRevisionOption = Annotated[
     str | None, typer.Option("--base-revision", help="Branch, tag or commit of the base on the hub.")
 ]
+
+
+def lines_for_a_log() -> Shown:
+    """What takes lines on progress where nobody sees a bar; None, a bar, where somebody does."""
+    return None if is_watched() else lambda line: console.print(line, soft_wrap=True)
 
 
 def emit(result: Mapping[str, Any], as_json: bool) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from knowshift.cli.output import JsonOption, PathOption, SeedOption, console, emit
+from knowshift.cli.output import JsonOption, PathOption, SeedOption, console, emit, lines_for_a_log
 from knowshift.errors import InputError
+from knowshift.system.progress import Count, count
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
+    from knowshift.world.build import Progress
     from knowshift.world.invent import ExposureBand, Repetition
 
 
@@ -100,28 +102,25 @@ def build(
         batch=batch,
         learning_rate=learning_rate,
     )
-    with _bar() as bar, tempfile.TemporaryDirectory(prefix="knowshift-world-") as scratch:
-        task = bar.add_task("corpus and tokenizer", total=None)
-
-        def tell(step: int, steps: int, loss: float) -> None:
-            bar.update(task, completed=step, total=steps, description=f"pre-training, loss {loss:.3f}")
-
+    with tempfile.TemporaryDirectory(prefix="knowshift-world-") as scratch:
         first = output_dir if second is None else Path(scratch) / "first"
-        record = build_world(
-            first,
-            chosen,
-            seed=seed,
-            recipe=recipe,
-            origin=origin,
-            bands=bands,
-            longest_name=longest,
-            device=str(place),
-            progress=tell,
-        )
-        if second is not None:
-            record = continue_world(
-                first, output_dir, second, recipe=recipe, seed=seed, device=str(place), progress=tell
+        with _steps("pre-training") as tell:
+            record = build_world(
+                first,
+                chosen,
+                seed=seed,
+                recipe=recipe,
+                origin=origin,
+                bands=bands,
+                longest_name=longest,
+                device=str(place),
+                progress=tell,
             )
+        if second is not None:
+            with _steps("second corpus") as tell:
+                record = continue_world(
+                    first, output_dir, second, recipe=recipe, seed=seed, device=str(place), progress=tell
+                )
     console.print(
         f"{record['facts']} facts in {record['sentences']} sentences, {record['weights']:,} weights, "
         f"loss {record['pretraining']['final_loss']:.3f}; wrote {output_dir}",
@@ -129,12 +128,19 @@ def build(
     emit({**record, "output": str(output_dir)}, as_json)
 
 
-def _bar() -> Progress:
-    """A progress bar: the task, the share done, the time left."""
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+@contextmanager
+def _steps(what: str) -> Iterator[Progress]:
+    """Tells the steps of a pre-training, whose number is known with the first of them."""
+    with ExitStack() as stack:
+        counts: list[Count] = []
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console)
+        def tell(step: int, steps: int, loss: float) -> None:
+            if not counts:
+                counts.append(stack.enter_context(count(what, steps, "step", lines_for_a_log())))
+                counts[0](0)
+            counts[0](step, f"loss {loss:.3f}")
+
+        yield tell
 
 
 def _record(world: str) -> dict[str, Any]:
@@ -182,8 +188,8 @@ def describe(
     spread = Counter(_bin(fact.exposures or 0) for fact in facts)
     for key, value in record.items():
         console.print(f"{key}: {value}")
-    for name, count in groups.items():
-        console.print(f"{name}: {count} facts")
+    for name, members in groups.items():
+        console.print(f"{name}: {members} facts")
     console.print("written: " + ", ".join(f"{name} {spread[name]}" for name in _BINS))
     emit({**record, "groups": dict(groups), "exposures": {name: spread[name] for name in _BINS}}, as_json)
 

@@ -21,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as hf_logging
 
 from knowshift.errors import InputError, KnowshiftWarning, border, cause_of, nearest
 from knowshift.models.divided import load_divided
@@ -37,6 +36,7 @@ from knowshift.parameters.files.pair import open_tuned
 from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
 from knowshift.system.group import own_device
+from knowshift.system.progress import no_bars_of_transformers
 
 #: Bytes: where memory that PyTorch takes for a tensor begins, a multiple of every vector register's width.
 ALIGNMENT = 64
@@ -190,9 +190,7 @@ def _check_asked(dtype: str | None, device: str) -> torch.device:
 
 
 def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()  # its bar for a few weights would cut into ours
-    with border(f"{name}: cannot load the model"):
+    with no_bars_of_transformers(), border(f"{name}: cannot load the model"):
         try:
             if (folder / "generation_config.json").is_file():  # transformers would ignore an unreadable one
                 GenerationConfig.from_pretrained(folder)
@@ -205,9 +203,6 @@ def _load(name: str, folder: Path, dtype: str) -> PreTrainedModel:
             )
         except SafetensorError as error:
             raise InputError(f"{name}: damaged safetensors file in {folder}: {cause_of(error)}") from error
-        finally:
-            if bars:
-                hf_logging.enable_progress_bar()
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise InputError(f"{name}: {len(missing)} weights are missing from the checkpoint, the first is {missing[0]!r}")

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging as hf_logging
 
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.companions import TOKENIZER, copy_files
 from knowshift.parameters.slices import slices_of
+from knowshift.system.progress import no_bars_of_transformers
 
 _CONFIG = "config.json"
 #: A dtype in the text of a config, under its name of now or of before transformers 5.
@@ -43,16 +43,10 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     if slices_of(model) is not None:  # no process has all of it but on disk
         shutil.copytree(loaded.folder, folder, dirs_exist_ok=True)
         return
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with unchanged(model):
-            # Not written: transformers refuses to save some generation configs that it loads with a warning.
-            model.generation_config = GenerationConfig()
-            model.save_pretrained(folder)
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+    with no_bars_of_transformers(), unchanged(model):
+        # Not written: transformers refuses to save some generation configs that it loads with a warning.
+        model.generation_config = GenerationConfig()
+        model.save_pretrained(folder)
     for made in folder.iterdir():
         if ".safetensors" not in made.name:
             made.unlink()

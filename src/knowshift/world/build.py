@@ -23,6 +23,7 @@ from knowshift.models.dtypes import TORCH_DTYPES
 from knowshift.models.loading import load_model
 from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
+from knowshift.system.progress import no_bars_of_transformers
 from knowshift.version import __version__
 from knowshift.world.corpus import sentences
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures
@@ -143,7 +144,8 @@ def build_world(
     }
     with folder_beside(output) as folder:
         write_facts(folder / "facts.parquet", table)
-        model.to("cpu", stored_dtype).save_pretrained(folder)
+        with no_bars_of_transformers():
+            model.to("cpu", stored_dtype).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_json(folder / RECORD, record)
     return record
@@ -191,7 +193,8 @@ def continue_world(
     with folder_beside(output) as folder:
         copy_files(world, folder)  # the tokenizer is the same, byte for byte
         write_facts(folder / "facts.parquet", table)
-        loaded.model.to("cpu", TORCH_DTYPES[record["stored_dtype"]]).save_pretrained(folder)
+        with no_bars_of_transformers():
+            loaded.model.to("cpu", TORCH_DTYPES[record["stored_dtype"]]).save_pretrained(folder)
         write_json(folder / RECORD, record)
     return dict(record)
 

@@ -31,6 +31,7 @@ from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES, StoredT
 from knowshift.parameters.files.companions import copy_files
 from knowshift.parameters.regions import own_names, tied_table
 from knowshift.parameters.tensors import number_of
+from knowshift.system.progress import no_bars_of_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -147,36 +148,33 @@ def _merge(adapter: Adapter, base: StoredTensors, config: Any, target: Path) -> 
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging as hf_logging
 
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), border(f"{adapter.folder / CONFIG}: PEFT cannot merge it into {base.folder}"):
-            warnings.simplefilter("ignore")  # what PEFT warns of is checked below
-            model, info = AutoModelForCausalLM.from_pretrained(
-                base.folder,
-                dtype=torch.float64 if _double(base) else torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            if info["missing_keys"]:
-                _refuse(adapter, f"weights are missing in the base, the first is {min(info['missing_keys'])!r}")
-            tied = _shared(model) is not None
-            adapted = PeftModel.from_pretrained(model, str(adapter.folder), config=config).eval()
-            _check_loaded(adapter, adapted)
-            untied = _untie(model)
-            before = _probe(adapted, model)
-            merged = adapted.merge_and_unload()
-            _check_merged(adapter, before, _probe(merged, merged))
-            if untied:
-                _tie_again(merged, bool(adapter.config.get("ensure_weight_tying")))
-            _round(merged, base)
-            merged.save_pretrained(target, max_shard_size="5GB")
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+    with (
+        no_bars_of_transformers(),
+        warnings.catch_warnings(),
+        border(f"{adapter.folder / CONFIG}: PEFT cannot merge it into {base.folder}"),
+    ):
+        warnings.simplefilter("ignore")  # what PEFT warns of is checked below
+        model, info = AutoModelForCausalLM.from_pretrained(
+            base.folder,
+            dtype=torch.float64 if _double(base) else torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if info["missing_keys"]:
+            _refuse(adapter, f"weights are missing in the base, the first is {min(info['missing_keys'])!r}")
+        tied = _shared(model) is not None
+        adapted = PeftModel.from_pretrained(model, str(adapter.folder), config=config).eval()
+        _check_loaded(adapter, adapted)
+        untied = _untie(model)
+        before = _probe(adapted, model)
+        merged = adapted.merge_and_unload()
+        _check_merged(adapter, before, _probe(merged, merged))
+        if untied:
+            _tie_again(merged, bool(adapter.config.get("ensure_weight_tying")))
+        _round(merged, base)
+        merged.save_pretrained(target, max_shard_size="5GB")
     _describe(base, target, untied=tied and _shared(merged) is None)
 
 
