@@ -36,7 +36,7 @@ from knowshift.parameters.files.pair import open_tuned
 from knowshift.parameters.loaded import as_tensor, parameters_of
 from knowshift.parameters.regions import own_names
 from knowshift.system.group import own_device
-from knowshift.system.progress import no_bars_of_transformers
+from knowshift.system.quiet import no_bars_of_transformers
 
 #: Bytes: where memory that PyTorch takes for a tensor begins, a multiple of every vector register's width.
 ALIGNMENT = 64

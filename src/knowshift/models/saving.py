@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from knowshift.models.loading import LoadedModel
 from knowshift.parameters.files.companions import TOKENIZER, copy_files
 from knowshift.parameters.slices import slices_of
-from knowshift.system.progress import no_bars_of_transformers
+from knowshift.system.quiet import no_bars_of_transformers
 
 _CONFIG = "config.json"
 #: A dtype in the text of a config, under its name of now or of before transformers 5.

@@ -38,20 +38,6 @@ def bar(what: str, total: float | None, unit: str, shown: bool | None = None) ->
         yield advance
 
 
-@contextmanager
-def no_bars_of_transformers() -> Iterator[None]:
-    """Within the block transformers draws none: its bar for a few weights would cut into ours."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def say(line: str, shown: Shown = None) -> None:
     """A line of text, where a bar or lines for a log are shown."""
     if callable(shown):

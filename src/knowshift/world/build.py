@@ -23,7 +23,7 @@ from knowshift.models.dtypes import TORCH_DTYPES
 from knowshift.models.loading import load_model
 from knowshift.parameters.files.companions import copy_files
 from knowshift.records import FACTS, write_table
-from knowshift.system.progress import no_bars_of_transformers
+from knowshift.system.quiet import no_bars_of_transformers
 from knowshift.version import __version__
 from knowshift.world.corpus import sentences
 from knowshift.world.invent import DEFAULT_BANDS, ExposureBand, Repetition, draw_repetitions, with_exposures

@@ -31,7 +31,7 @@ from knowshift.parameters.files.checkpoint import FLOATS, STORED_DTYPES, StoredT
 from knowshift.parameters.files.companions import copy_files
 from knowshift.parameters.regions import own_names, tied_table
 from knowshift.parameters.tensors import number_of
-from knowshift.system.progress import no_bars_of_transformers
+from knowshift.system.quiet import no_bars_of_transformers
 
 if TYPE_CHECKING:
     import torch
