@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowshift.html.table import Table
-from knowshift.reports.page.strategies import frontier, strategies_figure
-from knowshift.reports.tables.bench.strategies import MATCHED, strategies_matched
+from knowshift.reports.evidence.run_folder import MIXED, Setting
+from knowshift.reports.page.strategies import _chosen, frontier, strategies_figure
+from knowshift.reports.tables.bench.strategies import CHOSEN, MATCHED, SCOPES, _end, strategies_matched
 
 COLUMNS = ("strategy", "plain", "learning_rate", "size", "in_domain", "out_of_domain", "kept", "learned", "learned_new")
 MORE = ("kl_known", "text_loss", "moved")
@@ -74,3 +75,14 @@ def test_the_picture_names_plain_fine_tuning_and_the_frontier() -> None:
     assert strategies_figure(None) is None
     unlearned = Table(told.name, told.columns, tuple((*row[:8], math.nan, *row[9:]) for row in told.rows))
     assert strategies_figure(replace(unlearned)) is None
+
+
+def test_a_best_rate_that_none_was_tried_beyond_is_said() -> None:
+    tried = [Setting(MIXED, 4, rate, f"kl@{rate}") for rate in (0.1, 0.3, 1.0)]
+    alone = Setting(MIXED, 8, 3.0, "kl@3.0")  # of another size
+    ends = ["lowest", "", "highest", "only"]
+    assert [_end(one, [*tried, alone]) for one in (*tried, alone)] == ends
+    numbers = (4, 0.5, 0.1, 0.0, 0.2, 0.04, 0.1, 0.0, 0.2)
+    rows = [(str(place), scope, "0.1", end, *numbers) for place, end in enumerate(ends) for scope in SCOPES]
+    grid = _chosen(Table("strategies_chosen", CHOSEN, tuple(rows)))
+    assert [line[1].text for line in grid.rows] == ["0.1 ↓", "0.1", "0.1 ↑", "0.1"]

@@ -16,6 +16,8 @@ from knowshift.html.words import in_percent, p_value, signed
 
 Row = Mapping[str, Any]
 
+#: Marks of a rate that is the last of those tried.
+_ENDS = {"lowest": " ↓", "highest": " ↑"}
 _GREY = "#9aa1a9"
 #: Shares within which the names of two points would overlap.
 _NEAR = (0.06, 0.04)
@@ -88,7 +90,8 @@ def _chosen(table: Table) -> Grid:
     body = []
     for label in sorted(both, key=lambda label: -_or_zero(both[label]["difference"])):
         row = both[label]
-        line = [Entry(label), Entry(_rate(row["learning_rate"])), Entry(f"{row['size']:,}" if row["size"] else "")]
+        rate = Entry(f"{_rate(row['learning_rate'])}{_ENDS.get(row['rate_is'], '')}")
+        line = [Entry(label), rate, Entry(f"{row['size']:,}" if row["size"] else "")]
         for scope in ("in_domain", "out_of_domain"):
             [here] = table.where(strategy=label, scope=scope)
             line += [number(here["accuracy"], in_percent), _difference(here)]
@@ -100,7 +103,7 @@ def _chosen(table: Table) -> Grid:
         "Each strategy at its best rate (n training facts): accuracy in %, in-domain and out-of-domain, at the rate "
         "chosen most often, on all facts; points against plain fine-tuning at its best rate and size, both chosen on "
         "other facts and draws; Holm’s p of the mean of both domains, and that mean against the best change after "
-        "training"
+        "training. A rate with an arrow is the lowest (↓) or highest (↑) that was tried: a better one may lie beyond"
     )
     return Grid(caption, [*heads, "against after"], body, "dense")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,7 +76,7 @@ COLUMNS = (
     *("lost", "gained", *LEARNED[:2], "kl_known", *LEARNED[2:]),
 )
 CHOSEN = (
-    *("strategy", "scope", "learning_rate", "size", "accuracy", "difference", "low", "high", "p_holm"),
+    *("strategy", "scope", "learning_rate", "rate_is", "size", "accuracy", "difference", "low", "high", "p_holm"),
     *("difference_after", "low_after", "high_after"),
 )
 MATCHED = ("strategy", "size", "learned", "in_domain", "out_of_domain", "kept", "kl_known", "text_loss", "moved")
@@ -88,7 +88,7 @@ def strategies_chosen(evidence: Evidence) -> Table:
 
     Both bests are chosen on one half of the facts and on other draws, and measured on the rest; so an interval says
     what choosing gains too. Adjusted by Holm over strategies, for each scope. ``learning_rate`` and ``size`` are
-    those chosen most often.
+    those chosen most often; ``rate_is`` says where no rate beyond was tried.
     """
     plain = numbered(evidence, "strategy", PLAIN)
     options = {
@@ -110,6 +110,7 @@ def strategies_chosen(evidence: Evidence) -> Table:
                     label,
                     scope,
                     None if setting is None else rate_name(setting.learning_rate),
+                    None if setting is None else _end(setting, evidence.benched[label]),
                     None if setting is None else setting.size,
                     _value(evidence, own, usual, domains),
                     *(bounds(against[label].estimate) if label in others else (math.nan,) * 3),
@@ -118,6 +119,13 @@ def strategies_chosen(evidence: Evidence) -> Table:
                 )
             )
     return Table("strategies_chosen", CHOSEN, tuple(rows), frozenset({"accuracy"}))
+
+
+def _end(chosen: Setting, tried: Iterable[Setting]) -> str:
+    """Which end of the rates that were tried, at its size, the chosen one is: a better one may lie beyond."""
+    rates = sorted({one.learning_rate for one in tried if one.size == chosen.size})
+    ends = {rates[0]: "lowest", rates[-1]: "highest"} if len(rates) > 1 else {rates[0]: "only"}
+    return ends.get(chosen.learning_rate, "")
 
 
 def strategies_matched(table: Table) -> Table:
