@@ -133,6 +133,17 @@ def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
         ("bench.strategies={kll: {}}", "bench.strategies.kll: no strategy 'kll'; nearest: 'kl'"),
         ("bench.strategies={kl: {weight: -1}}", "kl: weight: expected a number of at least 0, found -1"),
         ("bench.strategies={kl: {size: 0}}", "bench.strategies.kl.size: expected a number of training facts, found 0"),
+        (
+            "bench.strategies={kl: {rates: []}}",
+            "bench.strategies.kl.rates: expected distinct numbers above 0, found []",
+        ),
+        ("bench.strategies={kl: {rates: 1}}", "bench.strategies.kl.rates: expected distinct numbers above 0, found 1"),
+        ("bench.strategies={kl: {rates: [0.1, 0.1]}}", "kl.rates: expected distinct numbers above 0, found [0.1, 0.1]"),
+        (
+            "bench.strategies={kl: {weight: [0.5, 1]}}",
+            "bench.strategies.kl.weight: expected one value, found [0.5, 1.0]",
+        ),
+        ("bench.strategies={kl: {rates: [1, -1]}}", "kl.rates: expected distinct numbers above 0, found [1.0, -1.0]"),
         ("bench.levels=[0, 4]", "bench.levels: expected 'mixed' or one level, found [0, 4]"),
         ("bench.rates=[1, 1]", "bench.rates: expected distinct values, found [1.0, 1.0]"),
         ("variants={m: {learning_rate: 1.0e-3}}", "variants.m: is the grid itself"),

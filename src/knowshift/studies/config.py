@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
@@ -110,12 +111,16 @@ class VariantConfig(_Strict):
         return {**told, "settings": dict(self.settings)} if self.settings else told
 
 
+#: What a bench is told of a strategy: its settings, and more.
+_Told = dict[str, bool | int | float | str | tuple[float, ...]]
+
+
 class BenchConfig(_Strict):
     """Strategies on equal terms: the same facts, draws and number of updates, each at learning rates of its own."""
 
     #: Settings by strategy; under a name of one's own, "strategy" says which: {kl-strong: {strategy: kl, weight: 1}};
-    #: "size" is the number of training facts of this one alone.
-    strategies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], dict[str, bool | int | float | str]] = {}
+    #: "size" is the number of training facts of this one alone, "rates" are the rates of this one alone.
+    strategies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")], _Told] = {}
     rates: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = (0.1, 0.3, 1.0, 3.0)  # of the study's own
     levels: tuple[Level, ...] | Literal["mixed"] = "mixed"  # mixed: all levels of the study in turn; or one level
     sizes: tuple[Annotated[int, Field(ge=1)], ...] | None = None  # the largest where not given
@@ -133,12 +138,19 @@ class BenchConfig(_Strict):
 
         found: dict[str, VariantConfig] = {}
         for label, told in self.strategies.items():
-            settings = dict(told)
+            place = f"bench.strategies.{label}"
+            settings = {name: value for name, value in told.items() if not isinstance(value, tuple)}
             name, size = str(settings.pop("strategy", label)), settings.pop("size", None)
             if size is not None and not (type(size) is int and size > 0):
-                raise InputError(f"bench.strategies.{label}.size: expected a number of training facts, found {size!r}")
-            strategy_of(name, settings, f"bench.strategies.{label}")
-            for rate in self.rates:
+                raise InputError(f"{place}.size: expected a number of training facts, found {size!r}")
+            rates = told.get("rates", self.rates)
+            if not isinstance(rates, tuple) or not rates or len(set(rates)) < len(rates) or not _positive(rates):
+                raise InputError(f"{place}.rates: expected distinct numbers above 0, found {_shown(rates)}")
+            for several, value in told.items():
+                if isinstance(value, tuple) and several != "rates":
+                    raise InputError(f"{place}.{several}: expected one value, found {_shown(value)}")
+            strategy_of(name, settings, place)
+            for rate in rates:
                 own = float(f"{learning_rate * STRATEGIES[name].rate * rate:.6g}")
                 found[f"{label}@{own:g}"] = VariantConfig(
                     levels=self.levels,
@@ -149,6 +161,15 @@ class BenchConfig(_Strict):
                     settings=settings,
                 )
         return found
+
+
+def _positive(rates: Sequence[float]) -> bool:
+    return all(0 < rate < math.inf for rate in rates)
+
+
+def _shown(value: object) -> str:
+    """As it stands in YAML."""
+    return repr(list(value) if isinstance(value, tuple) else value)
 
 
 class EvaluationConfig(_Strict):

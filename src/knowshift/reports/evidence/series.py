@@ -31,7 +31,7 @@ def series_of(config: Mapping[str, Any], there: Collection[str]) -> list[Series]
     for label, given in told.items() if isinstance(told, dict) else ():
         if label not in there or not isinstance(given, dict):
             continue
-        settings = dict(given)
+        settings = {name: value for name, value in given.items() if name != "rates"}  # the best is compared
         strategy = str(settings.pop("strategy", label))
         for setting, value in settings.items():
             if setting == "size" or isinstance(value, bool) or not isinstance(value, int | float):
