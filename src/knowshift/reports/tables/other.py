@@ -121,15 +121,11 @@ def _of_grid(models: Mapping[Setting, _Draws]) -> Iterator[Row]:
         fractions = sorted(
             {place[1] for place in places if (place[0], *place[2:]) == (criterion, task, metric)}, key=float
         )
-        each = [(setting, fraction) for setting in models for fraction in fractions]
-        for batch in (each, [(None, fraction) for fraction in fractions]):
-            found = []
-            for setting, fraction in batch:
-                own = models if setting is None else {setting: models[setting]}
-                alike = models if setting is not None else {}
-                row = _compare(own, alike, (criterion, fraction, task, metric))
-                if row is not None:
-                    found.append(row)
+        none: dict[Setting, _Draws] = {}
+        each = [({setting: models[setting]}, models, fraction) for setting in models for fraction in fractions]
+        for batch in (each, [(models, none, fraction) for fraction in fractions]):
+            compared = (_compare(own, alike, (criterion, fraction, task, metric)) for own, alike, fraction in batch)
+            found = [row for row in compared if row is not None]
             adjusted = holm([difference.p for _, difference, _ in found])
             yield from ((*head, p, *tail) for (head, _, tail), p in zip(found, adjusted, strict=True))
 

@@ -12,7 +12,7 @@ from knowshift.tuning.weights.lora import Lora
 
 @dataclass(frozen=True)
 class Best(Lora):
-    """LoRA on all linear layers, at three times the best rate of plain fine-tuning rather than the usual ten."""
+    """LoRA on all linear layers, at a rate of its own: on our bench three to nine times plain fine-tuning's best."""
 
     name: ClassVar[str] = "best"
     about: ClassVar[str] = "the default recipe: LoRA on all linear layers, at a rate that keeps knowledge"
