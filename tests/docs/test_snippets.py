@@ -181,7 +181,9 @@ def test_python_snippets_of_the_guides(
 
 def test_the_config_of_a_study_shows_every_field_with_its_default() -> None:
     text, variants, bench = snippets("docs/study.md", "yaml")
-    assert len(parse_config(f"name: n\nmodel: m\nfacts: f\n{bench}", "docs/study.md").benched) == 5 * 3
+    assert (
+        len(parse_config(f"name: n\nmodel: m\nfacts: f\n{bench}", "docs/study.md").benched) == 5 * 3 + 4
+    )  # one has rates of its own
     assert len(parse_config(f"name: n\nmodel: m\nfacts: f\n{variants}", "docs/study.md").variants) == 6
     written = parse_config(text, "docs/study.md").as_record()
     ours = {name: written[name] for name in ("name", "model", "facts")}

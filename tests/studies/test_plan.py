@@ -16,11 +16,13 @@ from knowshift.facts.fact import Fact
 from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.probing.run import facts_digest
+from knowshift.reports.evidence.run_folder import AT
 from knowshift.studies import content
 from knowshift.studies import plan as cells
 from knowshift.studies.config import StudyConfig
-from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, LATER, PACKAGES, Plan, make_plan, outline
+from knowshift.studies.plan import CONTENT, EVERYWHERE, HARMLESS, LATER, PACKAGES, Cell, Plan, make_plan, outline
 from knowshift.training.draws import draw_training_set
+from knowshift.tuning.registry import STRATEGIES
 
 FACTS = tuple(
     Fact(
@@ -352,6 +354,27 @@ def test_variants_stand_beside_a_grid_that_stays_as_it_is() -> None:
         other = _plan(StudyConfig.model_validate({**SMALL, "variants": {"longer": {**variants["longer"], **changed}}}))
         digests = {unit.title: unit.cells[0].digest for unit in other.tuned}
         assert digests["level 1, 4 facts, draw 1, longer"] not in {cell.digest for cell in plan.cells}, changed
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_a_cell_of_a_strategy_depends_on_all_its_settings_also_those_left_to_their_defaults(name: str) -> None:
+    """Or results of one version would stand for those of the next, whose defaults are others."""
+
+    def tuned(settings: dict[str, Any]) -> Cell:
+        (unit,) = [
+            unit
+            for unit in _plan(
+                StudyConfig.model_validate(
+                    {**SMALL, "bench": {"strategies": {name: settings}, "rates": [1.0], "draws": 1, "sizes": [2]}}
+                )
+            ).tuned
+            if AT in str(unit.cells[0].coordinates.get("control"))
+        ]
+        return unit.cells[0]
+
+    defaults = {one.name: one.default for one in fields(STRATEGIES[name])}
+    assert tuned({}).coordinates["training"].get("settings", {}) == defaults
+    assert tuned(defaults).digest == tuned({}).digest
 
 
 def test_an_outline_has_the_cells_of_the_plan() -> None:

@@ -6,6 +6,7 @@ import importlib.resources
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
@@ -105,10 +106,16 @@ class VariantConfig(_Strict):
     settings: dict[str, bool | int | float | str] = {}  # of the strategy
 
     def changed(self) -> dict[str, Any]:
-        """What of the training is otherwise than in the grid, beside levels, sizes and the learning rate."""
+        """What of the training is otherwise than in the grid, beside levels, sizes and the learning rate.
+
+        With all settings of a strategy: a default that is another one later makes another training.
+        """
+        from knowshift.tuning.registry import strategy_of
+
         fields = {"distinct_facts", "batch_size", "epochs", "schedule", "dtype", "lora", "strategy"}
         told = self.model_dump(mode="json", include=fields, exclude_none=True)
-        return {**told, "settings": dict(self.settings)} if self.settings else told
+        settings = asdict(strategy_of(self.strategy, self.settings)) if self.strategy is not None else {}
+        return {**told, "settings": settings} if settings else told
 
 
 #: What a bench is told of a strategy: its settings, and more.
