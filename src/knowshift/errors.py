@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -46,6 +47,14 @@ class KnowshiftWarning(UserWarning):
 
     def __init__(self, message: str) -> None:
         super().__init__(_one_line(message))
+
+
+@contextmanager
+def said_before() -> Iterator[None]:
+    """Within the block no :class:`KnowshiftWarning` is shown: this process, or the one that started it, has said it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", KnowshiftWarning)
+        yield
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -542,3 +543,18 @@ def test_a_plan_describes_the_model_that_workers_load(small_world: Path) -> None
 def test_a_missing_config_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_a_worker_does_not_say_again_what_the_plan_has_said(tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(find_model("world:tiny").weights, copy)
+    tokenizer = json.loads((copy / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").write_text(json.dumps(tokenizer | {"pad_token": tokenizer["eos_token"]}))
+    config = parse_config(SMALL.replace("model: world:tiny", f"model: {copy}"), "small")
+    with pytest.warns(KnowshiftWarning, match="the pad token equals"):
+        plan_of(config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        worker = Worker(tmp_path / "run", config)
+        assert worker.base.name == str(copy)
+        assert worker._load(str(copy)).name == str(copy)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 
-from knowshift.errors import InputError, KnowshiftWarning
+from knowshift.errors import InputError, said_before
 from knowshift.models.loading import LoadedModel
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.measure import Engine
@@ -52,8 +51,7 @@ class Crew:
 
 def _open_again(spec: EngineSpec, worker: int = 0) -> LoadedModel | Engine:
     """Open an engine that this run has opened before, and warned of."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", KnowshiftWarning)
+    with said_before():
         return spec.open(worker)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from knowshift.errors import said_before
 from knowshift.evaluation import evaluate
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
@@ -111,7 +112,8 @@ class Worker:
             if self._one_at_a_time:
                 self._let_go()
             given = {"dtype": self.config.dtype, "device": self.config.device, "divided": self._divided}
-            self._held = load_found(self._files, **given)  # type: ignore[arg-type]
+            with said_before():  # by the process that planned
+                self._held = load_found(self._files, **given)  # type: ignore[arg-type]
         return self._held
 
     @cached_property
@@ -194,7 +196,8 @@ class Worker:
 
     def _load(self, name: str, revision: str | None = None) -> LoadedModel:
         config = self.config
-        return load_model(name, revision=revision, dtype=config.dtype, device=config.device, divided=self._divided)
+        with said_before():
+            return load_model(name, revision=revision, dtype=config.dtype, device=config.device, divided=self._divided)
 
     @cached_property
     def _ready_to_train(self) -> bool:
