@@ -17,6 +17,8 @@ from knowshift.reports.tables.paper import RELATIVE, score_name
 
 #: Scores that are drawn at most, in the order of the table's columns; the table has all.
 MOST = 5
+#: Between the lines of two criteria, in steps from one fraction to the next.
+_APART = 0.09
 _WORDS = {RELATIVE: "most changed (relative)", "random": "at random"}
 
 #: Criterion and fraction.
@@ -83,9 +85,11 @@ def _lines(
     reaches: Mapping[_Place, float],
 ) -> None:
     """Each criterion's scores from the model as tuned on; a fraction without a score is a gap."""
-    for criterion, (colour, dashes) in line_styles(criteria).items():
+    for position, (criterion, (colour, dashes)) in enumerate(line_styles(criteria).items()):
+        shift = _APART * (position - (len(criteria) - 1) / 2)  # or bars would hide each other
         values = [found.get((criterion if fraction else AS_TUNED, fraction)) for fraction in fractions]
-        places, heights = range(len(fractions)), [math.nan if value is None else value for value in values]
+        places = [place + shift for place in range(len(fractions))]
+        heights = [math.nan if value is None else value for value in values]
         axes.plot(
             places,
             heights,
