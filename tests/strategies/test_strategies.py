@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ import torch
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.known_facts import KnownFacts
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.parameters.loaded import copy_of
 from knowshift.training.sft import TrainingRecipe, encode_examples
 from knowshift.tuning.loss.stm import perplexities
 from knowshift.tuning.registry import STRATEGIES, listed, strategy_of
 from knowshift.tuning.run import reference_of, tune
+from tiny_models import tiny_checkpoint
 
 #: Where the defaults would do nothing in six steps of a model that knows little.
 SETTINGS = {"stm": {"threshold": 300.0}, "restore-steps": {"every": 2}, "early-stop": {"every": 1}}
@@ -51,6 +53,24 @@ def test_a_training_learns_is_reproducible_and_leaves_the_model_as_it_was_built(
     moved = [key for key, weight in small_model.model.state_dict().items() if not torch.equal(weight, weights[key])]
     assert moved
     assert all(weight.isfinite().all() for weight in weights.values())
+
+
+@pytest.mark.parametrize("name", [name for name in STRATEGIES if STRATEGIES[name].needs_base])
+def test_a_reference_of_another_vocabulary_is_refused(name: str, base: LoadedModel, tmp_path: Path) -> None:
+    strategy = strategy_of(name)
+    assert reference_of(base, strategy, base) is base
+    other = load_model(str(tiny_checkpoint(tmp_path / "other")))
+    with pytest.raises(InputError, match=r"has a vocabulary of 260 rows and .* expected the same tokens and as many"):
+        reference_of(base, strategy, other)
+    longer = load_model(str(tmp_path / "other"))
+    longer.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(InputError, match=r"token '<new>' is number 260 of the reference .* and number none of"):
+        reference_of(other, strategy, longer)
+
+
+def test_a_reference_that_no_strategy_asks_is_refused(base: LoadedModel) -> None:
+    with pytest.raises(InputError, match="strategy 'sft' asks no reference model"):
+        reference_of(base, strategy_of("sft"), base)
 
 
 def answer_loss(model: LoadedModel, facts: list[Fact]) -> float:

@@ -30,10 +30,17 @@ def reference_of(loaded: LoadedModel, strategy: Strategy, given: LoadedModel | N
             raise InputError(f"strategy {strategy.name!r} asks no reference model, and {given.name} was given as one")
         return None
     if given is not None:
-        if given.tokenizer.get_vocab() != loaded.tokenizer.get_vocab() or rows_of(given) != rows_of(loaded):
+        if rows_of(given) != rows_of(loaded):
             raise InputError(
                 f"strategy {strategy.name!r}: the reference {given.name} has a vocabulary of {rows_of(given):,} rows "
                 f"and {loaded.name} one of {rows_of(loaded):,}; expected the same tokens and as many rows"
+            )
+        theirs, ours = given.tokenizer.get_vocab(), loaded.tokenizer.get_vocab()
+        if theirs != ours:
+            other = min(token for token, _ in theirs.items() ^ ours.items())
+            raise InputError(
+                f"strategy {strategy.name!r}: token {other!r} is number {theirs.get(other, 'none')} of the reference "
+                f"{given.name} and number {ours.get(other, 'none')} of {loaded.name}; expected the same tokens"
             )
         return given
     return replace(loaded, model=copy.deepcopy(loaded.model))
