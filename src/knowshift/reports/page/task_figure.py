@@ -47,7 +47,7 @@ def other_tasks(scores: Table, changes: Table, summary: Table) -> str | None:
     with panels(2.5 * (1 + len(names)), 3.4, 1 + len(names), share_y=False) as (figure, axes):
         knowledge, *others = axes
         knowledge.set_title("test facts")
-        _lines(knowledge, criteria, fractions, *_of_facts(summary, size, criteria))
+        _lines(knowledge, criteria, fractions, _of_facts(summary, size, criteria), {})
         _percent(knowledge)
         for panel, name in zip(others, names, strict=True):
             panel.set_title(name.replace("_", " ").replace("$", r"\$"))  # which begins a formula
@@ -67,14 +67,14 @@ def _reaches(changes: Table, size: int, name: str) -> dict[_Place, float]:
     return {(row["criterion"], float(row["fraction"])): row["difference_high"] - row["difference"] for row in rows}
 
 
-def _of_facts(summary: Table, size: int, criteria: Sequence[str]) -> tuple[dict[_Place, float], dict[_Place, float]]:
+def _of_facts(summary: Table, size: int, criteria: Sequence[str]) -> dict[_Place, float]:
     """Accuracy of the mean of training levels, mean of both domains; the domains have their intervals elsewhere."""
     found: dict[_Place, list[float]] = {}
     for row in summary.where(control="", size=size, level="mean"):
         if row["criterion"] in criteria:
             found.setdefault((row["criterion"], float(row["fraction"])), []).append(row["accuracy"])
             found.setdefault((AS_TUNED, 0.0), []).append(row["accuracy"] - row["difference"])
-    return {place: mean_of(values) for place, values in found.items()}, {}
+    return {place: mean_of(values) for place, values in found.items()}
 
 
 def _lines(
