@@ -160,3 +160,9 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from("abc"), JSON | st.dictionaries(st.sampled_from("xyz"), JSON, max_size=3)) | JSON)
 def test_a_damaged_config_has_no_series_or_ones_of_several_labels(told: object) -> None:
     assert all(len(labels) > 1 for *_, labels in series(told, list("abc")))
+
+
+def test_rates_of_ones_own_are_no_setting() -> None:
+    told = {"kl": {"weight": 0.1}, "kl-strong": {"strategy": "kl", "weight": 1.0, "rates": [0.1, 0.3]}}
+    (found,) = series_of({"bench": {"strategies": told}}, list(told))
+    assert (found.setting, found.others, found.labels) == ("weight", "", {0.1: "kl", 1.0: "kl-strong"})
