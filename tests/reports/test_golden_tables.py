@@ -9,12 +9,13 @@ import pytest
 import golden_leakage
 import golden_run
 import golden_tables
+import golden_tasks
 from golden_compare import compare, compare_findings
 from golden_records import Records
 from golden_texts import TEXTS
 from knowshift.reports.tables.build import build_tables
 
-TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES}
+TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES, **golden_tasks.TABLES}
 
 
 @pytest.fixture(scope="module")

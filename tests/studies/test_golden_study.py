@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 
 import golden_leakage
 import golden_tables
+import golden_tasks
 from golden_compare import compare, compare_findings, rows_of
 from golden_records import Records
 from golden_weights import hold_change, seed_of, weights_of
@@ -34,7 +35,7 @@ from knowshift.studies.run import run_study
 
 pytestmark = pytest.mark.slow
 
-TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES}
+TABLES = {**golden_tables.TABLES, **golden_leakage.TABLES, **golden_tasks.TABLES}
 SEED, RATE, SLOW = 30, 0.002, 0.00002
 FRACTIONS = (0.2, 1.0)
 
