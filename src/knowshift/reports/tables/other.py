@@ -14,7 +14,14 @@ from knowshift.reports.evidence.evidence import Evidence
 from knowshift.reports.evidence.other import Place, TaskItems, instruct_answers, task_items, task_scores
 from knowshift.reports.evidence.run_folder import Setting
 from knowshift.reports.findings.claims import mean_of
-from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, level_of, setting_values
+from knowshift.reports.tables.settings import (
+    CONTRAST_COLUMNS,
+    DRAW_COLUMNS,
+    SETTING_COLUMNS,
+    draw_values,
+    level_of,
+    setting_values,
+)
 from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.crossed import interval_of_covariance, pooled_noise
 from knowshift.statistics.estimates import MISSING, Estimate, Floats, without_interval
@@ -60,15 +67,7 @@ SUMMARY_COLUMNS = (
     "higher_is_better",
     "draws",
     "score",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "p_holm",
-    "minus_random",
-    "minus_random_low",
-    "minus_random_high",
-    "minus_random_p",
+    *CONTRAST_COLUMNS,
 )
 
 

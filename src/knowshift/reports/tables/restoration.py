@@ -13,7 +13,13 @@ from knowshift.reports.evidence.restored import layer_group_answers, train_set_a
 from knowshift.reports.evidence.run_folder import Setting, read_cell_json
 from knowshift.reports.evidence.scores import Model, Scores
 from knowshift.reports.tables.answers import COUNT_COLUMNS, count, count_rows
-from knowshift.reports.tables.settings import DRAW_COLUMNS, SETTING_COLUMNS, draw_values, setting_values
+from knowshift.reports.tables.settings import (
+    CONTRAST_COLUMNS,
+    DRAW_COLUMNS,
+    SETTING_COLUMNS,
+    draw_values,
+    setting_values,
+)
 from knowshift.statistics.accuracy import domain_accuracy
 from knowshift.statistics.estimates import Estimate, Floats
 from knowshift.statistics.holm import holm
@@ -81,15 +87,7 @@ SUMMARY_COLUMNS = (
     "accuracy",
     "low",
     "high",
-    "difference",
-    "difference_low",
-    "difference_high",
-    "p",
-    "p_holm",
-    "minus_random",
-    "minus_random_low",
-    "minus_random_high",
-    "minus_random_p",
+    *CONTRAST_COLUMNS,
 )
 
 

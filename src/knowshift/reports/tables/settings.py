@@ -7,6 +7,11 @@ from knowshift.reports.evidence.run_folder import MIXED, Setting
 
 SETTING_COLUMNS = ("level", "size", "learning_rate", "control")
 DRAW_COLUMNS = ("level", "size", "draw", "learning_rate", "control")
+#: Of a restored model: its difference to the model as tuned, and to as many weights restored at random.
+CONTRAST_COLUMNS = (
+    *("difference", "difference_low", "difference_high", "p", "p_holm"),
+    *("minus_random", "minus_random_low", "minus_random_high", "minus_random_p"),
+)
 
 
 def setting_values(setting: Setting) -> Row:
