@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 import knowshift
 from knowshift.audits.moves import KNOWN
 from knowshift.audits.plan import BRIEF, facts_to_ask
-from knowshift.audits.screening import BATCH, LIKELY, PROMPTS, promised
-from knowshift.models.sampling.session import prompts_that_stay
+from knowshift.probing.screening import LIKELY, promised
 
 
 def main() -> None:
@@ -33,11 +32,8 @@ def main() -> None:
     asked = facts_to_ask(knowshift.load_facts(arguments.facts).facts, arguments.seed, BRIEF.prompts).facts
     facts = [fact for fact in asked if fact.id in rate]
     model = knowshift.load_model(arguments.model, dtype=arguments.dtype)
-    size = max(1, min(BATCH, prompts_that_stay(model)) // PROMPTS)
-    promises: dict[str, float] = {}
     began = time.perf_counter()
-    for start in range(0, len(facts), size):
-        promises |= promised(model, facts[start : start + size])
+    promises = promised(model, facts)
     took = time.perf_counter() - began
     known = np.array([rate[fact.id] >= KNOWN for fact in facts])
     likely = np.array([promises[fact.id] >= LIKELY for fact in facts])

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from knowshift.api.change import restore, weights
     from knowshift.api.inputs import load_facts, load_model
     from knowshift.api.measures import evaluate, mastery, tokens
+    from knowshift.api.screening import screen
     from knowshift.api.studies import plan_study, report, study
     from knowshift.api.tuning import finetune, strategies
     from knowshift.callback import AuditCallback
@@ -41,6 +42,7 @@ __all__ = [
     "plan_study",
     "report",
     "restore",
+    "screen",
     "strategies",
     "study",
     "tokens",
@@ -53,6 +55,7 @@ _VERBS = {
     "api.change": ("restore", "weights"),
     "api.inputs": ("load_facts", "load_model"),
     "api.measures": ("evaluate", "mastery", "tokens"),
+    "api.screening": ("screen",),
     "api.studies": ("plan_study", "report", "study"),
     "api.tuning": ("finetune", "strategies"),
     "callback": ("AuditCallback",),

@@ -16,15 +16,15 @@ import typer
 import knowshift
 from knowshift.cli.app import app
 
-COMMANDS = ("study", "mastery", "finetune", "evaluate", "tokens", "weights", "restore", "report")
+COMMANDS = ("study", "mastery", "screen", "finetune", "evaluate", "tokens", "weights", "restore", "report")
 #: Options of a command that its verb lacks, with the reason.
 OF_COMMANDS = {
     "as_json": "how the result is printed",
     "dry_run": "plan_study",
 }
 #: Options that a command needs and its verb does not: a result may stay in memory.
-KEPT_ON_DISK = {("mastery", "output"), ("evaluate", "output"), ("tokens", "output"), ("finetune", "output_dir")}
-KEPT_ON_DISK |= {("restore", "output_dir")}
+KEPT_ON_DISK = {("mastery", "output"), ("screen", "output"), ("evaluate", "output"), ("tokens", "output")}
+KEPT_ON_DISK |= {("finetune", "output_dir"), ("restore", "output_dir")}
 #: Arguments that a command may lack and its verb may be given None for.
 MAY_BE_NONE = {("mastery", "model")}
 
@@ -44,6 +44,7 @@ def test_the_names_that_are_offered() -> None:
         "plan_study",
         "report",
         "restore",
+        "screen",
         "strategies",
         "study",
         "tokens",

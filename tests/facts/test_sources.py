@@ -24,6 +24,7 @@ from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources.encoding import LARGEST_ROW, encodable
 from knowshift.facts.sources.entity_questions import LARGEST_FILE
 from knowshift.facts.sources.load import FactSource, load_entity_questions, load_facts, paper_aliases
+from knowshift.facts.sources.tables import write_facts
 from knowshift.records import FACTS, write_table
 from small_questions import OFFICIAL, small_rows, write_folder, write_zip
 
@@ -293,6 +294,40 @@ def test_a_worlds_facts_come_back_as_they_were(tmp_path: Path) -> None:
     assert source == FactSource("world:pocket", facts)
     bare = load_facts(f"world:{tmp_path / 'pocket'}", aliases=False)
     assert bare.facts == tuple(replace(fact, aliases=()) for fact in facts)
+
+
+NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8).map(
+    lambda text: f"a {text} z"  # no blanks at its ends, no slot, no brackets round all of it
+)
+WRITTEN = st.builds(
+    Fact,
+    id=st.uuids().map(str),
+    relation=st.sampled_from(["P19", "mine"]),
+    split=st.sampled_from(["train", "test"]),
+    domain=st.sampled_from(["in_domain", "out_of_domain"]),
+    subject=NAMES.filter(lambda text: "{" not in text and "[" not in text and "<" not in text),
+    question=NAMES,
+    answer=NAMES,
+    aliases=st.lists(NAMES, max_size=2).map(tuple),
+    exposures=st.none() | st.integers(0, 2**31 - 1),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(WRITTEN, min_size=1, max_size=4, unique_by=(lambda fact: fact.id, lambda fact: fact.subject)),
+    st.booleans(),
+)
+def test_facts_that_are_written_are_read_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, facts: list[Fact], own: bool
+) -> None:
+    if own:
+        facts = [replace(fact, prompts=(f"{fact.subject} is", "{question} It is")) for fact in facts]
+    path = tmp_path_factory.mktemp("written") / "facts.parquet"
+    write_facts(path, facts, {facts[0].id: 0.5})
+    assert load_facts(str(path)).facts == tuple(facts)
+    if not own:
+        assert load_facts(f"world:{path.parent}").facts == tuple(facts)
 
 
 def test_the_shipped_world_is_read_once_a_process() -> None:

@@ -63,6 +63,7 @@ OTHER: dict[str, Any] = {
     "training.shared_prefix": False,
     "training.shards": 2,
     "training.report_to": "wandb",
+    "evaluation.levels": [0, 1],
     "evaluation.facts_per_level": 5,
     "evaluation.few_shot": 0,
     "restoration.fractions": [0.5],

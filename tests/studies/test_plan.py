@@ -98,6 +98,7 @@ OTHER: dict[str, Any] = {
     "training.shared_prefix": True,
     "training.shards": 2,
     "training.report_to": "wandb",
+    "evaluation.levels": [0, 1],
     "evaluation.facts_per_level": 3,
     "evaluation.few_shot": 5,
     "restoration.fractions": [0.01],
@@ -405,6 +406,20 @@ def test_the_digest_of_a_mastery_runs_facts_is_over_all_that_its_record_holds() 
     for name, value in other.items():
         assert facts_digest([replace(FACTS[0], **{name: value}), *FACTS[1:]]) != before, name
     assert facts_digest([FACTS[1], FACTS[0], *FACTS[2:]]) != before
+
+
+def test_the_test_facts_that_are_asked() -> None:
+    known = KnownFacts({fact.id: fact for fact in FACTS}, [{"fact": f.id, "level": n % 5} for n, f in enumerate(FACTS)])
+    every = content.asked_facts(known, {"seed": 3, "evaluation.facts_per_level": None})
+    assert {fact.id for fact in every} == {fact.id for fact in known.of("test")}
+    for levels in ([0, 3], (3, 0, 3), [4]):
+        some = content.asked_facts(known, {"seed": 3, "evaluation.levels": levels, "evaluation.facts_per_level": None})
+        assert some == [fact for fact in every if known.levels[fact.id] in levels]
+    few = {"seed": 3, "evaluation.facts_per_level": 1}
+    chosen = content.asked_facts(known, few)  # the same of a level whatever the others
+    assert content.asked_facts(known, {**few, "evaluation.levels": [1]}) == [
+        fact for fact in chosen if known.levels[fact.id] == 1
+    ]
 
 
 def _golden() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.relations import RELATIONS
 from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.budget.plan import balanced_order
+from knowshift.probing.screening import few_prompts
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,12 @@ def facts_to_ask(facts: Sequence[Fact], seed: int, prompts: int = USUAL.prompts)
     facts = list({(fact.question, fact.accepted): fact for fact in reversed(facts)}.values())[::-1]
     rng = np.random.default_rng([seed, 20])
     shown = set(rng.permutation(len(facts))[:SHOWN].tolist()) if len(facts) >= ENOUGH else set()
-    chosen: dict[tuple[str, int], list[int]] = {}
-    asked = []
-    for place, fact in enumerate(facts):
-        if place in shown:
-            continue
-        wordings = fact.prompts or _wordings(fact)
-        key = (fact.relation, len(wordings))
-        if key not in chosen:
-            order = np.random.default_rng([seed, 21, len(chosen)]).permutation(len(wordings))
-            chosen[key] = sorted(order[:prompts].tolist())
-        asked.append(replace(fact, prompts=tuple(wordings[number] for number in chosen[key])))
-    return Asked(tuple(asked), tuple(facts[place] for place in sorted(shown)))
+    others = [fact for place, fact in enumerate(facts) if place not in shown]
+    return Asked(tuple(few_prompts(others, seed, prompts, _wordings)), tuple(facts[place] for place in sorted(shown)))
 
 
 def _wordings(fact: Fact) -> tuple[str, ...]:
-    """The relation's prompts, this fact's subject filled in; generic ones for a question without a known relation."""
+    """The fact's own prompts, or the relation's; generic ones for a question without a known relation."""
+    if fact.prompts:
+        return fact.prompts
     return completion_prompts(fact) if fact.relation in RELATIONS else GENERIC

@@ -16,23 +16,13 @@ from knowshift.facts.fact import Fact
 from knowshift.files import read_json, write_json
 from knowshift.models.finding import model_folder, model_identity
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.expected import ExpectedSession
-from knowshift.models.sampling.session import prompts_that_stay
 from knowshift.probing.budget.plan import Budget, balanced_order
 from knowshift.probing.engines import EngineSpec
-from knowshift.probing.measure import Protocol
 from knowshift.probing.run import facts_digest
-from knowshift.system.allocator import give_back
+from knowshift.probing.screening import LIKELY, promised
 
 #: Share of a budget for the look.
 SHARE = 0.12
-#: Prompts of a fact that are read.
-PROMPTS = 3
-#: Prompts read together; the time is looked at between two such batches.
-BATCH = 384
-#: What the prompts of a fact promise (:meth:`.ExpectedSession.read`) where it is likely known. On a real model two
-#: thirds of the facts with R of 0.25 and more promise as much, and one in twenty of the others (benchmarks/look.py).
-LIKELY = 0.01
 #: Facts, and seconds for the look, below which there is none.
 FEWEST, SHORTEST = 100, 30.0
 #: In the folder of records: what the look came to.
@@ -82,34 +72,10 @@ def _look(
     """What the prompts promise, of as many facts as there is time for, balanced over relations."""
     look = budget.share(SHARE)
     order = balanced_order([fact.relation for fact in facts], seed)
-    size = max(1, min(BATCH, prompts_that_stay(engine)) // PROMPTS)
-    promises: dict[str, float] = {}
-    for start in range(0, len(order), size):
-        if look.left <= 0:
-            break
-        some = [facts[place] for place in order[start : start + size]]
-        promises |= promised(engine, some)
-        give_back()
-        tell(len(promises), len(facts))
-    return promises
 
+    def told(count: int) -> bool:
+        if count:
+            tell(count, len(facts))
+        return look.left > 0
 
-def promised(engine: LoadedModel, facts: Sequence[Fact]) -> dict[str, float]:
-    """What the first prompts of each fact promise on the mean, by its id; all are read together.
-
-    Raises:
-        InputError: as :class:`.ExpectedSession`.
-    """
-    asked = [(fact, prompt) for fact in facts for prompt in fact.prompts[:PROMPTS]]
-    session = ExpectedSession(
-        engine,
-        [prompt for _, prompt in asked],
-        [fact.accepted for fact, _ in asked],
-        Protocol(estimate="expected"),
-        1,
-        streams=[fact.id for fact, _ in asked],
-    )
-    found: dict[str, list[float]] = {}
-    for (fact, _), promise in zip(asked, session.read().tolist(), strict=True):
-        found.setdefault(fact.id, []).append(promise)
-    return {name: sum(own) / len(own) for name, own in found.items()}
+    return promised(engine, [facts[place] for place in order], told)

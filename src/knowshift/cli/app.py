@@ -44,7 +44,7 @@ def _options(
 
 
 #: In the order of `--help`. Each module has ``register(app)`` and imports what is heavy only when it runs.
-DOORS = ("audit", "study", "facts", "mastery", "stages", "weights", "world", "report", "tasks")
+DOORS = ("audit", "study", "facts", "screen", "mastery", "stages", "weights", "world", "report", "tasks")
 
 for _door in DOORS:
     importlib.import_module(f"knowshift.cli.{_door}").register(app)

@@ -12,6 +12,7 @@ from knowshift.cli.output import (
     BaseRevisionOption,
     DeviceOption,
     FactsOption,
+    FittingDtypeOption,
     JsonOption,
     PathOption,
     RevisionOption,
@@ -68,14 +69,7 @@ def mastery(
     base: BaseOption = None,
     base_revision: BaseRevisionOption = None,
     device: DeviceOption = "cpu",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            "--dtype",
-            help="float32, bfloat16, float16 or auto (as stored); where not given, as stored if this device is fast in "
-            "it, else float32.",
-        ),
-    ] = None,
+    dtype: FittingDtypeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sample the completion prompts of every fact; count the draws that hold an accepted answer; write the record.

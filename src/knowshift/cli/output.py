@@ -41,6 +41,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print exactly one JSON
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of every random choice.")]
 DeviceOption = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 or auto.")]
 DtypeOption = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or auto (as stored).")]
+FittingDtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32, bfloat16, float16 or auto (as stored); where not given, as stored if this device is fast in it, "
+        "else float32.",
+    ),
+]
 RevisionOption = Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")]
 BaseOption = Annotated[
     str | None,

@@ -182,6 +182,7 @@ def _shown(value: object) -> str:
 class EvaluationConfig(_Strict):
     """Closed-book answers (paper 2.2)."""
 
+    levels: tuple[Level, ...] | None = Field(None, min_length=1)  # of the test facts asked; all where not given
     facts_per_level: int | None = Field(None, ge=1)  # at most so many test facts of each domain and level
     few_shot: int = Field(4, ge=0)  # answered examples shown to the untuned base model
 

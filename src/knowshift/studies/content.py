@@ -23,7 +23,7 @@ from torch import Tensor
 
 from knowshift.errors import InputError
 from knowshift.evaluation import Answers, Ask, evaluate, few_shot, plain_question
-from knowshift.facts.fact import DOMAINS, Fact, tuning_prompt
+from knowshift.facts.fact import DOMAINS, LEVELS, Fact, tuning_prompt
 from knowshift.files import digest
 from knowshift.known_facts import KnownFacts
 from knowshift.models.finding import ModelFiles
@@ -78,13 +78,14 @@ def protocol_of(settings: Settings) -> Protocol:
 
 
 def asked_facts(known: KnownFacts, settings: Settings) -> list[Fact]:
-    """The test facts that every model answers: at most so many of each domain and level, seeded."""
+    """The test facts that every model answers: at most so many of each domain and level asked, seeded."""
+    levels = settings.get("evaluation.levels")
     groups: dict[tuple[str, int], list[Fact]] = {}
     for fact in known.of("test"):
         groups.setdefault((fact.domain, known.levels[fact.id]), []).append(fact)
     chosen: list[Fact] = []
     for domain in DOMAINS:
-        for level in range(5):
+        for level in range(LEVELS) if levels is None else sorted(set(levels)):
             members = groups.get((domain, level), [])
             rng = np.random.default_rng([settings["seed"], 6, DOMAINS.index(domain), level])
             chosen += _some(members, settings["evaluation.facts_per_level"], rng)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from knowshift.facts.fact import LEVELS
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.memory import BYTES, EXAMPLE, Memory, memory_of, on_cpu
 from knowshift.studies.plan import Cell, Plan, training_of
@@ -123,8 +124,10 @@ class CostModel:
     @cached_property
     def asked(self) -> int:
         """Test facts that every model answers, at most."""
-        most = self.config.evaluation.facts_per_level
-        return self.plan.test if most is None else min(self.plan.test, 2 * 5 * most)
+        asked = self.config.evaluation
+        levels = LEVELS if asked.levels is None else len(set(asked.levels))
+        most = self.plan.test * levels // LEVELS
+        return most if asked.facts_per_level is None else min(most, 2 * levels * asked.facts_per_level)
 
     @property
     def positions_of_fact(self) -> float:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from knowshift.errors import InputError, KnowshiftWarning
-from knowshift.facts.fact import Fact
+from knowshift.facts.fact import Fact, Split
 from knowshift.files import check_parent, read_json, remove_abandoned, write_json
 from knowshift.known_facts import COLUMNS, KnownFacts
 from knowshift.records import read_columns
@@ -38,6 +38,8 @@ AFTER_MASTERY = frozenset(
         "control_rate",
         "control_draws",
         "keep_checkpoints",
+        "variants",
+        "bench",
         "training",
         "evaluation",
         "restoration",
@@ -125,13 +127,13 @@ def _comparable(record: dict[str, Any]) -> dict[str, Any]:
     return record
 
 
-def levels_of(run: Path, plan: Plan) -> list[int] | None:
-    """How many training facts each level 0..4 has; None while a part of mastery is missing."""
+def levels_of(run: Path, plan: Plan, split: Split = "train") -> list[int] | None:
+    """How many training or test facts each level 0..4 has; None while a part of mastery is missing."""
     files = [cell.folder(run) / "mastery.parquet" for unit in plan.probes for cell in unit.cells]
     if not all(file.is_file() for file in files):
         return None
     tables = [read_columns(file, ["split", "level"]) for file in files]
-    return level_counts([row["level"] for table in tables for row in table.to_pylist() if row["split"] == "train"])
+    return level_counts([row["level"] for table in tables for row in table.to_pylist() if row["split"] == split])
 
 
 def known_of(run: Path, plan: Plan, facts: Iterable[Fact]) -> KnownFacts:
@@ -160,12 +162,20 @@ def check_known(name: str, variant: VariantConfig, counts: Sequence[int]) -> Non
         )
 
 
-def check_levels(config: StudyConfig, counts: Sequence[int]) -> None:
-    """Refuse sizes that a level has too few facts for, before the first training.
+def check_levels(config: StudyConfig, counts: Sequence[int], tested: Sequence[int]) -> None:
+    """Refuse sizes that a level has too few facts for, and levels to ask that have no test fact, before any training.
+
+    ``counts`` and ``tested`` are the training and the test facts of each level 0..4.
 
     Raises:
         InputError: the first such level, with what it has and what was asked.
     """
+    levels = config.evaluation.levels
+    if levels is not None and not any(tested[level] for level in levels):
+        raise InputError(
+            f"{config.facts}: no test fact is of levels {sorted(set(levels))}, which evaluation.levels asks for "
+            f"(levels 0..4 have {list(tested)})"
+        )
     asked = {f"level {level}": (counts[level], config.largest) for level in config.levels}
     mixed = sum(counts[level] for level in config.levels)
     for name, variant in {**config.variants, **config.benched}.items():

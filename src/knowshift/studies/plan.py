@@ -39,7 +39,7 @@ class Content:
     revision: int = 0  # of the content of this kind alone
 
 
-_ASKED = ("seed", "evaluation.facts_per_level")
+ASKED = ("seed", "evaluation.levels", "evaluation.facts_per_level")
 _TASKS = ("seed", "restoration.tasks", "restoration.tasks_limit")
 
 #: Every kind of cell, and the one place that says what its content depends on.
@@ -55,7 +55,7 @@ CONTENT: Mapping[str, Content] = {
             "mastery.texts",
         )
     ),
-    "base": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
+    "base": Content((*ASKED, "evaluation.few_shot"), ("mastery",)),
     "tuned": Content(
         (
             "seed",
@@ -69,12 +69,12 @@ CONTENT: Mapping[str, Content] = {
         ),
         ("mastery",),
     ),
-    "evaluation": Content(_ASKED, ("mastery", "tuned")),
-    "token_shift": Content(_ASKED, ("mastery", "tuned")),
+    "evaluation": Content(ASKED, ("mastery", "tuned")),
+    "token_shift": Content(ASKED, ("mastery", "tuned")),
     # 1: the null by layer and by module.
     "weight_change": Content(("seed", "restoration.region"), ("tuned",), revision=1),
     "restoration": Content(
-        (*_ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
+        (*ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
     ),
     "train_set": Content(
         ("seed", "restoration.train_set_fractions", "restoration.train_set_facts", "restoration.region"),
@@ -82,8 +82,8 @@ CONTENT: Mapping[str, Content] = {
     ),
     "learned": Content(("seed", "bench.train_facts", "bench.texts"), ("mastery", "tuned")),
     "learned_own": Content(("seed", "bench.train_facts"), ("mastery", "tuned")),
-    "layer_groups": Content((*_ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
-    "instruct": Content((*_ASKED, "evaluation.few_shot"), ("mastery",)),
+    "layer_groups": Content((*ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
+    "instruct": Content((*ASKED, "evaluation.few_shot"), ("mastery",)),
     "base_tasks": Content(_TASKS),
     "tasks": Content(
         (*_TASKS, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
@@ -92,7 +92,7 @@ CONTENT: Mapping[str, Content] = {
 
 #: Fields that came after cells had been made: at this value, which is what was done before, a cell does not have them
 #: among its settings or inputs, and keeps its digest.
-LATER: Mapping[str, Any] = {"training.shards": 1, "devices": 1}
+LATER: Mapping[str, Any] = {"training.shards": 1, "devices": 1, "evaluation.levels": None}
 
 #: Fields that are among the inputs of every cell.
 EVERYWHERE = ("dtype", "device", "threads", "devices")

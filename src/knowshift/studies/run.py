@@ -225,9 +225,10 @@ def _run(
                 if tuning:
                     if remote is not None:
                         remote.fetch(cell.name for unit in plan.probes for cell in unit.cells)
-                    counts = levels_of(run, plan)
+                    counts, tested = levels_of(run, plan), levels_of(run, plan, "test")
                     assert counts is not None
-                    check_levels(config, counts)
+                    assert tested is not None
+                    check_levels(config, counts, tested)
                     plan = plan if plan.settled else plan_of(config, run)[0]
                     _check_training_sets(config, run, plan)
                 stage = plan.tuned if tuning else plan.probes

@@ -38,7 +38,7 @@ from knowshift.studies import content
 from knowshift.studies.config import StudyConfig
 from knowshift.studies.folder import known_of
 from knowshift.studies.memory import check_device
-from knowshift.studies.plan import Cell, Unit, make_plan, probed_facts
+from knowshift.studies.plan import ASKED, Cell, Unit, make_plan, probed_facts
 from knowshift.studies.readiness import check_texts, find_base, held_out_texts, other_tasks, shape_at_hand, weights_of
 from knowshift.system import group
 from knowshift.system.allocator import give_back, steady_heap
@@ -160,7 +160,7 @@ class Worker:
 
     def _asked(self, cell: Cell) -> list[Fact]:
         """Chosen once for all cells that depend on the same settings: all of a study's."""
-        wanted = digest({name: cell.settings[name] for name in ("seed", "evaluation.facts_per_level")})
+        wanted = digest({name: cell.settings.get(name) for name in ASKED})
         if wanted not in self._chosen:
             self._chosen[wanted] = content.asked_facts(self._known, cell.settings)
         return self._chosen[wanted]

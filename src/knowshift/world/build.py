@@ -18,11 +18,11 @@ from knowshift.errors import InputError
 from knowshift.facts.fact import Fact
 from knowshift.facts.relations import IN_DOMAIN, OUT_OF_DOMAIN
 from knowshift.facts.sources.load import load_facts
+from knowshift.facts.sources.tables import write_facts
 from knowshift.files import digest, folder_beside, write_json
 from knowshift.models.dtypes import TORCH_DTYPES
 from knowshift.models.loading import load_model
 from knowshift.parameters.files.companions import copy_files
-from knowshift.records import FACTS, write_table
 from knowshift.system.quiet import no_bars_of_transformers
 from knowshift.version import __version__
 from knowshift.world.corpus import sentences
@@ -201,15 +201,6 @@ def continue_world(
 
 def _facts_digest(facts: Sequence[Fact]) -> str:
     return digest([[fact.id, fact.subject, fact.answer, fact.exposures] for fact in facts])
-
-
-def write_facts(path: Path, facts: Sequence[Fact]) -> None:
-    """Write facts as the table that ``world:PATH`` reads (schema: ``records.FACTS``)."""
-    columns: dict[str, list[Any]] = {
-        name: [getattr(fact, name) for fact in facts] for name in FACTS.names if name != "aliases"
-    }
-    columns["aliases"] = [list(fact.aliases) for fact in facts]
-    write_table(path, FACTS, columns, {"facts": digest([fact.id for fact in facts])})
 
 
 def without_exposures(facts: Sequence[Fact]) -> list[Fact]:

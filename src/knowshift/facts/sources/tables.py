@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -22,7 +22,8 @@ from knowshift.facts.grading import gradable
 from knowshift.facts.relations import SLOT
 from knowshift.facts.sources.encoding import encodable, lines_of
 from knowshift.facts.sources.fields import NOT_GIVEN, Number, list_or_text, load_json, plain, shown
-from knowshift.records import FACTS, read_parquet
+from knowshift.files import digest
+from knowshift.records import FACTS, read_parquet, write_table
 
 #: Relation of a fact whose table names none.
 NO_RELATION = "none"
@@ -64,6 +65,28 @@ def read_world_facts(path: Path) -> tuple[Fact, ...]:
         if name not in columns:
             raise InputError(f"{path}: not the facts of a world: column {name!r} is missing")
     return _facts(path, columns, rows)
+
+
+def write_facts(
+    path: Path,
+    facts: Sequence[Fact],
+    promises: Mapping[str, float] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write facts as a table that both readers take.
+
+    Its columns are those of ``records.FACTS``, and ``prompts`` where a fact has its own.
+    ``promises``, by a fact's id, is a column more; ``about`` stands in the file's metadata.
+    """
+    columns: dict[str, list[Any]] = {name: [getattr(fact, name) for fact in facts] for name in FACTS.names}
+    schema = FACTS
+    if any(fact.prompts for fact in facts):
+        schema = schema.append(pa.field("prompts", pa.list_(pa.string())))
+        columns["prompts"] = [fact.prompts for fact in facts]
+    if promises is not None:
+        schema = schema.append(pa.field("promise", pa.float64()))
+        columns["promise"] = [promises.get(fact.id) for fact in facts]
+    write_table(path, schema, columns, {"facts": digest([fact.id for fact in facts]), **(about or {})})
 
 
 def _facts(path: Path, columns: Iterable[str] | None, rows: Iterable[_Row]) -> tuple[Fact, ...]:
