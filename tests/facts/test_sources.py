@@ -296,16 +296,18 @@ def test_a_worlds_facts_come_back_as_they_were(tmp_path: Path) -> None:
     assert bare.facts == tuple(replace(fact, aliases=()) for fact in facts)
 
 
-NAMES = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8).map(
-    lambda text: f"a {text} z"  # no blanks at its ends, no slot, no brackets round all of it
-)
+NAMES = st.text(
+    st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"), exclude_characters="{[<%$"),  # no slots
+    min_size=1,
+    max_size=8,
+).map(lambda text: f"a {text} z")  # no blanks at its ends
 WRITTEN = st.builds(
     Fact,
     id=st.uuids().map(str),
     relation=st.sampled_from(["P19", "mine"]),
     split=st.sampled_from(["train", "test"]),
     domain=st.sampled_from(["in_domain", "out_of_domain"]),
-    subject=NAMES.filter(lambda text: "{" not in text and "[" not in text and "<" not in text),
+    subject=NAMES,
     question=NAMES,
     answer=NAMES,
     aliases=st.lists(NAMES, max_size=2).map(tuple),
@@ -321,6 +323,9 @@ WRITTEN = st.builds(
 def test_facts_that_are_written_are_read_as_they_were(
     tmp_path_factory: pytest.TempPathFactory, facts: list[Fact], own: bool
 ) -> None:
+    facts = [
+        replace(fact, aliases=tuple({*fact.aliases} - {fact.answer})) for fact in facts
+    ]  # repeated ones are dropped
     if own:
         facts = [replace(fact, prompts=(f"{fact.subject} is", "{question} It is")) for fact in facts]
     path = tmp_path_factory.mktemp("written") / "facts.parquet"

@@ -157,6 +157,7 @@ def test_the_command_keeps_facts_that_are_known(tmp_path: Path) -> None:
 def test_what_is_refused(tmp_path: Path) -> None:
     table = tmp_path / "facts.parquet"
     own = [replace(fact, relation="mine", prompts=()) for fact in knowshift.load_facts(WORLD).facts[:5]]
+    asked_by_hand = replace(own[0], prompts=(f"{own[0].subject} is",))
     asked = {"train_facts": 5, "test_facts": 0, "output": table}
     for given_, said in (
         ({"train_facts": 0}, "expected facts to keep"),
@@ -168,6 +169,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ({"model": "http://localhost:1"}, "a server"),
         ({"facts": own}, "has no completion prompts"),
         ({"facts": [replace(own[0], split="test")]}, "none of its facts"),
+        ({"facts": [replace(asked_by_hand, question="Who is <answer>?")]}, "cannot stand in a table"),
+        ({"facts": [replace(asked_by_hand, answer=" A ")]}, "would be read otherwise"),
         ({"model": str(tmp_path / "none")}, "none"),
     ):
         arguments = {"model": WORLD, "facts": WORLD, **asked, **given_}
@@ -175,6 +178,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
             knowshift.screen(**arguments)
         assert "\n" not in str(refused.value)
         assert not table.exists()
+    repeated = replace(asked_by_hand, aliases=(own[0].answer, "B", "B"))
+    knowshift.screen(WORLD, [repeated], train_facts=3, test_facts=0, output=table)
+    assert knowshift.load_facts(str(table)).facts == (replace(asked_by_hand, aliases=("B",)),)
     knowshift.screen(WORLD, WORLD, train_facts=3, test_facts=0, output=table)
     before = table.read_bytes()
     with pytest.raises(InputError, match="expected another file"):

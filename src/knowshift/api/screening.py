@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from knowshift.api.inputs import FactsLike, ModelLike, load_facts, load_model
@@ -111,11 +111,21 @@ def screen(
     if kept_in is not None:
         about = {"source": source.name, "model": loaded.about(), "seed": seed, "looked_at": len(asked)}
         write_facts(kept_in, kept, promises, {**about, "times": times, "likely": likely})
-        if read_table_facts(kept_in) != kept:
+        try:
+            same = read_table_facts(kept_in) == tuple(map(_without_repeats, kept))
+        except InputError as error:  # a question with a slot in it
             kept_in.unlink()
-            raise InputError(f"{source.name}: a fact of it would be read otherwise from a table; {kept_in} is not kept")
+            raise InputError(f"{source.name}: a fact of it cannot stand in a table ({error})") from None
+        if not same:
+            kept_in.unlink()
+            raise InputError(f"{source.name}: a fact of it would be read otherwise from a table")
     promising = sum(promises[fact.id] >= LIKELY for fact in kept)
     return Screening(kept, promises, promising, kept_in, time.monotonic() - began)
+
+
+def _without_repeats(fact: Fact) -> Fact:
+    """A table gives each accepted answer once."""
+    return replace(fact, aliases=tuple(dict.fromkeys(fact.accepted))[1:])
 
 
 def _check_output(output: Path, facts: FactsLike) -> None:
