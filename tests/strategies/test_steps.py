@@ -140,6 +140,7 @@ def test_the_weights_of_the_smallest_shift_are_kept(knowing: Knowing) -> None:
     assert found.record["steps"] == 10
     looked = shifts(knowing, found, strategy)[1::2]
     best = int(np.argmin(looked))
+    assert found.record["noted"] == {"kept_step": 2 * best + 2, "kl": pytest.approx(looked[best], rel=1e-4)}
     for name, value in found.end.items():
         np.testing.assert_array_equal(value, found.before.seen[2 * best + 1][name])
 
@@ -151,6 +152,7 @@ def test_the_training_stops_once_the_shift_has_not_fallen(knowing: Knowing) -> N
     assert len(looked) == found.record["steps"] < 20
     best = int(np.argmin(looked))
     assert best == len(looked) - 3
+    assert found.record["noted"]["kept_step"] == best + 1
     for name, value in found.end.items():
         np.testing.assert_array_equal(value, found.before.seen[best][name])
 

@@ -200,7 +200,7 @@ def finetune(
 
     Returns:
         ``steps`` (optimiser updates), ``train_loss`` (mean over steps, nats per target token), ``losses`` (of every
-        step), ``load_dtype`` and ``compute_dtype``.
+        step), ``load_dtype`` and ``compute_dtype``; and ``noted``, where the strategy's steps noted something.
 
     Raises:
         InputError: no facts, a float16 model, ``shared_prefix`` for a model that cannot take it, or a training that
@@ -274,4 +274,5 @@ def finetune(
         "losses": losses,
         "load_dtype": loaded.dtype,
         "compute_dtype": "bfloat16" if recipe.bfloat16 else str(loaded.model.dtype).removeprefix("torch."),
+        **({"noted": training.noted} if training.noted else {}),
     }

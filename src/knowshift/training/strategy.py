@@ -91,6 +91,7 @@ class Training:
     members: Sequence[Fact]
     seed: int
     known: KnownFacts | None = None  # facts with the base's mastery of them; None where the caller has none
+    noted: dict[str, Any] = field(default_factory=dict)  # what steps have to say of the training, for its record
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ _LEVEL = 4
 class EarlyStop(Strategy):
     """The training stops where the KL of the token shift has not fallen for some looks; its minimum is kept.
 
+    The record notes ``kept_step`` and ``kl``, the mean KL there in nats.
+
     Watched are facts of the training split that the base knows best and that are not trained on.
     """
 
@@ -81,7 +83,8 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         base = BaseLogits.of(training.loaded, self._items)
         self._base, self._shared = base, shared_ids(base.vocabulary, base.vocabulary, base.name, base.name)
         self._trained: list[Tensor] = [one for one in training.trained.parameters() if one.requires_grad]
-        self._smallest, self._since = math.inf, 0
+        self._smallest, self._at, self._since = math.inf, 0, 0
+        self._noted = training.noted
         self._kept: list[Tensor] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> Any:
@@ -90,7 +93,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         now = self.shift()
         self._since += 1
         if now < self._smallest:
-            self._smallest, self._since = now, 0
+            self._smallest, self._at, self._since = now, state.global_step, 0
             self._kept = [one.detach().clone() for one in self._trained]
         if self._since >= self._strategy.patience:
             control.should_training_stop = True
@@ -102,6 +105,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             for weight, kept in zip(self._trained, self._kept, strict=True):
                 weight.copy_(kept)
         self._kept = []
+        self._noted.update({"kept_step": self._at, "kl": self._smallest})
 
     def shift(self) -> float:
         """The mean KL of the watched facts now, in nats."""
