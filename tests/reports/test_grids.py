@@ -82,7 +82,7 @@ ACCURACY = {
 def test_accuracy(domain: str, hand_tables: Tables) -> None:
     words, rows = ACCURACY[domain]
     caption, head, found = read(accuracy_grid(hand_tables["accuracy_summary"], domain))
-    assert caption == f"Accuracy in %, {words}, mean of the five test levels, with 95% interval"
+    assert caption == f"Accuracy in %, {words}, mean of test levels, with 95% interval"
     assert head == ["training level", "60", "240", "1,920"]
     assert found == rows
 

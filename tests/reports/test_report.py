@@ -362,6 +362,18 @@ def test_one_level_and_one_size_still_make_a_page(tmp_path: Path) -> None:
     assert "(may be chance)" in page
 
 
+def test_a_study_that_asks_some_levels_alone_says_which(tmp_path: Path) -> None:
+    shape = Shape(facts_per_level=20, sizes=(60, 240), levels=(0, 1), draws=2, tested=(2, 0, 1))
+    planted = replace(PLANTED, by_size=(1.0, 0.9), kl=(1.0, 1.0))
+    tables = build_tables(build_run(tmp_path / "run", planted, shape))
+    page = compact(compose(tables, build_figures(tables)))
+    assert "Accuracy is the plain mean of test levels 0, 1 and 2; brackets" in page
+    assert "five test levels" not in page
+    rows = tables["accuracy_summary"].where(domain="in_domain", level=0, size=60, control="")
+    by = {row["test_level"]: row["accuracy"] for row in rows}
+    assert by["mean"] == pytest.approx(sum(by[level] for level in "012") / 3)
+
+
 @pytest.mark.parametrize(("size", "told"), [(16, True), (14, False), (240, False)])
 def test_levels_that_draws_nearly_use_up_are_told(tmp_path: Path, size: int, told: bool) -> None:
     shape = Shape(facts_per_level=20, sizes=(size,), levels=(2, 3), draws=2)

@@ -64,8 +64,12 @@ def test_the_picture_names_plain_fine_tuning_and_the_frontier() -> None:
         ("sft-more", "0.1", 8, 0.2, 0.3, 0.5, 0.4, 0.1),
         ("lost", "0.1", 4, 0.2, 0.3, math.nan, 0.4, 0.1),
     )
-    drawn = strategies_figure(told)
+    others = tuple((f"bad {n}", *told.rows[2][1:]) for n in range(5))
+    drawn = strategies_figure(Table(told.name, told.columns, (*told.rows, *others)))
+    few = strategies_figure(told)
     assert drawn is not None
+    assert few is not None
+    assert ">bad<" in few  # of few strategies all are named
     assert ">sft<" in drawn
     assert ">kl<" in drawn
     assert ">sft-more<" in drawn

@@ -40,6 +40,7 @@ class Shape:
     sizes: tuple[int, ...] = (60, 240, 960, 1920)
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)
     draws: int = 2
+    tested: tuple[int, ...] = (0, 1, 2, 3, 4)  # levels of the test facts
 
 
 def build_run(path: Path, planted: Planted | None = None, shape: Shape | None = None, seed: int = 0) -> Path:
@@ -48,7 +49,7 @@ def build_run(path: Path, planted: Planted | None = None, shape: Shape | None = 
     rng = np.random.default_rng(seed)
     facts: list[dict[str, Any]] = []
     for domain, relations in RELATIONS.items():
-        for level in range(5):
+        for level in shape.tested:
             for i in range(shape.facts_per_level):
                 relation = relations[i % len(relations)]
                 name = f"{relation}.test.{domain}.{level}.{i}"

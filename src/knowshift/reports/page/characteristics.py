@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 #: Figures are numbered, since strategies and settings are texts of a config.
 NAME = "characteristic_"
 NOTE = (
-    "Each point is at its own best learning rate, accuracy on test facts, plain mean of the five test levels; bars and "
+    "Each point is at its own best learning rate, accuracy on test facts, plain mean of test levels; bars and "
     "the band are 95% intervals over facts and training draws, not adjusted. The line is plain fine-tuning at its best "
     "rate. The difference of the ends is between rates chosen on other facts and draws, adjusted by Holm over series."
 )

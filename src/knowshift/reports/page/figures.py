@@ -93,7 +93,7 @@ def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequenc
 
 
 def accuracy_by_size(summary: Table) -> str | None:
-    """Mean accuracy of the five test levels against size, a line for each training level, a panel for each domain."""
+    """Mean accuracy of test levels against size, a line for each training level, a panel for each domain."""
     return _accuracy_by_size(summary.where(control="", test_level="mean"), "accuracy, mean of test levels")
 
 

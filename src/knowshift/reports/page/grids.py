@@ -37,7 +37,7 @@ def accuracy_grid(summary: Table, domain: str) -> Grid:
             number(r["accuracy"], in_percent, r["low"], r["high"]) if (r := here.get(size)) else DASH for size in sizes
         ]
         body.append([Entry(level_words(level)), *shown])
-    caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of the five test levels, with 95% interval"
+    caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of test levels, with 95% interval"
     return Grid(caption, _by_size(sizes), body)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from knowshift.facts.fact import LEVELS
 from knowshift.files import write_text
 from knowshift.html.grid import Grid
 from knowshift.html.rendering import render
@@ -56,7 +57,7 @@ FIGURE_TITLES = {
 #: What the bands and lines are, under the takeaway.
 FIGURE_NOTES = {
     "accuracy_by_size": (
-        "Closed-book accuracy on test facts, plain mean of the five test levels; bands are 95% intervals over facts "
+        "Closed-book accuracy on test facts, plain mean of test levels; bands are 95% intervals over facts "
         "and training draws."
     ),
     "accuracy_by_test_level": (
@@ -160,11 +161,17 @@ def _about(evidence: Evidence) -> dict[str, Any]:
         "sizes": len(evidence.sizes),
         "draws": len({column.draw for column in evidence.answers.columns if column.setting}),
         "facts": len(evidence.answers.facts),
+        "tested": _tested(sorted(set(evidence.answers.level.tolist()))),
         "planned": run.planned,
         "unfinished": run.planned - len(run.cells),
         "used_up": evidence.used_up(),
         "dropped": evidence.answers.dropped,
     }
+
+
+def _tested(levels: Sequence[int]) -> str:
+    """Which test levels a mean is over."""
+    return "the five test levels" if len(levels) == LEVELS else f"test levels {listed([*map(str, levels)])}"
 
 
 def headline(findings: Sequence[Finding]) -> str:

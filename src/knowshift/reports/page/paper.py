@@ -86,7 +86,7 @@ def sections(tables: Mapping[str, Table]) -> list[Section]:
         Section(
             "paper_restoration",
             "Table 4: accuracy after restoring, on test facts",
-            f"In %, by mastery level of the training facts, mean of the five test levels and of draws; {_BESIDE}",
+            f"In %, by mastery level of the training facts, mean of test levels and of draws; {_BESIDE}",
             beside_grid(
                 tables["paper_restoration"],
                 {

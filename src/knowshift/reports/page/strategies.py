@@ -19,6 +19,8 @@ Row = Mapping[str, Any]
 #: Marks of a rate that is the last of those tried.
 _ENDS = {"lowest": " ↓", "highest": " ↑"}
 _GREY = "#9aa1a9"
+#: Strategies up to which every line is named.
+_FEW = 8
 #: Shares within which the names of two points would overlap.
 _NEAR = (0.06, 0.04)
 
@@ -27,7 +29,7 @@ def strategies_figure(table: Table | None) -> str | None:
     """Share of new facts learned (x) against accuracy on facts that the base knows well (y); None without a bench.
 
     A line for each strategy and size through its rates. Plain fine-tuning is blue; a strategy with a point on the
-    frontier, that no other point beats in both, is red and named; all others are grey.
+    frontier, that no other point beats in both, is red and named; all others are grey, and named where there are few.
 
     Args:
         table: "strategies".
@@ -36,6 +38,7 @@ def strategies_figure(table: Table | None) -> str | None:
     rows = [row for row in rows if not is_missing(row["learned_new"]) and not is_missing(row["kept"])]
     if not rows:
         return None
+    few = len({row["strategy"] for row in rows}) <= _FEW
     best = frontier([(row["learned_new"], row["kept"]) for row in rows])
     front = {rows[index]["strategy"]: index for index in best}
     with panels(7.6, 4.6) as (figure, [axes]):
@@ -48,7 +51,7 @@ def strategies_figure(table: Table | None) -> str | None:
             colour = RUN if plain else CONTROL if label in front else _GREY
             x, y = [row["learned_new"] for row in own], [row["kept"] for row in own]
             axes.plot(x, y, color=colour, marker="o", linewidth=1.2, markersize=4, alpha=0.9)
-            if plain or label in front:
+            if few or plain or label in front:
                 index = front.get(label)
                 place = own[y.index(max(y))] if index is None or rows[index] not in own else rows[index]
                 at = place["learned_new"], place["kept"]
