@@ -117,11 +117,69 @@ def test_reading_with_a_cache_gives_the_same_logits(monkeypatch: pytest.MonkeyPa
         usual = read()
         assert not calls
         with whole_layers(model) as layers:
-            assert layers == 2
+            assert layers.count == 2
             whole = read()
     assert len(calls) == 2 * 2
     for one, other in zip(whole, usual, strict=True):
         assert_alike(one, other)
+
+
+@compiled
+@settings(deadline=None, max_examples=25)
+@given(
+    scored=st.lists(st.integers(1, 11), min_size=1, max_size=12, unique=True),
+    mask=st.sampled_from([None, row_mask(12), torch.zeros(1, 1, 12, 12).masked_fill_(~row_mask(12), -1e9)]),
+)
+def test_where_some_tokens_are_asked_for_loss_and_gradients_are_the_same(
+    scored: list[int], mask: Tensor | None
+) -> None:
+    model = a_llama()
+    ids = torch.randint(4, 260, (1, 12), generator=torch.Generator().manual_seed(0))
+    labels = torch.full_like(ids, -100)
+    labels[0, scored] = ids[0, scored]
+    asked = torch.tensor(sorted(scored)) - 1
+
+    def found(told: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        model.zero_grad()
+        with whole_layers(model) as layers, layers.only(told):
+            answer = model(input_ids=ids, labels=labels, attention_mask=mask, use_cache=False)
+            answer.loss.backward()
+        if told is not None and len(told) < 12:
+            hidden = answer.logits.detach()[0]
+            others = [place for place in range(12) if place not in told.tolist()]
+            assert not hidden[others].any()  # nothing was computed there
+        return answer.loss.detach(), [weight.grad.clone() for weight in model.parameters()]
+
+    (loss, gradients), (same, own) = found(None), found(asked)
+    torch.testing.assert_close(same, loss, rtol=1e-5, atol=1e-6)
+    for one, other in zip(own, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize("padded", [False, True])
+def test_where_some_rows_are_asked_for_they_have_the_same_logits(padded: bool) -> None:
+    model = a_llama().eval()
+    ids = torch.randint(4, 260, (5, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[2, :3] = 0
+    asked = torch.tensor([1, 2, 4])
+
+    def read(told: Tensor | None) -> tuple[Tensor, Any]:
+        with torch.inference_mode(), whole_layers(model) as layers:
+            with layers.only(told):  # of several tokens in each of several rows it is not heeded
+                first = model(input_ids=ids[:, :8], attention_mask=mask[:, :8], use_cache=True)
+            cache = first.past_key_values
+            with layers.only(told):
+                return model(input_ids=ids[:, 8:], attention_mask=mask, past_key_values=cache).logits, cache
+
+    (usual, kept), (some, cache) = read(None), read(asked)
+    torch.testing.assert_close(some[asked], usual[asked], rtol=1e-5, atol=1e-6)
+    assert not some[[0, 3]].any()
+    for one, other in zip(cache.layers, kept.layers, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.values, other.values)
 
 
 def with_hook(model: Any) -> None:
@@ -149,20 +207,20 @@ def test_a_layer_with_anything_else_is_left_alone(change: str) -> None:
     model = a_llama()
     CHANGES[change](model)
     with whole_layers(model) as layers:
-        assert layers == 0
+        assert layers.count == 0
 
 
 def test_other_layers_are_left_alone() -> None:
     for other in (a_llama(num_key_value_heads=1), a_llama(hidden_act="gelu"), a_llama(mlp_bias=True)):
         with whole_layers(other) as layers:
-            assert layers == 0
+            assert layers.count == 0
     config = Qwen2Config(
         hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2, vocab_size=99
     )
     with whole_layers(AutoModelForCausalLM.from_config(config)) as layers:
-        assert layers == 0
+        assert layers.count == 0
     with whole_layers(nn.Linear(2, 2)) as layers:
-        assert layers == 0
+        assert layers.count == 0
 
 
 @compiled
@@ -171,7 +229,7 @@ def test_calls_with_anything_unusual_go_the_usual_way(monkeypatch: pytest.Monkey
     monkeypatch.setattr(loops, "norm", lambda *given: pytest.fail("a whole layer"))
     ids = torch.arange(5, 9)[None]
     with whole_layers(model) as layers:
-        assert layers == 2
+        assert layers.count == 2
         model.train()(input_ids=ids, labels=ids).loss.backward()  # dropout
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model.eval()(input_ids=ids)
@@ -187,9 +245,9 @@ def test_calls_with_anything_unusual_go_the_usual_way(monkeypatch: pytest.Monkey
 def test_layers_are_given_back_after_an_error() -> None:
     model = a_llama()
     block = whole_layers(model)
-    assert block.__enter__() == 2
+    assert block.__enter__().count == 2
     assert "forward" in vars(model.model.layers[0])
     with whole_layers(model) as layers:  # within itself
-        assert layers == 0
+        assert layers.count == 0
     assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
     assert not any("forward" in vars(layer) for layer in model.model.layers)

@@ -20,7 +20,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from knowshift.errors import InputError
 from knowshift.facts.fact import Fact, tuning_prompt, tuning_target
 from knowshift.known_facts import KnownFacts
-from knowshift.models.layers.llama import whole_layers
+from knowshift.models.layers.llama import Layers, whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
 from knowshift.system.patches import answers_only, attention_of, quick_zero_grad
@@ -105,10 +105,15 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
 
     strategy: Strategy = PLAIN
     base: LoadedModel | None = None
+    layers = Layers()
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
+        with self.layers.only(_asked(inputs["labels"])):
+            return self._loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
         if self.strategy.losses is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         given = {name: value for name, value in inputs.items() if name != "labels"}
@@ -146,6 +151,11 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         if not self.args.max_grad_norm / (norm + 1e-6) >= 1:  # as it is written in PyTorch
             clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
         return norm
+
+
+def _asked(labels: torch.Tensor) -> torch.Tensor | None:
+    """The tokens of one row [1, T] whose next token has a loss; None of several rows."""
+    return (labels[0, 1:] != IGNORED).nonzero().squeeze(1) if len(labels) == 1 else None
 
 
 def _scored_logits(model: Any, inputs: Mapping[str, Any], scored: torch.Tensor) -> torch.Tensor:
@@ -258,7 +268,8 @@ def finetune(
         trainer.strategy, trainer.base = strategy, base
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
         try:
-            with answers_only(on_cpu), whole_layers(loaded.model), quick_zero_grad(loaded.model):
+            with answers_only(on_cpu), whole_layers(loaded.model) as layers, quick_zero_grad(loaded.model):
+                trainer.layers = layers
                 trainer.train()
         finally:
             if recipe.gradient_checkpointing:

@@ -8,7 +8,10 @@ Only layers that are known to be just that are taken: Llama's own class, with pl
 hooks, as many heads of keys as of queries, float32 on the CPU, and the compiled loops. All others, and calls with
 anything unusual, go the usual way.
 
-Shapes: B rows, T tokens of each, D width, H heads, W their width.
+Behind the last layer only some tokens are asked for: those before an answer's, or where a prompt ends. Of the others it
+gives keys and values and no more, where the caller says which (:meth:`Layers.only`).
+
+Shapes: B rows, T tokens of each, D width, H heads, W their width; K tokens of B T that are asked for.
 """
 
 from __future__ import annotations
@@ -49,17 +52,47 @@ class _Layer:
         return tuple(part.weight for part in own)
 
 
+@dataclass
+class Layers:
+    """The layers of a model that are computed whole."""
+
+    count: int = 0
+    _asked: Tensor | None = None
+
+    @contextmanager
+    def only(self, asked: Tensor | None) -> Iterator[None]:
+        """Within the block, the last layer's output counts at these tokens alone, and may be 0 elsewhere.
+
+        ``asked`` is int64 [K], numbers of distinct tokens of B T, ascending; None: all. They are heeded where B or T
+        is 1.
+        """
+        self._asked = asked
+        try:
+            yield
+        finally:
+            self._asked = None
+
+    def asked_of(self, hidden: Tensor) -> Tensor | None:
+        """The tokens of ``hidden`` [B, T, D] that are asked for; None: all."""
+        rows, tokens = hidden.shape[:2]
+        few = self._asked is not None and 1 in (rows, tokens) and 0 < len(self._asked) < rows * tokens
+        return self._asked if few else None
+
+
 @contextmanager
-def whole_layers(model: nn.Module) -> Iterator[int]:
-    """Within the block, layers and norms of ``model`` that are known are computed as a whole; yields how many are."""
+def whole_layers(model: nn.Module) -> Iterator[Layers]:
+    """Within the block, layers and norms of ``model`` that are known are computed as a whole."""
     changed: list[nn.Module] = []
+    layers = Layers()
     if loops.library() is not None and _ATTENTION is not None and _ATTENTION_BACKWARD is not None:
         for part in model.modules():
             if type(part) is LlamaDecoderLayer and (layer := _known(part)) is not None:
-                part.forward = _forward_of(layer, part.forward)
+                last = layer.module.self_attn.layer_idx == layer.module.self_attn.config.num_hidden_layers - 1
+                part.forward = _forward_of(layer, part.forward, layers if last else None)
                 changed.append(part)
+    layers.count = len(changed)
     try:
-        yield len(changed)
+        yield layers
     finally:
         for part in changed:
             del part.forward
@@ -93,7 +126,7 @@ def _known(module: Any) -> _Layer | None:
     return _Layer(module, len(attention.q_proj.weight) // width, attention.scaling, epsilons)
 
 
-def _forward_of(layer: _Layer, usual: Callable[..., Any]) -> Callable[..., Any]:
+def _forward_of(layer: _Layer, usual: Callable[..., Any], last: Layers | None) -> Callable[..., Any]:
     def forward(
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -104,12 +137,17 @@ def _forward_of(layer: _Layer, usual: Callable[..., Any]) -> Callable[..., Any]:
         **more: Any,
     ) -> Any:
         if position_embeddings is not None and _plain(layer, hidden_states, position_embeddings, more):
+            asked = None if last is None else last.asked_of(hidden_states)
             if not torch.is_grad_enabled():
-                return _read(layer, hidden_states, attention_mask, past_key_values, position_embeddings)
+                if hidden_states.shape[1] > 1:
+                    asked = None  # what begins all rows is read once
+                return _read(layer, hidden_states, attention_mask, past_key_values, position_embeddings, asked)
             weights = layer.weights()
             if past_key_values is None and _trainable(layer, hidden_states, attention_mask, weights):
+                if hidden_states.shape[0] > 1:
+                    asked = None
                 return _Whole.apply(  # type: ignore[no-untyped-call]
-                    hidden_states, *weights, *position_embeddings, attention_mask, layer
+                    hidden_states, *weights, *position_embeddings, attention_mask, layer, asked
                 )
         return usual(
             hidden_states,
@@ -143,12 +181,26 @@ def _trainable(layer: _Layer, x: Tensor, mask: Tensor | None, weights: tuple[Ten
     return x.requires_grad and all(weight.requires_grad for weight in weights) and (mask is None or mask.dim() == 4)
 
 
-def _rotated(flat: Tensor, layer: _Layer, angles: tuple[Tensor, Tensor], back: bool = False) -> Tensor:
-    """[B T, H W] in place."""
+def _rotated(
+    flat: Tensor, layer: _Layer, angles: tuple[Tensor, Tensor], asked: Tensor | None = None, back: bool = False
+) -> Tensor:
+    """[B T, H W], or the [K, H W] that are asked for, in place."""
     width = angles[0].shape[-1]
     cosine, sine = (one.view(-1, width) for one in angles)
+    if asked is not None and len(cosine) > 1:
+        cosine, sine = cosine.index_select(0, asked), sine.index_select(0, asked)
     loops.rotate(flat.view(len(flat), layer.heads, width), cosine, sine, back)
     return flat
+
+
+def _some(of: Tensor, asked: Tensor | None) -> Tensor:
+    """The rows that are asked for."""
+    return of if asked is None else of.index_select(0, asked)
+
+
+def _all(some: Tensor, asked: Tensor | None, rows: int) -> Tensor:
+    """These rows among all, the others 0."""
+    return some if asked is None else some.new_zeros(rows, some.shape[1]).index_copy_(0, asked, some)
 
 
 def _read(
@@ -157,22 +209,28 @@ def _read(
     mask: Tensor | None,
     cache: Any,
     angles: tuple[Tensor, Tensor],
+    asked: Tensor | None,
 ) -> Tensor:
-    """The layer's output [B, T, D], without gradients."""
+    """The layer's output [B, T, D], without gradients; T is 1 where some rows alone are asked for."""
     attention = layer.module.self_attn
     norm, wq, wk, wv, wo, second_norm, gate, up, down = layer.weights()
     x = hidden.view(-1, hidden.shape[2])
     h, _ = loops.norm(x, norm, layer.epsilons[0])
-    query, key = (_rotated(torch.mm(h, one.t()), layer, angles) for one in (wq, wk))
-    shape = (*hidden.shape[:2], layer.heads, -1)
+    query = _rotated(torch.mm(_some(h, asked), wq.t()), layer, angles, asked)
+    key = _rotated(torch.mm(h, wk.t()), layer, angles)
+    shape = (-1, hidden.shape[1], layer.heads, query.shape[1] // layer.heads)
     q, k, v = (one.view(shape).transpose(1, 2) for one in (query, key, torch.mm(h, wv.t())))
     if cache is not None:
         k, v = cache.update(k, v, attention.layer_idx)
+    if asked is not None:
+        k, v = k.index_select(0, asked), v.index_select(0, asked)
+        mask = None if mask is None else mask.expand(len(h), -1, -1, -1).index_select(0, asked)
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
     seen, _ = attend(attention, q, k, v, mask, dropout=0.0, scaling=layer.scaling)
-    x, h, _ = loops.added_norm(x, torch.mm(seen.reshape(len(x), -1), wo.t()), second_norm, layer.epsilons[1])
+    flat = seen.reshape(len(query), -1)
+    y, h, _ = loops.added_norm(_some(x, asked), torch.mm(flat, wo.t()), second_norm, layer.epsilons[1])
     inner = functional.silu(torch.mm(h, gate.t())).mul_(torch.mm(h, up.t()))
-    return torch.mm(inner, down.t()).add_(x).view(hidden.shape)
+    return _all(torch.mm(inner, down.t()).add_(y), asked, len(x)).view(hidden.shape)
 
 
 class _Whole(torch.autograd.Function):
@@ -180,27 +238,33 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
-        *weights, cosine, sine, mask, layer = given
+        *weights, cosine, sine, mask, layer, asked = given
         norm, wq, wk, wv, wo, second_norm, gate, up, down = weights
         angles = (cosine, sine)
         x = hidden.view(-1, hidden.shape[2])
         h, r = loops.norm(x, norm, layer.epsilons[0])
-        query, key = (_rotated(torch.mm(h, one.t()), layer, angles) for one in (wq, wk))
-        shape = (*hidden.shape[:2], layer.heads, -1)
+        query = _rotated(torch.mm(_some(h, asked), wq.t()), layer, angles, asked)
+        key = _rotated(torch.mm(h, wk.t()), layer, angles)
+        shape = (hidden.shape[0], -1, layer.heads, query.shape[1] // layer.heads)
         q, k, v = (one.view(shape).transpose(1, 2) for one in (query, key, torch.mm(h, wv.t())))
+        if asked is not None:  # B is 1
+            if mask is None:
+                mask = (torch.arange(len(x)) <= asked[:, None])[None, None]
+            elif mask.shape[2] > 1:
+                mask = mask.index_select(2, asked)
         causal = mask is None and hidden.shape[1] > 1
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         seen, logs = _ATTENTION(q, k, v, 0.0, causal, attn_mask=mask, scale=layer.scaling)  # type: ignore[misc]
-        flat = seen.transpose(1, 2).reshape(len(x), -1)
-        y, h2, r2 = loops.added_norm(x, torch.mm(flat, wo.t()), second_norm, layer.epsilons[1])
+        flat = seen.transpose(1, 2).reshape(len(query), -1)
+        y, h2, r2 = loops.added_norm(_some(x, asked), torch.mm(flat, wo.t()), second_norm, layer.epsilons[1])
         gated, upped = torch.mm(h2, gate.t()), torch.mm(h2, up.t())
         active = functional.silu(gated)
         inner = active * upped
-        out = torch.mm(inner, down.t()).add_(y).view(hidden.shape)
+        out = _all(torch.mm(inner, down.t()).add_(y), asked, len(x)).view(hidden.shape)
         ctx.layer, ctx.causal = layer, causal
         ctx.save_for_backward(
-            *weights, cosine, sine, mask, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner
+            *weights, cosine, sine, mask, asked, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner
         )
         return out
 
@@ -209,9 +273,9 @@ class _Whole(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, saved = ctx.layer, ctx.saved_tensors
         norm, wq, wk, wv, wo, second_norm, gate, up, down = saved[:9]
-        cosine, sine, mask, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner = saved[9:]
+        cosine, sine, mask, asked, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner = saved[9:]
         rows, width = x.shape
-        g = gradient.reshape(rows, width)
+        g = _some(gradient.reshape(rows, width), asked)
         of_inner, of_down = torch.mm(g, down), torch.mm(g.t(), inner)
         of_up = of_inner * active
         of_gate = torch.ops.aten.silu_backward(of_inner.mul_(upped), gated)
@@ -220,14 +284,15 @@ class _Whole(torch.autograd.Function):
         g, of_second_norm = loops.norm_backward(y, r2, second_norm, of_h, g)
         shape = (seen.shape[0], seen.shape[2], layer.heads, -1)
         of_seen = torch.mm(g, wo).view(shape).transpose(1, 2)
-        of_o = torch.mm(g.t(), seen.transpose(1, 2).reshape(rows, -1))
+        of_o = torch.mm(g.t(), seen.transpose(1, 2).reshape(len(g), -1))
         found = _ATTENTION_BACKWARD(  # type: ignore[misc]
             of_seen, q, k, v, seen, logs, 0.0, ctx.causal, attn_mask=mask, scale=layer.scaling
         )
-        of_q, of_k, of_v = (one.transpose(1, 2).reshape(rows, -1) for one in found)
-        for one in (of_q, of_k):
-            _rotated(one, layer, (cosine, sine), back=True)
-        of_h = torch.mm(of_v, wv).add_(torch.mm(of_k, wk)).add_(torch.mm(of_q, wq))
-        q_k_v = (torch.mm(one.t(), h) for one in (of_q, of_k, of_v))
-        g, of_norm = loops.norm_backward(x, r, norm, of_h, g)
-        return g.view(gradient.shape), of_norm, *q_k_v, of_o, of_second_norm, *gate_up, of_down, None, None, None, None
+        of_q, of_k, of_v = (one.transpose(1, 2).reshape(-1, layer.heads * one.shape[3]) for one in found)
+        _rotated(of_q, layer, (cosine, sine), asked, back=True)
+        _rotated(of_k, layer, (cosine, sine), back=True)
+        of_h = torch.mm(of_v, wv).add_(torch.mm(of_k, wk)).add_(_all(torch.mm(of_q, wq), asked, rows))
+        q_k_v = torch.mm(of_q.t(), _some(h, asked)), torch.mm(of_k.t(), h), torch.mm(of_v.t(), h)
+        g, of_norm = loops.norm_backward(x, r, norm, of_h, _all(g, asked, rows))
+        weights = (of_norm, *q_k_v, of_o, of_second_norm, *gate_up, of_down)
+        return g.view(gradient.shape), *weights, *[None] * 5

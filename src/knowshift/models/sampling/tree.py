@@ -29,7 +29,7 @@ import torch
 from transformers import DynamicCache
 
 from knowshift.errors import InputError
-from knowshift.models.layers.llama import whole_layers
+from knowshift.models.layers.llama import Layers, whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.attention import NAME, USUAL, Prefix
 from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, prefix_of, tree_cache
@@ -104,6 +104,7 @@ class Walk(Generic[Text]):
     _aside: dict[int, list[Front[Text]]] = field(default_factory=dict)
     _leaves: list[_Leaves] = field(default_factory=list)
     _prefix: list[Prefix] | None = None  # of each layer
+    _layers: Layers = field(default_factory=Layers)
 
     def run(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
         """Follow the draws ``numbers[p]`` of every prompt p to their ends; ``begun`` hears of prompts begun."""
@@ -116,7 +117,7 @@ class Walk(Generic[Text]):
             row[: len(ids)] = ids
         order = np.lexsort(self._ids.T[::-1])
         common, model = held_once(self.loaded, self.prompts), self.loaded.model
-        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model):
+        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model) as self._layers:
             held = self._hold(common)
             # A prompt branches into its texts; of many draws, several are alike to begin with.
             most = max(map(len, numbers), default=0)
@@ -144,7 +145,7 @@ class Walk(Generic[Text]):
         asked = np.array([len(own) > 0 for own in numbers])
         lengths = self._lengths[asked]
         told, model = 0, self.loaded.model
-        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model):
+        with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model) as self._layers:
             for leaves in self._leaves:
                 rows = np.flatnonzero(asked[leaves.prompts])
                 if not len(rows):
@@ -305,7 +306,8 @@ class Walk(Generic[Text]):
         """More tokens [N, 1 or more] for every node; logits [K, V] of the wanted nodes (or of one, if none is)."""
         model = self.loaded.model
         rows = torch.from_numpy(wanted if len(wanted) else np.zeros(1, dtype=np.int64)).to(model.device)
-        with _head_on_rows(model, rows):
+        # A layer that chooses rows of its keys would lose the prefix before them.
+        with _head_on_rows(model, rows), self._layers.only(None if self._prefix else rows):
             ids = torch.from_numpy(tokens).to(model.device)
             given = {"input_ids": ids, self._cache_argument: cache, "use_cache": True}
             logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
