@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def screen(
         InputError: bad input of any kind, and facts without completion prompts. Nothing is written then.
     """
     began = time.monotonic()
-    from knowshift.facts.sources.tables import read_table_facts, write_facts
+    from knowshift.facts.sources.tables import write_facts
     from knowshift.models.dtypes import fitting_dtype
     from knowshift.models.finding import find_model
     from knowshift.models.loading import torch_device
@@ -110,22 +111,27 @@ def screen(
     kept = tuple(share.kept(promises, source.facts, seed))
     if kept_in is not None:
         about = {"source": source.name, "model": loaded.about(), "seed": seed, "looked_at": len(asked)}
+        _check_read_back(source.name, kept)
         write_facts(kept_in, kept, promises, {**about, "times": times, "likely": likely})
-        try:
-            same = read_table_facts(kept_in) == tuple(map(_without_repeats, kept))
-        except InputError as error:  # a question with a slot in it
-            kept_in.unlink()
-            raise InputError(f"{source.name}: a fact of it cannot stand in a table ({error})") from None
-        if not same:
-            kept_in.unlink()
-            raise InputError(f"{source.name}: a fact of it would be read otherwise from a table")
     promising = sum(promises[fact.id] >= LIKELY for fact in kept)
     return Screening(kept, promises, promising, kept_in, time.monotonic() - began)
 
 
-def _without_repeats(fact: Fact) -> Fact:
-    """A table gives each accepted answer once."""
-    return replace(fact, aliases=tuple(dict.fromkeys(fact.accepted))[1:])
+def _check_read_back(source: str, facts: Sequence[Fact]) -> None:
+    """Refuse facts that a table would give otherwise, such as a question with a slot in it."""
+    from knowshift.facts.sources.tables import read_table_facts, write_facts
+
+    expected = [replace(fact, aliases=tuple(dict.fromkeys(fact.accepted))[1:]) for fact in facts]  # each answer once
+    with tempfile.TemporaryDirectory(prefix="knowshift-screen-") as scratch:
+        table = Path(scratch) / "facts.parquet"
+        write_facts(table, facts)
+        try:
+            found = read_table_facts(table)
+        except InputError as error:
+            raise InputError(f"{source}: a fact cannot stand in a table ({str(error).partition(': ')[2]})") from None
+    other = next((one.id for one, read in zip(expected, found, strict=True) if one != read), None)
+    if other is not None:
+        raise InputError(f"{source}: fact {other!r} would be read otherwise from a table; expected no blanks at ends")
 
 
 def _check_output(output: Path, facts: FactsLike) -> None:
