@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import knowshift
 from knowshift.audits.moves import KNOWN
 from knowshift.audits.plan import BRIEF, facts_to_ask
-from knowshift.probing.screening import LIKELY, promised
+from knowshift.probing.budget.screening import LIKELY, promised
 
 
 def main() -> None:

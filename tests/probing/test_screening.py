@@ -19,7 +19,7 @@ from commands import run
 from knowshift.errors import InputError
 from knowshift.facts.asking import GENERIC
 from knowshift.facts.fact import Fact, completion_prompts
-from knowshift.probing.screening import PROMPTS, Share, few_prompts, promised
+from knowshift.probing.budget.screening import PROMPTS, Share, few_prompts, promised
 
 WORLD = "world:tiny"
 

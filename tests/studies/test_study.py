@@ -425,11 +425,12 @@ def test_sizes_that_levels_cannot_fill_are_refused_and_may_then_be_changed(tmp_p
     config = parse_config(small.replace("[8, 16]", "[8, 45]"), "small")
     with pytest.raises(InputError, match=r"level 3 has \d+ training facts among the 50 probed, 45 asked"):
         run_study(config, tmp_path / "run", executor="here")
-    large = parse_config(small + "bench: {strategies: {sft: {}}, sizes: [60]}\n", "small")
+    enough = small.replace("levels: [3]", "levels: [0]")
+    large = parse_config(enough + "bench: {strategies: {sft: {}}, sizes: [60]}\n", "small")
     with pytest.raises(InputError, match=r"all levels together has \d+ training facts among the 50 probed, 60 asked"):
         run_study(large, tmp_path / "run", executor="here")
-    none = parse_config(small.replace("facts_per_level: 3", "facts_per_level: 3, levels: [4, 2]"), "small")
-    with pytest.raises(InputError, match=r"no test fact is of levels \[2, 4\], which evaluation.levels asks for"):
+    none = parse_config(enough.replace("facts_per_level: 3", "facts_per_level: 3, levels: [3]"), "small")
+    with pytest.raises(InputError, match=r"no test fact is of levels \[3\], which evaluation.levels asks for"):
         run_study(none, tmp_path / "run", executor="here")
     check_folder(tmp_path / "run", parse_config(small, "small"))
     with pytest.raises(InputError, match="another config"):

@@ -69,8 +69,8 @@ def screen(
     from knowshift.models.dtypes import fitting_dtype
     from knowshift.models.finding import find_model
     from knowshift.models.loading import torch_device
+    from knowshift.probing.budget.screening import LIKELY, Share, few_prompts, promised
     from knowshift.probing.engines import is_server
-    from knowshift.probing.screening import LIKELY, Share, few_prompts, promised
 
     check_whole("train_facts", train_facts, 0)
     check_whole("test_facts", test_facts, 0)

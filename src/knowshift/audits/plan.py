@@ -15,7 +15,7 @@ from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.relations import RELATIONS
 from knowshift.models.sampling.settings import Sampling
 from knowshift.probing.budget.plan import balanced_order
-from knowshift.probing.screening import few_prompts
+from knowshift.probing.budget.screening import few_prompts
 
 
 @dataclass(frozen=True)

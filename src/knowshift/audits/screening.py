@@ -17,9 +17,9 @@ from knowshift.files import read_json, write_json
 from knowshift.models.finding import model_folder, model_identity
 from knowshift.models.loading import LoadedModel
 from knowshift.probing.budget.plan import Budget, balanced_order
+from knowshift.probing.budget.screening import LIKELY, promised
 from knowshift.probing.engines import EngineSpec
 from knowshift.probing.run import facts_digest
-from knowshift.probing.screening import LIKELY, promised
 
 #: Share of a budget for the look.
 SHARE = 0.12

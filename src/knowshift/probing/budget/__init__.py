@@ -1,1 +1,1 @@
-"""A budget of time: the facts that it chooses and what they can tell, and the pace that says how many they are."""
+"""Which facts are asked where not all can be: as many as fit into a time, or those that a first look prefers."""
