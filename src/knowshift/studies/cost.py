@@ -126,8 +126,8 @@ class CostModel:
         """Test facts that every model answers, at most."""
         asked = self.config.evaluation
         levels = LEVELS if asked.levels is None else len(set(asked.levels))
-        most = self.plan.test * levels // LEVELS
-        return most if asked.facts_per_level is None else min(most, 2 * levels * asked.facts_per_level)
+        most = asked.facts_per_level
+        return self.plan.test if most is None else min(self.plan.test, 2 * levels * most)
 
     @property
     def positions_of_fact(self) -> float:
