@@ -19,7 +19,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from knowshift.models.sampling import attention
+from knowshift.models.layers import attention
 from knowshift.models.sampling.cache import TreeLayer
 
 #: (rows, heads, heads of keys, width, tokens in the cache)

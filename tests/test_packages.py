@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NAME = f"knowshift-{knowshift.__version__}"
 LIBRARIES = {
     "knowshift/parameters/kernels/_kernels.so",
-    "knowshift/models/sampling/_attention.so",
+    "knowshift/models/layers/_attention.so",
     "knowshift/models/layers/_loops.so",
 }
 #: Whether a build finds a compiler where nothing hides it.
@@ -40,7 +40,7 @@ try:
     main()
 except SystemExit as ended:
     assert not ended.code
-from knowshift.models.sampling import attention
+from knowshift.models.layers import attention
 from knowshift.parameters.kernels import compiled
 found = {module.library() is not None for module in (attention, compiled)}
 assert len(found) == 1

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig
 
-from knowshift.models.sampling import attention
+from knowshift.models.layers import attention
 from knowshift.models.sampling.cache import TreeLayer, continue_rows, tree_cache
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 import torch
 
+from knowshift.models.layers import attention
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import attention
 from knowshift.models.sampling.session import greedy
 from knowshift.system import patches
 
@@ -42,27 +41,6 @@ def test_attention_is_taken_back_after_an_error(small_model: LoadedModel) -> Non
     with patches.attention(small_model.model, "eager", attention.NAME):
         assert patches.attention_of(small_model.model) == attention.USUAL
     with patches.attention(torch.nn.Linear(1, 1), attention.USUAL, attention.NAME):
-        pass
-
-
-def test_trl_still_has_the_switch_for_scored_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    import trl.trainer.sft_trainer  # noqa: F401
-    from trl.trainer import utils
-
-    before = utils._use_triton
-    block = patches.answers_only(on_cpu=True)
-    block.__enter__()
-    assert utils._use_triton is not before
-    assert utils._use_triton(torch.device("cpu"))
-    assert not block.__exit__(ZeroDivisionError, ZeroDivisionError(), None)
-    assert utils._use_triton is before
-    with patches.answers_only(on_cpu=False):
-        assert utils._use_triton is before
-    monkeypatch.delattr(utils, "_use_triton")
-    with patches.answers_only(on_cpu=True):
-        assert not hasattr(utils, "_use_triton")
-    monkeypatch.delitem(sys.modules, "trl.trainer.utils")
-    with patches.answers_only(on_cpu=True):
         pass
 
 

@@ -39,24 +39,6 @@ def attention_of(model: Any) -> str:
 
 
 @contextmanager
-def answers_only(on_cpu: bool) -> Iterator[None]:
-    """Within the block, TRL computes logits only where there is a loss, as it does on GPUs; on a CPU, everywhere.
-
-    The same loss for a fifth less time of a small model's step. A TRL that is built otherwise is left as it is.
-    """
-    utils, name = sys.modules.get("trl.trainer.utils"), "_use_triton"  # it decides there which positions are scored
-    before = getattr(utils, name, None)
-    if not on_cpu or before is None:
-        yield
-        return
-    setattr(utils, name, lambda device: True)
-    try:
-        yield
-    finally:
-        setattr(utils, name, before)
-
-
-@contextmanager
 def quick_zero_grad(model: Any) -> Iterator[None]:
     """Within the block, ``model.zero_grad()`` knows the parameters; by itself it looks through all modules for them."""
     parameters = list(model.parameters())

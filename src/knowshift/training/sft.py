@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
+from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -23,7 +24,7 @@ from knowshift.known_facts import KnownFacts
 from knowshift.models.layers.llama import Layers, whole_layers
 from knowshift.models.loading import LoadedModel
 from knowshift.models.saving import unchanged
-from knowshift.system.patches import answers_only, attention_of, quick_zero_grad
+from knowshift.system.patches import attention_of, quick_zero_grad
 from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.training.precision import check_trainable
@@ -106,6 +107,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
     strategy: Strategy = PLAIN
     base: LoadedModel | None = None
     layers = Layers()
+    weights: Sequence[torch.nn.Parameter] = ()  # all of the model that is trained
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -114,8 +116,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             return self._loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
-        if self.strategy.losses is None:
+        if self.strategy.losses is None and not self.args.use_cpu:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        losses = self.strategy.losses or _cross_entropy
         given = {name: value for name, value in inputs.items() if name != "labels"}
         labels = inputs["labels"][:, 1:]
         scored = labels != IGNORED
@@ -126,7 +129,7 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             base=partial(_base_logits, self.base, given, scored),
             shown=partial(_shown_logits, self.base, inputs),
         )
-        total = self.strategy.losses(seen).sum()
+        total = losses(seen).sum()
         return total / (seen.targets.numel() if num_items_in_batch is None else num_items_in_batch)
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -139,18 +142,23 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             model.train()
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
-        self.accelerator.backward(loss)
+        loss.backward()  # what accelerate does on one CPU, after looking for installed packages
         return cast(torch.Tensor, loss.detach())
 
     def _clip_grad_norm(self, model: Any) -> torch.Tensor:
         """The same norm; gradients are scaled only where they are clipped, and not by 1."""
         if not self.args.use_cpu:
             return cast(torch.Tensor, super()._clip_grad_norm(model))
-        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-        norm = get_total_norm([parameter.grad for parameter in parameters])
+        parameters = [parameter for parameter in self.weights if parameter.grad is not None]
+        norm = get_total_norm([cast(torch.Tensor, parameter.grad) for parameter in parameters])
         if not self.args.max_grad_norm / (norm + 1e-6) >= 1:  # as it is written in PyTorch
             clip_grads_with_norm_(parameters, self.args.max_grad_norm, norm)
         return norm
+
+
+def _cross_entropy(seen: Scored) -> torch.Tensor:
+    """The loss of plain fine-tuning at each scored token [N]."""
+    return cross_entropy(seen.logits, seen.targets, reduction="none")
 
 
 def _asked(labels: torch.Tensor) -> torch.Tensor | None:
@@ -165,6 +173,8 @@ def _scored_logits(model: Any, inputs: Mapping[str, Any], scored: torch.Tensor) 
     """
     columns = scored.any(0).nonzero().squeeze(1)
     logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
+    if logits.shape[1] != len(columns):  # an architecture that gives all
+        logits = logits[:, columns]
     return cast(torch.Tensor, logits[scored[:, columns]].float())
 
 
@@ -265,10 +275,12 @@ def finetune(
                 **strategy.options(),
             ),
         )
-        trainer.strategy, trainer.base = strategy, base
+        trainer.strategy, trainer.base, trainer.weights = strategy, base, list(trainer.model.parameters())
+        if on_cpu:
+            trainer.train_dataset = examples  # TRL takes a Dataset alone, which makes each example anew from a table
         trainer.remove_callback(PrinterCallback)  # it prints every log to standard output
         try:
-            with answers_only(on_cpu), whole_layers(loaded.model) as layers, quick_zero_grad(loaded.model):
+            with whole_layers(loaded.model) as layers, quick_zero_grad(loaded.model):
                 trainer.layers = layers
                 trainer.train()
         finally:

@@ -29,6 +29,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecoderLayer, LlamaMLP, LlamaRMSNorm
 
 from knowshift.models.layers import loops
+from knowshift.models.layers.attention import some_rows
 
 #: PyTorch's attention on the CPU; its gradient can be asked for by itself.
 _ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -223,7 +224,7 @@ def _read(
     if cache is not None:
         k, v = cache.update(k, v, attention.layer_idx)
     if asked is not None:
-        k, v = k.index_select(0, asked), v.index_select(0, asked)
+        k, v = some_rows(asked, k, v)
         mask = None if mask is None else mask.expand(len(h), -1, -1, -1).index_select(0, asked)
     attend = ALL_ATTENTION_FUNCTIONS[attention.config._attn_implementation]
     seen, _ = attend(attention, q, k, v, mask, dropout=0.0, scaling=layer.scaling)

@@ -1,9 +1,10 @@
 """A key-value cache whose rows are the nodes of a prefix tree: rows are chosen, repeated and dropped at every step.
 
-``DynamicCache`` copies everything twice a step, once to choose rows and once to append. Here a row keeps room for
-the tokens to come, so appending writes in place; and a node's first child takes over its row, so only further
-children are copied, into rows that have become free. Layers that are not plain (sliding windows, convolution and
-recurrent states) keep the implementation of transformers.
+``DynamicCache`` copies everything twice a step, once to choose rows and once to append. Where attention can look keys
+up by their nodes, nothing is copied (:mod:`.pages`). Elsewhere a row keeps room for the tokens to come, so appending
+writes in place; and a node's first child takes over its row, so only further children are copied, into rows that have
+become free. Layers that are not plain (sliding windows, convolution and recurrent states) keep the implementation of
+transformers.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-from knowshift.models.sampling.attention import NARROW, Prefix
+from knowshift.models.layers.attention import NARROW, Prefix
+from knowshift.models.sampling.pages import PagedLayer, Pool, Rows
 
 Ints = NDArray[np.int64]
 
@@ -126,7 +128,7 @@ def _room_for(like: torch.Tensor, rows: int, heads: int, room: int) -> torch.Ten
     """Memory for [rows, heads, room, width], of the width, dtype and device of ``like``.
 
     The tokens of a head lie together where attention is a product for each head; where heads are narrow, the heads of
-    a token do, since rows are then copied in longer pieces (see :mod:`knowshift.models.sampling.attention`).
+    a token do, since rows are then copied in longer pieces (see :mod:`knowshift.models.layers.attention`).
     """
     width = like.shape[3]
     if width > NARROW:
@@ -161,24 +163,33 @@ class Arena:
 
 
 def tree_cache(
-    config: PreTrainedConfig, arena: Arena | None = None, prefix: Sequence[Prefix] | None = None
+    config: PreTrainedConfig, memory: Arena | Pool | None = None, prefix: Sequence[Prefix] | None = None
 ) -> DynamicCache:
     """An empty cache for a model of this config, its plain layers replaced by :class:`TreeLayer`.
 
-    ``prefix`` is that of each layer, where all are plain.
+    Where all are plain, ``prefix`` may be that of each layer, or they may have their nodes in a pool.
     """
     cache = DynamicCache(config=config)
-    if prefix is not None:
-        cache.layers = [TreeLayer(arena, i, own) for i, own in enumerate(prefix)]
+    if isinstance(memory, Pool):
+        nodes = Rows(memory)
+        cache.layers = [PagedLayer(nodes, number) for number in range(len(cache.layers))]
+    elif prefix is not None:
+        cache.layers = [TreeLayer(memory, i, own) for i, own in enumerate(prefix)]
     elif cache.layers:
         plain = [type(layer) is DynamicLayer for layer in cache.layers]
         cache.layers = [
-            TreeLayer(arena, i) if mine else layer
+            TreeLayer(memory, i) if mine else layer
             for i, (mine, layer) in enumerate(zip(plain, cache.layers, strict=True))
         ]
     else:
         cache.layer_class_to_replicate = TreeLayer
     return cache
+
+
+def all_plain(config: PreTrainedConfig) -> bool:
+    """Whether all layers of a model of this config have keys and values and nothing else."""
+    layers = DynamicCache(config=config).layers
+    return bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def prefix_of(cache: DynamicCache) -> list[Prefix] | None:
@@ -193,6 +204,9 @@ def continue_rows(cache: DynamicCache, parents: Ints) -> Ints:
 
     Returns the row that each node has got, a permutation. A first child keeps its parent's row where that row stays.
     """
+    if (paged := _paged(cache)) is not None:
+        paged.nodes = paged.nodes[parents]
+        return np.arange(len(parents))
     rows, count = _rows(cache), len(parents)
     alive, first = np.unique(parents, return_index=True)
     got = np.full(count, -1, dtype=np.int64)
@@ -222,6 +236,10 @@ def pick_rows(cache: DynamicCache, rows: Ints, room: int = 0) -> DynamicCache:
     ``room`` is how many more tokens plain layers may take before they must be copied again.
     """
     picked = copy.copy(cache)
+    if (paged := _paged(cache)) is not None:
+        own = Rows(paged.pool, paged.nodes[rows])
+        picked.layers = [layer.beside(own) for layer in cache.layers]
+        return picked
     picked.layers = [_copied(layer) for layer in cache.layers]
     indices = torch.from_numpy(rows).to(cache.layers[0].device)
     for layer in picked.layers:
@@ -252,14 +270,26 @@ def _select(layer: Any, rows: torch.Tensor) -> None:
 
 def can_append(cache: DynamicCache) -> bool:
     """Whether every layer is plain, so that rows of two caches of equal length can be put together."""
-    return all(isinstance(layer, TreeLayer) for layer in cache.layers)
+    return all(isinstance(layer, TreeLayer | PagedLayer) for layer in cache.layers)
 
 
 def append_rows(cache: DynamicCache, other: DynamicCache, rows: Ints) -> None:
     """Put the given rows of ``other`` below those of ``cache``, in place; ``other`` stays as it was."""
+    if (paged := _paged(cache)) is not None:
+        added = _paged(other)
+        assert added is not None
+        assert added.pool is paged.pool
+        paged.nodes = np.concatenate([paged.nodes, added.nodes[rows]])
+        return
     chosen = torch.from_numpy(rows).to(cache.layers[0].device)
     for mine, theirs in zip(cache.layers, other.layers, strict=True):
         mine.append_rows(theirs, chosen)
+
+
+def _paged(cache: DynamicCache) -> Rows | None:
+    """The rows of a cache whose layers have their nodes in a pool."""
+    layer = cache.layers[0]
+    return layer.rows if isinstance(layer, PagedLayer) else None
 
 
 def _rows(cache: DynamicCache) -> int:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic
@@ -29,11 +29,12 @@ import torch
 from transformers import DynamicCache
 
 from knowshift.errors import InputError
+from knowshift.models.layers.attention import LONG, NAME, USUAL, Prefix
 from knowshift.models.layers.llama import Layers, whole_layers
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling.attention import NAME, USUAL, Prefix
-from knowshift.models.sampling.cache import Arena, Ints, can_append, pick_rows, prefix_of, tree_cache
+from knowshift.models.sampling.cache import Arena, Ints, all_plain, can_append, pick_rows, prefix_of, tree_cache
 from knowshift.models.sampling.frontier import Front, Text, distinct_runs, first_front, shared_tokens
+from knowshift.models.sampling.pages import NotByNodes, Pool, check_by_nodes
 from knowshift.system import patches
 
 #: Texts still running, below which they are set aside for the next group.
@@ -119,20 +120,29 @@ class Walk(Generic[Text]):
         common, model = held_once(self.loaded, self.prompts), self.loaded.model
         with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model) as self._layers:
             held = self._hold(common)
-            # A prompt branches into its texts; of many draws, several are alike to begin with.
-            most = max(map(len, numbers), default=0)
-            size = max(1, self.max_nodes // min(max(most, 1), 4))
-            arena = Arena(self.max_nodes, int(self._lengths.max()) + self.max_new_tokens - held)
-            for start in range(0, len(order), size):
-                group = order[start : start + size]
-                front = self._first(tree_cache(self.loaded.model.config, arena, self._prefix), group)
-                self._follow(front, last=start + size >= len(order))
-                begun(len(group))
-                while self._waiting() > self.max_nodes:
-                    self._follow(self._take(max(self._aside)), last=True)
-            del arena, front  # what waits has memory of its own
-            while self._aside:
-                self._follow(self._take(min(self._aside)), last=True)
+            length = int(self._lengths.max()) + self.max_new_tokens - held
+            if self._may_share(length):
+                with suppress(NotByNodes):  # known at the first level, before any text
+                    self._all(order, Pool(self.max_nodes * length), begun)
+                    return
+                self.positions = 0
+            self._all(order, Arena(self.max_nodes, length), begun)
+
+    def _all(self, order: Ints, memory: Pool | Arena, begun: Callable[[int], None]) -> None:
+        """All prompts, in this order of their ids."""
+        # A prompt branches into its texts; of many draws, several are alike to begin with.
+        most = max(map(len, self._numbers), default=0)
+        size = max(1, self.max_nodes // min(max(most, 1), 4))
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            front = self._first(tree_cache(self.loaded.model.config, memory, self._prefix), group)
+            self._follow(front, last=start + size >= len(order))
+            begun(len(group))
+            while self._waiting() > self.max_nodes:
+                self._follow(self._take(max(self._aside)), last=True)
+        del memory, front  # what waits has memory of its own, or needs the nodes of a pool
+        while self._aside:
+            self._follow(self._take(min(self._aside)), last=True)
 
     def again(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
         """More draws from prompts that :meth:`run` has read; only new nodes are computed.
@@ -287,6 +297,11 @@ class Walk(Generic[Text]):
         self.max_nodes = max(1, self.max_nodes * (longest - length) // longest)
         return 0
 
+    def _may_share(self, length: int) -> bool:
+        """Whether rows of so many tokens may be lists of nodes in a pool, if the layers attend by nodes."""
+        model = self.loaded.model
+        return not self._prefix and length <= LONG and model.device.type == "cpu" and all_plain(model.config)
+
     def _first(self, cache: DynamicCache, prompts: Ints) -> Front[Text]:
         """The first nodes of prompts that are sorted by their ids, behind what all of them begin with."""
         ids = self._ids[prompts]
@@ -311,6 +326,7 @@ class Walk(Generic[Text]):
             ids = torch.from_numpy(tokens).to(model.device)
             given = {"input_ids": ids, self._cache_argument: cache, "use_cache": True}
             logits = self.loaded.vocabulary.usable.columns(model(**given).logits[:, -1])
+        check_by_nodes(cache)
         self.positions += tokens.size
         return logits if len(logits) == len(rows) else logits.index_select(0, rows)
 

@@ -7,11 +7,13 @@ wide, for float16 and with several threads, PyTorch does it: two batched matrix 
 or, where heads are narrow, plain products and sums, since a matrix product costs more than what is in it. All in
 float32, sums in another order each. docs/mastery.md has the times.
 
-What all rows have in common, examples or a template before each question, lies in memory once (:class:`Prefix`). Of
-that part the products of all rows are one matrix product for each key-value head, and the softmax is over both parts.
+Rows of a tree share what their prompts and texts begin with. For the loop in C a row is a list of nodes, and the keys
+and values of a node lie in memory once (:class:`Pages`). Otherwise what all rows have in common does, examples or a
+template before each question (:class:`Prefix`): of that part the products of all rows are one matrix product for each
+key-value head, and the softmax is over both parts.
 
 Anything else (a mask, soft capping, attention sinks, a long cache, another device) goes to the kernel as before, after
-a prefix has been repeated for each row.
+rows have been put together.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -44,7 +48,7 @@ LANES, WIDEST = 16, 256
 
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES = {
-    "attention": (None, [ctypes.c_int, *[_long] * 5, *[_pointer] * 6, ctypes.c_float, _pointer, _pointer]),
+    "attention": (None, [ctypes.c_int, *[_long] * 5, *[_pointer] * 7, ctypes.c_float, _pointer, _pointer]),
 }
 
 
@@ -75,6 +79,48 @@ class Prefix:
         return getattr(keys, "knowshift_prefix", None)
 
 
+@dataclass
+class Pages:
+    """The tokens of every row, by number, among keys and values [C, G, W] that all rows share.
+
+    A layer shows the keys of its newest tokens with these beside them, as it shows a :class:`Prefix`.
+
+    Attributes:
+        nodes: int32 [N, L], without gaps.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    nodes: NDArray[np.int32]
+    used: int = 0
+
+    def beside(self, keys: torch.Tensor) -> torch.Tensor:
+        """Let whoever gets these keys find the pages."""
+        keys.knowshift_pages = self  # type: ignore[attr-defined]
+        return keys
+
+    @staticmethod
+    def of(keys: torch.Tensor) -> Pages | None:
+        """The pages that these keys stand for."""
+        return getattr(keys, "knowshift_pages", None)
+
+    def together(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [N, G, L, W] of each row."""
+        places = torch.from_numpy(self.nodes.reshape(-1).astype(np.int64))
+        rows, length = self.nodes.shape
+        keys, values = (of.index_select(0, places).view(rows, length, *of.shape[1:]) for of in (self.keys, self.values))
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+def some_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The given rows [K] of what a layer shows of keys and values."""
+    of_rows = key.index_select(0, rows), value.index_select(0, rows)
+    if (pages := Pages.of(key)) is not None:
+        pages.used += 1
+        Pages(pages.keys, pages.values, pages.nodes[rows.numpy()]).beside(of_rows[0])
+    return of_rows
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled loop, or None where there is none."""
@@ -92,13 +138,18 @@ def one_token_attention(
 ) -> tuple[torch.Tensor, None]:
     """softmax(q k / sqrt(W)) v for query [N, H, 1, W], key and value [N, G, L, W], G dividing H: [N, 1, H, W].
 
-    Keys may have a :class:`Prefix`, which is attended to as well.
+    Keys may have a :class:`Prefix`, which is attended to as well, or :class:`Pages`, which are attended to instead.
     """
     rows, heads, length, width = query.shape
     special = any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias", "cache"))
     plain = length == 1 and attention_mask is None and not special and query.device.type == "cpu"
     scale = width**-0.5 if scaling is None else scaling
-    if (prefix := Prefix.of(key)) is not None:
+    if (pages := Pages.of(key)) is not None:
+        pages.used += 1
+        if plain and (compiled := _compiled(query, pages.keys, pages.values, scale, pages.nodes)) is not None:
+            return compiled, None
+        key, value = pages.together()
+    elif (prefix := Prefix.of(key)) is not None:
         prefix.used += 1
         if plain:
             return _behind(prefix, query, key, value, scale), None
@@ -152,21 +203,26 @@ def _behind(prefix: Prefix, query: torch.Tensor, key: torch.Tensor, value: torch
     return (result.view(rows, groups, each, width) + summed).reshape(rows, 1, heads, width).to(dtype)
 
 
-def _compiled(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor | None:
-    """The same by the loop in C, on one thread; None where it cannot be had."""
+def _compiled(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scale: float,
+    nodes: NDArray[np.int32] | None = None,
+) -> torch.Tensor | None:
+    """The same by the loop in C, on one thread; None where it cannot be had. With nodes [N, L] keys are [C, G, W]."""
     loop = library()
     rows, heads, _, width = query.shape
-    groups, length = key.shape[1:3]
-    plain = all(of.stride(3) == 1 and of.dtype == query.dtype for of in (query, key, value))
-    if loop is None or not plain or width % LANES or width > WIDEST:
-        return None
-    if query.dtype not in (torch.float32, torch.bfloat16) or torch.get_num_threads() > 1:
+    groups, length = (key.shape[1], key.shape[2] if nodes is None else nodes.shape[1])
+    plain = all(of.stride(-1) == 1 and of.dtype == query.dtype for of in (query, key, value))
+    if loop is None or not plain or not can_compile(width, query.dtype):
         return None
     result = torch.empty(rows, 1, heads, width)
     scores = torch.empty(length + LANES - 1)
     places = []
     for of in (query, key, value):
-        places += [of.data_ptr(), (_long * 3)(*(step * of.element_size() for step in of.stride()[:3]))]
+        steps = of.stride()[:3] if of.dim() == 4 else (0, of.stride(1), of.stride(0))
+        places += [of.data_ptr(), (_long * 3)(*(step * of.element_size() for step in steps))]
     loop.knowshift_attention(
         query.dtype == torch.bfloat16,
         rows,
@@ -174,12 +230,19 @@ def _compiled(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
         groups,
         length,
         width,
+        None if nodes is None else nodes.ctypes.data,
         *places,
         scale,
         scores.data_ptr(),
         result.data_ptr(),
     )
     return result.to(query.dtype)
+
+
+def can_compile(width: int, dtype: torch.dtype) -> bool:
+    """Whether the loop in C takes heads of this width and numbers of this dtype here, on one thread."""
+    takes = width % LANES == 0 and width <= WIDEST and dtype in (torch.float32, torch.bfloat16)
+    return takes and library() is not None and torch.get_num_threads() == 1
 
 
 AttentionInterface.register(NAME, one_token_attention)

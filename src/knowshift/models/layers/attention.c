@@ -3,6 +3,7 @@
  * Sixteen numbers at a time, in the same order whatever the processor, so that results do not depend on it. Built by
  * hatch_build.py with floating-point contraction off.
  */
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -75,10 +76,12 @@ INLINE floats exponential(floats x) {
     return e;
 }
 
-/* A group of heads that share keys and values, in one row; numbers of bytes where it says "step". */
+/* A group of heads that share keys and values, in one row; numbers of bytes where it says "step". Token l lies at l
+ * steps, or, with `places`, at places[l]. */
 INLINE void attend(
-    int half, const int lanes, int64_t heads, int64_t length, const char *query, int64_t head_step, const char *key,
-    int64_t key_step, const char *value, int64_t value_step, float scale, float *scores, float *out
+    int half, const int lanes, int64_t heads, int64_t length, const int32_t *places, const char *query,
+    int64_t head_step, const char *key, int64_t key_step, const char *value, int64_t value_step, float scale,
+    float *scores, float *out
 ) {
     const int bytes = LANES * (half ? 2 : 4);
     const int64_t room = (length + LANES - 1) / LANES * LANES;
@@ -87,8 +90,9 @@ INLINE void attend(
         for (int i = 0; i < lanes; i++) own[i] = load(half, query + h * head_step + i * bytes) * scale;
         float most = -1.0f / 0.0f;
         for (int64_t l = 0; l < length; l++) {
-            floats part = own[0] * load(half, key + l * key_step);
-            for (int i = 1; i < lanes; i++) part += own[i] * load(half, key + l * key_step + i * bytes);
+            const char *at = key + (places ? places[l] : l) * key_step;
+            floats part = own[0] * load(half, at);
+            for (int i = 1; i < lanes; i++) part += own[i] * load(half, at + i * bytes);
             scores[l] = sum_of(part);
             most = scores[l] > most ? scores[l] : most;
         }
@@ -101,8 +105,10 @@ INLINE void attend(
         }
         float share = 1.0f / sum_of(total);
         for (int i = 0; i < lanes; i++) sum[i] = (floats){0};
-        for (int64_t l = 0; l < length; l++)
-            for (int i = 0; i < lanes; i++) sum[i] += load(half, value + l * value_step + i * bytes) * scores[l];
+        for (int64_t l = 0; l < length; l++) {
+            const char *at = value + (places ? places[l] : l) * value_step;
+            for (int i = 0; i < lanes; i++) sum[i] += load(half, at + i * bytes) * scores[l];
+        }
         for (int i = 0; i < lanes; i++) {
             sum[i] *= share;
             memcpy(out + (h * lanes + i) * LANES, &sum[i], sizeof sum[i]);
@@ -111,24 +117,30 @@ INLINE void attend(
 }
 
 /* softmax(scale q k) v: query [rows, heads, width], key and value [rows, groups, length, width] with steps in bytes for
- * all but the last, out float32 [rows, heads, width] without gaps, scores room for `length` numbers and 15 more. */
+ * all but the last, out float32 [rows, heads, width] without gaps, scores room for `length` numbers and 15 more. With
+ * `places` [rows, length], keys and values are those of nodes: a token's place is the number of its node. */
 EXPORT void knowshift_attention(
-    int half, int64_t rows, int64_t heads, int64_t groups, int64_t length, int64_t width, const char *query,
-    const int64_t *query_steps, const char *key, const int64_t *key_steps, const char *value,
+    int half, int64_t rows, int64_t heads, int64_t groups, int64_t length, int64_t width, const int32_t *places,
+    const char *query, const int64_t *query_steps, const char *key, const int64_t *key_steps, const char *value,
     const int64_t *value_steps, float scale, float *scores, float *out
 ) {
     const int64_t each = heads / groups;
-#define ATTEND(HALF, WIDTH) \
-    attend(HALF, WIDTH, each, length, query + r * query_steps[0] + g * each * query_steps[1], query_steps[1], \
+#define ATTEND(HALF, WIDTH, PLACES) \
+    attend(HALF, WIDTH, each, length, PLACES, query + r * query_steps[0] + g * each * query_steps[1], query_steps[1], \
            key + r * key_steps[0] + g * key_steps[1], key_steps[2], value + r * value_steps[0] + g * value_steps[1], \
            value_steps[2], scale, scores, out + (r * heads + g * each) * width)
+#define EITHER(HALF, WIDTH) \
+    do { \
+        if (places) ATTEND(HALF, WIDTH, places + r * length); \
+        else ATTEND(HALF, WIDTH, NULL); \
+    } while (0)
     for (int64_t r = 0; r < rows; r++)
         for (int64_t g = 0; g < groups; g++) {
-            if (width == 32 && !half) ATTEND(0, 2);
-            else if (width == 64 && !half) ATTEND(0, 4);
-            else if (width == 64) ATTEND(1, 4);
-            else if (width == 128 && !half) ATTEND(0, 8);
-            else if (width == 128) ATTEND(1, 8);
-            else ATTEND(half, (int)(width / LANES));
+            if (width == 32 && !half) EITHER(0, 2);
+            else if (width == 64 && !half) EITHER(0, 4);
+            else if (width == 64) EITHER(1, 4);
+            else if (width == 128 && !half) EITHER(0, 8);
+            else if (width == 128) EITHER(1, 8);
+            else EITHER(half, (int)(width / LANES));
         }
 }
