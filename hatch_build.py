@@ -20,7 +20,7 @@ from packaging.tags import platform_tags
 
 SOURCES = [
     Path("src", "knowshift", "parameters", "kernels", "kernels.c"),
-    Path("src", "knowshift", "models", "layers", "attention.c"),
+    Path("src", "knowshift", "models", "layers", "one_token.c"),
     Path("src", "knowshift", "models", "layers", "loops.c"),
 ]
 #: No contraction: a fused multiply-add rounds differently. The others change no value, only what may be vectorised.

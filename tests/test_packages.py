@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 NAME = f"knowshift-{knowshift.__version__}"
 LIBRARIES = {
     "knowshift/parameters/kernels/_kernels.so",
-    "knowshift/models/layers/_attention.so",
+    "knowshift/models/layers/_one_token.so",
     "knowshift/models/layers/_loops.so",
 }
 #: Whether a build finds a compiler where nothing hides it.

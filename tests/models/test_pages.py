@@ -184,13 +184,13 @@ def found(model: LoadedModel) -> list[Any]:
 def test_no_text_and_no_cost_depends_on_it(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, in a pool that is full again and again; the same nodes are computed in the same order."""
     updates: list[int] = []
-    update = PagedLayer.update
+    room = PagedLayer.room
 
-    def seen(layer: PagedLayer, *given: Any, **more: Any) -> Any:
+    def seen(layer: PagedLayer, *given: Any) -> Any:
         updates.append(layer.rows.pool.capacity)
-        return update(layer, *given, **more)
+        return room(layer, *given)
 
-    monkeypatch.setattr(PagedLayer, "update", seen)
+    monkeypatch.setattr(PagedLayer, "room", seen)
     monkeypatch.setattr(tree, "Pool", lambda capacity: Pool(1))
     mine = found(model)
     assert max(updates) > 1
@@ -206,7 +206,7 @@ def test_a_model_that_does_not_look_at_nodes_gets_rows(
 ) -> None:
     mine = found(model)
     refused: list[type] = []
-    check, update = pages.check_by_nodes, PagedLayer.update
+    check, shown = pages.check_by_nodes, PagedLayer.shown
 
     def told(cache: DynamicCache) -> None:
         try:
@@ -221,9 +221,7 @@ def test_a_model_that_does_not_look_at_nodes_gets_rows(
     elif why == "threads":
         torch.set_num_threads(2)
     else:
-        monkeypatch.setattr(
-            PagedLayer, "update", lambda layer, *given: tuple(of.clone() for of in update(layer, *given))
-        )
+        monkeypatch.setattr(PagedLayer, "shown", lambda layer, keys: shown(layer, keys).clone())
     theirs = found(model)
     assert bool(refused) == (why != "threads")  # there the layer itself sees it
     assert mine[:3] == theirs[:3]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from knowshift.errors import InputError
 from knowshift.facts.grading import Grader
 from knowshift.models.loading import LoadedModel
-from knowshift.models.sampling import frontier, tree
+from knowshift.models.sampling import frontier, next_token, tree
 from knowshift.models.sampling.frontier import edges_of_parts
 from knowshift.models.sampling.next_token import draw_tokens
 from knowshift.models.sampling.philox import philox, stream_key, uniforms
@@ -299,6 +299,17 @@ def test_greedy_is_what_generate_gives(small_model: LoadedModel) -> None:
     assert greedy(small_model, []) == []
 
 
+@pytest.fixture(params=["compiled", "by PyTorch"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop in C, and what PyTorch does without it."""
+    if request.param == "by PyTorch":
+        monkeypatch.setattr(next_token, "library", lambda: None)
+    elif next_token.library() is None:
+        pytest.skip("not compiled")
+    assert torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("_way")
 def test_tokens_are_drawn_where_the_cumulative_sum_passes() -> None:
     logits = torch.tensor([[0.0, -torch.inf, 1.0, 2.0, -torch.inf]])
     shares = np.exp(np.array([0.0, 1.0, 2.0]) / 0.5)
@@ -308,8 +319,61 @@ def test_tokens_are_drawn_where_the_cumulative_sum_passes() -> None:
     assert tokens.tolist() == [0, 0, 2, 3, 3]
     assert chance[:, 0] == pytest.approx(shares[1] / shares.sum())
     assert (chance[:, 1] == 0).all()
+    for bad in (torch.nan, torch.inf):
+        for place in (0, 1, 39):
+            row = torch.zeros(2, 40)
+            row[1, place] = bad
+            with pytest.raises(InputError, match="not finite"):
+                draw_tokens(row, np.array([0, 1]), np.array([0.5, 0.5]), 1.0)
     with pytest.raises(InputError, match="not finite"):
-        draw_tokens(torch.tensor([[0.0, torch.nan]]), np.array([0]), np.array([0.5]), 1.0)
+        draw_tokens(torch.full((1, 40), -torch.inf), np.array([0]), np.array([0.5]), 1.0)
+
+
+@pytest.mark.usefixtures("_way")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.integers(1, 5),
+    vocabulary=st.integers(1, 700),
+    draws=st.integers(1, 12),
+    left_out=st.sampled_from([0.0, 0.3, 0.95]),
+    spread=st.sampled_from([0.1, 3.0, 40.0]),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 2.5]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    lies=st.sampled_from(["plain", "some columns", "by columns"]),
+    seed=st.integers(0, 999),
+)
+def test_each_draw_gets_the_token_that_its_number_falls_on(
+    rows: int,
+    vocabulary: int,
+    draws: int,
+    left_out: float,
+    spread: float,
+    temperature: float,
+    dtype: torch.dtype,
+    lies: str,
+    seed: int,
+) -> None:
+    """Beside sums in float64: its part of the whole holds the number, up to rounding in float32, and is not empty."""
+    rng = np.random.default_rng(seed)
+    values = rng.normal(size=(rows, vocabulary)) * spread
+    values[:, 1:][rng.random((rows, vocabulary - 1)) < left_out] = -np.inf
+    logits = torch.from_numpy(values).to(dtype)
+    exact = logits.double().numpy()
+    if lies == "some columns":
+        logits = torch.cat([torch.full((rows, 3), 99.0, dtype=dtype), logits], dim=1)[:, 3:]
+    elif lies == "by columns":
+        logits = logits.t().contiguous().t()
+    row, uniform = rng.integers(0, rows, draws), np.r_[0.0, np.nextafter(1, 0), rng.random(draws)][-draws:]
+    watched = rng.integers(-1, vocabulary, size=(draws, 2))
+    tokens, chance = draw_tokens(logits, row, uniform, temperature, watched)
+    shares = np.exp((exact - exact.max(axis=1, keepdims=True)) / temperature)
+    shares /= shares.sum(axis=1, keepdims=True)
+    ends = shares.cumsum(axis=1)
+    assert (shares[row, tokens] > 0).all()
+    assert (ends[row, tokens] >= uniform - 1e-5).all()
+    assert (ends[row, tokens] - shares[row, tokens] <= uniform + 1e-5).all()
+    told = np.where(watched < 0, 0.0, shares[row[:, None], np.maximum(watched, 0)])
+    np.testing.assert_allclose(chance, told, rtol=1e-4, atol=1e-7)
 
 
 def test_a_small_model_has_pieces_that_spell_its_texts(small_model: LoadedModel) -> None:

@@ -30,14 +30,14 @@ CERTAINTY = pa.schema(
 )
 
 
-def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: int = 0) -> None:
+def write_certainty(record: Path, output: Path, confidence: float = 0.95) -> None:
     """Write :data:`CERTAINTY` for the facts of a mastery record, a bounded number of rows at a time."""
     about = read_about(record, "mastery")
     with border(f"{record}: not a mastery record"):
         file = pq.ParquetFile(record)
     # Another full run makes as many draws of a prompt as this one was allowed to.
     each = count_in(record, about, "draws_per_prompt", DRAWS, below=2**31)
-    told = json.dumps({"confidence": confidence, "seed": seed, "record": record.name}, sort_keys=True)
+    told = json.dumps({"confidence": confidence, "record": record.name}, sort_keys=True)
     drawn = str(about.get("engine", "")).startswith("completions/")
     columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]
     columns += {"prompt_squares"} & set(file.schema_arrow.names)
@@ -47,16 +47,16 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95, seed: 
             with border(f"{record}: not a mastery record"):
                 batch.validate(full=True)
             refuse_gaps(record, pa.Table.from_batches([batch]), estimate_of(file.schema_arrow.names))
-            rows = [_certainty(row, each, confidence, seed, drawn) for row in batch.to_pylist()]
+            rows = [_certainty(row, each, confidence, drawn) for row in batch.to_pylist()]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, seed: int, drawn: bool) -> dict[str, Any]:
+def _certainty(row: dict[str, Any], draws_per_prompt: int, confidence: float, drawn: bool) -> dict[str, Any]:
     hits, draws = row["prompt_hits"], row["prompt_draws"]
     if "prompt_squares" in row:
         hits, draws = Expected(hits, row["prompt_squares"], draws, drawn).as_draws()
     low, high = rate_interval(hits, draws, confidence)
-    chances = level_probabilities(hits, draws, draws_per_prompt, seed=seed)
+    chances = level_probabilities(hits, draws, draws_per_prompt)
     return {
         "fact": row["fact"],
         "level": row["level"],

@@ -1,7 +1,7 @@
 """Attention of one new token over a short cache on the CPU, over the cache as it lies in memory.
 
 PyTorch's fused kernel is made for long queries: with one token a row, what it does for each row and head costs more
-than the few products in it. So rows are gone through by a loop in C (attention.c), 16 numbers at a time, which reads
+than the few products in it. So rows are gone through by a loop in C (one_token.c), 16 numbers at a time, which reads
 keys and values once and, of two bytes, as they are. Where it was not compiled, for heads that are no multiple of 16
 wide, for float16 and with several threads, PyTorch does it: two batched matrix products over rows and key-value heads;
 or, where heads are narrow, plain products and sums, since a matrix product costs more than what is in it. All in
@@ -49,6 +49,10 @@ LANES, WIDEST = 16, 256
 _long, _pointer = ctypes.c_int64, ctypes.c_void_p
 _SIGNATURES = {
     "attention": (None, [ctypes.c_int, *[_long] * 5, *[_pointer] * 7, ctypes.c_float, _pointer, _pointer]),
+    "choose": (
+        ctypes.c_int,
+        [_long, _long, _pointer, _long, ctypes.c_float, _long, *[_pointer] * 2, _long, *[_pointer] * 5],
+    ),
 }
 
 
@@ -123,8 +127,8 @@ def some_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled loop, or None where there is none."""
-    return open_library(Path(__file__).with_name("attention.c"), _SIGNATURES)
+    """The compiled loops of one_token.c, or None where there are none."""
+    return open_library(Path(__file__).with_name("one_token.c"), _SIGNATURES)
 
 
 def one_token_attention(

@@ -204,6 +204,12 @@ def _all(some: Tensor, asked: Tensor | None, rows: int) -> Tensor:
     return some if asked is None else some.new_zeros(rows, some.shape[1]).index_copy_(0, asked, some)
 
 
+def _paged(cache: Any, number: int) -> Any:
+    """A layer of the cache where it gives memory for keys (:mod:`knowshift.models.sampling.pages`), else None."""
+    layers = getattr(cache, "layers", ())
+    return layers[number] if number < len(layers) and hasattr(layers[number], "room") else None
+
+
 def _read(
     layer: _Layer,
     hidden: Tensor,
@@ -218,10 +224,18 @@ def _read(
     x = hidden.view(-1, hidden.shape[2])
     h, _ = loops.norm(x, norm, layer.epsilons[0])
     query = _rotated(torch.mm(_some(h, asked), wq.t()), layer, angles, asked)
-    key = _rotated(torch.mm(h, wk.t()), layer, angles)
-    shape = (-1, hidden.shape[1], layer.heads, query.shape[1] // layer.heads)
-    q, k, v = (one.view(shape).transpose(1, 2) for one in (query, key, torch.mm(h, wv.t())))
-    if cache is not None:
+    width = query.shape[1] // layer.heads
+    paged = _paged(cache, attention.layer_idx)
+    key = value = None
+    if paged is not None:  # products are written where they are kept
+        held = paged.room(*hidden.shape[:2], (layer.heads, width), hidden)
+        key, value = (of.view(len(h), -1) for of in held)
+    key = _rotated(torch.mm(h, wk.t(), out=key), layer, angles)
+    shape = (-1, hidden.shape[1], layer.heads, width)
+    q, k, v = (one.view(shape).transpose(1, 2) for one in (query, key, torch.mm(h, wv.t(), out=value)))
+    if paged is not None:
+        k = paged.shown(k)
+    elif cache is not None:
         k, v = cache.update(k, v, attention.layer_idx)
     if asked is not None:
         k, v = some_rows(asked, k, v)

@@ -74,11 +74,10 @@ class Pool:
             one.nodes = number[one.nodes]
         self.used = len(kept)
 
-    def of_layer(self, number: int, like: torch.Tensor) -> list[torch.Tensor]:
-        """Memory for keys and for values of a layer [C, G, W], of the shape and dtype of ``like`` [N, G, T, W]."""
+    def of_layer(self, number: int, shape: tuple[int, int], like: torch.Tensor) -> list[torch.Tensor]:
+        """Memory for keys and for values of a layer [C, G, W], of the dtype of ``like``; ``shape`` is G and W."""
         if number not in self._held:
-            shape = (self.capacity, like.shape[1], like.shape[3])
-            self._held[number] = [like.new_empty(shape), like.new_empty(shape)]
+            self._held[number] = [like.new_empty((self.capacity, *shape)) for _ in range(2)]
         return self._held[number]
 
 
@@ -117,28 +116,35 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
         self.rows, self.number, self.length = rows, number, 0
         self.pages: Pages | None = None
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        if not can_compile(key_states.shape[3], key_states.dtype):
-            raise NotByNodes
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        rows, _, tokens, _ = key_states.shape
+        rows, heads, tokens, width = key_states.shape
+        held = self.room(rows, tokens, (heads, width), key_states)
+        for stored, new in zip(held, (key_states, value_states), strict=True):
+            stored.view(rows, tokens, heads, width).copy_(new.transpose(1, 2))
+        return self.shown(key_states), value_states
+
+    def room(self, rows: int, tokens: int, shape: tuple[int, int], like: torch.Tensor) -> list[torch.Tensor]:
+        """Memory [N T, G, W] for the keys and for the values of so many new tokens, to be filled before they are shown.
+
+        ``shape`` is heads and width; the dtype is that of ``like``.
+        """
+        if not can_compile(shape[1], like.dtype):
+            raise NotByNodes
+        self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         if self.length == self.rows.nodes.shape[1]:  # the first layer that gets these tokens
             self.rows.extend(rows, tokens)
         self.length += tokens
         first = int(self.rows.nodes[0, self.length - tokens])
-        held = self.rows.pool.of_layer(self.number, key_states)
-        for stored, new in zip(held, (key_states, value_states), strict=True):
-            stored[first : first + rows * tokens].view(rows, tokens, *stored.shape[1:]).copy_(new.transpose(1, 2))
+        held = self.rows.pool.of_layer(self.number, shape, like)
         self.pages = Pages(held[0], held[1], self.rows.nodes)
-        self.keys, self.values = key_states, value_states
-        return self.pages.beside(key_states), value_states
+        return [of[first : first + rows * tokens] for of in held]
+
+    def shown(self, key_states: torch.Tensor) -> torch.Tensor:
+        """The keys of the newest tokens [N, G, T, W], the pages beside them."""
+        assert self.pages is not None
+        return self.pages.beside(key_states)
 
     def get_seq_length(self) -> int:
         return self.length

@@ -1,4 +1,5 @@
-/* Attention of one new token over a cache as it lies in memory, compiled (attention.py says what and why).
+/* What one new token takes, compiled: attention over a cache as it lies in memory, and the choice of the token that
+ * follows (attention.py and sampling/next_token.py say what and why).
  *
  * Sixteen numbers at a time, in the same order whatever the processor, so that results do not depend on it. Built by
  * hatch_build.py with floating-point contraction off.
@@ -143,4 +144,77 @@ EXPORT void knowshift_attention(
             else if (width == 128) EITHER(1, 8);
             else EITHER(half, (int)(width / LANES));
         }
+}
+
+/* exp((x - most) scale) for 16 numbers. */
+INLINE floats weight_of(const float *from, float most, float scale) {
+    return exponential((load(0, (const char *)from) - most) * scale);
+}
+
+/* Of each row of logits, `step` numbers apart, weights exp((x - largest) scale) and their sums over blocks of `block`
+ * numbers, a multiple of 16. Draws [draws] come in the order of their rows: `token` is where the sum up to it passes
+ * `uniform` times the sum of all, and `chance` [draws, watched] the weights of the tokens watched (below 0: none) over
+ * that sum. `weights` is room for a row in whole blocks, `passed` for one number a block. Whether all sums are finite. */
+EXPORT int knowshift_choose(
+    int64_t vocabulary, int64_t block, const float *logits, int64_t step, float scale, int64_t draws,
+    const int64_t *row, const double *uniform, int64_t watched, const int64_t *watch, float *weights, double *passed,
+    int64_t *token, double *chance
+) {
+    const int64_t blocks = (vocabulary + block - 1) / block, whole = vocabulary / LANES * LANES;
+    const floats none = (floats){0} - 1.0f / 0.0f;
+    double total = 0;
+    for (int64_t d = 0; d < draws; d++) {
+        if (!d || row[d] != row[d - 1]) {
+            const float *x = logits + row[d] * step;
+            float rest[LANES]; /* the last few numbers, and nothing */
+            memcpy(rest, &none, sizeof rest);
+            memcpy(rest, x + whole, (size_t)(vocabulary - whole) * sizeof *rest);
+            float highest[LANES];
+            memcpy(highest, rest, sizeof rest);
+            for (int64_t i = 0; i < whole; i += LANES)
+                for (int lane = 0; lane < LANES; lane++)
+                    highest[lane] = x[i + lane] > highest[lane] ? x[i + lane] : highest[lane];
+            float most = highest[0];
+            for (int lane = 1; lane < LANES; lane++) most = highest[lane] > most ? highest[lane] : most;
+            total = 0;
+            for (int64_t b = 0; b < blocks; b++) {
+                floats sum = {0};
+                for (int64_t i = b * block; i < (b + 1) * block; i += LANES) {
+                    floats some = {0};
+                    if (i < whole) some = weight_of(x + i, most, scale);
+                    else if (i < vocabulary) some = weight_of(rest, most, scale);
+                    memcpy(weights + i, &some, sizeof some);
+                    sum += some;
+                }
+                total += sum_of(sum);
+                passed[b] = total;
+            }
+            if (!(total - total == 0)) return 0;
+        }
+        double goal = uniform[d] * total, so_far;
+        int64_t low = 0, high = blocks - 1; /* the first block whose sum passes the goal, or the last */
+        while (low < high) {
+            const int64_t middle = (low + high) / 2;
+            if (passed[middle] > goal) high = middle;
+            else low = middle + 1;
+        }
+        so_far = low ? passed[low - 1] : 0;
+        int64_t found = -1;
+        for (int64_t i = low * block; i < (low + 1) * block; i++) {
+            if (weights[i] > 0) found = i; /* rounding may leave the goal just beyond the block: its last that can be */
+            so_far += weights[i];
+            if (so_far > goal && weights[i] > 0) break;
+        }
+        for (; found < 0 && low > 0;) { /* a last block of no weight */
+            low--;
+            for (int64_t i = low * block; i < (low + 1) * block; i++)
+                if (weights[i] > 0) found = i;
+        }
+        token[d] = found;
+        for (int64_t w = 0; w < watched; w++) {
+            const int64_t at = watch[d * watched + w];
+            chance[d * watched + w] = at < 0 ? 0 : weights[at] / total;
+        }
+    }
+    return 1;
 }
