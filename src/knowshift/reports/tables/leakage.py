@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from knowshift.statistics.subsets import Bools, Part, estimate, mean_over_levels
 Units = list[tuple[int, Part]]
 #: Two models of one draw.
 Pair = tuple[Column, Column]
+GRADERS = ("substring", "word")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,13 @@ class _Asked:
     evidence: Evidence
     domain: str
     asked: str
+    #: Parts by grader, model and the models whose facts are meant: settings that are alike ask for them again.
+    _made: dict[tuple[str, Column, tuple[Column, ...]], Part] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def every(cls, evidence: Evidence, domains: Sequence[str]) -> list[_Asked]:
+        """Of each domain every set of facts."""
+        return [cls(evidence, domain, asked) for domain in domains for asked in ASKED]
 
     def inside(self, models: Sequence[Column]) -> Bools:
         found = self.evidence.leaks.inside(self.asked, models)
@@ -44,24 +52,27 @@ class _Asked:
         levels = [len(np.unique(self.evidence.answers.level[here])) for here in inside]
         return min((int(here.sum()) for here in inside), default=0), min(levels, default=0)
 
-    def alone(self, hits: Bools, columns: Sequence[Column]) -> Units:
+    def alone(self, grader: str, columns: Sequence[Column]) -> Units:
         """What each model answers right."""
-        return [self._part(hits, column, self.inside([column])) for column in columns]
+        return [self._unit(grader, column, (column,)) for column in columns]
 
-    def paired(self, hits: Bools, pairs: Sequence[Pair]) -> Units:
+    def paired(self, grader: str, pairs: Sequence[Pair]) -> Units:
         """First minus second of each pair, on the facts that belong to both."""
         units = []
         for first, second in pairs:
-            inside = self.inside([first, second])
-            level, part = self._part(hits, first, inside)
-            units.append((level, part.minus(self._part(hits, second, inside)[1])))
+            level, part = self._unit(grader, first, (first, second))
+            units.append((level, part.minus(self._unit(grader, second, (first, second))[1])))
         return units
 
-    def _part(self, hits: Bools, column: Column, inside: Bools) -> tuple[int, Part]:
+    def _unit(self, grader: str, column: Column, models: tuple[Column, ...]) -> tuple[int, Part]:
+        """What a model answers right of the facts that belong to all of ``models``."""
         answers = self.evidence.answers
         assert column.setting is not None
-        own = hits[:, self.evidence.substring.lookup[column]]
-        return column.setting.level, mean_over_levels(own, inside, answers.level, answers.domain)
+        key = (grader, column, models)
+        if key not in self._made:
+            own = getattr(answers, grader)[:, self.evidence.substring.lookup[column]]
+            self._made[key] = mean_over_levels(own, self.inside(models), answers.level, answers.domain)
+        return column.setting.level, self._made[key]
 
 
 def leakage(evidence: Evidence) -> Table:
@@ -70,19 +81,18 @@ def leakage(evidence: Evidence) -> Table:
     Facts and test levels are those of the draw that has fewest. Empty where the study's facts are not at hand.
     """
     rows: list[Row] = []
-    models = _models(evidence)
+    models, subsets = _models(evidence), _Asked.every(evidence, DOMAINS)
     for setting, columns in models.items():
         alike = [its for other, its in models.items() if _grid(other) == _grid(setting)]
-        for domain in DOMAINS:
-            for asked in ASKED:
-                subset = _Asked(evidence, domain, asked)
-                facts, levels = subset.fewest([column] for column in columns)
-                graded = [
-                    estimate(subset.alone(hits, columns), _noise([subset.alone(hits, its) for its in alike]))
-                    for hits in (evidence.answers.substring, evidence.answers.word)
-                ]
-                numbers = [number for found in graded for number in bounds(found, 0.0, 1.0)]
-                rows.append((*setting_values(setting), domain, asked, graded[0].draws, facts, levels, *numbers))
+        for subset in subsets:
+            facts, levels = subset.fewest([column] for column in columns)
+            graded = [
+                estimate(subset.alone(grader, columns), _noise([subset.alone(grader, its) for its in alike]))
+                for grader in GRADERS
+            ]
+            numbers = [number for found in graded for number in bounds(found, 0.0, 1.0)]
+            about = (*setting_values(setting), subset.domain, subset.asked, graded[0].draws, facts, levels)
+            rows.append((*about, *numbers))
     measured = ("accuracy", "low", "high", "word_accuracy", "word_low", "word_high")
     return Table("leakage", (*SETTING_COLUMNS, "domain", "asked", "draws", "facts", "levels", *measured), tuple(rows))
 
@@ -101,18 +111,17 @@ def leakage_sizes(evidence: Evidence) -> Table:
     pairs = {size: _pairs(grid, size, sizes[-1]) for size in sizes[:-1]}
     levels = sorted({level for by_level in pairs.values() for level in by_level})
     names = [*((str(level), [level]) for level in levels), *([("mean", levels)] if levels else [])]
+    subsets = _Asked.every(evidence, ("both", *DOMAINS))
     for name, chosen in names:
-        for domain in ("both", *DOMAINS):
-            for asked in ASKED:
-                subset = _Asked(evidence, domain, asked)
-                found = {size: _compared(subset, pairs[size], chosen) for size in sizes[:-1]}
-                adjusted = holm([difference.p for difference, _, _ in found.values()])
-                for (size, (difference, words, by_relation)), p in zip(found.items(), adjusted, strict=True):
-                    facts, _ = subset.fewest(pair for k in chosen for pair in pairs[size].get(k, ()))
-                    about = (name, size, sizes[-1], domain, asked, difference.draws, facts)
-                    relations = bounds(by_relation, -1.0, 1.0)[1:]
-                    numbers = (*bounds(difference, -1.0, 1.0), difference.p, p, words.value, *relations)
-                    rows.append((*about, *numbers))
+        for subset in subsets:
+            found = {size: _compared(subset, pairs[size], chosen) for size in sizes[:-1]}
+            adjusted = holm([difference.p for difference, _, _ in found.values()])
+            for (size, (difference, words, by_relation)), p in zip(found.items(), adjusted, strict=True):
+                facts, _ = subset.fewest(pair for k in chosen for pair in pairs[size].get(k, ()))
+                about = (name, size, sizes[-1], subset.domain, subset.asked, difference.draws, facts)
+                relations = bounds(by_relation, -1.0, 1.0)[1:]
+                numbers = (*bounds(difference, -1.0, 1.0), difference.p, p, words.value, *relations)
+                rows.append((*about, *numbers))
     measured = ("difference", "low", "high", "p", "p_holm", "word_difference", "relation_low", "relation_high")
     about_ = ("level", "size", "against", "domain", "asked", "draws", "facts")
     return Table("leakage_sizes", (*about_, *measured), tuple(rows))
@@ -125,19 +134,19 @@ def _compared(
     answers = subset.evidence.answers
     own = [level for level in levels if level in pairs]
 
-    def units(hits: Bools) -> Units:
-        found = [unit for level in own for unit in subset.paired(hits, pairs[level])]
+    def units(grader: str) -> Units:
+        found = [unit for level in own for unit in subset.paired(grader, pairs[level])]
         known = max(1, len({level for level, part in found if part.known}))
         return [(level, part.times(1 / known)) for level, part in found]
 
     noise = None
     if len(own) == 1:
-        noise = _noise([subset.paired(answers.substring, its) for its in pairs.values()])
+        noise = _noise([subset.paired("substring", its) for its in pairs.values()])
     relation = np.unique(np.asarray(answers.relation, dtype=np.str_), return_inverse=True)[1]
-    substring = units(answers.substring)
+    substring = units("substring")
     return (
         estimate(substring, noise),
-        estimate(units(answers.word)),
+        estimate(units("word")),
         estimate(substring, noise, relation),
     )
 
