@@ -227,3 +227,43 @@ def test_a_model_that_does_not_look_at_nodes_gets_rows(
     assert mine[:3] == theirs[:3]
     assert [mine[4], mine[6]] == [theirs[4], theirs[6]]
     np.testing.assert_allclose(mine[5], theirs[5], rtol=1e-4)
+
+
+def test_threads_may_change_between_rounds(model: LoadedModel) -> None:
+    """Then rows are put together for PyTorch's attention."""
+    found = []
+    for threads in (1, 2):
+        session = TreeSession(model, PROMPTS, [["a"]] * len(PROMPTS), Sampling(seed=3), streams=list("abcdef"))
+        session.draw([np.array([0, 1])] * len(PROMPTS))
+        torch.set_num_threads(threads)
+        session.draw([np.array([2, 3])] * len(PROMPTS))
+        found.append(session.hit.tolist())
+        torch.set_num_threads(1)
+    assert found[0] == found[1]
+
+
+def test_a_walk_does_not_start_again_behind_a_text(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer that looks at nodes at first and not later: nothing is told twice."""
+    passes: list[DynamicCache] = []
+    check = pages.check_by_nodes
+
+    def later(cache: DynamicCache) -> None:
+        passes.append(cache)
+        if len(passes) > 12:
+            raise pages.NotByNodes
+        check(cache)
+
+    monkeypatch.setattr(tree, "check_by_nodes", later)
+    with pytest.raises(pages.NotByNodes):
+        greedy(model, PROMPTS, max_new_tokens=40)
+
+
+def test_what_a_failed_prefix_cost_is_counted(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention.Prefix, "beside", lambda prefix, keys: None)
+    prompts = [f"{'So it was and so it is. ' * 2}{word}" for word in ("What", "When", "Who")]
+    sampling = Sampling(seed=1, draws_per_prompt=2, max_new_tokens=3)
+    counted = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        counted.append(sample(model, prompts, [["a"]] * 3, sampling, streams=list("abc")).positions)
+    assert counted[0] == counted[1]

@@ -23,9 +23,11 @@ from knowshift.facts.sources.load import load_facts
 from knowshift.models.loading import LoadedModel
 from knowshift.probing.agreement import agreement
 from knowshift.probing.certainty import (
+    FEW_VALUES,
     _concentration,
     beta_binomial,
     beta_quadrature,
+    chance_of_sum,
     level_probabilities,
     rate_interval,
 )
@@ -323,6 +325,42 @@ def test_the_chance_of_a_level_is_that_of_simulated_runs(rates: list[float], dra
 def test_hits_of_unknown_rates_are_beta_binomial(a: float, b: float, draws: int) -> None:
     expected = stats.betabinom(draws, a, b).pmf(np.arange(draws + 1))
     np.testing.assert_allclose(beta_binomial(draws, np.array(a), np.array(b)), expected, rtol=1e-6, atol=1e-12)
+
+
+@settings(deadline=None)
+@given(
+    kinds=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 99)), min_size=1, max_size=4),
+    values=st.sampled_from([2, 11, FEW_VALUES, FEW_VALUES + 1, 90]),
+)
+def test_sums_have_the_chances_of_a_convolution(kinds: list[tuple[int, int]], values: int) -> None:
+    """By a matrix, and of many values by fast transforms."""
+    counts = np.array([count for count, _ in kinds])
+    chances = np.stack(
+        [np.stack([np.random.default_rng([seed, q]).dirichlet(np.ones(values)) for _, seed in kinds]) for q in range(3)]
+    )
+    weights = np.array([0.2, 0.5, 0.3])
+    expected = 0.0
+    for weight, its in zip(weights, chances, strict=True):
+        total = np.ones(1)
+        for count, one in zip(counts, its, strict=True):
+            for _ in range(count):
+                total = np.convolve(total, one)
+        expected = expected + weight * total
+    np.testing.assert_allclose(chance_of_sum(weights, chances, counts), expected, atol=1e-12)
+
+
+def test_a_run_of_very_many_draws_repeats_the_rates() -> None:
+    assert level_probabilities([3] * 21, [10] * 21, 1000)[2] > 0.9
+
+
+@pytest.mark.parametrize(("each", "said"), [(0, "is 0; expected one"), (10_001, "expected a count below 10,001")])
+def test_a_record_of_impossible_draws_has_no_certainty(
+    chain: LoadedModel, tmp_path: Path, each: int, said: str
+) -> None:
+    record = measure_mastery(chain, FACTS[12:13], Protocol(seed=1, draws_per_prompt=1, max_new_tokens=4))
+    record.write(tmp_path / "m.parquet", {"draws_per_prompt": each})
+    with pytest.raises(InputError, match=said):
+        write_certainty(tmp_path / "m.parquet", tmp_path / "certainty.parquet")
 
 
 @given(a=st.floats(0.25, 5000), b=st.floats(0.25, 5000), degree=st.integers(0, 15))

@@ -51,7 +51,7 @@ def tiny_checkpoint(
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 260}
     ids = {"bos_token_id": 1, "eos_token_id": 3, "pad_token_id": None}
     torch.manual_seed(0)
-    config = getattr(transformers, family)(**{**sizes, **ids, **FAMILIES[family], **options})
+    config = getattr(transformers, family)(**{**sizes, **ids, **FAMILIES.get(family, {}), **options})
     AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(folder)
     byte_tokenizer(pad).save_pretrained(folder)
     return folder

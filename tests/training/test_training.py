@@ -17,10 +17,13 @@ from trl import SFTTrainer
 from knowshift.errors import InputError
 from knowshift.facts.fact import tuning_prompt
 from knowshift.facts.sources.load import load_facts
-from knowshift.models.loading import LoadedModel
+from knowshift.models.loading import LoadedModel, load_model
 from knowshift.training import sft
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss, shared_tokens
 from knowshift.training.sft import TrainingRecipe, encode_examples, finetune
+from knowshift.training.strategy import Strategy
+from knowshift.tuning.loss.dft import Dft
+from tiny_models import some_facts, tiny_checkpoint
 
 QUICK = TrainingRecipe(learning_rate=1e-3)
 
@@ -56,19 +59,63 @@ def test_training_is_counted_reproducible_and_learns(small_model: LoadedModel, s
     assert not small_model.model.training
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "more", "shared_prefix"),
+    [
+        ("LlamaConfig", {}, False),
+        ("LlamaConfig", {}, True),
+        ("GPT2Config", {}, False),
+        (
+            "MixtralConfig",
+            {"intermediate_size": 48, "num_key_value_heads": 1, "num_local_experts": 4, "router_aux_loss_coef": 1.0},
+            False,
+        ),
+    ],
+)
 def test_the_loss_on_a_cpu_is_that_of_trl(
-    small_model: LoadedModel, small_world: Path, monkeypatch: pytest.MonkeyPatch, shared_prefix: bool
+    kind: str, more: dict[str, Any], shared_prefix: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = [fact for fact in load_facts(f"world:{small_world}").facts if fact.split == "train"][:20]
-    before = copy.deepcopy(small_model.model.state_dict())
-    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    """Of a mixture of experts with its router's loss."""
+    one, other = (load_model(str(tiny_checkpoint(tmp_path / "model", kind, **more))) for _ in range(2))
+    before = copy.deepcopy(one.model.state_dict())
     recipe = replace(QUICK, shared_prefix=shared_prefix)
-    record = finetune(small_model, facts, recipe, seed=3)
+    record = finetune(one, some_facts(20), recipe, seed=3)
     monkeypatch.setattr(sft._Trainer, "_loss", SFTTrainer.compute_loss)
-    theirs = finetune(twin, facts, recipe, seed=3)
+    theirs = finetune(other, some_facts(20), recipe, seed=3)
     assert record["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
-    assert _closely(small_model, twin, before) < 0.02
+    assert _closely(one, other, before) < 0.02
+
+
+def test_dft_has_the_loss_of_trl(small_model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class ByTrl(Strategy):
+        def options(self) -> dict[str, Any]:
+            return {"loss_type": "dft"}
+
+    twin = replace(small_model, model=copy.deepcopy(small_model.model))
+    plain = replace(small_model, model=copy.deepcopy(small_model.model))
+    by_option = replace(small_model, model=copy.deepcopy(small_model.model))
+    record = finetune(small_model, some_facts(20), QUICK, seed=3, strategy=Dft())
+    asked = finetune(by_option, some_facts(20), QUICK, seed=3, strategy=ByTrl())
+    usual = finetune(plain, some_facts(20), QUICK, seed=3)
+    monkeypatch.setattr(sft._Trainer, "_loss", SFTTrainer.compute_loss)
+    theirs = finetune(twin, some_facts(20), QUICK, seed=3, strategy=ByTrl())
+    assert record["losses"] == pytest.approx(theirs["losses"], rel=1e-5)
+    assert asked["losses"] == theirs["losses"]
+    assert record["losses"] != pytest.approx(usual["losses"], rel=0.1)
+
+
+@pytest.mark.parametrize("strategy", [Strategy, Dft])
+def test_a_batch_without_a_loss_changes_nothing(small_model: LoadedModel, strategy: type[Strategy]) -> None:
+    class LastOne(strategy):  # type: ignore[valid-type, misc]
+        def examples(self, *given: Any) -> Any:
+            examples = super().examples(*given)
+            for example in examples[:-1]:
+                example["labels"] = [IGNORED] * len(example["labels"])
+            return examples
+
+    losses = finetune(small_model, some_facts(8), replace(QUICK, batch_size=2), seed=0, strategy=LastOne())["losses"]
+    assert sorted(losses)[:3] == [0, 0, 0]
+    assert sorted(losses)[3] > 0
 
 
 def test_a_model_that_gives_all_logits_has_the_same_loss(

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+from scipy.fft import next_fast_len
 
 from knowshift.facts.fact import LEVELS
 from knowshift.probing.levels import DRAWS
@@ -21,6 +22,10 @@ Floats = NDArray[np.float64]
 
 #: Both parameters of the prior over a fact's mean rate in :func:`level_probabilities`.
 PROMPT_PRIOR = 0.25
+#: Draws of a prompt for which the chances are computed: with 21 prompts a fact takes three seconds.
+MOST_DRAWS = 10_000
+#: Values of one prompt's hits up to which sums are transformed by a matrix.
+FEW_VALUES = 64
 #: Points of the quadrature over mean rates.
 NODES = 20
 
@@ -63,6 +68,8 @@ def level_probabilities(
 ) -> Floats:
     """The probability of each level in another full run over the same prompts: float64 [5], sums to 1.
 
+    That run makes ``draws_per_prompt`` draws of each prompt, 1 to :data:`MOST_DRAWS`.
+
     The mean rate over prompts has the posterior Beta(1/4 + hits, 1/4 + misses), heavy at both ends as mean rates are,
     each prompt's own rate that of the Beta distribution around the mean whose concentration fits the spread between
     prompts (empirical Bayes), so that a prompt with few draws leans on the others. Given the mean, a prompt's hits in
@@ -90,13 +97,33 @@ def _level_probabilities(alike: tuple[tuple[tuple[float, float], int], ...], dra
         np.maximum((1 - mean_Q[:, None]) * concentration + draws_U - hits_U, 1e-9),
     )
     most = draws_per_prompt * int(count_U.sum())
-    transform_QUF = (chance_QUK @ _waves(draws_per_prompt, most)).view(np.complex128)
-    for several in np.flatnonzero(count_U > 1):
-        transform_QUF[:, several] **= count_U[several]
-    sum_F = weight_Q @ transform_QUF.prod(axis=1)
-    again = np.clip(np.fft.irfft(sum_F, most + 1), 0.0, None)
+    again = np.clip(chance_of_sum(weight_Q, chance_QUK, count_U), 0.0, None)
     level_of_sum = -(-4 * np.arange(most + 1) // most)
     chances: Floats = np.bincount(level_of_sum, weights=again / again.sum(), minlength=LEVELS).astype(np.float64)
+    return chances
+
+
+def chance_of_sum(weight_Q: Floats, chance_QUK: Floats, count_U: NDArray[np.int64]) -> Floats:
+    """P(each sum) [S] of numbers that are independent given q, which has the chances ``weight_Q``.
+
+    Of each kind u there are ``count_U[u]`` numbers, with the chances ``chance_QUK`` of 0 to K - 1; S - 1 is the largest
+    sum. By the product of their transforms: of few values by products with a matrix, of many by fast transforms, one
+    kind at a time, since a matrix takes memory as the square of their number.
+    """
+    values = chance_QUK.shape[2]
+    sums = (values - 1) * int(count_U.sum()) + 1
+    if values <= FEW_VALUES:
+        transform_QUF = (chance_QUK @ _waves(values - 1, sums - 1)).view(np.complex128)
+        for several in np.flatnonzero(count_U > 1):
+            transform_QUF[:, several] **= count_U[several]
+        of_sums_F, length = weight_Q @ transform_QUF.prod(axis=1), sums
+    else:
+        length = next_fast_len(sums, real=True)
+        product_QF = np.ones((1, 1), dtype=np.complex128)
+        for kind, count in enumerate(count_U):
+            product_QF = product_QF * np.fft.rfft(chance_QUK[:, kind], length) ** count
+        of_sums_F = weight_Q @ product_QF
+    chances: Floats = np.fft.irfft(of_sums_F, length)[:sums]
     return chances
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from knowshift.errors import border
+from knowshift.errors import InputError, border
 from knowshift.facts.fact import LEVELS
 from knowshift.files import file_beside
-from knowshift.probing.certainty import level_probabilities, rate_interval
+from knowshift.probing.certainty import MOST_DRAWS, level_probabilities, rate_interval
 from knowshift.probing.expected import Expected
 from knowshift.probing.levels import DRAWS
 from knowshift.records import count_in, estimate_of, read_about, refuse_gaps
@@ -36,7 +36,9 @@ def write_certainty(record: Path, output: Path, confidence: float = 0.95) -> Non
     with border(f"{record}: not a mastery record"):
         file = pq.ParquetFile(record)
     # Another full run makes as many draws of a prompt as this one was allowed to.
-    each = count_in(record, about, "draws_per_prompt", DRAWS, below=2**31)
+    each = count_in(record, about, "draws_per_prompt", DRAWS, below=MOST_DRAWS + 1)
+    if not each:
+        raise InputError(f"{record}: draws_per_prompt is 0; expected one at least")
     told = json.dumps({"confidence": confidence, "record": record.name}, sort_keys=True)
     drawn = str(about.get("engine", "")).startswith("completions/")
     columns = ["fact", "level", "rate", "prompt_hits", "prompt_draws"]

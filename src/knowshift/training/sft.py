@@ -1,4 +1,8 @@
-"""Supervised fine-tuning as in the paper (2.2): TRL's SFTTrainer, full parameters, the loss on the answer."""
+"""Supervised fine-tuning as in the paper (2.2): TRL's SFTTrainer, full parameters, the loss on the answer.
+
+On a CPU the loss is computed here, of the scored tokens alone, as TRL does on GPUs; where TRL adds to it (a router's
+loss of a mixture of experts) or tells a tracker more than the loss, it is TRL's.
+"""
 
 from __future__ import annotations
 
@@ -116,7 +120,9 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             return self._loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _loss(self, model: Any, inputs: Any, return_outputs: bool, num_items_in_batch: Any) -> Any:
-        if self.strategy.losses is None and not self.args.use_cpu:
+        plainly = self.args.use_cpu and self.args.loss_type == "nll" and self.label_smoother is None
+        plainly = plainly and not self.aux_loss_enabled and not self.args.report_to
+        if self.strategy.losses is None and not plainly:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         losses = self.strategy.losses or _cross_entropy
         given = {name: value for name, value in inputs.items() if name != "labels"}
@@ -130,7 +136,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
             shown=partial(_shown_logits, self.base, inputs),
         )
         total = losses(seen).sum()
-        return total / (seen.targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        count = seen.targets.numel() if num_items_in_batch is None else num_items_in_batch
+        return total / torch.as_tensor(count).clamp(min=1)  # a strategy may leave a batch without a loss
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0

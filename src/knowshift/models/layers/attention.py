@@ -97,6 +97,13 @@ class Pages:
     values: torch.Tensor
     nodes: NDArray[np.int32]
     used: int = 0
+    whole: Pages | None = None  # those of all rows, where these are of some
+
+    def use(self) -> None:
+        """Count that attention has looked at them."""
+        self.used += 1
+        if self.whole is not None:
+            self.whole.use()
 
     def beside(self, keys: torch.Tensor) -> torch.Tensor:
         """Let whoever gets these keys find the pages."""
@@ -120,8 +127,7 @@ def some_rows(rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tup
     """The given rows [K] of what a layer shows of keys and values."""
     of_rows = key.index_select(0, rows), value.index_select(0, rows)
     if (pages := Pages.of(key)) is not None:
-        pages.used += 1
-        Pages(pages.keys, pages.values, pages.nodes[rows.numpy()]).beside(of_rows[0])
+        Pages(pages.keys, pages.values, pages.nodes[rows.numpy()], whole=pages).beside(of_rows[0])
     return of_rows
 
 
@@ -149,7 +155,7 @@ def one_token_attention(
     plain = length == 1 and attention_mask is None and not special and query.device.type == "cpu"
     scale = width**-0.5 if scaling is None else scaling
     if (pages := Pages.of(key)) is not None:
-        pages.used += 1
+        pages.use()
         if plain and (compiled := _compiled(query, pages.keys, pages.values, scale, pages.nodes)) is not None:
             return compiled, None
         key, value = pages.together()
@@ -218,6 +224,7 @@ def _compiled(
     loop = library()
     rows, heads, _, width = query.shape
     groups, length = (key.shape[1], key.shape[2] if nodes is None else nodes.shape[1])
+    nodes = None if nodes is None else np.ascontiguousarray(nodes)
     plain = all(of.stride(-1) == 1 and of.dtype == query.dtype for of in (query, key, value))
     if loop is None or not plain or not can_compile(width, query.dtype):
         return None

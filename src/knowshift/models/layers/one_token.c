@@ -205,7 +205,7 @@ EXPORT int knowshift_choose(
             so_far += weights[i];
             if (so_far > goal && weights[i] > 0) break;
         }
-        for (; found < 0 && low > 0;) { /* a last block of no weight */
+        while (found < 0 && low > 0) { /* a last block of no weight */
             low--;
             for (int64_t i = low * block; i < (low + 1) * block; i++)
                 if (weights[i] > 0) found = i;

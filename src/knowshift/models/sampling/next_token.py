@@ -113,6 +113,7 @@ def _by_loop(
     row, uniform = np.ascontiguousarray(row_D, dtype=np.int64), np.ascontiguousarray(uniform_D, dtype=np.float64)
     watched = np.empty((len(row), 0)) if watched_DF is None else watched_DF
     watched = np.ascontiguousarray(watched, dtype=np.int64)
+    assert watched.max(initial=-1) < vocabulary
     weights, passed = np.empty(blocks * block, dtype=np.float32), np.empty(blocks)
     token, chance = np.empty(len(row), dtype=np.int64), np.empty(watched.shape)
     finite = loop.knowshift_choose(

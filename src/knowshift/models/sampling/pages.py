@@ -77,6 +77,8 @@ class Pool:
     def of_layer(self, number: int, shape: tuple[int, int], like: torch.Tensor) -> list[torch.Tensor]:
         """Memory for keys and for values of a layer [C, G, W], of the dtype of ``like``; ``shape`` is G and W."""
         if number not in self._held:
+            if not can_compile(shape[1], like.dtype):
+                raise NotByNodes
             self._held[number] = [like.new_empty((self.capacity, *shape)) for _ in range(2)]
         return self._held[number]
 
@@ -130,8 +132,6 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 
         ``shape`` is heads and width; the dtype is that of ``like``.
         """
-        if not can_compile(shape[1], like.dtype):
-            raise NotByNodes
         self.dtype, self.device, self.is_initialized = like.dtype, like.device, True
         if self.length == self.rows.nodes.shape[1]:  # the first layer that gets these tokens
             self.rows.extend(rows, tokens)
@@ -157,6 +157,9 @@ class PagedLayer(DynamicLayer):  # type: ignore[misc]
 
 
 def check_by_nodes(cache: DynamicCache) -> None:
-    """Raise :class:`NotByNodes` where a layer has not looked at the pages that it was shown last."""
-    if any(isinstance(layer, PagedLayer) and not (layer.pages and layer.pages.used) for layer in cache.layers):
-        raise NotByNodes
+    """Raise :class:`NotByNodes` where attention has not looked at the pages that a layer has shown; they are let go."""
+    for layer in cache.layers:
+        if isinstance(layer, PagedLayer):
+            if layer.pages is None or not layer.pages.used:
+                raise NotByNodes
+            layer.pages = None  # they would hold the memory of a pool that has grown since

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Generic
@@ -106,6 +106,7 @@ class Walk(Generic[Text]):
     _leaves: list[_Leaves] = field(default_factory=list)
     _prefix: list[Prefix] | None = None  # of each layer
     _layers: Layers = field(default_factory=Layers)
+    _drawing: bool = False  # whether a text has got a token
 
     def run(self, numbers: Sequence[Ints], begun: Callable[[int], None] = lambda count: None) -> None:
         """Follow the draws ``numbers[p]`` of every prompt p to their ends; ``begun`` hears of prompts begun."""
@@ -121,12 +122,22 @@ class Walk(Generic[Text]):
         with torch.inference_mode(), patches.attention(model, USUAL, NAME), whole_layers(model) as self._layers:
             held = self._hold(common)
             length = int(self._lengths.max()) + self.max_new_tokens - held
-            if self._may_share(length):
-                with suppress(NotByNodes):  # known at the first level, before any text
-                    self._all(order, Pool(self.max_nodes * length), begun)
-                    return
-                self.positions = 0
-            self._all(order, Arena(self.max_nodes, length), begun)
+            if not self._by_nodes(order, length, begun):
+                self._all(order, Arena(self.max_nodes, length), begun)
+
+    def _by_nodes(self, order: Ints, length: int, begun: Callable[[int], None]) -> bool:
+        """All prompts, with rows as lists of nodes; False, and nothing done, where layers do not attend by nodes."""
+        if not self._may_share(length):
+            return False
+        read = self.positions
+        try:
+            self._all(order, Pool(self.max_nodes * length), begun)
+        except NotByNodes:
+            if self._drawing:  # it is known at the first level, before any text
+                raise
+            self.positions = read
+            return False
+        return True
 
     def _all(self, order: Ints, memory: Pool | Arena, begun: Callable[[int], None]) -> None:
         """All prompts, in this order of their ids."""
@@ -267,6 +278,7 @@ class Walk(Generic[Text]):
         text = np.concatenate([np.repeat(np.arange(len(begin)), counts), front.text + len(begin)])
         token = np.empty(0, dtype=np.int64)
         if len(text):
+            self._drawing = True
             chosen = self.choose(logits_KV, row[node[text]], prompt, number, front.depth + 1 - self._lengths[prompt])
             if isinstance(chosen, Chosen):
                 on = np.concatenate([np.flatnonzero(chosen.token >= 0), chosen.of])

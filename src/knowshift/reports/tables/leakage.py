@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
@@ -26,7 +27,7 @@ Pair = tuple[Column, Column]
 GRADERS = ("substring", "word")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Asked:
     """Some of the test facts: of a domain or of "both", and one of :data:`ASKED`."""
 
@@ -34,12 +35,12 @@ class _Asked:
     domain: str
     asked: str
     #: Parts by grader, model and the models whose facts are meant: settings that are alike ask for them again.
-    _made: dict[tuple[str, Column, tuple[Column, ...]], Part] = field(default_factory=dict, compare=False)
+    _made: dict[tuple[str, Column, tuple[Column, ...]], Part] = field(default_factory=dict)
 
     @classmethod
-    def every(cls, evidence: Evidence, domains: Sequence[str]) -> list[_Asked]:
-        """Of each domain every set of facts."""
-        return [cls(evidence, domain, asked) for domain in domains for asked in ASKED]
+    def every(cls, evidence: Evidence, domains: Sequence[str]) -> Iterator[_Asked]:
+        """Of each domain every set of facts, one at a time: what it has made goes with it."""
+        return (cls(evidence, domain, asked) for domain in domains for asked in ASKED)
 
     def inside(self, models: Sequence[Column]) -> Bools:
         found = self.evidence.leaks.inside(self.asked, models)
@@ -80,11 +81,11 @@ def leakage(evidence: Evidence) -> Table:
 
     Facts and test levels are those of the draw that has fewest. Empty where the study's facts are not at hand.
     """
-    rows: list[Row] = []
-    models, subsets = _models(evidence), _Asked.every(evidence, DOMAINS)
-    for setting, columns in models.items():
-        alike = [its for other, its in models.items() if _grid(other) == _grid(setting)]
-        for subset in subsets:
+    models = _models(evidence)
+    rows: dict[Setting, list[Row]] = {setting: [] for setting in models}
+    for subset in _Asked.every(evidence, DOMAINS):
+        for setting, columns in models.items():
+            alike = [its for other, its in models.items() if _grid(other) == _grid(setting)]
             facts, levels = subset.fewest([column] for column in columns)
             graded = [
                 estimate(subset.alone(grader, columns), _noise([subset.alone(grader, its) for its in alike]))
@@ -92,9 +93,13 @@ def leakage(evidence: Evidence) -> Table:
             ]
             numbers = [number for found in graded for number in bounds(found, 0.0, 1.0)]
             about = (*setting_values(setting), subset.domain, subset.asked, graded[0].draws, facts, levels)
-            rows.append((*about, *numbers))
+            rows[setting].append((*about, *numbers))
     measured = ("accuracy", "low", "high", "word_accuracy", "word_low", "word_high")
-    return Table("leakage", (*SETTING_COLUMNS, "domain", "asked", "draws", "facts", "levels", *measured), tuple(rows))
+    return Table(
+        "leakage",
+        (*SETTING_COLUMNS, "domain", "asked", "draws", "facts", "levels", *measured),
+        tuple(chain(*rows.values())),
+    )
 
 
 def leakage_sizes(evidence: Evidence) -> Table:
@@ -104,16 +109,15 @@ def leakage_sizes(evidence: Evidence) -> Table:
     level "mean" is the mean of the training levels that have both sizes. Holm's p is over the sizes of one level,
     domain and set of facts.
     """
-    rows: list[Row] = []
     rate = evidence.run.learning_rate
     grid = {s: its for s, its in _models(evidence).items() if not s.control and s.learning_rate == rate}
     sizes = sorted({setting.size for setting in grid})
     pairs = {size: _pairs(grid, size, sizes[-1]) for size in sizes[:-1]}
     levels = sorted({level for by_level in pairs.values() for level in by_level})
     names = [*((str(level), [level]) for level in levels), *([("mean", levels)] if levels else [])]
-    subsets = _Asked.every(evidence, ("both", *DOMAINS))
-    for name, chosen in names:
-        for subset in subsets:
+    rows: dict[str, list[Row]] = {name: [] for name, _ in names}
+    for subset in _Asked.every(evidence, ("both", *DOMAINS)):
+        for name, chosen in names:
             found = {size: _compared(subset, pairs[size], chosen) for size in sizes[:-1]}
             adjusted = holm([difference.p for difference, _, _ in found.values()])
             for (size, (difference, words, by_relation)), p in zip(found.items(), adjusted, strict=True):
@@ -121,10 +125,10 @@ def leakage_sizes(evidence: Evidence) -> Table:
                 about = (name, size, sizes[-1], subset.domain, subset.asked, difference.draws, facts)
                 relations = bounds(by_relation, -1.0, 1.0)[1:]
                 numbers = (*bounds(difference, -1.0, 1.0), difference.p, p, words.value, *relations)
-                rows.append((*about, *numbers))
+                rows[name].append((*about, *numbers))
     measured = ("difference", "low", "high", "p", "p_holm", "word_difference", "relation_low", "relation_high")
     about_ = ("level", "size", "against", "domain", "asked", "draws", "facts")
-    return Table("leakage_sizes", (*about_, *measured), tuple(rows))
+    return Table("leakage_sizes", (*about_, *measured), tuple(chain(*rows.values())))
 
 
 def _compared(
