@@ -280,15 +280,13 @@ class ExpectedSession:
 
     def _watched(self, spelling: Ints, state: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """What is watched for in each of these states [states, most], -1 where it is less; which are hits."""
-        keys = np.stack([spelling, state], axis=1)
-        distinct, inverse = np.unique(keys, axis=0, return_inverse=True)
-        found = [self._spellings[s].watch(a) for s, a in distinct.tolist()]
+        distinct, inverse = np.unique(spelling << 32 | state, return_inverse=True)  # pairs, of which sorting is slow
+        found = [self._spellings[key >> 32].watch(key & (1 << 32) - 1) for key in distinct.tolist()]
         width = max((len(one.tokens) for one in found), default=0)
         tokens, hits = np.full((len(found), width), -1), np.zeros((len(found), width), bool)
         for i, one in enumerate(found):
             tokens[i, : len(one.tokens)], hits[i, : len(one.tokens)] = one.tokens, one.hits
-        where = inverse.reshape(-1)
-        return tokens[where], hits[where]
+        return tokens[inverse], hits[inverse]
 
     def _again(self, logits_KV: torch.Tensor, row: Ints, tokens: Ints, uniform: Floats) -> Ints:
         """Another token for draws that ran into one of ``tokens``, from the others; -1 where nothing is left."""
