@@ -45,7 +45,7 @@ QUESTIONS = 500
 
 @contextmanager
 def usual_layers() -> Iterator[None]:
-    """Within the block, layers and the Trainer's steps are those of the libraries."""
+    """Within the block, layers, the loss and the Trainer's steps are those of the libraries."""
     found = loops.library
     own = {name: vars(sft._Trainer)[name] for name in ("training_step", "_clip_grad_norm", "_loss")}
     clear = sft.quick_zero_grad

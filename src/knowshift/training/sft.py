@@ -105,7 +105,8 @@ def examples_of(
 class _Trainer(SFTTrainer):  # type: ignore[misc]
     """TRL's trainer without what looks through all modules or gradients at every step, to no use on one CPU.
 
-    ``strategy`` may have a loss of its own for each token, for which ``base`` is asked too.
+    ``strategy`` may have a loss of its own for each token, for which ``base`` is asked too. The others' is TRL's,
+    computed here on a CPU where it is nothing but the mean cross entropy of the scored tokens.
     """
 
     strategy: Strategy = PLAIN

@@ -170,7 +170,7 @@ class Strategy:
         """Arguments of TRL's ``SFTConfig`` that are otherwise."""
         return {}
 
-    #: The loss of each scored token [N], from :class:`Scored`; None: the trainer's own, cross entropy.
+    #: The loss of each scored token [N], from :class:`Scored`; None: cross entropy.
     losses: ClassVar[Callable[[Any, Scored], Tensor] | None] = None
 
     def callbacks(self, training: Training) -> list[TrainerCallback]:
