@@ -1,14 +1,14 @@
 """Processor seconds of the parts of the default study, in turns: as it is, and without one of what makes it fast.
 
-    python benchmarks/parts.py [--without layers|nodes|choice] [--part training --part evaluation --part mastery]
+    python benchmarks/parts.py [--without layers|keys|nodes|choice] [--part training --part evaluation --part mastery]
         [--turns 4] [--facts 408] [--trained 480] [--evaluations 4] [--results FILE.json]
 
 In one thread, as a worker of the study has it. ``training``: one training of TRAINED facts in batches of 8 as one row;
 ``evaluation``: EVALUATIONS times the greedy answers of the tuned model to 500 test questions; ``mastery``: expected
 hits of FACTS facts. Each turn does a part both ways; a first one of each is not counted. Also says whether both gave
 the same bytes: weights, texts, values. Without ``layers``, layers, losses and the Trainer's steps are those of the
-libraries; without ``nodes``, rows of the tree hold keys and values of their own; without ``choice``, PyTorch chooses
-tokens.
+libraries; without ``keys``, PyTorch attends in a training; without ``nodes``, rows of the tree hold keys and values of
+their own; without ``choice``, PyTorch chooses tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import limited, load_facts
 from knowshift.files import digest
 from knowshift.models.layers import loops
+from knowshift.models.layers.llama import Layers
 from knowshift.models.loading import LoadedModel, load_model
 from knowshift.models.sampling import next_token
 from knowshift.models.sampling.tree import Walk
@@ -76,7 +77,19 @@ def choice_by_pytorch() -> Iterator[None]:
         yield
 
 
-WITHOUT = {"layers": usual_layers, "nodes": rows_that_hold_all, "choice": choice_by_pytorch}
+@contextmanager
+def attention_by_pytorch() -> Iterator[None]:
+    """Within the block, PyTorch's attention looks at all tokens of a batch, in training."""
+    with mock.patch.object(Layers, "few", return_value=None):
+        yield
+
+
+WITHOUT = {
+    "layers": usual_layers,
+    "keys": attention_by_pytorch,
+    "nodes": rows_that_hold_all,
+    "choice": choice_by_pytorch,
+}
 
 
 def tuned(base: LoadedModel, facts: list[Fact]) -> LoadedModel:

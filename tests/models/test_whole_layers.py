@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from knowshift.models.layers import loops
 from knowshift.models.layers.llama import whole_layers
+from knowshift.models.layers.loops import Keys
+from knowshift.training.one_row import OneRow
 
 compiled = pytest.mark.skipif(loops.library() is None, reason="not compiled")
 #: Where the order of sums over a row is known to be PyTorch's own, results are the same to the bit.
@@ -73,6 +75,89 @@ def test_heads_are_rotated_and_back(rows: int, heads: int, half: int, seed: int)
     found = loops.rotate(torch.from_numpy(x.copy()), cosine, sine)
     np.testing.assert_allclose(found, np.concatenate([turned.real, turned.imag], axis=2), atol=1e-5)
     np.testing.assert_allclose(loops.rotate(found, cosine, sine, back=True), x, atol=1e-5)
+
+
+def drawn_mask(tokens: int, rng: np.random.Generator) -> Tensor:
+    """Every token sees itself and some of those before it."""
+    return torch.from_numpy(np.tril(rng.random((tokens, tokens)) < 0.1) | np.eye(tokens, dtype=bool))
+
+
+@compiled
+@settings(deadline=None, max_examples=40)
+@given(
+    tokens=st.integers(8, 40),
+    heads=st.integers(1, 3),
+    width=st.integers(1, 40),
+    scale=st.floats(0.01, 30),
+    some=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_attention_to_few_keys_and_its_gradients_are_those_of_the_formula(
+    tokens: int, heads: int, width: int, scale: float, some: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    mask = drawn_mask(tokens, rng)
+    asked = torch.from_numpy(np.sort(rng.choice(tokens, rng.integers(1, tokens), replace=False))) if some else None
+    rows = tokens if asked is None else len(asked)
+    q, k, v, gradient = (
+        torch.from_numpy(rng.normal(size=(size, heads, width))).float() for size in (rows, tokens, tokens, rows)
+    )
+    few = Keys.of(mask)
+    assert (few is None) == (loops.FEW * int(mask.sum()) > mask.numel())
+    few = Keys(torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)]), mask.nonzero()[:, 1].contiguous())
+    out, chances = loops.attend(q, k, v, few, scale, asked)
+    found = loops.attend_backward(gradient, q, k, v, chances, few, scale, asked)
+
+    exact = [one.double().requires_grad_() for one in (q, k, v)]
+    scores = scale * torch.einsum("rhw,thw->hrt", exact[0], exact[1])
+    seen = mask if asked is None else mask[asked]
+    expected = torch.einsum("hrt,thw->rhw", scores.masked_fill(~seen, -torch.inf).softmax(2), exact[2])
+    expected.backward(gradient.double())
+    size = 1 + scale
+    torch.testing.assert_close(out, expected.detach(), rtol=1e-4, atol=2e-5 * size, check_dtype=False)
+    for one, other in zip(found, exact, strict=True):
+        assert other.grad is not None
+        torch.testing.assert_close(one, other.grad, rtol=1e-3, atol=2e-4 * size * size, check_dtype=False)
+
+
+def test_a_token_that_sees_nothing_is_left_to_the_usual_attention() -> None:
+    mask = torch.eye(9, dtype=torch.bool)
+    assert Keys.of(mask) is not None
+    mask[4, 4] = False
+    assert Keys.of(mask) is None
+
+
+@compiled
+@pytest.mark.parametrize("some", [False, True])
+def test_a_batch_as_one_row_has_the_loss_and_gradients_of_the_usual_attention(
+    some: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = a_llama()
+    rng = np.random.default_rng(0)
+    examples = [
+        {"input_ids": [5, 6, *ids], "labels": [-100] * 4 + ids[2:]} for ids in rng.integers(7, 260, (6, 6)).tolist()
+    ]
+    batch = OneRow("sdpa", torch.float32)(examples)
+    asked = (batch["labels"][0, 1:] != -100).nonzero().squeeze(1) if some else None
+    calls: list[int] = []
+    backward = loops.attend_backward
+    monkeypatch.setattr(loops, "attend_backward", lambda *given: calls.append(1) or backward(*given))
+
+    def found(block: AbstractContextManager[Any]) -> tuple[Tensor, list[Tensor]]:
+        model.zero_grad()
+        with block as layers, nullcontext() if layers is None else layers.only(asked):
+            loss = model(**batch, use_cache=False).loss
+            loss.backward()
+        return loss.detach(), [weight.grad.clone() for weight in model.parameters()]
+
+    usual, gradients = found(nullcontext())
+    assert not calls
+    whole, own = found(whole_layers(model))
+    assert len(calls) == 2
+    torch.testing.assert_close(whole, usual, rtol=1e-5, atol=1e-6)
+    for one, other in zip(own, gradients, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def row_mask(tokens: int) -> Tensor:

@@ -72,6 +72,31 @@ def test_workers_import_what_this_process_would(tmp_path: Path) -> None:
     assert said.strip() == str(tmp_path / "other" / "knowshift" / "__init__.py")
 
 
+#: A program that has a module imported beside it, and refuses its input or does not.
+BESIDE = """
+import sys
+from knowshift.system.workers import imported_beside, process_pool
+if __name__ == "__main__":
+    with imported_beside("slow"):
+        if sys.argv[1] == "refuse":
+            sys.exit("refused")
+        with process_pool(1) as pool:
+            print(pool.submit(eval, "('slow' in __import__('sys').modules, __import__('gc').isenabled())").result())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are no forks")
+def test_a_module_is_imported_beside_and_what_imports_it_ends_with_a_refusal(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(BESIDE)
+    for word, seconds, said in (("run", 1, "(True, True)\n"), ("refuse", 600, "refused\n")):
+        (tmp_path / "slow.py").write_text(f"import time\ntime.sleep({seconds})")
+        command = [sys.executable, str(program), word]
+        # What has the program's output open keeps who reads it waiting.
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+        assert ended.stdout + ended.stderr == said
+
+
 def test_with_a_gpu_workers_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers, "_GPUS", ())
     assert worker_context().get_start_method() == ("forkserver" if sys.platform == "linux" else "spawn")

@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -146,16 +147,20 @@ def study(
     Raises:
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
     """
-    from knowshift.studies.config import Executor
-    from knowshift.studies.run import run_study
     from knowshift.system.progress import bar
+    from knowshift.system.workers import imported_beside
 
-    settings, run = _checked(config, preset, _replaced(model, facts, tasks, overrides), output_dir, executor, workers)
-    began = time.monotonic()
-    with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
-        on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
-        run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=on_unit)
-    return Study(run, report(run), time.monotonic() - began)
+    replaced = _replaced(model, facts, tasks, overrides)
+    with nullcontext() if executor == "here" else imported_beside("knowshift.studies.executors"):
+        settings, run = _checked(config, preset, replaced, output_dir, executor, workers)
+        began = time.monotonic()
+        from knowshift.studies.config import Executor
+        from knowshift.studies.run import run_study
+
+        with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
+            on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
+            run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=on_unit)
+        return Study(run, report(run), time.monotonic() - began)
 
 
 def report(run: str | Path) -> Report:

@@ -70,6 +70,15 @@ def preloaded() -> list[str] | None:
     return None if found is None else list(found)
 
 
+def forked_process() -> int | None:
+    """The number of the process that ``multiprocessing`` forks, once it has been started; None also where Python keeps
+    it elsewhere.
+    """
+    from multiprocessing import forkserver  # where there are forks
+
+    return getattr(getattr(forkserver, "_forkserver", None), "_forkserver_pid", None)
+
+
 def forget_shira_layers() -> None:
     """Let go of the layers that PEFT's SHiRA has warned about hooks of: it would hold their models for ever."""
     layer = sys.modules.get("peft.tuners.shira.layer")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -27,6 +28,9 @@ Result = TypeVar("Result")
 
 #: Workers that one piece of work may take with it before it is refused.
 MOST_DEATHS = 3
+
+#: What the process that is forked imports before all else.
+_FIRST = "knowshift.system.forked"
 
 #: Where Linux shows GPUs: NVIDIA's, AMD's, those of Windows below it.
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -87,7 +91,7 @@ def import_once(module: str) -> None:
     from multiprocessing import forkserver  # where there are forks
 
     if patches.preloaded() == ["__main__"]:
-        forkserver.set_forkserver_preload([module])
+        forkserver.set_forkserver_preload([_FIRST, module])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
@@ -99,13 +103,35 @@ def import_once(module: str) -> None:
             os.environ["PYTHONPATH"] = before
 
 
+@contextmanager
+def imported_beside(module: str) -> Iterator[None]:
+    """Within the block, the process that is forked imports a module while this one does other things.
+
+    So a command waits once for imports that both need. Where the block ends by an error, the process is ended if it was
+    started here: it has this one's output open, and who reads that would wait for the import.
+    """
+    forks = worker_context().get_start_method() == "forkserver"
+    begins = forks and cores() > 1 and patches.forked_process() is None
+    if begins:
+        import_once(module)
+    try:
+        yield
+    except BaseException:
+        if begins and (process := patches.forked_process()) is not None:
+            os.kill(process, signal.SIGKILL)
+        raise
+
+
 def _start(
     numbers: Any, environment: Mapping[str, str], begin: Callable[..., None] | None, given: tuple[Any, ...]
 ) -> None:
     """A worker ignores interrupts, which its parent handles, and ends when the parent is gone, however that ended.
 
-    Its environment is the parent's of now, and not of when the process was started that it is a fork of.
+    Its environment is the parent's of now, and not of when the process was started that it is a fork of. What was
+    imported there stays, so that no collection of garbage looks at it.
     """
+    gc.freeze()
+    gc.enable()
     if dict(os.environ) != environment:
         os.environ.clear()
         os.environ.update(environment)

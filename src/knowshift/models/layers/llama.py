@@ -8,6 +8,9 @@ Only layers that are known to be just that are taken: Llama's own class, with pl
 hooks, as many heads of keys as of queries, float32 on the CPU, and the compiled loops. All others, and calls with
 anything unusual, go the usual way.
 
+Where a batch is one row (:mod:`knowshift.training.one_row`), a token sees the few tokens of its own example: attention
+looks at these alone.
+
 Behind the last layer only some tokens are asked for: those before an answer's, or where a prompt ends. Of the others it
 gives keys and values and no more, where the caller says which (:meth:`Layers.only`).
 
@@ -30,6 +33,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 from knowshift.models.layers import loops
 from knowshift.models.layers.attention import some_rows
+from knowshift.models.layers.loops import Keys
 
 #: PyTorch's attention on the CPU; its gradient can be asked for by itself.
 _ATTENTION = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -42,6 +46,7 @@ class _Layer:
 
     module: Any
     heads: int
+    width: int  # of a head
     scaling: float
     epsilons: tuple[float, float]
 
@@ -59,6 +64,15 @@ class Layers:
 
     count: int = 0
     _asked: Tensor | None = None
+    _seen: tuple[Tensor, Keys | None] | None = None  # of the last mask
+
+    def few(self, mask: Tensor | None, rows: int) -> Keys | None:
+        """The keys that each token of one row may see, where they are few; else None. All layers ask it in turn."""
+        if mask is None or rows != 1 or mask.dtype != torch.bool or mask.shape[:2] != (1, 1):
+            return None
+        if self._seen is None or self._seen[0] is not mask:
+            self._seen = mask, Keys.of(mask[0, 0])
+        return self._seen[1]
 
     @contextmanager
     def only(self, asked: Tensor | None) -> Iterator[None]:
@@ -89,7 +103,7 @@ def whole_layers(model: nn.Module) -> Iterator[Layers]:
         for part in model.modules():
             if type(part) is LlamaDecoderLayer and (layer := _known(part)) is not None:
                 last = layer.module.self_attn.layer_idx == layer.module.self_attn.config.num_hidden_layers - 1
-                part.forward = _forward_of(layer, part.forward, layers if last else None)
+                part.forward = _forward_of(layer, part.forward, layers, last)
                 changed.append(part)
     layers.count = len(changed)
     try:
@@ -124,10 +138,10 @@ def _known(module: Any) -> _Layer | None:
     if getattr(module.config if hasattr(module, "config") else attention.config, "hidden_act", None) != "silu":
         return None
     epsilons = (norms[0].variance_epsilon, norms[1].variance_epsilon)
-    return _Layer(module, len(attention.q_proj.weight) // width, attention.scaling, epsilons)
+    return _Layer(module, len(attention.q_proj.weight) // width, width, attention.scaling, epsilons)
 
 
-def _forward_of(layer: _Layer, usual: Callable[..., Any], last: Layers | None) -> Callable[..., Any]:
+def _forward_of(layer: _Layer, usual: Callable[..., Any], layers: Layers, last: bool) -> Callable[..., Any]:
     def forward(
         hidden_states: Tensor,
         attention_mask: Tensor | None = None,
@@ -138,7 +152,7 @@ def _forward_of(layer: _Layer, usual: Callable[..., Any], last: Layers | None) -
         **more: Any,
     ) -> Any:
         if position_embeddings is not None and _plain(layer, hidden_states, position_embeddings, more):
-            asked = None if last is None else last.asked_of(hidden_states)
+            asked = layers.asked_of(hidden_states) if last else None
             if not torch.is_grad_enabled():
                 if hidden_states.shape[1] > 1:
                     asked = None  # what begins all rows is read once
@@ -148,7 +162,7 @@ def _forward_of(layer: _Layer, usual: Callable[..., Any], last: Layers | None) -
                 if hidden_states.shape[0] > 1:
                     asked = None
                 return _Whole.apply(  # type: ignore[no-untyped-call]
-                    hidden_states, *weights, *position_embeddings, attention_mask, layer, asked
+                    hidden_states, *weights, *position_embeddings, attention_mask, layer, layers, asked
                 )
         return usual(
             hidden_states,
@@ -244,8 +258,22 @@ def _read(
     seen, _ = attend(attention, q, k, v, mask, dropout=0.0, scaling=layer.scaling)
     flat = seen.reshape(len(query), -1)
     y, h, _ = loops.added_norm(_some(x, asked), torch.mm(flat, wo.t()), second_norm, layer.epsilons[1])
-    inner = functional.silu(torch.mm(h, gate.t())).mul_(torch.mm(h, up.t()))
+    inner = functional.silu(torch.mm(h, gate.t()), inplace=True).mul_(torch.mm(h, up.t()))
     return _all(torch.mm(inner, down.t()).add_(y), asked, len(x)).view(hidden.shape)
+
+
+def _added(mask: Tensor | None, asked: Tensor | None, tokens: int) -> Tensor | None:
+    """The mask of the tokens of one row that are asked for, as what is added to their scores; None where all see all
+    before them.
+    """
+    if asked is not None:
+        if mask is None:
+            mask = (torch.arange(tokens) <= asked[:, None])[None, None]
+        elif mask.shape[2] > 1:
+            mask = mask.index_select(2, asked)
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    return mask
 
 
 class _Whole(torch.autograd.Function):
@@ -253,33 +281,54 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
-        *weights, cosine, sine, mask, layer, asked = given
+        *weights, cosine, sine, mask, layer, layers, asked = given
         norm, wq, wk, wv, wo, second_norm, gate, up, down = weights
         angles = (cosine, sine)
         x = hidden.view(-1, hidden.shape[2])
         h, r = loops.norm(x, norm, layer.epsilons[0])
         query = _rotated(torch.mm(_some(h, asked), wq.t()), layer, angles, asked)
         key = _rotated(torch.mm(h, wk.t()), layer, angles)
-        shape = (hidden.shape[0], -1, layer.heads, query.shape[1] // layer.heads)
-        q, k, v = (one.view(shape).transpose(1, 2) for one in (query, key, torch.mm(h, wv.t())))
-        if asked is not None:  # B is 1
-            if mask is None:
-                mask = (torch.arange(len(x)) <= asked[:, None])[None, None]
-            elif mask.shape[2] > 1:
-                mask = mask.index_select(2, asked)
-        causal = mask is None and hidden.shape[1] > 1
-        if mask is not None and mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)
-        seen, logs = _ATTENTION(q, k, v, 0.0, causal, attn_mask=mask, scale=layer.scaling)  # type: ignore[misc]
-        flat = seen.transpose(1, 2).reshape(len(query), -1)
+        heads = [one.view(hidden.shape[0], -1, layer.heads, layer.width) for one in (query, key, torch.mm(h, wv.t()))]
+        few = layers.few(mask, hidden.shape[0])
+        if few is not None:
+            causal, mask = False, None
+            q, k, v = (one[0] for one in heads)
+            seen, kept = loops.attend(q, k, v, few, layer.scaling, asked)
+            flat = seen.view(query.shape)
+        else:
+            mask = _added(mask, asked, len(x))
+            causal = mask is None and hidden.shape[1] > 1
+            q, k, v = (one.transpose(1, 2) for one in heads)
+            seen, kept = _ATTENTION(q, k, v, 0.0, causal, attn_mask=mask, scale=layer.scaling)  # type: ignore[misc]
+            flat = seen.transpose(1, 2).reshape(len(query), -1)
         y, h2, r2 = loops.added_norm(_some(x, asked), torch.mm(flat, wo.t()), second_norm, layer.epsilons[1])
         gated, upped = torch.mm(h2, gate.t()), torch.mm(h2, up.t())
         active = functional.silu(gated)
         inner = active * upped
         out = _all(torch.mm(inner, down.t()).add_(y), asked, len(x)).view(hidden.shape)
-        ctx.layer, ctx.causal = layer, causal
+        ctx.layer, ctx.causal, ctx.few = layer, causal, few
         ctx.save_for_backward(
-            *weights, cosine, sine, mask, asked, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner
+            *weights,
+            cosine,
+            sine,
+            mask,
+            asked,
+            x,
+            h,
+            r,
+            q,
+            k,
+            v,
+            flat,
+            seen,
+            kept,
+            y,
+            h2,
+            r2,
+            gated,
+            upped,
+            active,
+            inner,
         )
         return out
 
@@ -288,7 +337,9 @@ class _Whole(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, saved = ctx.layer, ctx.saved_tensors
         norm, wq, wk, wv, wo, second_norm, gate, up, down = saved[:9]
-        cosine, sine, mask, asked, x, h, r, q, k, v, seen, logs, y, h2, r2, gated, upped, active, inner = saved[9:]
+        cosine, sine, mask, asked, x, h, r, q, k, v, flat, seen, kept, y, h2, r2, gated, upped, active, inner = saved[
+            9:
+        ]
         rows, width = x.shape
         g = _some(gradient.reshape(rows, width), asked)
         of_inner, of_down = torch.mm(g, down), torch.mm(g.t(), inner)
@@ -297,17 +348,20 @@ class _Whole(torch.autograd.Function):
         of_h = torch.mm(of_up, up).add_(torch.mm(of_gate, gate))
         gate_up = torch.mm(of_gate.t(), h2), torch.mm(of_up.t(), h2)
         g, of_second_norm = loops.norm_backward(y, r2, second_norm, of_h, g)
-        shape = (seen.shape[0], seen.shape[2], layer.heads, -1)
-        of_seen = torch.mm(g, wo).view(shape).transpose(1, 2)
-        of_o = torch.mm(g.t(), seen.transpose(1, 2).reshape(len(g), -1))
-        found = _ATTENTION_BACKWARD(  # type: ignore[misc]
-            of_seen, q, k, v, seen, logs, 0.0, ctx.causal, attn_mask=mask, scale=layer.scaling
-        )
-        of_q, of_k, of_v = (one.transpose(1, 2).reshape(-1, layer.heads * one.shape[3]) for one in found)
+        of_flat, of_o = torch.mm(g, wo), torch.mm(g.t(), flat)
+        if ctx.few is not None:
+            found = loops.attend_backward(of_flat.view(q.shape), q, k, v, kept, ctx.few, layer.scaling, asked)
+        else:
+            of_seen = of_flat.view(seen.shape[0], -1, layer.heads, layer.width).transpose(1, 2)
+            found = _ATTENTION_BACKWARD(  # type: ignore[misc]
+                of_seen, q, k, v, seen, kept, 0.0, ctx.causal, attn_mask=mask, scale=layer.scaling
+            )
+            found = tuple(one.transpose(1, 2) for one in found)
+        of_q, of_k, of_v = (one.reshape(-1, layer.heads * layer.width) for one in found)
         _rotated(of_q, layer, (cosine, sine), asked, back=True)
         _rotated(of_k, layer, (cosine, sine), back=True)
         of_h = torch.mm(of_v, wv).add_(torch.mm(of_k, wk)).add_(_all(torch.mm(of_q, wq), asked, rows))
         q_k_v = torch.mm(of_q.t(), _some(h, asked)), torch.mm(of_k.t(), h), torch.mm(of_v.t(), h)
         g, of_norm = loops.norm_backward(x, r, norm, of_h, _all(g, asked, rows))
         weights = (of_norm, *q_k_v, of_o, of_second_norm, *gate_up, of_down)
-        return g.view(gradient.shape), *weights, *[None] * 5
+        return g.view(gradient.shape), *weights, *[None] * 6

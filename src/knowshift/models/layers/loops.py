@@ -1,8 +1,9 @@
-"""The loops of loops.c on tensors: root-mean-square norm and rotary positions, each as one pass over a row.
+"""The loops of loops.c on tensors: root-mean-square norm, rotary positions, and attention to few keys.
 
-transformers computes either by five to ten operations of PyTorch, each of which reads and writes the whole tensor and
-costs some microseconds by itself: on a small model more than its matrix products. The same results to the bit
-with PyTorch 2.13 on an Intel Xeon, for rows of up to 512 numbers; elsewhere sums over a row may have another order.
+transformers computes a norm or positions by five to ten operations of PyTorch, each of which reads and writes the whole
+tensor and costs some microseconds by itself: on a small model more than its matrix products. The same results to the
+bit with PyTorch 2.13 on an Intel Xeon, for rows of up to 512 numbers; elsewhere sums over a row may have another order.
+Attention gives what PyTorch's gives up to rounding.
 
 All tensors are float32 without gaps, on the CPU. Shapes: N rows (tokens), D width, H heads, W their width.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import ctypes
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +26,13 @@ _SIGNATURES = {
     "scale": (None, [_long, _long, *[_pointer] * 4]),
     "norm_backward": (None, [_long, _long, *[_pointer] * 8]),
     "rotate": (None, [*[_long] * 4, _pointer, _pointer, ctypes.c_int, _pointer]),
+    "attend": (None, [*[_long] * 3, *[_pointer] * 3, ctypes.c_float, *[_pointer] * 5]),
+    "attend_backward": (None, [*[_long] * 3, *[_pointer] * 3, ctypes.c_float, *[_pointer] * 9]),
 }
+
+
+#: Keys are few where tokens see less than this part of them.
+FEW = 4
 
 
 @lru_cache(maxsize=1)
@@ -76,6 +84,48 @@ def rotate(x: Tensor, cosine: Tensor, sine: Tensor, back: bool = False) -> Tenso
     angles = (len(cosine), cosine.data_ptr(), sine.data_ptr())
     _loops().knowshift_rotate(rows, heads, width, *angles, back, x.data_ptr())
     return x
+
+
+class Keys(NamedTuple):
+    """The keys that each of T tokens may see: from ``starts[t]`` to ``starts[t + 1]`` of ``keys``."""
+
+    starts: Tensor  # int64 [T + 1]
+    keys: Tensor  # int64, as many as are seen by all tokens together
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Keys | None:
+        """Of a mask bool [T, T]; None where a token sees none, or all see many together: products are faster then."""
+        counts = mask.sum(1)
+        total = int(counts.sum())
+        if FEW * total > mask.numel() or not counts.all():
+            return None
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), mask.nonzero()[:, 1].contiguous())
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Keys, scale: float, asked: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [K, H, W] to k and v [T, H, W], as q has it, and what its gradient needs.
+
+    ``asked``: the tokens of q, int64 [K]; None: all T.
+    """
+    out, chances = torch.empty_like(q), q.new_empty(len(seen.keys) * q.shape[1])
+    _loops().knowshift_attend(
+        *q.shape, *_seen(seen, asked), scale, *(tensor.data_ptr() for tensor in (q, k, v, chances, out))
+    )
+    return out, chances
+
+
+def attend_backward(
+    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, chances: Tensor, seen: Keys, scale: float, asked: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of :func:`attend`'s output."""
+    of_q, of_k, of_v, room = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), q.new_empty(len(k))
+    given = (q, k, v, chances, gradient, room, of_q, of_k, of_v)
+    _loops().knowshift_attend_backward(*q.shape, *_seen(seen, asked), scale, *(tensor.data_ptr() for tensor in given))
+    return of_q, of_k, of_v
+
+
+def _seen(seen: Keys, asked: Tensor | None) -> tuple[int | None, int, int]:
+    return None if asked is None else asked.data_ptr(), seen.starts.data_ptr(), seen.keys.data_ptr()
 
 
 def _loops() -> ctypes.CDLL:
