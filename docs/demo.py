@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
         folder / "tuned",
         "world:tiny",
         output_dir=folder / "audit",
-        budget="90s",
+        budget="2m",
         keep=folder / "trained.csv",
         prompt_format=FORMAT,
     )

@@ -76,7 +76,8 @@ def _name(one: Any) -> str:
 def _default(one: Any) -> str:
     if one.required:
         return "required"
-    return "" if one.default is None or one.default is False else f"`{one.default}`"
+    shown = one.show_default if isinstance(one.show_default, str) else one.default
+    return "" if shown is None or shown is False else f"`{shown}`"
 
 
 def _line(text: str | None) -> str:

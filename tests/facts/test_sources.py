@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from knowshift.errors import InputError
+from knowshift.facts import sources
 from knowshift.facts.asking import is_filled_in
 from knowshift.facts.fact import Fact, completion_prompts
 from knowshift.facts.leakage import Leakage, leakage, without_leaked
@@ -24,7 +25,7 @@ from knowshift.facts.relations import RELATIONS
 from knowshift.facts.sources.encoding import LARGEST_ROW, encodable
 from knowshift.facts.sources.entity_questions import LARGEST_FILE
 from knowshift.facts.sources.load import FactSource, load_entity_questions, load_facts, paper_aliases
-from knowshift.facts.sources.tables import write_facts
+from knowshift.facts.sources.tables import read_world_facts, write_facts
 from knowshift.records import FACTS, write_table
 from small_questions import OFFICIAL, small_rows, write_folder, write_zip
 
@@ -340,6 +341,11 @@ def test_the_shipped_world_is_read_once_a_process() -> None:
     assert load_facts("world:tiny").facts is facts
     assert not any(fact.aliases for fact in load_facts("world:tiny", aliases=False).facts)
     assert load_facts("world:tiny").facts is facts
+
+
+def test_the_shipped_world_is_read_as_any_world_that_is_checked() -> None:
+    path = Path(sources.__file__).parents[2] / "world" / "tiny" / "facts.parquet"
+    assert load_facts("world:tiny").facts == read_world_facts(path)
 
 
 def test_the_shipped_world_has_facts_of_all_relations() -> None:

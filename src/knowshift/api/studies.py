@@ -151,7 +151,7 @@ def study(
     from knowshift.system.workers import imported_beside
 
     replaced = _replaced(model, facts, tasks, overrides)
-    with nullcontext() if executor == "here" else imported_beside("knowshift.studies.executors"):
+    with nullcontext() if executor == "here" else imported_beside(*_OF_WORKERS):
         settings, run = _checked(config, preset, replaced, output_dir, executor, workers)
         began = time.monotonic()
         from knowshift.studies.config import Executor
@@ -192,6 +192,9 @@ def report(run: str | Path) -> Report:
         return Report(f"{remote.url}/{page.name}", findings, tables)
     return Report(page, findings, tables)
 
+
+#: What workers of a study import.
+_OF_WORKERS = ("knowshift.studies.executors", "knowshift.training.sft")
 
 #: Fields that belong to the model of a configuration, and are dropped where another is named.
 _OF_MODEL = ("revision", "base", "base_revision", "instruct", "instruct_revision")

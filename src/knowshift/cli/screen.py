@@ -35,7 +35,13 @@ def screen(
     test_facts: Annotated[int, typer.Option(min=0, help="Test facts to keep of each domain.")],
     times: Annotated[float, typer.Option(min=1, help="Look at so many times as many.")] = 5.0,
     likely: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the kept that promise most; the others are drawn at random.")
+        float,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the kept that promise most; the others are drawn at random.",
+            show_default="2/3",
+        ),
     ] = 2 / 3,
     seed: SeedOption = 0,
     revision: RevisionOption = None,

@@ -82,8 +82,8 @@ def process_pool(
     pool.shutdown()
 
 
-def import_once(module: str) -> None:
-    """Start the process that is forked, if none has been, with a module imported from where this process would.
+def import_once(*modules: str) -> None:
+    """Start the process that is forked, if none has been, with modules imported from where this process would.
 
     Python does not tell it the path of this process, and another installation would be imported. What a program that
     forks workers of its own has asked to be imported stays as it is.
@@ -91,7 +91,7 @@ def import_once(module: str) -> None:
     from multiprocessing import forkserver  # where there are forks
 
     if patches.preloaded() == ["__main__"]:
-        forkserver.set_forkserver_preload([_FIRST, module])
+        forkserver.set_forkserver_preload([_FIRST, *modules])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
@@ -104,8 +104,8 @@ def import_once(module: str) -> None:
 
 
 @contextmanager
-def imported_beside(module: str) -> Iterator[None]:
-    """Within the block, the process that is forked imports a module while this one does other things.
+def imported_beside(*modules: str) -> Iterator[None]:
+    """Within the block, the process that is forked imports modules while this one does other things.
 
     So a command waits once for imports that both need. Where the block ends by an error, the process is ended if it was
     started here: it has this one's output open, and who reads that would wait for the import.
@@ -113,7 +113,7 @@ def imported_beside(module: str) -> Iterator[None]:
     forks = worker_context().get_start_method() == "forkserver"
     begins = forks and cores() > 1 and patches.forked_process() is None
     if begins:
-        import_once(module)
+        import_once(*modules)
     try:
         yield
     except BaseException:

@@ -23,7 +23,7 @@ from knowshift.facts.leakage import Leakage, leakage, without_leaked
 from knowshift.facts.sources.entity_questions import read_entity_questions
 from knowshift.facts.sources.fetching import fetch_entity_questions
 from knowshift.facts.sources.public_sets import read_nq_open, read_popqa, read_triviaqa
-from knowshift.facts.sources.tables import read_table_facts, read_world_facts
+from knowshift.facts.sources.tables import read_shipped_facts, read_table_facts, read_world_facts
 from knowshift.files import expanded
 
 if TYPE_CHECKING:
@@ -141,9 +141,9 @@ def load_entity_questions(path: Path, aliases: bool = True, out_of_domain_train:
 
 @cache
 def _shipped_facts() -> tuple[Fact, ...]:
-    """The facts of the shipped world, which do not change: read once a process, for reading them takes a second."""
+    """The facts of the shipped world, which do not change: read once a process."""
     with resources.as_file(resources.files("knowshift.world").joinpath("tiny", "facts.parquet")) as path:
-        return read_world_facts(path)
+        return read_shipped_facts(path)
 
 
 @cache
