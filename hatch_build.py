@@ -1,8 +1,8 @@
 """Compiles the loops in C when knowshift is installed: of every source NAME.c, the library _NAME.so beside it.
 
-Where there is no C compiler, or it fails, knowshift is installed without: the same results, but weights are compared
-and restored more slowly (docs/weights.md), and models read more slowly on a CPU (docs/mastery.md). ``CC`` names another
-compiler.
+Where there is no C compiler, or it fails, knowshift is installed without: the same results (of a training up to
+rounding), but weights are compared and restored more slowly (docs/weights.md), and models read more slowly on a CPU
+(docs/mastery.md). ``CC`` names another compiler.
 """
 
 from __future__ import annotations

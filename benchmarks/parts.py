@@ -80,7 +80,7 @@ def choice_by_pytorch() -> Iterator[None]:
 @contextmanager
 def attention_by_pytorch() -> Iterator[None]:
     """Within the block, PyTorch's attention looks at all tokens of a batch, in training."""
-    with mock.patch.object(Layers, "few", return_value=None):
+    with mock.patch.object(Layers, "few_keys", return_value=None):
         yield
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from knowshift.models.layers import loops
-from knowshift.models.layers.llama import whole_layers
+from knowshift.models.layers.llama import Layers, whole_layers
 from knowshift.models.layers.loops import Keys
 from knowshift.training.one_row import OneRow
 
@@ -105,8 +105,8 @@ def test_attention_to_few_keys_and_its_gradients_are_those_of_the_formula(
     few = Keys.of(mask)
     assert (few is None) == (loops.FEW * int(mask.sum()) > mask.numel())
     few = Keys(torch.cat([torch.zeros(1, dtype=torch.int64), mask.sum(1).cumsum(0)]), mask.nonzero()[:, 1].contiguous())
-    out, chances = loops.attend(q, k, v, few, scale, asked)
-    found = loops.attend_backward(gradient, q, k, v, chances, few, scale, asked)
+    out, probabilities = loops.attend(q, k, v, few, scale, asked)
+    found = loops.attend_backward(gradient, q, k, v, probabilities, few, scale, asked)
 
     exact = [one.double().requires_grad_() for one in (q, k, v)]
     scores = scale * torch.einsum("rhw,thw->hrt", exact[0], exact[1])
@@ -118,6 +118,31 @@ def test_attention_to_few_keys_and_its_gradients_are_those_of_the_formula(
     for one, other in zip(found, exact, strict=True):
         assert other.grad is not None
         torch.testing.assert_close(one, other.grad, rtol=1e-3, atol=2e-4 * size * size, check_dtype=False)
+
+
+def test_a_mask_that_was_written_to_is_looked_at_again() -> None:
+    layers, mask = Layers(), torch.eye(9, dtype=torch.bool)[None, None]
+    before = layers.few_keys(mask, 1, 9)
+    assert before is not None
+    assert layers.few_keys(mask, 1, 9) is before
+    mask[..., 0] = True
+    after = layers.few_keys(mask, 1, 9)
+    assert after is not None
+    assert len(after.keys) == 9 + 8
+    assert layers.few_keys(mask, 2, 9) is None
+    assert layers.few_keys(mask, 1, 8) is None
+    assert layers.few_keys(mask[..., :1, :], 1, 9) is None
+    with torch.inference_mode():
+        assert layers.few_keys(mask.clone(), 1, 9) is None
+
+
+def test_with_many_threads_keys_are_left_to_the_usual_attention() -> None:
+    mask, threads = torch.eye(9, dtype=torch.bool), torch.get_num_threads()
+    try:
+        torch.set_num_threads(loops.FEW + 1)
+        assert Keys.of(mask) is None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_token_that_sees_nothing_is_left_to_the_usual_attention() -> None:
@@ -166,7 +191,16 @@ def row_mask(tokens: int) -> Tensor:
 
 @compiled
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("mask", [None, row_mask(12), torch.zeros(1, 1, 12, 12).masked_fill_(~row_mask(12), -1e9)])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        row_mask(12),
+        torch.zeros(1, 1, 12, 12).masked_fill_(~row_mask(12), -1e9),
+        torch.arange(12)[None, None, None] == 1,  # one row for all tokens
+        (torch.arange(12) == 1).expand(1, 5, 12, 12),  # one for each head
+    ],
+)
 def test_logits_and_gradients_are_those_of_transformers(rows: int, mask: Tensor | None) -> None:
     model = a_llama()
     ids = torch.randint(4, 260, (rows, 12), generator=torch.Generator().manual_seed(0))

@@ -85,7 +85,38 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="workers are no forks")
+#: A refusal, and then pools of this package and of the program.
+AFTERWARDS = """
+import gc, multiprocessing
+from knowshift.system.workers import imported_beside, process_pool
+def tell(queue):
+    queue.put(gc.isenabled())
+if __name__ == "__main__":
+    try:
+        with imported_beside("slow"):
+            raise ValueError
+    except ValueError:
+        pass
+    with process_pool(1) as pool:
+        print(pool.submit(int).result())
+    context = multiprocessing.get_context("forkserver")
+    queue = context.Queue()
+    context.Process(target=tell, args=(queue,)).start()
+    print(queue.get(timeout=60))
+"""
+
+
+def test_after_a_refusal_pools_are_as_ever(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(2)")
+    program = tmp_path / "program.py"
+    program.write_text(AFTERWARDS)
+    said = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True, timeout=300)
+    assert said.stdout == "0\nTrue\n"
+
+
+@pytest.mark.skipif(
+    worker_context().get_start_method() != "forkserver" or workers.cores() < 2, reason="nothing is imported beside"
+)
 def test_a_module_is_imported_beside_and_what_imports_it_ends_with_a_refusal(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(BESIDE)

@@ -147,16 +147,19 @@ def study(
     Raises:
         InputError: bad input of any kind, and a folder that holds the run of another configuration.
     """
-    from knowshift.system.progress import bar
     from knowshift.system.workers import imported_beside
 
     replaced = _replaced(model, facts, tasks, overrides)
-    with nullcontext() if executor == "here" else imported_beside(*_OF_WORKERS):
+    # A study with a report has most probably nothing left for workers to do.
+    reported = (Path("runs") / (preset or "") if output_dir is None else Path(output_dir)) / "report.html"
+    early = executor != "here" and not reported.exists()
+    with imported_beside("knowshift.studies.executors") if early else nullcontext():
         settings, run = _checked(config, preset, replaced, output_dir, executor, workers)
-        began = time.monotonic()
         from knowshift.studies.config import Executor
-        from knowshift.studies.run import run_study
+        from knowshift.studies.run import run_study  # for which no refusal of the above waits
+        from knowshift.system.progress import bar
 
+        began = time.monotonic()
         with bar(f"study {settings.name}", None, "unit", False if callable(progress) else progress) as advance:
             on_unit = progress if callable(progress) else lambda done, total, title, seconds, left: advance(1)
             run_study(settings, run, executor=cast(Executor, executor), workers=workers, progress=on_unit)
@@ -192,9 +195,6 @@ def report(run: str | Path) -> Report:
         return Report(f"{remote.url}/{page.name}", findings, tables)
     return Report(page, findings, tables)
 
-
-#: What workers of a study import.
-_OF_WORKERS = ("knowshift.studies.executors", "knowshift.training.sft")
 
 #: Fields that belong to the model of a configuration, and are dropped where another is named.
 _OF_MODEL = ("revision", "base", "base_revision", "instruct", "instruct_revision")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -14,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
@@ -29,8 +28,10 @@ Result = TypeVar("Result")
 #: Workers that one piece of work may take with it before it is refused.
 MOST_DEATHS = 3
 
-#: What the process that is forked imports before all else.
-_FIRST = "knowshift.system.forked"
+#: What the process that is forked imports before and after all else.
+_BEFORE, _AFTER = "knowshift.system.forked.before", "knowshift.system.forked.after"
+
+_opened = [0]  # pools, in this process
 
 #: Where Linux shows GPUs: NVIDIA's, AMD's, those of Windows below it.
 _GPUS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -66,6 +67,7 @@ def process_pool(
         imports: the module that workers need, whose import takes long.
     """
     context = worker_context()
+    _opened[0] += 1
     if context.get_start_method() == "forkserver":
         import_once(imports)
     numbers = context.Value("i", 0)
@@ -82,8 +84,8 @@ def process_pool(
     pool.shutdown()
 
 
-def import_once(*modules: str) -> None:
-    """Start the process that is forked, if none has been, with modules imported from where this process would.
+def import_once(module: str) -> None:
+    """Start the process that is forked, if none has been, with a module imported from where this process would.
 
     Python does not tell it the path of this process, and another installation would be imported. What a program that
     forks workers of its own has asked to be imported stays as it is.
@@ -91,7 +93,7 @@ def import_once(*modules: str) -> None:
     from multiprocessing import forkserver  # where there are forks
 
     if patches.preloaded() == ["__main__"]:
-        forkserver.set_forkserver_preload([_FIRST, *modules])
+        forkserver.set_forkserver_preload([_BEFORE, module, _AFTER])
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(os.path.abspath(path) for path in sys.path)
     try:
@@ -104,22 +106,24 @@ def import_once(*modules: str) -> None:
 
 
 @contextmanager
-def imported_beside(*modules: str) -> Iterator[None]:
-    """Within the block, the process that is forked imports modules while this one does other things.
+def imported_beside(module: str) -> Iterator[None]:
+    """Within the block, the process that is forked imports a module while this one does other things.
 
-    So a command waits once for imports that both need. Where the block ends by an error, the process is ended if it was
-    started here: it has this one's output open, and who reads that would wait for the import.
+    So a command waits once for imports that both need. Where no pool has been opened by the end of the block, the
+    process is ended if it was started here: it has this one's output open, and who reads that would wait for it.
     """
     forks = worker_context().get_start_method() == "forkserver"
     begins = forks and cores() > 1 and patches.forked_process() is None
+    opened = _opened[0]
     if begins:
-        import_once(*modules)
+        import_once(module)
     try:
         yield
-    except BaseException:
-        if begins and (process := patches.forked_process()) is not None:
-            os.kill(process, signal.SIGKILL)
-        raise
+    finally:
+        if begins and _opened[0] == opened and (process := patches.forked_process()) is not None:
+            with suppress(ProcessLookupError, ChildProcessError):
+                os.kill(process, signal.SIGKILL)
+                os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)  # the next pool must see that it is gone
 
 
 def _start(
@@ -127,11 +131,8 @@ def _start(
 ) -> None:
     """A worker ignores interrupts, which its parent handles, and ends when the parent is gone, however that ended.
 
-    Its environment is the parent's of now, and not of when the process was started that it is a fork of. What was
-    imported there stays, so that no collection of garbage looks at it.
+    Its environment is the parent's of now, and not of when the process was started that it is a fork of.
     """
-    gc.freeze()
-    gc.enable()
     if dict(os.environ) != environment:
         os.environ.clear()
         os.environ.update(environment)

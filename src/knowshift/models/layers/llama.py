@@ -3,13 +3,12 @@
 A small model spends more time between its matrix products than in them: a layer of transformers is some forty
 operations forward, and more backward. Within :func:`whole_layers` the same products and sums are made in the same
 order by a third of the operations, so losses, gradients and logits are the same (:mod:`.loops` says where to the bit).
+Only attention of a batch that is one row (:mod:`knowshift.training.one_row`) has another order: a token sees the few
+tokens of its own example, and attention looks at these alone.
 
 Only layers that are known to be just that are taken: Llama's own class, with plain linear maps, without biases and
 hooks, as many heads of keys as of queries, float32 on the CPU, and the compiled loops. All others, and calls with
 anything unusual, go the usual way.
-
-Where a batch is one row (:mod:`knowshift.training.one_row`), a token sees the few tokens of its own example: attention
-looks at these alone.
 
 Behind the last layer only some tokens are asked for: those before an answer's, or where a prompt ends. Of the others it
 gives keys and values and no more, where the caller says which (:meth:`Layers.only`).
@@ -64,15 +63,17 @@ class Layers:
 
     count: int = 0
     _asked: Tensor | None = None
-    _seen: tuple[Tensor, Keys | None] | None = None  # of the last mask
+    _keys: tuple[Tensor, int, Keys | None] | None = None  # of the last mask, and how often that had been written to
 
-    def few(self, mask: Tensor | None, rows: int) -> Keys | None:
+    def few_keys(self, mask: Tensor | None, rows: int, tokens: int) -> Keys | None:
         """The keys that each token of one row may see, where they are few; else None. All layers ask it in turn."""
-        if mask is None or rows != 1 or mask.dtype != torch.bool or mask.shape[:2] != (1, 1):
+        if mask is None or mask.dtype != torch.bool or mask.is_inference():
             return None
-        if self._seen is None or self._seen[0] is not mask:
-            self._seen = mask, Keys.of(mask[0, 0])
-        return self._seen[1]
+        if rows != 1 or mask.shape != (1, 1, tokens, tokens):
+            return None
+        if self._keys is None or self._keys[0] is not mask or self._keys[1] != mask._version:
+            self._keys = mask, mask._version, Keys.of(mask[0, 0])
+        return self._keys[2]
 
     @contextmanager
     def only(self, asked: Tensor | None) -> Iterator[None]:
@@ -81,6 +82,7 @@ class Layers:
         ``asked`` is int64 [K], numbers of distinct tokens of B T, ascending; None: all. They are heeded where B or T
         is 1.
         """
+        assert asked is None or (asked.dtype == torch.int64 and asked.is_contiguous())  # loops take its address
         self._asked = asked
         try:
             yield
@@ -277,7 +279,9 @@ def _added(mask: Tensor | None, asked: Tensor | None, tokens: int) -> Tensor | N
 
 
 class _Whole(torch.autograd.Function):
-    """A layer with its gradients: the operations of transformers and PyTorch's autograd in their order."""
+    """A layer with its gradients: the operations of transformers and PyTorch's autograd, in their order but for
+    attention to few keys.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, *given: Any) -> Tensor:
@@ -289,11 +293,11 @@ class _Whole(torch.autograd.Function):
         query = _rotated(torch.mm(_some(h, asked), wq.t()), layer, angles, asked)
         key = _rotated(torch.mm(h, wk.t()), layer, angles)
         heads = [one.view(hidden.shape[0], -1, layer.heads, layer.width) for one in (query, key, torch.mm(h, wv.t()))]
-        few = layers.few(mask, hidden.shape[0])
-        if few is not None:
+        keys = layers.few_keys(mask, *hidden.shape[:2])
+        if keys is not None:
             causal, mask = False, None
             q, k, v = (one[0] for one in heads)
-            seen, kept = loops.attend(q, k, v, few, layer.scaling, asked)
+            seen, kept = loops.attend(q, k, v, keys, layer.scaling, asked)  # kept: for the gradient
             flat = seen.view(query.shape)
         else:
             mask = _added(mask, asked, len(x))
@@ -306,30 +310,9 @@ class _Whole(torch.autograd.Function):
         active = functional.silu(gated)
         inner = active * upped
         out = _all(torch.mm(inner, down.t()).add_(y), asked, len(x)).view(hidden.shape)
-        ctx.layer, ctx.causal, ctx.few = layer, causal, few
-        ctx.save_for_backward(
-            *weights,
-            cosine,
-            sine,
-            mask,
-            asked,
-            x,
-            h,
-            r,
-            q,
-            k,
-            v,
-            flat,
-            seen,
-            kept,
-            y,
-            h2,
-            r2,
-            gated,
-            upped,
-            active,
-            inner,
-        )
+        ctx.layer, ctx.causal, ctx.keys = layer, causal, keys
+        around, attention = (cosine, sine, mask, asked), (q, k, v, flat, seen, kept)
+        ctx.save_for_backward(*weights, *around, *attention, x, h, r, y, h2, r2, gated, upped, active, inner)
         return out
 
     @staticmethod
@@ -337,9 +320,9 @@ class _Whole(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         layer, saved = ctx.layer, ctx.saved_tensors
         norm, wq, wk, wv, wo, second_norm, gate, up, down = saved[:9]
-        cosine, sine, mask, asked, x, h, r, q, k, v, flat, seen, kept, y, h2, r2, gated, upped, active, inner = saved[
-            9:
-        ]
+        cosine, sine, mask, asked = saved[9:13]
+        q, k, v, flat, seen, kept = saved[13:19]
+        x, h, r, y, h2, r2, gated, upped, active, inner = saved[19:]
         rows, width = x.shape
         g = _some(gradient.reshape(rows, width), asked)
         of_inner, of_down = torch.mm(g, down), torch.mm(g.t(), inner)
@@ -349,8 +332,8 @@ class _Whole(torch.autograd.Function):
         gate_up = torch.mm(of_gate.t(), h2), torch.mm(of_up.t(), h2)
         g, of_second_norm = loops.norm_backward(y, r2, second_norm, of_h, g)
         of_flat, of_o = torch.mm(g, wo), torch.mm(g.t(), flat)
-        if ctx.few is not None:
-            found = loops.attend_backward(of_flat.view(q.shape), q, k, v, kept, ctx.few, layer.scaling, asked)
+        if ctx.keys is not None:
+            found = loops.attend_backward(of_flat.view(q.shape), q, k, v, kept, ctx.keys, layer.scaling, asked)
         else:
             of_seen = of_flat.view(seen.shape[0], -1, layer.heads, layer.width).transpose(1, 2)
             found = _ATTENTION_BACKWARD(  # type: ignore[misc]

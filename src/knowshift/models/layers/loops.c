@@ -1,5 +1,5 @@
-/* Root-mean-square norm, rotary positions and attention to few keys, forward and backward, compiled (loops.py says what
- * and why).
+/* Root-mean-square norm, rotary positions and attention to few keys, forward and backward, compiled (loops.py says
+ * what and why).
  *
  * Numbers of a norm are added in the order in which PyTorch's own sum over a row adds them on x86-64 (up to 512 numbers), and no
  * product is contracted with a sum, so that the results are those of the operations that they stand for. Built by
@@ -124,10 +124,10 @@ INLINE void add_scaled(float *restrict to, const float *restrict from, float by,
 
 /* Attention of rows of queries to the keys that each may see: those of token t are keys[starts[t]] and so on, below
  * starts[t + 1], one or more; row `row` is token asked[row], or `row` without `asked`. q and out [rows, heads, width], k
- * and v [tokens, heads, width]; `chances` takes heads times all keys that are seen, for the gradient. */
+ * and v [tokens, heads, width]; `probabilities` has one for each head and key that is seen, for the gradient. */
 EXPORT void knowshift_attend(
     int64_t rows, int64_t heads, int64_t width, const int64_t *asked, const int64_t *starts, const int64_t *keys,
-    float scale, const float *q, const float *k, const float *v, float *chances, float *out
+    float scale, const float *q, const float *k, const float *v, float *probabilities, float *out
 ) {
     const int64_t all = heads * width;
     memset(out, 0, sizeof(float) * (size_t)(rows * all));
@@ -135,16 +135,16 @@ EXPORT void knowshift_attend(
         const int64_t token = asked ? asked[row] : row, count = starts[token + 1] - starts[token];
         const int64_t *seen = keys + starts[token];
         for (int64_t head = 0; head < heads; head++, q += width, out += width) {
-            float *chance = chances + starts[token] * heads + head * count;
+            float *probability = probabilities + starts[token] * heads + head * count;
             float highest = -INFINITY, total = 0;
             for (int64_t i = 0; i < count; i++) {
-                chance[i] = scale * sum_of_products(q, k + seen[i] * all + head * width, width);
-                highest = chance[i] > highest ? chance[i] : highest;
+                probability[i] = scale * sum_of_products(q, k + seen[i] * all + head * width, width);
+                highest = probability[i] > highest ? probability[i] : highest;
             }
-            for (int64_t i = 0; i < count; i++) total += chance[i] = expf(chance[i] - highest);
+            for (int64_t i = 0; i < count; i++) total += probability[i] = expf(probability[i] - highest);
             for (int64_t i = 0; i < count; i++) {
-                chance[i] /= total;
-                add_scaled(out, v + seen[i] * all + head * width, chance[i], width);
+                probability[i] /= total;
+                add_scaled(out, v + seen[i] * all + head * width, probability[i], width);
             }
         }
     }
@@ -154,7 +154,7 @@ EXPORT void knowshift_attend(
  * many numbers as a token sees keys. */
 EXPORT void knowshift_attend_backward(
     int64_t rows, int64_t heads, int64_t width, const int64_t *asked, const int64_t *starts, const int64_t *keys,
-    float scale, const float *q, const float *k, const float *v, const float *chances, const float *gradient,
+    float scale, const float *q, const float *k, const float *v, const float *probabilities, const float *gradient,
     float *room, float *of_q, float *of_k, float *of_v
 ) {
     const int64_t all = heads * width;
@@ -163,18 +163,18 @@ EXPORT void knowshift_attend_backward(
         const int64_t token = asked ? asked[row] : row, count = starts[token + 1] - starts[token];
         const int64_t *seen = keys + starts[token];
         for (int64_t head = 0; head < heads; head++, q += width, gradient += width, of_q += width) {
-            const float *chance = chances + starts[token] * heads + head * count;
+            const float *probability = probabilities + starts[token] * heads + head * count;
             float mean = 0;
             for (int64_t i = 0; i < count; i++) {
                 room[i] = sum_of_products(gradient, v + seen[i] * all + head * width, width);
-                mean += chance[i] * room[i];
+                mean += probability[i] * room[i];
             }
             for (int64_t i = 0; i < count; i++) {
                 const int64_t at = seen[i] * all + head * width;
-                const float of_score = chance[i] * (room[i] - mean) * scale;
+                const float of_score = probability[i] * (room[i] - mean) * scale;
                 add_scaled(of_q, k + at, of_score, width);
                 add_scaled(of_k + at, q, of_score, width);
-                add_scaled(of_v + at, gradient, chance[i], width);
+                add_scaled(of_v + at, gradient, probability[i], width);
             }
         }
     }

@@ -31,7 +31,8 @@ _SIGNATURES = {
 }
 
 
-#: Keys are few where tokens see less than this part of them.
+#: Keys are few where tokens see at most one in so many. The loop over them has one thread, and PyTorch's attention over
+#: all keys has all, so it is not taken where there are more threads either.
 FEW = 4
 
 
@@ -94,38 +95,46 @@ class Keys(NamedTuple):
 
     @classmethod
     def of(cls, mask: Tensor) -> Keys | None:
-        """Of a mask bool [T, T]; None where a token sees none, or all see many together: products are faster then."""
+        """Of a mask bool [T, T]; None where a token sees none, or where products over all keys are faster."""
         counts = mask.sum(1)
         total = int(counts.sum())
-        if FEW * total > mask.numel() or not counts.all():
+        if FEW * total > mask.numel() or torch.get_num_threads() > FEW or not counts.all():
             return None
         return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), mask.nonzero()[:, 1].contiguous())
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, seen: Keys, scale: float, asked: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Attention of q [K, H, W] to k and v [T, H, W], as q has it, and what its gradient needs.
+def attend(q: Tensor, k: Tensor, v: Tensor, keys: Keys, scale: float, asked: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [K, H, W] to k and v [T, H, W], shaped as q, and the probabilities, which its gradient needs.
 
-    ``asked``: the tokens of q, int64 [K]; None: all T.
+    ``asked``: the tokens of q, int64 [K] without gaps; None: all T.
     """
-    out, chances = torch.empty_like(q), q.new_empty(len(seen.keys) * q.shape[1])
-    _loops().knowshift_attend(
-        *q.shape, *_seen(seen, asked), scale, *(tensor.data_ptr() for tensor in (q, k, v, chances, out))
-    )
-    return out, chances
+    out, probabilities = torch.empty_like(q), q.new_empty(len(keys.keys) * q.shape[1])
+    given = (q, k, v, probabilities, out)
+    _loops().knowshift_attend(*q.shape, *_pointers(keys, asked), scale, *(tensor.data_ptr() for tensor in given))
+    return out, probabilities
 
 
 def attend_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, chances: Tensor, seen: Keys, scale: float, asked: Tensor | None
+    gradient: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    probabilities: Tensor,
+    keys: Keys,
+    scale: float,
+    asked: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v from that of :func:`attend`'s output."""
     of_q, of_k, of_v, room = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v), q.new_empty(len(k))
-    given = (q, k, v, chances, gradient, room, of_q, of_k, of_v)
-    _loops().knowshift_attend_backward(*q.shape, *_seen(seen, asked), scale, *(tensor.data_ptr() for tensor in given))
+    given = (q, k, v, probabilities, gradient, room, of_q, of_k, of_v)
+    _loops().knowshift_attend_backward(
+        *q.shape, *_pointers(keys, asked), scale, *(tensor.data_ptr() for tensor in given)
+    )
     return of_q, of_k, of_v
 
 
-def _seen(seen: Keys, asked: Tensor | None) -> tuple[int | None, int, int]:
-    return None if asked is None else asked.data_ptr(), seen.starts.data_ptr(), seen.keys.data_ptr()
+def _pointers(keys: Keys, asked: Tensor | None) -> tuple[int | None, int, int]:
+    return None if asked is None else asked.data_ptr(), keys.starts.data_ptr(), keys.keys.data_ptr()
 
 
 def _loops() -> ctypes.CDLL:
