@@ -1,9 +1,9 @@
 /* Root-mean-square norm, rotary positions and attention to few keys, forward and backward, compiled (loops.py says
  * what and why).
  *
- * Numbers of a norm are added in the order in which PyTorch's own sum over a row adds them on x86-64 (up to 512 numbers), and no
- * product is contracted with a sum, so that the results are those of the operations that they stand for. Built by
- * hatch_build.py with floating-point contraction off.
+ * Numbers of a norm are added in the order in which PyTorch's own sum over a row adds them on x86-64 (up to 512
+ * numbers), and no product is contracted with a sum, so that the results are those of the operations that they stand
+ * for. Built by hatch_build.py with floating-point contraction off.
  */
 #include <math.h>
 #include <stdint.h>
