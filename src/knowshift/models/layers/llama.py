@@ -72,7 +72,8 @@ class Layers:
         if rows != 1 or mask.shape != (1, 1, tokens, tokens):
             return None
         if self._keys is None or self._keys[0] is not mask or self._keys[1] != mask._version:
-            self._keys = mask, mask._version, Keys.of(mask[0, 0])
+            seen = mask[0, 0]
+            self._keys = mask, mask._version, Keys.of(seen) if loops.few_keys(seen) else None
         return self._keys[2]
 
     @contextmanager

@@ -94,13 +94,17 @@ class Keys(NamedTuple):
     keys: Tensor  # int64, as many as are seen by all tokens together
 
     @classmethod
-    def of(cls, mask: Tensor) -> Keys | None:
-        """Of a mask bool [T, T]; None where a token sees none, or where products over all keys are faster."""
+    def of(cls, mask: Tensor) -> Keys:
+        """Of a mask bool [T, T], True where a token may see a key."""
         counts = mask.sum(1)
-        total = int(counts.sum())
-        if FEW * total > mask.numel() or torch.get_num_threads() > FEW or not counts.all():
-            return None
         return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), mask.nonzero()[:, 1].contiguous())
+
+
+def few_keys(mask: Tensor) -> bool:
+    """Whether, by a mask bool [T, T], every token sees a key, and so few that products over all keys are slower."""
+    counts = mask.sum(1)
+    few = FEW * int(counts.sum()) <= mask.numel() and torch.get_num_threads() <= FEW
+    return few and bool(counts.all())
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, keys: Keys, scale: float, asked: Tensor | None) -> tuple[Tensor, Tensor]:
