@@ -53,6 +53,7 @@ OTHER: dict[str, Any] = {
     "mastery.train_facts": 7,
     "mastery.test_facts": 8,
     "mastery.facts_per_cell": 9,
+    "mastery.dtype": "bfloat16",
     "mastery.servers": ["http://here:1"],
     "training.learning_rate": 3e-5,
     "training.batch_size": 2,

@@ -88,6 +88,7 @@ OTHER: dict[str, Any] = {
     "mastery.train_facts": 7,
     "mastery.test_facts": 4,
     "mastery.facts_per_cell": 5,
+    "mastery.dtype": "bfloat16",
     "mastery.servers": ["http://here:1"],
     "training.learning_rate": 2e-5,
     "training.batch_size": 9,

@@ -65,6 +65,9 @@ class MasteryConfig(_Strict):
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = (
+        None  # of the model that is probed; None: the study's
+    )
     servers: tuple[str, ...] = ()  # URLs of completions servers that are asked instead of the model in the workers
 
 
@@ -482,6 +485,11 @@ def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
         addresses = [Address.parse(url) for url in mastery.servers]
     except InputError as error:
         raise InputError(f"{origin}: mastery: {error}") from None
+    if mastery.servers and mastery.dtype is not None:
+        raise InputError(
+            f"{origin}: mastery.dtype: {mastery.dtype!r} is of a model in the workers, servers have their own; "
+            "expected only one of mastery.dtype and mastery.servers"
+        )
     if len(set(addresses)) != len(addresses):
         raise InputError(f"{origin}: mastery.servers: expected distinct addresses, found {list(mastery.servers)}")
 

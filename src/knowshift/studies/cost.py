@@ -186,7 +186,8 @@ class CostModel:
         if cell.kind == "mastery":
             if config.mastery.servers:
                 return 0.0  # of this machine
-            return float(cell.inputs["probed"]["count"]) * self.positions_of_fact * self._position
+            slower = self._rate(config.dtype) / self._rate(config.mastery.dtype or config.dtype)
+            return float(cell.inputs["probed"]["count"]) * self.positions_of_fact * self._position * slower
         if cell.kind == "tuned":
             tokens = self._epochs(cell) * self.size_of(cell)
             tokens *= SHARED_EXAMPLE if config.training.shared_prefix else EXAMPLE

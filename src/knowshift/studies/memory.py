@@ -87,6 +87,7 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     room = planned_room(config) if room is None else room
     shards = config.shards
     own = held_bytes(config, weights, shape, config.devices)
+    probed = own if config.mastery.dtype is None else own // BYTES[config.dtype] * BYTES[config.mastery.dtype]
     strategy, more = most_held(config, weights)
     training, way = training_bytes(config, weights, shape, shards) + more, "in turns"
     if shards == 1 and training + own <= room:
@@ -95,9 +96,9 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     gpus = next((n for n in numbers if training_bytes(config, weights, shape, n) <= GPU_BYTES), _MOST_SHARDS)
     fitting = [n for n in divisors(shape) if held_bytes(config, weights, shape, n) <= GPU_BYTES]
     return Memory(
-        own + CACHE_BYTES[kind] + STAY_BYTES[kind],
+        probed + (own if probed != own and way == "both" else 0) + CACHE_BYTES[kind] + STAY_BYTES[kind],
         training,
-        own,
+        max(own, probed),
         way,  # type: ignore[arg-type]
         shards,
         gpus,

@@ -70,6 +70,7 @@ class Worker:
         way = check_device(config, weights_of(self._files), shape_at_hand(config)).way
         self._one_at_a_time = way == "in turns"
         self._held: LoadedModel | None = None
+        self._probed: LoadedModel | None = None  # the base in the dtype of mastery, where that is another
         self._in_memory: tuple[str, LoadedModel] | None = None  # the tuned model and the digest of its cell
         self._about_base = self.base.about()
         self.plan = make_plan(config, self.source.facts, self.source.digest(), self.base.identity)
@@ -111,10 +112,12 @@ class Worker:
         if self._held is None:
             if self._one_at_a_time:
                 self._let_go()
-            given = {"dtype": self.config.dtype, "device": self.config.device, "divided": self._divided}
-            with said_before():  # by the process that planned
-                self._held = load_found(self._files, **given)  # type: ignore[arg-type]
+            self._held = self._load_base(self.config.dtype)
         return self._held
+
+    def _load_base(self, dtype: str) -> LoadedModel:
+        with said_before():  # by the process that planned
+            return load_found(self._files, dtype=dtype, device=self.config.device, divided=self._divided)
 
     @cached_property
     def _base_weights(self) -> Weights:
@@ -133,8 +136,8 @@ class Worker:
                 self._logits_before(cell)
 
     def _let_go(self) -> None:
-        """Of both models, with their memory."""
-        self._held = self._in_memory = None
+        """Of all models, with their memory."""
+        self._held = self._probed = self._in_memory = None
         gc.collect()
         give_back()
 
@@ -145,10 +148,20 @@ class Worker:
     @property
     def _asked_for_mastery(self) -> LoadedModel | Engine:
         """Not kept: the object that is the base now is trained later, where one model is held at a time."""
-        return self._servers if self.config.mastery.servers else self.base
+        mastery = self.config.mastery
+        if mastery.servers:
+            return self._servers
+        if mastery.dtype in (None, self.config.dtype):
+            return self.base
+        if self._probed is None:
+            if self._one_at_a_time:
+                self._let_go()
+            self._probed = self._load_base(mastery.dtype)
+        return self._probed
 
     @cached_property
     def _known(self) -> KnownFacts:
+        self._probed = None  # all of mastery is measured
         self._fetch([cell for unit in self.plan.probes for cell in unit.cells])
         return known_of(self.run, self.plan, self.source.facts)
 
