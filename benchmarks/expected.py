@@ -1,15 +1,16 @@
 """Expected hits beside counted hits: token positions, error of R, and agreement on levels, against many more draws.
 
     python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
-        [--candidates 0] [--draws 100] [--texts 2] [--dtype float32] [--reference FILE.json] [--figure FILE.svg]
-        [--told]
+        [--candidates 0] [--draws 100] [--texts 2] [--least-weight 2] [--dtype float32] [--reference FILE.json]
+        [--figure FILE.svg] [--told]
 
 COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
-and with expected hits: by spread, with so many texts, and by ``sequential``. Each is a record in FOLDER: a run that was
-stopped goes on where it was. With ``--candidates N`` the facts are chosen from N of a seeded shuffle, balanced over
-relations: half of each relation are facts that a first measurement by expected hits, with other random numbers, puts
-above R = 0.01, as far as there are any. ``--reference`` is what ``benchmarks/reference.py`` has written: facts, many
-draws and full runs, by ``generate``; then expected hits alone are measured here.
+and with expected hits: by spread, with so many texts, with such a least weight of a text, and by ``sequential``. Each
+is a record in FOLDER: a run that was stopped goes on where it was. With ``--candidates N`` the facts are chosen from N
+of a seeded shuffle, balanced over relations: half of each relation are facts that a first measurement by expected hits,
+with other random numbers, puts above R = 0.01, as far as there are any. ``--reference`` is what
+``benchmarks/reference.py`` has written: facts, many draws and full runs, by ``generate``; then expected hits alone are
+measured here.
 
 Printed for each: token positions of a fact; the root mean square of its error of R, with the reference's own variance
 taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
@@ -191,6 +192,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, dict[str, Any]] = {} if given else {f"full, run {i}": {"seed": i} for i in (1, 2)}
     runs["expected"] = EXPECTED
     runs |= {f"expected, {n} texts": {**EXPECTED, "texts": n} for n in arguments.texts}
+    runs |= {f"expected, weight {least:g}": {**EXPECTED, "least_weight": least} for least in arguments.least_weight}
     runs["expected, sequential"] = {**EXPECTED, "stopping": "sequential"}
     records = {
         name: measure(arguments, name.replace(", ", "-").replace(" ", "-"), facts, **options)
@@ -225,6 +227,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=0, help="facts to choose from; 0 for no choice")
     parser.add_argument("--draws", type=int, default=100, help="of each prompt, for the reference")
     parser.add_argument("--texts", type=int, nargs="*", default=(2,), help="of each prompt, for expected hits")
+    parser.add_argument("--least-weight", type=float, nargs="*", default=(2.0,), help="of a text, for expected hits")
     parser.add_argument("--told", action="store_true", help="expected hits alone, and what their record tells")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")

@@ -60,16 +60,17 @@ def chains(draw: st.DrawFn) -> Chain:
     answers=st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3, unique=True),
     length=st.integers(1, 6),
     share=st.sampled_from([1.0, 0.5, 0.2]),
+    least=st.sampled_from([0.3, 1.0, 2.0]),
 )
 def test_its_mean_is_the_rate_for_any_chain_and_any_answers(
-    chain: Chain, answers: list[str], length: int, share: float
+    chain: Chain, answers: list[str], length: int, share: float, least: float
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         loaded = markov_model(Path(folder), chain, pairs=PAIRS)
     with pytest.MonkeyPatch.context() as patch:
         # Random truncation at every chance.
         patch.setattr(expected, "THINNED_AGAIN", 3)
-        patch.setattr(expected, "CARRIED", 0.3)
+        patch.setattr(expected, "CARRIED", least)
         patch.setattr(expected, "FOLLOWED", 0.2)
         values = _values(loaded, answers, 4000, length, share=share)
     assert abs(_off(values, rate_of(chain, "x", length, answers))) < FAR
@@ -108,6 +109,26 @@ def test_values_vary_less_than_draws_and_know_how_much(chain: LoadedModel) -> No
         # The variance of means of two, as two values tell it.
         told = halves.var(axis=1, ddof=1).mean() / 2
         assert told == pytest.approx(halves.mean(axis=1).var(), rel=0.05)
+
+
+def test_a_larger_least_weight_takes_fewer_positions_and_is_as_right(chain: LoadedModel) -> None:
+    rate, positions, spread = rate_of(CHAIN, "x", 4, ["abc"]), {}, {}
+    for least in (None, 2.0):
+        session = ExpectedSession(
+            chain,
+            ["x"],
+            [["abc"]],
+            Sampling(seed=2, max_new_tokens=4),
+            20_000,
+            streams=["k"],
+            least_weight=least,
+        )
+        session.read()
+        session.draw([np.arange(20_000)])
+        values = session.value[0]
+        assert abs(_off(values, rate)) < FAR
+        positions[least], spread[least] = session.positions, values.var()
+    assert spread[2.0] > 2 * spread[None]
 
 
 def test_texts_depend_on_no_others_and_not_on_rounds(chain: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from knowshift.probing.engines import EngineSpec
 from knowshift.probing.expected import WORTH, Expected, draw_expected
 from knowshift.probing.measure import Protocol, measure_mastery
 from knowshift.probing.prompts import write_prompts
-from knowshift.probing.run import run_mastery
+from knowshift.probing.run import _check_same, run_mastery
 from knowshift.probing.stopping import Asked
 from knowshift.records import EXPECTED, MASTERY, read_table, write_table
 from knowshift.token_shift import items_of
@@ -265,11 +266,43 @@ def test_hits_and_expected_hits_are_not_compared_and_not_resumed(small_world: Pa
         ({"grading": "word"}, "grades by substring only"),
         ({"texts": 1}, "texts of a prompt"),
         ({"texts": 2, "estimate": "hits"}, "with --estimate expected only"),
+        (
+            {"least_weight": 0.5, "estimate": "hits"},
+            "least weight 0.5 of a text: expected with --estimate expected only",
+        ),
+        ({"least_weight": 0.0}, "least weight 0.0 of a text: expected a number above 0, and at most 10"),
+        ({"least_weight": 11.0}, "least weight 11.0 of a text"),
+        ({"least_weight": float("nan")}, "least weight nan of a text"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Protocol(**{"estimate": "expected", **change})
+
+
+def test_no_two_protocols_have_records_that_pass_for_one_another() -> None:
+    """Whatever the field that differs, and whichever record came first."""
+    expected = Protocol(estimate="expected")
+    other = {
+        "draws_per_prompt": 7,
+        "temperature": 0.5,
+        "max_new_tokens": 9,
+        "seed": 4,
+        "grading": "word",
+        "stopping": "sequential",
+        "error": 0.1,
+        "estimate": "hits",
+        "texts": 3,
+        "least_weight": 0.5,
+    }
+    assert set(other) == {field.name for field in fields(Protocol)}
+    for name, value in other.items():
+        one = Protocol() if name == "grading" else expected
+        changed = replace(one, **{name: value})
+        for recorded, asked in ((one, changed), (changed, one)):
+            with pytest.raises(InputError, match="recorded with another"):
+                _check_same(Path("m.parquet"), asked.about(), recorded.about())
+        _check_same(Path("m.parquet"), changed.about(), changed.about())
 
 
 def test_by_command(small_world: Path, tmp_path: Path) -> None:
@@ -280,7 +313,11 @@ def test_by_command(small_world: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds 'hits', asked is 'expected'"):
         CliRunner().invoke(app, [*expected, "--compare", hits], catch_exceptions=False)
     assert not Path(output).exists()
-    done = CliRunner().invoke(app, [*expected, "--texts", "3"])
+    done = CliRunner().invoke(app, [*expected, "--texts", "3", "--least-weight", "0.5"])
     assert done.exit_code == 0
     told = json.loads(done.stdout)
     assert (told["estimate"], told["draws"]) == ("expected", 4 * 21 * 3)
+    about = read_table(Path(output), MASTERY, "mastery")[1]
+    assert (about["texts"], about["least_weight"]) == (3, 0.5)
+    with pytest.raises(InputError, match="least_weight"):  # the same command goes on, another is refused
+        CliRunner().invoke(app, [*expected, "--texts", "3"], catch_exceptions=False)

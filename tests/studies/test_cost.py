@@ -30,7 +30,11 @@ def test_the_shipped_study_as_it_was_measured() -> None:
 
     All seven fractions were restored then, and restored models were not asked their training facts.
     """
-    then = {"restoration.train_set_fractions": [], "restoration.fractions": [0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6]}
+    then = {
+        "mastery.least_weight": None,
+        "restoration.train_set_fractions": [],
+        "restoration.fractions": [0.01, 0.03, 0.05, 0.1, 0.2, 0.4, 0.6],
+    }
     model = costs(load_preset("tiny", then), 14_700, 1_600, 1_926_560, TINY)
     told = model.estimate(model.plan.cells)
     assert told.positions == 16_300 * 206
@@ -40,6 +44,20 @@ def test_the_shipped_study_as_it_was_measured() -> None:
     assert 0.7 * 802 < seconds < 1.1 * 802
     assert told.memory.training < 0.2e9
     assert told.as_record()["core_hours"] == pytest.approx(seconds / 3600, abs=1e-3)
+
+
+def test_a_larger_least_weight_leaves_the_prompts_to_be_read() -> None:
+    """docs/mastery.md: 207 and 152 positions a fact."""
+    positions = {
+        least: costs(
+            load_preset("tiny", {"mastery.least_weight": least}), 14_700, 1_600, 1_926_560, TINY
+        ).positions_of_fact
+        for least in (None, 0.1, 2.0)
+    }
+    assert positions[None] == positions[0.1] == 206
+    assert positions[2.0] == pytest.approx(152, rel=0.03)
+    hits = load_preset("tiny", {"mastery.estimate": "hits"})
+    assert costs(hits, 14_700, 1_600, 1_926_560, TINY).positions_of_fact == 371
 
 
 def test_a_training_of_a_real_model_as_it_was_measured() -> None:

@@ -50,6 +50,7 @@ OTHER: dict[str, Any] = {
     "mastery.stopping": "sequential",
     "mastery.estimate": "hits",
     "mastery.texts": 3,
+    "mastery.least_weight": 0.5,
     "mastery.train_facts": 7,
     "mastery.test_facts": 8,
     "mastery.facts_per_cell": 9,

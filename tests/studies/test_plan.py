@@ -85,6 +85,7 @@ OTHER: dict[str, Any] = {
     "mastery.stopping": "exact",
     "mastery.estimate": "expected",
     "mastery.texts": 3,
+    "mastery.least_weight": 0.5,
     "mastery.train_facts": 7,
     "mastery.test_facts": 4,
     "mastery.facts_per_cell": 5,

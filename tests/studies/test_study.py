@@ -24,6 +24,7 @@ from knowshift.api.studies import plan_study, report, study
 from knowshift.errors import InputError, KnowshiftWarning
 from knowshift.models.finding import find_model
 from knowshift.models.loading import load_model
+from knowshift.records import read_about
 from knowshift.studies import memory
 from knowshift.studies import run as study_run
 from knowshift.studies.config import StudyConfig, load_config, parse_config
@@ -446,7 +447,9 @@ def kept_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[StudyConfig, Pat
     text = SMALL.replace("[0, 4]", "[0]").replace("[8, 16]", "[8]").replace("draws: 2", "draws: 1", 1)
     text = text.replace("train_facts: 120, test_facts: 30", "train_facts: 60, test_facts: 20")
     text = text.replace("keep_checkpoints: false", "control_rate: null").replace("3.0e-4}", "3.0e-4, bfloat16: true}")
-    text = text.replace("max_new_tokens: 6}", "max_new_tokens: 6, estimate: expected}")
+    text = text.replace(
+        "max_new_tokens: 6}", "max_new_tokens: 6, estimate: expected, dtype: bfloat16, least_weight: 0.5}"
+    )
     config, run = parse_config(text, "small"), tmp_path_factory.mktemp("kept") / "run"
     run_study(config, run, executor="here")
     return config, run
@@ -463,6 +466,10 @@ def test_a_tuned_model_measures_the_same_however_models_are_held(
     config, run = kept_run
     (record,) = run.glob("cells/mastery/*/mastery.parquet")
     assert "variance" in pq.read_schema(record).names
+    about = read_about(record, "mastery")
+    assert (about["dtype"], about["part"]) == ("bfloat16", 0)
+    (base,) = run.glob("cells/base/*/answers.parquet")
+    assert read_about(base, "answers")["dtype"] == "float32"
     (tuned,) = run.glob("cells/tuned/*/model")
     tiny = load_model("world:tiny").folder
     beside = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}

@@ -83,6 +83,7 @@ def mastery(
     error: float = 0.2,
     estimate: str = "hits",
     texts: int | None = None,
+    least_weight: float | None = None,
     grading: str = "substring",
     compare: str | Path | None = None,
     certainty: str | Path | None = None,
@@ -114,6 +115,10 @@ def mastery(
         estimate: "hits" counts draws (paper); "expected" takes the model's probability of an answer along few texts.
         texts: of each prompt, for "expected": how many "full" makes, or "sequential" makes at most. Without it, "full"
             makes two, and up to 10 where they differ; "sequential" makes at most 10.
+        least_weight: of a text, for "expected"; 0.1 where not given. One that falls below it goes on with a
+            probability, and then has this weight, so that R stays unbiased. With 2 every text may end at any token:
+            where a model answers at once or never this saves a third of the work; elsewhere it costs precision, as the
+            variances in the record tell.
         grading: what a hit is: "substring" (paper), or "word", at word boundaries.
         compare: another record of these facts: ``more["agreement"]`` says how far levels agree.
         certainty: also write intervals and level probabilities to this file.
@@ -138,7 +143,9 @@ def mastery(
         check_whole("workers", workers, 1)
     servers = _servers(model, server)
     asked = limited(load_facts(facts).facts, limit, seed)
-    protocol = Protocol(draws, temperature, max_new_tokens, seed, grading, stopping, error, estimate, texts)
+    protocol = Protocol(
+        draws, temperature, max_new_tokens, seed, grading, stopping, error, estimate, texts, least_weight
+    )
     _check_extras(compare, estimate, certainty, prompts)
     if servers:
         spec = EngineSpec(servers[0], servers=servers[1:])

@@ -57,6 +57,10 @@ def mastery(
         int | None,
         typer.Option(min=2, help="Texts of each prompt for expected. Without it: 2, and up to 10 where they differ."),
     ] = None,
+    least_weight: Annotated[
+        float | None,
+        typer.Option(help="Of a text of expected (0.1): with 2, fewer go on, for models that answer at once or never."),
+    ] = None,
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"
     ),
@@ -92,6 +96,7 @@ def mastery(
         error=error,
         estimate=estimate,
         texts=texts,
+        least_weight=least_weight,
         grading=grading,
         compare=compare,
         certainty=certainty,

@@ -21,6 +21,8 @@ from knowshift.records import MASTERY_BY_ESTIMATE, estimate_of, write_table
 
 #: What is told of a prompt: how many of its draws are hits (the paper), or how many are expected to be.
 ESTIMATES = tuple(MASTERY_BY_ESTIMATE)
+#: The largest least weight of a text: one text in ten goes on then.
+HEAVIEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Protocol(Sampling):
     estimate: str = "hits"  # "hits" (the paper's) or "expected"; see :mod:`knowshift.probing.expected`
     texts: int | None = None  # of each prompt, for "expected": how many ``full`` makes, the most of ``sequential``;
     # None: as many as their spread asks for
+    least_weight: float | None = None  # of a text, for "expected"; None for :data:`.expected.CARRIED`
 
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:
             raise InputError(f"estimate {self.estimate!r} is unknown{nearest(self.estimate, ESTIMATES)}")
         if self.estimate == "hits" and self.texts is not None:
             raise InputError(f"{self.texts} texts: expected with --estimate expected only; --draws is for hits")
+        if self.estimate == "hits" and self.least_weight is not None:
+            raise InputError(f"least weight {self.least_weight} of a text: expected with --estimate expected only")
         if self.estimate == "expected":
             if self.stopping == "exact":
                 raise InputError("stopping rule 'exact' counts hits; with --estimate expected use full or sequential")
@@ -49,6 +54,10 @@ class Protocol(Sampling):
                 raise InputError(f"grading {self.grading!r}: --estimate expected grades by substring only")
             if self.texts is not None:
                 check_whole("texts of a prompt", self.texts, 2)
+            if self.least_weight is not None and not 0 < self.least_weight <= HEAVIEST:
+                raise InputError(
+                    f"least weight {self.least_weight} of a text: expected a number above 0, and at most {HEAVIEST:g}"
+                )
         if self.stopping not in STOPPING:
             raise InputError(f"stopping rule {self.stopping!r} is unknown{nearest(self.stopping, STOPPING)}")
         if not 0 < self.error < 1:
@@ -65,8 +74,11 @@ class Protocol(Sampling):
     def about(self) -> dict[str, Any]:
         """What records say of it. A record of hits does not say so: its columns do."""
         told = asdict(self)
-        del told["estimate"], told["texts"]
-        return told if self.estimate == "hits" else {**told, "estimate": self.estimate, "texts": self.texts_rule.told}
+        del told["estimate"], told["texts"], told["least_weight"]
+        if self.estimate == "hits":
+            return told
+        kept = {} if self.least_weight is None else {"least_weight": self.least_weight}
+        return {**told, "estimate": self.estimate, "texts": self.texts_rule.told, **kept}
 
 
 #: The protocol of the paper.
@@ -211,6 +223,11 @@ def check_engine(engine: LoadedModel | Engine, protocol: Protocol) -> None:
     if protocol.grading != "substring" and not isinstance(engine, LoadedModel):
         raise InputError(f"grading {protocol.grading!r}: {engine.about()['engine']} is graded by substring only")
     if protocol.estimate == "expected" and not isinstance(engine, LoadedModel):
+        if protocol.least_weight is not None:
+            raise InputError(
+                f"least weight {protocol.least_weight} of a text: a server draws whole texts; "
+                "expected none, or a model in this process"
+            )
         engine.check_expected()
 
 
@@ -223,7 +240,9 @@ def _expected(
 
     def open_session(prompts: Sequence[str], accepted: Sequence[Sequence[str]], streams: Sequence[str]) -> Any:
         if isinstance(engine, LoadedModel):
-            session: Any = ExpectedSession(engine, prompts, accepted, protocol, texts, streams=streams)
+            session: Any = ExpectedSession(
+                engine, prompts, accepted, protocol, texts, streams=streams, least_weight=protocol.least_weight
+            )
         else:
             session = engine.expected(prompts, accepted, protocol, texts, streams=streams)
         return told.of(session)

@@ -47,7 +47,7 @@ ROWS_OF_A_GROUP = 1 << 15
 #: What may differ between the start of a run and its resumption, because it changes no record.
 PLACE = ("model", "device")
 #: What a record that does not say it is.
-UNSAID: dict[str, Any] = {"estimate": "hits", "budget": None}
+UNSAID: dict[str, Any] = {"estimate": "hits", "least_weight": None, "budget": None}
 
 #: In the folder of parts: what they are parts of.
 LABEL = "about.json"

@@ -62,6 +62,7 @@ class MasteryConfig(_Strict):
     stopping: Literal["full", "exact", "sequential"] = "full"  # exact: the same levels from fewer draws
     estimate: Literal["hits", "expected"] = "hits"  # expected: the model's own probabilities along few texts
     texts: int | None = Field(None, ge=2)  # of each prompt, for expected; where not given, as many as they differ by
+    least_weight: float | None = Field(None, gt=0)  # of a text, for expected alone; where not given 0.1
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
@@ -481,7 +482,12 @@ def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
     from knowshift.probing.measure import Protocol  # imports torch
 
     try:
-        Protocol(estimate=mastery.estimate, texts=mastery.texts, stopping=mastery.stopping)
+        Protocol(
+            estimate=mastery.estimate,
+            texts=mastery.texts,
+            least_weight=mastery.least_weight if mastery.estimate == "expected" else None,
+            stopping=mastery.stopping,
+        )
         addresses = [Address.parse(url) for url in mastery.servers]
     except InputError as error:
         raise InputError(f"{origin}: mastery: {error}") from None

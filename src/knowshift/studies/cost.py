@@ -22,6 +22,8 @@ from knowshift.studies.shape import Shape
 #: Token positions of one fact at the paper's 10 draws of 21 prompts and 32 tokens, by estimate: of the shipped model,
 #: whose texts are short, and of SmolLM2-135M on EntityQuestions (docs/mastery.md).
 WORLD_POSITIONS = {"hits": 371, "expected": 206}
+#: Of those of a world by expected hits, the positions of its prompts.
+WORLD_PROMPTS = 104
 REAL_POSITIONS = {"hits": 6145, "expected": 1086}
 #: Tokens, mean of EntityQuestions under SmolLM2's tokenizer: of the fine-tuning prompt. With a shared prefix: of an
 #: example of the shipped world (144 tokens a step of 8).
@@ -135,7 +137,10 @@ class CostModel:
         mastery = self.config.mastery
         texts = mastery.draws_per_prompt / 10 if mastery.estimate == "hits" else (mastery.texts or 2) / 2
         if self.config.facts.startswith("world:"):
-            return texts * WORLD_POSITIONS[mastery.estimate]
+            positions = texts * WORLD_POSITIONS[mastery.estimate]
+            if mastery.estimate == "hits" or mastery.least_weight is None:
+                return positions
+            return WORLD_PROMPTS + (positions - WORLD_PROMPTS) / max(1.0, mastery.least_weight)
         return texts * REAL_POSITIONS[mastery.estimate] * mastery.max_new_tokens / 32
 
     def size_of(self, cell: Cell) -> int:

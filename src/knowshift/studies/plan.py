@@ -53,6 +53,7 @@ CONTENT: Mapping[str, Content] = {
             "mastery.stopping",
             "mastery.estimate",
             "mastery.texts",
+            "mastery.least_weight",
             "mastery.dtype",
         )
     ),
@@ -93,7 +94,13 @@ CONTENT: Mapping[str, Content] = {
 
 #: Fields that came after cells had been made: at this value, which is what was done before, a cell does not have them
 #: among its settings or inputs, and keeps its digest.
-LATER: Mapping[str, Any] = {"training.shards": 1, "devices": 1, "evaluation.levels": None, "mastery.dtype": None}
+LATER: Mapping[str, Any] = {
+    "training.shards": 1,
+    "devices": 1,
+    "evaluation.levels": None,
+    "mastery.least_weight": None,
+    "mastery.dtype": None,
+}
 
 #: Fields that are among the inputs of every cell.
 EVERYWHERE = ("dtype", "device", "threads", "devices")

@@ -220,6 +220,16 @@ def test_a_server_that_shows_nothing_is_refused_in_a_line(
     assert not (tmp_path / "m.parquet.parts").exists()
 
 
+def test_a_server_draws_whole_texts(
+    toy: ChainToy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("--estimate", "expected", "--least-weight", "0.5")
+    status, said = mastery_command(monkeypatch, capsys, toy.url, tmp_path, *more)
+    assert status == 2
+    assert said.startswith("knowshift: least weight 0.5 of a text: a server draws whole texts; expected none, ")
+    assert said.count("\n") == 1
+
+
 def test_log_probabilities_that_temperature_bends_are_refused(toy: ChainToy) -> None:
     toy.bend = 1.4
     with pytest.raises(ServerError, match=r"neither those at 1 nor those divided by it \(.* 1\.4 times"):

@@ -16,10 +16,10 @@ and the text goes on among the other tokens with the rest of its weight. At the 
 completes an answer, and of all rests of a text one goes on, drawn by its weight, with the weight of all.
 
 Positions are spent where they matter by random truncation, which leaves expectations as they are: a part below the
-weight :data:`FOLLOWED` is made with a probability, and then has that weight; a text below the weight :data:`CARRIED`
-goes on in the same way; and of texts that need not stay whole, those of facts that the model does not seem to know,
-and that have come to nothing yet, only a share goes on beyond :data:`THINNED` and :data:`THINNED_AGAIN` tokens, with
-more weight.
+weight :data:`FOLLOWED` is made with a probability, and then has that weight; a text below a least weight
+(:data:`CARRIED` where none is given) goes on in the same way; and of texts that need not stay whole, those of facts
+that the model does not seem to know, and that have come to nothing yet, only a share goes on beyond :data:`THINNED`
+and :data:`THINNED_AGAIN` tokens, with more weight.
 
 Values of texts are independent, so their variance is that of a sample. They are between 0 and 1 but for what random
 truncation adds.
@@ -51,7 +51,7 @@ Floats = NDArray[np.float64]
 
 #: The least weight of a part that goes on with an answer.
 FOLLOWED = 0.02
-#: The least weight of a text.
+#: The least weight of a text, where it is not given.
 CARRIED = 0.1
 #: The token beyond which only a share of texts goes on, unless they are to stay whole, with a weight grown by its
 #: inverse.
@@ -130,8 +130,9 @@ class ExpectedSession:
         *,
         streams: Sequence[str],
         max_nodes: int | None = None,
+        least_weight: float | None = None,
     ) -> None:
-        """``texts``: the most that will be drawn of a prompt."""
+        """``texts``: the most that will be drawn of a prompt; ``least_weight``: of a text, :data:`CARRIED` for None."""
         self.loaded, self.sampling, self.texts = loaded, sampling, texts
         self._spellings, which = _spellings(loaded, accepted, streams)
         self._encoded = loaded.encoder.prompts(prompts, sampling.max_new_tokens)
@@ -139,6 +140,7 @@ class ExpectedSession:
         self._parts = _Parts.of_texts(np.repeat(which, texts), texts)
         self._sum = np.zeros(len(prompts) * texts)
         self._share = np.ones(len(prompts))
+        self._least = CARRIED if least_weight is None else least_weight
         self._which = which
         self._made = np.zeros(len(prompts) * texts, dtype=bool)
         me = weakref.proxy(self)  # a walk that held its session would keep the caches until Python looks for cycles
@@ -242,8 +244,8 @@ class ExpectedSession:
     def _thinned(self, weight: Floats, own: Ints, keys: Any, step: Ints) -> Floats:
         """Weights after random truncation."""
         draw = own % self.texts
-        lives = uniforms(keys, draw, step, _CARRY) * CARRIED < weight
-        weight = np.where(weight < CARRIED, np.where(lives, CARRIED, 0.0), weight)
+        lives = uniforms(keys, draw, step, _CARRY) * self._least < weight
+        weight = np.where(weight < self._least, np.where(lives, self._least, 0.0), weight)
         share = self._share[own // self.texts]
         again = np.where(step == THINNED_AGAIN, SHARE_AGAIN, 1.0)
         share = np.where((share < 1) & (self._sum[own] < SOMETHING), np.where(step == THINNED, share, again), 1.0)
