@@ -17,9 +17,10 @@ taken out; mean error and its standard error; the share of facts with the refere
 a run of 210 draws has most probably at the reference's rates (of 2,100 draws without a hit there are fewer);
 and for expected hits the squared errors over the variances that the records tell, which is 1 where those are right.
 
-``--told`` measures expected hits alone and prints what the record tells of itself, for facts of level 0 and for the
-others: token positions, texts of a prompt, the error of R by its variances, and that of a full run with these rates,
-the root of the mean over facts and prompts of r (1 - r) / (draws of a fact), r² without bias from the texts.
+``--told`` measures expected hits alone, as they are and with ``--least-weight``, and prints what each record tells of
+itself, for facts of level 0 and for the others: token positions, texts of a prompt, the error of R by its variances,
+and that of a full run with these rates, the root of the mean over facts and prompts of r (1 - r) / (draws of a fact),
+r² without bias from the texts.
 """
 
 from __future__ import annotations
@@ -133,23 +134,36 @@ def compare(name: str, record: dict[str, Any], reference: dict[str, Any], draws:
 
 
 def tell(arguments: argparse.Namespace) -> None:
-    """Print what a record of expected hits says of its own error, beside that of a full run."""
+    """Print what records of expected hits, with each least weight, say of their error, beside that of a full run."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    record = measure(arguments, "expected", chosen_facts(arguments), **EXPECTED)
-    sums, squares, texts = (np.array(record[name]) for name in ("prompt_hits", "prompt_squares", "prompt_draws"))
+    facts = chosen_facts(arguments)
+    tell_of("expected", measure(arguments, "expected", facts, **EXPECTED))
+    for least in arguments.least_weight:
+        name = f"expected, weight {least:g}"
+        tell_of(name, measure(arguments, file_name(name), facts, **EXPECTED, least_weight=least))
+
+
+def tell_of(name: str, record: dict[str, Any]) -> None:
+    """Print what one record says."""
+    sums, squares, texts = (np.array(record[column]) for column in ("prompt_hits", "prompt_squares", "prompt_draws"))
     rates = sums / texts
     spread = np.maximum(squares - sums**2 / texts, 0.0) / (texts - 1)
     of_full = (rates - (rates**2 - spread / texts)).mean(axis=1) / (DRAWS * rates.shape[1])
     level, variance = np.array(record["level"]), np.array(record["variance"])
-    print(f"{record['positions'] / len(level):.1f} positions of a fact, {record['seconds']:.0f} s")
-    for name, mine in {"all": level >= 0, "level 0": level == 0, "levels 1 to 4": level > 0}.items():
+    print(f"{name}: {record['positions'] / len(level):.1f} positions of a fact, {record['seconds']:.0f} s")
+    for group, mine in {"all": level >= 0, "level 0": level == 0, "levels 1 to 4": level > 0}.items():
         told = {
             "facts": int(mine.sum()),
             "texts of a prompt": round(float(texts[mine].mean()), 2),
             "told error of R": round(float(variance[mine].mean() ** 0.5), 5),
             "of a full run": round(float(max(of_full[mine].mean(), 0.0) ** 0.5), 5),
         }
-        print(f"{name:<14} {told}")
+        print(f"{group:<14} {told}", flush=True)
+
+
+def file_name(run: str) -> str:
+    """The file of a run of this name."""
+    return run.replace(", ", "-").replace(" ", "-")
 
 
 def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
@@ -195,7 +209,7 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     runs |= {f"expected, weight {least:g}": {**EXPECTED, "least_weight": least} for least in arguments.least_weight}
     runs["expected, sequential"] = {**EXPECTED, "stopping": "sequential"}
     records = {
-        name: measure(arguments, name.replace(", ", "-").replace(" ", "-"), facts, **options)
+        name: measure(arguments, file_name(name), facts, **options)
         for name, options in reversed(runs.items())  # the cheap ones first
     }
     if given is None:
