@@ -56,6 +56,7 @@ CONFIG_TEXTS = {
     "mastery.stopping",
     "mastery.estimate",
     "mastery.servers",
+    "mastery.dtype",
     "training.schedule",
     "variants",
     "bench.strategies",
