@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 
 #: Characters of a library's message that are shown.
 _LONGEST = 300
@@ -160,6 +161,17 @@ def _is_ours(error: BaseException) -> bool:
 
 def _is_of(module: str, packages: tuple[str, ...]) -> bool:
     return module.partition(".")[0] in packages
+
+
+def check_number(name: str, value: object, expected: str, above: float, below: float) -> float:
+    """A number between two others, as a float; refuse all else, truth values too.
+
+    Raises:
+        InputError: names the option, what was given and what was expected.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < below:
+        raise InputError(f"{name} {repr(value)[:80]}{expected}")
+    return float(value)
 
 
 def check_whole(name: str, value: object, least: int = 0, below: int = 2**31) -> None:

@@ -270,14 +270,25 @@ def test_hits_and_expected_hits_are_not_compared_and_not_resumed(small_world: Pa
             {"least_weight": 0.5, "estimate": "hits"},
             "least weight 0.5 of a text: expected with --estimate expected only",
         ),
-        ({"least_weight": 0.0}, "least weight 0.0 of a text: expected a number above 0, and at most 10"),
+        ({"least_weight": 0.0}, "least weight 0.0 of a text: expected a number above 0, and below 10"),
         ({"least_weight": 11.0}, "least weight 11.0 of a text"),
         ({"least_weight": float("nan")}, "least weight nan of a text"),
+        ({"least_weight": "2"}, "least weight '2' of a text: expected a number"),
+        ({"least_weight": True}, "least weight True of a text"),
+        ({"error": "0.1"}, "error rate '0.1' of the stopping rule"),
+        ({"temperature": True}, "temperature True: expected a number above 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(InputError, match=says):
         Protocol(**{"estimate": "expected", **change})
+
+
+def test_numbers_of_other_libraries_are_recorded_as_numbers() -> None:
+    given = {"temperature": np.float32(0.5), "error": np.float64(0.25), "least_weight": np.float32(2)}
+    about = Protocol(estimate="expected", **given).about()
+    assert json.loads(json.dumps(about)) == about
+    assert (about["temperature"], about["error"], about["least_weight"]) == (0.5, 0.25, 2.0)
 
 
 def test_no_two_protocols_have_records_that_pass_for_one_another() -> None:

@@ -46,6 +46,23 @@ def test_the_shipped_study_as_it_was_measured() -> None:
     assert told.as_record()["core_hours"] == pytest.approx(seconds / 3600, abs=1e-3)
 
 
+@pytest.mark.parametrize("room", [0, 10**12])
+def test_a_model_of_another_dtype_for_mastery_lies_beside_the_base_where_there_is_room(room: int) -> None:
+    shape = known_models()["meta-llama/Meta-Llama-3-8B"].shape
+    plain, other = (
+        memory_of(load_preset("llama-3-8b", {"mastery.dtype": dtype}), shape.weights, shape, room)
+        for dtype in (None, "bfloat16")
+    )
+    beside = plain.weights if room else 0
+    assert other.mastery == plain.mastery - plain.weights + plain.weights // 2 + beside
+    assert (other.weights, other.training, other.way, other.asked_by) == (
+        plain.weights,
+        plain.training,
+        plain.way,
+        plain.asked_by,
+    )
+
+
 def test_a_larger_least_weight_leaves_the_prompts_to_be_read() -> None:
     """docs/mastery.md: 207 and 152 positions a fact."""
     positions = {

@@ -50,7 +50,7 @@ OTHER: dict[str, Any] = {
     "mastery.stopping": "sequential",
     "mastery.estimate": "hits",
     "mastery.texts": 3,
-    "mastery.least_weight": 0.5,
+    "mastery.least_weight": None,
     "mastery.train_facts": 7,
     "mastery.test_facts": 8,
     "mastery.facts_per_cell": 9,
@@ -89,7 +89,10 @@ def test_every_field_of_a_preset_can_be_set() -> None:
         asked = StudyConfig.model_validate({**SMALLEST, key: value}).as_record()[key] if key == "variants" else value
         assert field_of(after, key) == asked != field_of(before, key), key
         changed = {other for other in OTHER if field_of(after, other) != field_of(before, other)}
-        assert changed == {key}
+        # Of hits, and of servers' texts, there is none.
+        assert changed - ({"mastery.least_weight"} if key in ("mastery.estimate", "mastery.servers") else set()) == {
+            key
+        }
 
 
 def test_values_are_yaml_and_the_last_counts(tmp_path: Path) -> None:
@@ -217,3 +220,23 @@ def test_a_configuration_in_memory_can_be_changed_too(tmp_path: Path) -> None:
     config = StudyConfig(name="s", model="world:tiny", facts="world:tiny", sizes=(8, "all"), draws=1)
     plan = knowshift.plan_study(config, overrides={"levels": [2], "control_rate": None}, output_dir=tmp_path / "run")
     assert plan.cells["tuned"] == 2
+
+
+def test_a_least_weight_is_there_only_where_something_depends_on_it() -> None:
+    assert load_preset("tiny").mastery.least_weight == 2.0
+    for other in ({"mastery.estimate": "hits"}, {"mastery.servers": ["http://here:1"]}):
+        assert load_preset("tiny", other).mastery.least_weight is None
+    for wrong in (0, -1.0, float("inf"), float("nan"), 11.0, "much"):
+        with pytest.raises(InputError, match=r"least.weight"):
+            load_preset("tiny", {"mastery.least_weight": wrong})
+
+
+def test_mastery_in_another_dtype_is_for_studies_in_float32_on_models_of_their_own() -> None:
+    asked: dict[str, Any] = {"mastery.dtype": "bfloat16"}
+    assert load_preset("tiny", asked).mastery.dtype == "bfloat16"
+    with pytest.raises(
+        InputError, match=r"mastery\.dtype: 'bfloat16' is for a study in float32, and this one is in bfl"
+    ):
+        load_preset("tiny", {**asked, "dtype": "bfloat16"})
+    with pytest.raises(InputError, match=r"expected only one of mastery\.dtype and mastery\.servers"):
+        load_preset("tiny", {**asked, "mastery.servers": ["http://here:1"]})

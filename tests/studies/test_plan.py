@@ -49,7 +49,7 @@ SMALL: dict[str, Any] = {
     "instruct": "an instruct model",
     "restoration": {"tasks": ["text_loss"]},
     "bench": {"strategies": {"sft": {}, "mixed": {}}, "rates": [1.0]},  # one on plain facts, one on its own
-    "mastery": {"facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
+    "mastery": {"estimate": "expected", "facts_per_cell": 4, "train_facts": 8, "test_facts": 5},
 }
 OTHER: dict[str, Any] = {
     "name": "other",
@@ -83,7 +83,7 @@ OTHER: dict[str, Any] = {
     "mastery.temperature": 0.8,
     "mastery.max_new_tokens": 33,
     "mastery.stopping": "exact",
-    "mastery.estimate": "expected",
+    "mastery.estimate": "hits",
     "mastery.texts": 3,
     "mastery.least_weight": 0.5,
     "mastery.train_facts": 7,
@@ -229,6 +229,7 @@ def test_another_content_of_one_kind_leaves_the_digests_of_all_others(monkeypatc
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0")
     config = {**SMALL, "restoration": {"tasks": ["text_loss"], "layer_group": 1, "train_set_fractions": [0.2]}}
     config["bench"] = {}  # which came later
+    config["mastery"] = {**SMALL["mastery"], "estimate": "hits"}
     mixed = {"variants": {"mixed": {"levels": "mixed"}, "longer": {"epochs": 2}}}
     found: dict[str, list[str]] = {}
     for cell in _plan(StudyConfig.model_validate({**config, **mixed})).cells:

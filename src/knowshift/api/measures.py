@@ -116,9 +116,9 @@ def mastery(
         texts: of each prompt, for "expected": how many "full" makes, or "sequential" makes at most. Without it, "full"
             makes two, and up to 10 where they differ; "sequential" makes at most 10.
         least_weight: of a text, for "expected"; 0.1 where not given. One that falls below it goes on with a
-            probability, and then has this weight, so that R stays unbiased. With 2 every text may end at any token:
-            where a model answers at once or never this saves a third of the work; elsewhere it costs precision, as the
-            variances in the record tell.
+            probability, and then has this weight, so that R stays unbiased. With 2 half of the texts or more end at
+            the prompt: where a model answers at once or never this saves a quarter of the positions; elsewhere it costs
+            precision, as the variances in the record tell.
         grading: what a hit is: "substring" (paper), or "word", at word boundaries.
         compare: another record of these facts: ``more["agreement"]`` says how far levels agree.
         certainty: also write intervals and level probabilities to this file.

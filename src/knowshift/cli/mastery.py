@@ -59,7 +59,9 @@ def mastery(
     ] = None,
     least_weight: Annotated[
         float | None,
-        typer.Option(help="Of a text of expected (0.1): with 2, fewer go on, for models that answer at once or never."),
+        typer.Option(
+            help="Least weight of a text of expected (0.1). 2: fewer go on, for models that answer at once or never."
+        ),
     ] = None,
     grading: Annotated[str, typer.Option(help="What a hit is: substring (paper), or word, at word boundaries.")] = (
         "substring"

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from knowshift.errors import InputError, check_whole, nearest
+from knowshift.errors import InputError, check_number, check_whole, nearest
 from knowshift.facts.fact import LEVELS, Fact, completion_prompts
 from knowshift.models.loading import LoadedModel
 from knowshift.models.sampling.expected import ExpectedSession
@@ -21,8 +21,6 @@ from knowshift.records import MASTERY_BY_ESTIMATE, estimate_of, write_table
 
 #: What is told of a prompt: how many of its draws are hits (the paper), or how many are expected to be.
 ESTIMATES = tuple(MASTERY_BY_ESTIMATE)
-#: The largest least weight of a text: one text in ten goes on then.
-HEAVIEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,15 @@ class Protocol(Sampling):
                 raise InputError(f"grading {self.grading!r}: --estimate expected grades by substring only")
             if self.texts is not None:
                 check_whole("texts of a prompt", self.texts, 2)
-            if self.least_weight is not None and not 0 < self.least_weight <= HEAVIEST:
-                raise InputError(
-                    f"least weight {self.least_weight} of a text: expected a number above 0, and at most {HEAVIEST:g}"
+            if self.least_weight is not None:
+                expected = " of a text: expected a number above 0, and below 10"  # where one text in ten goes on
+                object.__setattr__(
+                    self, "least_weight", check_number("least weight", self.least_weight, expected, 0, 10)
                 )
         if self.stopping not in STOPPING:
             raise InputError(f"stopping rule {self.stopping!r} is unknown{nearest(self.stopping, STOPPING)}")
-        if not 0 < self.error < 1:
-            raise InputError(f"error rate {self.error} of the stopping rule: expected a number between 0 and 1")
+        between = " of the stopping rule: expected a number between 0 and 1"
+        object.__setattr__(self, "error", check_number("error rate", self.error, between, 0, 1))
         super().__post_init__()
 
     @property

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, ValidationInfo, field_validator
 
 from knowshift.errors import InputError, border, nearest
 from knowshift.parameters.methods import METHODS
@@ -62,14 +62,18 @@ class MasteryConfig(_Strict):
     stopping: Literal["full", "exact", "sequential"] = "full"  # exact: the same levels from fewer draws
     estimate: Literal["hits", "expected"] = "hits"  # expected: the model's own probabilities along few texts
     texts: int | None = Field(None, ge=2)  # of each prompt, for expected; where not given, as many as they differ by
-    least_weight: float | None = Field(None, gt=0)  # of a text, for expected alone; where not given 0.1
     train_facts: int | None = Field(None, ge=1)  # probe only so many training facts of a seeded shuffle
     test_facts: int | None = Field(None, ge=1)  # likewise of the test facts of each domain
     facts_per_cell: int = Field(500, ge=1)  # one resumable piece of work
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] | None = (
-        None  # of the model that is probed; None: the study's
-    )
     servers: tuple[str, ...] = ()  # URLs of completions servers that are asked instead of the model in the workers
+    dtype: Literal["bfloat16", "float16"] | None = None  # of the model that is probed, for a study in float32
+    least_weight: float | None = Field(None, gt=0, allow_inf_nan=False)  # of a text drawn here, for expected; None: 0.1
+
+    @field_validator("least_weight")
+    @classmethod
+    def _without_effect(cls, value: float | None, info: ValidationInfo) -> float | None:
+        """None where nothing depends on it: a preset that has one may be asked for hits, or with servers."""
+        return None if info.data.get("estimate") == "hits" or info.data.get("servers") else value
 
 
 class TrainingConfig(_Strict):
@@ -360,7 +364,7 @@ def _override(data: dict[Any, Any], key: str, value: Any, origin: str) -> None:
 def _check_together(config: StudyConfig, origin: str) -> None:
     """Refuse values that are of the right kind, but not for one another or for this program."""
     check_trainable(f"{origin}: dtype", config.dtype)
-    _check_mastery(origin, config.mastery)
+    _check_mastery(origin, config)
     _check_shards(origin, config)
     if not config.numbers:
         raise InputError(f"{origin}: sizes: expected at least one number beside 'all', found {list(config.sizes)}")
@@ -476,25 +480,31 @@ def _check_shards(origin: str, config: StudyConfig) -> None:
         )
 
 
-def _check_mastery(origin: str, mastery: MasteryConfig) -> None:
+def _check_mastery(origin: str, config: StudyConfig) -> None:
     """Refuse now what measuring would refuse."""
     from knowshift.models.server.settings import Address
     from knowshift.probing.measure import Protocol  # imports torch
 
+    mastery = config.mastery
     try:
         Protocol(
             estimate=mastery.estimate,
             texts=mastery.texts,
-            least_weight=mastery.least_weight if mastery.estimate == "expected" else None,
+            least_weight=mastery.least_weight,
             stopping=mastery.stopping,
         )
         addresses = [Address.parse(url) for url in mastery.servers]
     except InputError as error:
         raise InputError(f"{origin}: mastery: {error}") from None
-    if mastery.servers and mastery.dtype is not None:
+    if mastery.dtype is not None and mastery.servers:
         raise InputError(
             f"{origin}: mastery.dtype: {mastery.dtype!r} is of a model in the workers, servers have their own; "
             "expected only one of mastery.dtype and mastery.servers"
+        )
+    if mastery.dtype is not None and config.dtype != "float32":
+        raise InputError(
+            f"{origin}: mastery.dtype: {mastery.dtype!r} is for a study in float32, and this one is in {config.dtype}; "
+            "expected none"
         )
     if len(set(addresses)) != len(addresses):
         raise InputError(f"{origin}: mastery.servers: expected distinct addresses, found {list(mastery.servers)}")

@@ -74,7 +74,7 @@ def protocol_of(settings: Settings) -> Protocol:
         stopping=settings["mastery.stopping"],
         estimate=settings["mastery.estimate"],
         texts=settings["mastery.texts"],
-        least_weight=settings.get("mastery.least_weight") if settings["mastery.estimate"] == "expected" else None,
+        least_weight=settings.get("mastery.least_weight"),
     )
 
 

@@ -241,9 +241,11 @@ class CostModel:
     def assumed(self) -> list[str]:
         """What the estimate takes for granted, one line each."""
         mastery = self.config.mastery
-        source = "the shipped model" if self.config.facts.startswith("world:") else "SmolLM2-135M on EntityQuestions"
+        world = self.config.facts.startswith("world:")
+        source = "the shipped model" if world else "SmolLM2-135M on EntityQuestions"
+        known = "by its least weight from what was measured on" if world and mastery.least_weight else "measured on"
         lines = [
-            f"mastery: {self.positions_of_fact:,.0f} token positions a fact ({mastery.estimate}, measured on {source})",
+            f"mastery: {self.positions_of_fact:,.0f} token positions a fact ({mastery.estimate}, {known} {source})",
             f"{EXAMPLE} tokens an example, {PROMPT} a question, {ANSWER} an answer, {CONTEXT} before a position",
         ]
         if on_cpu(self.config):

@@ -87,18 +87,20 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     room = planned_room(config) if room is None else room
     shards = config.shards
     own = held_bytes(config, weights, shape, config.devices)
-    probed = own if config.mastery.dtype is None else own // BYTES[config.dtype] * BYTES[config.mastery.dtype]
     strategy, more = most_held(config, weights)
     training, way = training_bytes(config, weights, shape, shards) + more, "in turns"
     if shards == 1 and training + own <= room:
         training, way = training + own, "both"
+    probed = own
+    if config.mastery.dtype is not None:  # another model, beside the base where there is room
+        probed = own // BYTES[config.dtype] * BYTES[config.mastery.dtype] + (own if way == "both" else 0)
     numbers = range(1, _MOST_SHARDS)
     gpus = next((n for n in numbers if training_bytes(config, weights, shape, n) <= GPU_BYTES), _MOST_SHARDS)
     fitting = [n for n in divisors(shape) if held_bytes(config, weights, shape, n) <= GPU_BYTES]
     return Memory(
-        probed + (own if probed != own and way == "both" else 0) + CACHE_BYTES[kind] + STAY_BYTES[kind],
+        probed + CACHE_BYTES[kind] + STAY_BYTES[kind],
         training,
-        max(own, probed),
+        own,
         way,  # type: ignore[arg-type]
         shards,
         gpus,

@@ -151,7 +151,7 @@ class Worker:
         mastery = self.config.mastery
         if mastery.servers:
             return self._servers
-        if mastery.dtype in (None, self.config.dtype):
+        if mastery.dtype is None:
             return self.base
         if self._probed is None:
             if self._one_at_a_time:
@@ -161,7 +161,9 @@ class Worker:
 
     @cached_property
     def _known(self) -> KnownFacts:
-        self._probed = None  # all of mastery is measured
+        if self._probed is not None:  # all of mastery is measured
+            self._probed = None
+            give_back()
         self._fetch([cell for unit in self.plan.probes for cell in unit.cells])
         return known_of(self.run, self.plan, self.source.facts)
 

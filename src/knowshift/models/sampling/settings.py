@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from knowshift.errors import InputError, check_whole, nearest
+from knowshift.errors import InputError, check_number, check_whole, nearest
 
 #: Rules for what a hit is: the paper's plain substring, or at word boundaries (:mod:`knowshift.facts.grading`).
 GRADINGS = ("substring", "word")
@@ -31,7 +31,7 @@ class Sampling:
         check_whole("draws of a prompt", self.draws_per_prompt, 1)
         check_whole("tokens of a draw", self.max_new_tokens, 1)
         check_whole("seed", self.seed)
-        if not (isinstance(self.temperature, (int, float)) and 0 < self.temperature < math.inf):
-            raise InputError(f"temperature {repr(self.temperature)[:80]}: expected a number above 0")
+        temperature = check_number("temperature", self.temperature, ": expected a number above 0", 0, math.inf)
+        object.__setattr__(self, "temperature", temperature)
         if self.grading not in GRADINGS:
             raise InputError(f"grading {self.grading!r} is unknown{nearest(self.grading, GRADINGS)}")
