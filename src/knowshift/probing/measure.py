@@ -28,7 +28,8 @@ class Protocol(Sampling):
     """How mastery is measured: how texts are drawn, and how many of them; the defaults are the paper's (2.3).
 
     Raises:
-        InputError: an unknown stopping rule or grading, or an error rate that is none.
+        InputError: an unknown stopping rule, grading or estimate, a number out of range, or settings of the other
+            estimate.
     """
 
     stopping: str = "full"  # "full", "exact" or "sequential"; see :mod:`knowshift.probing.stopping`
@@ -36,7 +37,7 @@ class Protocol(Sampling):
     estimate: str = "hits"  # "hits" (the paper's) or "expected"; see :mod:`knowshift.probing.expected`
     texts: int | None = None  # of each prompt, for "expected": how many ``full`` makes, the most of ``sequential``;
     # None: as many as their spread asks for
-    least_weight: float | None = None  # of a text, for "expected"; None for :data:`.expected.CARRIED`
+    least_weight: float | None = None  # of a text, for "expected"; None: CARRIED of models.sampling.expected
 
     def __post_init__(self) -> None:
         if self.estimate not in ESTIMATES:

@@ -22,9 +22,10 @@ from knowshift.studies.shape import Shape
 #: Token positions of one fact at the paper's 10 draws of 21 prompts and 32 tokens, by estimate: of the shipped model,
 #: whose texts are short, and of SmolLM2-135M on EntityQuestions (docs/mastery.md).
 WORLD_POSITIONS = {"hits": 371, "expected": 206}
-#: Of those of a world by expected hits, the positions of its prompts.
-WORLD_PROMPTS = 104
 REAL_POSITIONS = {"hits": 6145, "expected": 1086}
+#: Of those of a world by expected hits, the positions of its prompts: all others are of texts, of which a larger least
+#: weight leaves about its inverse.
+WORLD_PROMPTS = 104
 #: Tokens, mean of EntityQuestions under SmolLM2's tokenizer: of the fine-tuning prompt. With a shared prefix: of an
 #: example of the shipped world (144 tokens a step of 8).
 PROMPT, SHARED_EXAMPLE = 20, 18
