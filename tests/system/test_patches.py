@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.process import BaseProcess
 
 import pytest
 import torch
@@ -50,6 +56,32 @@ def test_a_pool_names_its_processes() -> None:
     assert [process.is_alive() for process in patches.processes_of(pool)] == [True]
     pool.shutdown()
     assert patches.processes_of(object()) == []  # type: ignore[arg-type]
+
+
+def _die() -> None:
+    time.sleep(0.1)  # until all ask
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="one thread asks the system, and not a pipe")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_all_threads_that_ask_at_once_are_told_how_a_process_ended(method: str) -> None:
+    context = patches.processes_as(method)
+    for _ in range(5):
+        process = context.Process(target=_die)  # type: ignore[attr-defined]
+        process.start()
+        told: list[int | None] = []
+
+        def ask(process: BaseProcess = process, told: list[int | None] = told) -> None:
+            process.join()
+            told.append(process.exitcode)
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert told == [-signal.SIGKILL] * 8
 
 
 def test_gradients_are_cleared_without_looking_for_parameters(monkeypatch: pytest.MonkeyPatch) -> None:

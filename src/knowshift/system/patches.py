@@ -1,13 +1,18 @@
-"""Temporary changes of private parts of other libraries, each with a fallback where a library is built otherwise.
+"""Changes of private parts of other libraries, each with a fallback where a library is built otherwise.
 
-Everything here saves time and changes no result; tests/system/test_patches.py fails when a library moves what is named.
+Everything here saves time or mends a fault of theirs, and changes no result; tests/system/test_patches.py fails when a
+library moves what is named.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import connection, context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,6 +60,58 @@ def quick_zero_grad(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.zero_grad
+
+
+def _locked(popen: Any) -> Any:
+    """Let one thread at a time ask how a process ended.
+
+    Python reads the status of a process that it has had forked from a pipe. Of two threads that ask at once, as a
+    pool's own and whoever waits for its results do, the later finds the pipe empty, and the status becomes 255. Of one
+    that was spawned the later is told that it has not ended.
+    """
+    if (poll := getattr(popen, "poll", None)) is None:
+        return popen
+    lock = threading.Lock()
+
+    def locked(flag: int = os.WNOHANG) -> int | None:
+        if flag != os.WNOHANG:
+            connection.wait([popen.sentinel])  # not with the lock, which others ask for without waiting
+        with lock:
+            code: int | None = poll(flag)
+            return code
+
+    popen.poll = locked
+    return popen
+
+
+if sys.platform != "win32":
+
+    class _Forked(context.ForkServerProcess):
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> Any:
+            return _locked(context.ForkServerProcess._Popen(process_obj))
+
+    class _Forking(context.ForkServerContext):
+        Process = _Forked
+
+    class _Spawned(context.SpawnProcess):
+        @staticmethod
+        def _Popen(process_obj: BaseProcess) -> Any:
+            return _locked(context.SpawnProcess._Popen(process_obj))
+
+    class _Spawning(context.SpawnContext):
+        Process = _Spawned
+
+
+def processes_as(method: str) -> context.BaseContext:
+    """``multiprocessing.get_context``, of processes that any number of threads may ask how they ended.
+
+    Args:
+        method: "spawn" or, where there are forks, "forkserver".
+    """
+    if sys.platform == "win32":
+        return multiprocessing.get_context(method)
+    return {"forkserver": _Forking, "spawn": _Spawning}[method]()
 
 
 def processes_of(pool: ProcessPoolExecutor) -> list[BaseProcess]:

@@ -52,7 +52,7 @@ def worker_context() -> BaseContext:
     they were imported.
     """
     forks = sys.platform == "linux" and not any(map(os.path.exists, _GPUS))
-    return multiprocessing.get_context("forkserver" if forks else "spawn")
+    return patches.processes_as("forkserver" if forks else "spawn")
 
 
 @contextmanager
