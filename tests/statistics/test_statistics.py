@@ -311,6 +311,12 @@ def test_percentile_interval_by_hand() -> None:
     assert not percentile_interval(math.nan, np.zeros(3), 3).known
 
 
+@given(st.floats(-1, 1), arrays(np.float64, st.integers(2, 40), elements=st.floats(-1, 1)))
+def test_an_interval_holds_its_estimate(value: float, replicates: np.ndarray) -> None:
+    found = percentile_interval(value, replicates, 3)
+    assert found.low <= value <= found.high
+
+
 def test_what_nothing_was_repeated_for_has_no_interval_and_no_p() -> None:
     """One draw of each stratum, and facts that do not vary: rounding in the replicates is no variation either."""
     for value, scale in ((0.3, 1.0), (0.0, 1.0), (0.3, 1 + 1e-15)):

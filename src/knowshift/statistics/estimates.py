@@ -135,7 +135,11 @@ def proportion_interval(hits: int, count: int, confidence: float = 0.95) -> tupl
 
 
 def percentile_interval(value: float, replicates_B: Floats, draws: int, confidence: float = 0.95) -> Estimate:
-    """Bootstrap percentile interval, for what is not linear (a rank correlation); p from the share beyond 0."""
+    """Bootstrap percentile interval, for what is not linear (a rank correlation); p from the share beyond 0.
+
+    Replicates are noisier than what was observed, and noise weakens a correlation, so the observed value may be beyond
+    their percentiles; the interval then reaches to it.
+    """
     finite = replicates_B[np.isfinite(replicates_B)]
     if math.isnan(value):
         return MISSING
@@ -144,4 +148,5 @@ def percentile_interval(value: float, replicates_B: Floats, draws: int, confiden
     low, high = np.quantile(finite, [0.5 - confidence / 2, 0.5 + confidence / 2])
     beyond = min(int((finite <= 0).sum()), int((finite >= 0).sum()))
     p = min(1.0, 2 * (beyond + 1) / (len(finite) + 1))
-    return Estimate(value, float(low), float(high), float(finite.std(ddof=1)), math.nan, p, draws)
+    low, high = min(float(low), value), max(float(high), value)
+    return Estimate(value, low, high, float(finite.std(ddof=1)), math.nan, p, draws)
