@@ -40,6 +40,13 @@ def test_a_model_is_asked_in_the_forms_it_has(small_model: LoadedModel) -> None:
     assert [form.name for form in all_forms.values() if form.first_line] == ["few-shot"]
 
 
+def test_a_model_that_may_think_is_asked_to_answer_at_once(small_model: LoadedModel) -> None:
+    """As Qwen 3's template has it: without being told, the model would begin to think."""
+    template = TEMPLATE + "{% if enable_thinking is defined and enable_thinking is false %}[thought]{% endif %}"
+    forms = {form.name: form for form in forms_of(with_template(small_model, template), {}, [])}
+    assert forms["chat"].prompt(FACT) == "<user>Where was Ann born?</><me>[thought]"
+
+
 def test_a_template_that_fails_is_refused_in_a_line(small_model: LoadedModel) -> None:
     for template in ("{{ raise_exception('no') }}", "{% for %}", "{{ ''.__class__.__mro__ }}"):
         with pytest.raises(InputError, match="chat template fails"):

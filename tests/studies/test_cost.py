@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from knowshift.errors import InputError
 from knowshift.studies.config import StudyConfig, load_preset
 from knowshift.studies.cost import CostModel
-from knowshift.studies.memory import GPU_BYTES, check_held, check_memory, memory_of, training_bytes
+from knowshift.studies.memory import (
+    GPU_BYTES,
+    check_held,
+    check_memory,
+    divisors,
+    held_bytes,
+    memory_of,
+    training_bytes,
+)
 from knowshift.studies.plan import outline
 from knowshift.studies.shape import Shape, known_models
 from knowshift.tuning.registry import STRATEGIES
@@ -55,11 +63,11 @@ def test_a_model_of_another_dtype_for_mastery_lies_beside_the_base_where_there_i
     )
     beside = plain.weights if room else 0
     assert other.mastery == plain.mastery - plain.weights + plain.weights // 2 + beside
-    assert (other.weights, other.training, other.way, other.asked_by) == (
+    assert (other.weights, other.training, other.way, other.gpus) == (
         plain.weights,
         plain.training,
         plain.way,
-        plain.asked_by,
+        plain.gpus,
     )
 
 
@@ -201,13 +209,23 @@ def test_models_are_held_in_turns_where_both_do_not_fit(
     both = shards == 1 and alone + own <= room
     assert (memory.way, memory.training) == (("both", alone + own) if both else ("in turns", alone))
     assert memory.weights == own <= memory.mastery
-    assert training_bytes(config, shape.weights, shape, memory.gpus) <= GPU_BYTES
-    assert memory.gpus == 1 or training_bytes(config, shape.weights, shape, memory.gpus - 1) > GPU_BYTES
+    offered = range(1, 256) if own <= GPU_BYTES else divisors(shape)
+    hold = [n for n in offered if all(size <= GPU_BYTES for size in _on_each(config, shape, n))]
+    assert memory.gpus == (hold[0] if hold else None)
     assert memory.held.isprintable()
     said = memory.on_gpus
     assert ("does not hold the model" in said) == (own > GPU_BYTES)
     if own <= GPU_BYTES and memory.training > GPU_BYTES:
         assert f"--set training.shards={memory.gpus}" in said
+    if own > GPU_BYTES:
+        assert "the most that are offered" in said if memory.gpus is None else f"--set devices={memory.gpus}" in said
+
+
+def _on_each(config: StudyConfig, shape: Shape, devices: int) -> tuple[int, int]:
+    """Bytes on each device of a training and, where the model is larger than one, of the model while it is asked."""
+    own = held_bytes(config, shape.weights, shape, 1)
+    asked = own if own <= GPU_BYTES else held_bytes(config, shape.weights, shape, devices)
+    return training_bytes(config, shape.weights, shape, devices), asked
 
 
 def of_strategies(names: Sequence[str], **changes: Any) -> StudyConfig:

@@ -117,12 +117,16 @@ class PromptEncoder:
     def chat(self, message: str) -> str:
         """A user's message in the model's own chat template, up to where the answer begins.
 
+        Templates that can be told not to have the model think first are told so: answers here are short.
+
         Raises:
             InputError: the tokenizer has no template, or it fails.
         """
         said = [{"role": "user", "content": message}]
         try:
-            text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                said, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )
         except (
             Exception
         ) as error:  # a template is a program of whoever made the model; transformers runs it in a sandbox

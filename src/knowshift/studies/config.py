@@ -468,11 +468,6 @@ def _check_shards(origin: str, config: StudyConfig) -> None:
                 f"{origin}: variants.{name}.dtype: a training of {shards} processes has the study's dtype; expected "
                 f"{field}: 1"
             )
-        if variant.lora is not None and config.devices > 1:
-            raise InputError(
-                f"{origin}: variants.{name}.lora: adapters are trained on one device; expected devices: 1, or --set "
-                "variants without it"
-            )
     if config.training.report_to != "none":
         raise InputError(
             f"{origin}: training.report_to: {config.training.report_to!r} logs a training of one process; "

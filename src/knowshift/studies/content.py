@@ -167,7 +167,7 @@ def tune(
     seed = seed_of(settings["seed"], "training", coordinates["level"], coordinates["draw"])
     if divided:
         assert files is not None
-        tuned, record = _tune_together(base, files, members, recipe, seed, name)
+        tuned, record = _tune_together(base, files, members, recipe, seed, name, strategy)
     elif shards > 1 and type(strategy) is Strategy:  # adapters need no gradients and moments of the weights
         assert files is not None
         record = sharded.finetune(tuned, files, members, recipe, seed=seed, shards=shards)
@@ -189,7 +189,13 @@ def tune(
 
 
 def _tune_together(
-    base: LoadedModel, files: ModelFiles, members: Sequence[Fact], recipe: Any, seed: int, name: str
+    base: LoadedModel,
+    files: ModelFiles,
+    members: Sequence[Fact],
+    recipe: Any,
+    seed: int,
+    name: str,
+    strategy: Strategy,
 ) -> tuple[LoadedModel, dict[str, Any]]:
     """:func:`tune` by the processes of a group, which hold the base together, and then the tuned model.
 
@@ -199,7 +205,7 @@ def _tune_together(
 
     scratch = tempfile.TemporaryDirectory(prefix="knowshift-tuned-") if group.is_first() else None
     folder = Path(group.decided("" if scratch is None else scratch.name))
-    record = sharded.finetune_together(base, files, members, recipe, seed=seed, folder=folder)
+    record = sharded.finetune_together(base, files, members, recipe, seed=seed, folder=folder, strategy=strategy)
     if scratch is not None:
         save_beside(base, folder / "tuned")
     group.decided(None)  # the others wait until all is written

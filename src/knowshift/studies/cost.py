@@ -258,7 +258,7 @@ class CostModel:
             )
         if "all" in self.config.sizes:
             lines.append(f"a level holds a fifth of the {self.plan.train:,} training facts probed, until mastery tells")
-        if self.config.restoration.tasks:
+        if any(name not in TASKS_OWN or not world for name in self.config.restoration.tasks):
             lines.append(f"{TASK[0]:,} items of {TASK[1]:,} token positions in a task of lm-eval, as of GSM8K")
         if mastery.servers:
             lines.append("mastery: the servers' time is not known and not counted")

@@ -38,6 +38,15 @@ _MOST_SHARDS = 256
 
 
 @dataclass(frozen=True)
+class Widest:
+    """The most devices among which a model can be divided, and bytes of a training on each of them."""
+
+    devices: int
+    training: int
+    in_bfloat16: int | None  # the same with weights of two bytes; None where they have two
+
+
+@dataclass(frozen=True)
 class Memory:
     """Bytes that one worker needs on its device, or on each of its devices, in the way that fits."""
 
@@ -47,9 +56,9 @@ class Memory:
     weights: int  # of one model, or of its part: all that is there while it is asked
     way: Way
     shards: int  # devices of a worker
-    gpus: int  # of 80 GB, among which a training can be divided
+    gpus: int | None  # of 80 GB, that hold a worker's models and trainings; None where no number that is offered does
     devices: int = 1  # among which a model is divided while it is asked
-    asked_by: int | None = None  # GPUs of 80 GB among which it can be; None where no number is known to do
+    widest: Widest | None = None  # where the model does not fit one GPU of 80 GB
     strategy: str | None = None  # that holds most beside plain fine-tuning; None where none holds more
 
     @property
@@ -63,18 +72,29 @@ class Memory:
     @property
     def on_gpus(self) -> str:
         """Whether GPUs of 80 GB, as many as the study says, hold a training, and one of them the model; in words."""
-        if self.weights > GPU_BYTES:
-            part = "the model" if self.devices == 1 else f"a part of the model, of {self.devices},"
-            enough = "" if self.asked_by is None else f"; {self.asked_by} do: --set devices={self.asked_by}"
-            return f"one does not hold {part} while it is asked ({self.weights / 1e9:,.0f} GB){enough}"
-        if self.training <= GPU_BYTES:
+        asked, trained = self.weights <= GPU_BYTES, self.training <= GPU_BYTES
+        if asked and trained:
             return "one holds a worker" if self.shards == 1 else f"{self.shards} hold a worker"
-        if self.strategy is not None:
-            return f"one does not hold a training by {self.strategy!r} ({self.training / 1e9:,.0f} GB)"
-        few = "one does not hold a training" if self.shards == 1 else f"{self.shards} do not hold a training"
-        if self.devices > 1:
-            return f"{few} ({self.training / 1e9:,.0f} GB each), and no larger number of devices is offered"
-        return f"{few}; {self.gpus} do: --set training.shards={self.gpus}"
+        if asked and self.strategy is not None:
+            return f"one does not hold a training by {self.strategy!r} ({_gb(self.training)})"
+        few = self.shards if asked else self.devices
+        what = f"a training ({_gb(self.training)}" if asked else f"the model while it is asked ({_gb(self.weights)}"
+        text = "one does not hold " if few == 1 else f"{few} do not hold "
+        text += f"{what}{')' if few == 1 else ' each)'}"
+        if self.gpus is not None:
+            field = "training.shards" if self.widest is None else "devices"
+            return f"{text}; {self.gpus} do: --set {field}={self.gpus}"
+        if self.widest is None:
+            return text
+        most, narrow = self.widest, self.widest.in_bfloat16
+        more = "" if narrow is None else f", {_gb(narrow)} with --set dtype=bfloat16"
+        if most.devices == self.devices:
+            return f"{text[:-1]}{more}), and no larger number is offered"
+        return f"{text}; {most.devices}, the most that are offered, take {_gb(most.training)} each to train{more}"
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:,.0f} GB"
 
 
 def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int | None = None) -> Memory:
@@ -94,20 +114,36 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     probed = own
     if config.mastery.dtype is not None:  # another model, beside the base where there is room
         probed = own // BYTES[config.dtype] * BYTES[config.mastery.dtype] + (own if way == "both" else 0)
-    numbers = range(1, _MOST_SHARDS)
-    gpus = next((n for n in numbers if training_bytes(config, weights, shape, n) <= GPU_BYTES), _MOST_SHARDS)
-    fitting = [n for n in divisors(shape) if held_bytes(config, weights, shape, n) <= GPU_BYTES]
+    numbers, widest = list(range(1, _MOST_SHARDS)), None
+    if held_bytes(config, weights, shape, 1) > GPU_BYTES:
+        numbers, widest = divisors(shape), _widest(config, weights, shape)
+    fitting = [
+        n
+        for n in numbers
+        if training_bytes(config, weights, shape, n) <= GPU_BYTES
+        and (widest is None or held_bytes(config, weights, shape, n) <= GPU_BYTES)
+    ]
     return Memory(
         probed + CACHE_BYTES[kind] + STAY_BYTES[kind],
         training,
         own,
         way,  # type: ignore[arg-type]
         shards,
-        gpus,
-        config.devices,
         fitting[0] if fitting else None,
+        config.devices,
+        widest,
         strategy,
     )
+
+
+def _widest(config: StudyConfig, weights: int, shape: Shape | None) -> Widest:
+    most = divisors(shape)[-1]
+    narrow = None
+    if BYTES[config.dtype] > 2:
+        training = config.training.model_copy(update={"bfloat16": False})
+        other = config.model_copy(update={"dtype": "bfloat16", "training": training})
+        narrow = training_bytes(other, weights, shape, most)
+    return Widest(most, training_bytes(config, weights, shape, most), narrow)
 
 
 def divisors(shape: Shape | None) -> list[int]:

@@ -33,13 +33,11 @@ from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.one_row import IGNORED, OneRow, check_same_loss
 from knowshift.training.precision import check_trainable
 from knowshift.training.shown import shown_rows
-from knowshift.training.strategy import Scored, Strategy, Training
+from knowshift.training.strategy import PLAIN, Scored, Strategy, Training
 
 # transformers 5.2x renamed the option and warns at the old name.
 _NAMES = {field.name for field in fields(SFTConfig)}
 _CHECKPOINTING = "activation_checkpointing" if "activation_checkpointing" in _NAMES else "gradient_checkpointing"
-#: Plain fine-tuning.
-PLAIN = Strategy()
 
 
 @dataclass(frozen=True)

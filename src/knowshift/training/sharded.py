@@ -46,6 +46,7 @@ from knowshift.system import group
 from knowshift.system.patches import attention_of
 from knowshift.training.guard import BETAS, TrainingGuard
 from knowshift.training.one_row import IGNORED, OneRow
+from knowshift.training.strategy import PLAIN, Strategy
 
 #: The largest norm of the gradients, as the Trainer clips them.
 MAX_NORM = 1.0
@@ -177,18 +178,26 @@ def _train_part(job: Mapping[str, Any], folder: Path) -> None:
         place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
-    _train_here(job, folder, place)
+    _train_here(job, folder, place, PLAIN)
     dist.destroy_process_group()
 
 
 def finetune_together(
-    loaded: LoadedModel, files: ModelFiles, facts: Sequence[Fact], recipe: Any, *, seed: int, folder: Path
+    loaded: LoadedModel,
+    files: ModelFiles,
+    facts: Sequence[Fact],
+    recipe: Any,
+    *,
+    seed: int,
+    folder: Path,
+    strategy: Strategy = PLAIN,
 ) -> dict[str, Any]:
     """:func:`finetune` by the processes of a group that is there, each of which calls this.
 
     Args:
         loaded: the base, divided among them; its memory is given back, and it is of no use any more.
         folder: the same for all; the first process leaves the tuned weights there, in ``tuned``.
+        strategy: plain, or one that puts adapters on the model and does nothing else (:meth:`.Strategy.wrapped`).
 
     Returns:
         As :func:`finetune`.
@@ -213,7 +222,7 @@ def finetune_together(
         "seed": seed,
     }
     with border(f"{loaded.name}: training by {group.size()} processes failed; nothing is kept"):
-        _train_here(job, folder, place)
+        _train_here(job, folder, place, strategy)
     gc.collect()
     if place.type == "cuda":
         torch.cuda.empty_cache()
@@ -221,24 +230,48 @@ def finetune_together(
     return {**record, "load_dtype": loaded.dtype, "shards": group.size()}
 
 
-def _train_here(job: Mapping[str, Any], folder: Path, place: torch.device) -> None:
+def _train_here(job: Mapping[str, Any], folder: Path, place: torch.device, strategy: Strategy) -> None:
     """This process's part of a training, among processes that know one another."""
     recipe = job["recipe"]
     torch.manual_seed(job["seed"])
-    lies = {key: None if told is None else Path(told) for key, told in job["files"].items() if key != "name"}
-    model = load_found(ModelFiles(job["name"], **lies), dtype=job["dtype"], device="cpu").model  # type: ignore[arg-type]
+    model = _whole(job)
     collate = OneRow(attention_of(model), model.dtype) if recipe["shared_prefix"] else _Padded(job["pad"])
+    adapters = strategy.wrapped(model, job["seed"]) is not None
     if recipe["gradient_checkpointing"]:
         model.gradient_checkpointing_enable()
+        if adapters:
+            model.enable_input_require_grads()  # layers that are computed again take gradients of what comes in
     shard(model, place, bfloat16=recipe["bfloat16"])
     guard = TrainingGuard(model, job["name"], weight_decay=0.0)
     losses = train(model.train(), job["examples"], collate, recipe, job["seed"], place, guard)
     guard.check()
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole: dict[str, Any] = get_model_state_dict(model, options=options)  # on the first process alone
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapters)
+    trained: dict[str, Any] = get_model_state_dict(model, options=options)  # on the first process alone
     if dist.get_rank() == 0:
-        _leave(folder, {name: whole[name] for name, _ in model.named_parameters()}, losses, recipe, job["dtype"])
+        if adapters:
+            trained = _merged(_whole(job), strategy, job["seed"], trained)
+        else:
+            trained = {name: trained[name] for name, _ in model.named_parameters()}
+        _leave(folder, trained, losses, recipe, job["dtype"])
     dist.barrier()
+
+
+def _whole(job: Mapping[str, Any]) -> PreTrainedModel:
+    """The base of a job, read from its files into the processor's memory."""
+    lies = {key: None if told is None else Path(told) for key, told in job["files"].items() if key != "name"}
+    return load_found(ModelFiles(job["name"], **lies), dtype=job["dtype"], device="cpu").model  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def _merged(model: PreTrainedModel, strategy: Strategy, seed: int, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model after adapters with these tensors have been merged into them, as PEFT merges them."""
+    wrapped = strategy.wrapped(model, seed)
+    assert wrapped is not None
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert own.keys() == trained.keys(), "the adapters that were trained are those that are merged"
+    for name, parameter in own.items():
+        parameter.copy_(trained[name])
+    return dict(wrapped.merge_and_unload().named_parameters())
 
 
 def _leave(

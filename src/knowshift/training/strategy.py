@@ -166,6 +166,13 @@ class Strategy:
         """
         yield loaded.model
 
+    def wrapped(self, model: PreTrainedModel, seed: int) -> Any | None:
+        """The model with the adapters that :meth:`trained` puts on it, by PEFT; None where all weights are trained.
+
+        For trainings that are divided among processes, which merge them by themselves.
+        """
+        return None
+
     def options(self) -> dict[str, Any]:
         """Arguments of TRL's ``SFTConfig`` that are otherwise."""
         return {}
@@ -179,6 +186,10 @@ class Strategy:
 
     def after(self, base: Weights, model: PreTrainedModel, seed: int) -> None:
         """Change the tuned weights in place, once training has ended."""
+
+
+#: Plain supervised fine-tuning, with nothing else.
+PLAIN = Strategy()
 
 
 def _checked(place: str, value: Any, about: Mapping[str, Any], default: Any) -> Any:

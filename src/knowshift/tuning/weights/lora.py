@@ -67,6 +67,9 @@ class Lora(Strategy):
         with adapted(loaded.model, self.config(self.targets(loaded.model)), seed) as wrapped:
             yield wrapped
 
+    def wrapped(self, model: PreTrainedModel, seed: int) -> Any:
+        return with_adapters(model, self.config(self.targets(model)), seed)
+
 
 @dataclass(frozen=True)
 class LoraMlp(Lora):
@@ -142,6 +145,25 @@ def plain_linear_layers(model: PreTrainedModel, strategy: str) -> list[tuple[str
     return found
 
 
+def with_adapters(model: PreTrainedModel, config: PeftConfig, seed: int) -> Any:
+    """PEFT's model around ``model``, which has new adapters in it, of which alone gradients are taken.
+
+    Raises:
+        InputError: a model in which PEFT finds no layers to adapt.
+    """
+    import torch
+    from peft import get_peft_model
+
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.manual_seed(seed)  # the adapters' random half is made here
+        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name that it renames
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            raise InputError(f"{kind}: no layers of this model can be adapted ({error})") from None
+
+
 @contextmanager
 def adapted(
     model: PreTrainedModel, config: PeftConfig, seed: int, finish: Callable[[Any], None] = lambda wrapped: None
@@ -152,20 +174,10 @@ def adapted(
     own modules again. Where block or ``finish`` end in an error they are not merged, and the weights are as before.
 
     Raises:
-        InputError: a model in which PEFT finds no layers to adapt.
+        InputError: as :func:`with_adapters`.
     """
-    import torch
-    from peft import get_peft_model
-
     trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.manual_seed(seed)  # the adapters' random half is made here
-        warnings.filterwarnings("ignore", category=FutureWarning)  # PEFT asks transformers by a name that it renames
-        try:
-            wrapped = get_peft_model(model, config)
-        except ValueError as error:
-            kind = str(getattr(config.peft_type, "value", config.peft_type))
-            raise InputError(f"{kind}: no layers of this model can be adapted ({error})") from None
+    wrapped = with_adapters(model, config, seed)
     merged = False
     try:
         yield wrapped
