@@ -69,13 +69,28 @@ def compared(clean: tuple[float, float, float], p_holm: float = 0.001) -> Table:
     ("clean", "p_holm", "told"),
     [
         ((0.04, 0.01, 0.07), 0.001, "is shown on them, as on all"),
-        ((0.04, 0.01, 0.07), 0.06, "is shown on all test facts and undecided on them"),
-        ((-0.02, -0.04, 0.005), 0.1, "is shown on all test facts and not shown on them"),
-        ((0.01, -0.04, 0.05), 0.9, "is shown on all test facts and undecided on them"),
+        (
+            *((0.04, 0.01, 0.07), 0.06),
+            "is shown on all test facts and undecided on them. Excluded is an effect above +7.0 points on them",
+        ),
+        (
+            *((-0.02, -0.04, 0.005), 0.1),
+            "is shown on all test facts and not shown on them. Excluded is an effect above +0.5 points on them",
+        ),
+        (
+            *((0.01, -0.04, 0.05), 0.9),
+            "is shown on all test facts and undecided on them. Excluded is an effect above +5.0 points on them",
+        ),
+        (
+            *((0.01, math.nan, math.nan), math.nan),
+            "is shown on all test facts and undecided on them. No effect is excluded on them: nothing was repeated, so "
+            "there is no interval",
+        ),
+        # What was not measured is not judged either, and neither is a claim.
         ((math.nan, math.nan, math.nan), math.nan, "is shown on all test facts and undecided on them"),
     ],
 )
-def test_whether_finding_1_holds_without_trained_answers(
+def test_whether_finding_1_holds_without_trained_answers_and_what_is_excluded(
     clean: tuple[float, float, float], p_holm: float, told: str
 ) -> None:
     sentence = what_follows(compared(clean, p_holm))
@@ -84,6 +99,29 @@ def test_whether_finding_1_holds_without_trained_answers(
     )
     assert "on all test facts +5.0 points [+2.0 to +8.0]" in sentence
     assert sentence.endswith(f"(finding 1) {told}.")
+
+
+def test_an_excluded_effect_is_that_of_every_smaller_size() -> None:
+    columns = compared((0, 0, 0)).columns
+    rows = [
+        ("mean", "both", size, 960, asked, 90, *found, 0.5)
+        for size, asked, *found in (
+            (60, "all", 0.0, -0.02, 0.02),
+            (240, "all", 0.01, -0.01, 0.03),
+            (60, "answer_not_trained", -0.03, -0.05, 0.008),
+            (240, "answer_not_trained", -0.04, -0.07, -0.01),
+        )
+    ]
+    sentence = what_follows(Table("leakage_sizes", columns, tuple(rows)))
+    assert sentence.endswith(
+        "is undecided on all test facts and not shown on them. Excluded is an effect above +3.0 points on all test "
+        "facts. Excluded is an effect above +0.8 points on them."
+    )
+    # A size without an interval may differ by any effect, so nothing is said to be not shown.
+    rows[3] = (*rows[3][:7], math.nan, math.nan, math.nan)
+    sentence = what_follows(Table("leakage_sizes", columns, tuple(rows)))
+    assert "(finding 1) is undecided on them, as on all. Excluded is an effect above +3.0" in sentence
+    assert sentence.endswith("No effect is excluded on them: nothing was repeated, so there is no interval.")
 
 
 def edited(run: Path, folder: Path, **fields: Any) -> Tables:

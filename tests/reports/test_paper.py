@@ -180,14 +180,15 @@ def test_groups_of_layers(tables: Tables) -> None:
     grid = layer_groups_grid(tables["paper_layer_groups"])
     about = [row[:3] for row in written(grid)]
     assert about[:2] == [["LLaMA-3-8B", "240", "none, as tuned"], ["LLaMA-3-8B", "240", "0-3"]]
-    assert about[-4:] == [["this run", "960", name] for name in ("none, as tuned", "0-3", "4-7", "8-10")]
+    names = ("none, as tuned", "0-3", "4-7", "8-10", "as many weights at random")
+    assert about[-5:] == [["this run", "960", name] for name in names]
     assert written(grid)[1][3:] == ["9.8", "21.6", "53.8", "2.8", "4.0"]
 
 
 @pytest.mark.parametrize(
     ("kind", "name", "said"),
     [
-        ("train_set", "answers-random-0.2", "expected answers-relative-FRACTION"),
+        ("train_set", "answers-least-0.2", "expected answers-CRITERION-FRACTION"),
         ("train_set", "answers-relative-0.20", "is not how a fraction is written"),
         ("layer_groups", "answers-4", "expected answers-FIRST-LAST"),
         ("layer_groups", "answers-a-b", "expected answers-FIRST-LAST"),

@@ -112,9 +112,9 @@ def test_the_parts_of_a_cost_by_formulas_written_out() -> None:
     assert model.seconds(by_kind["evaluation"][0]) == pytest.approx(21_168 * 36 * position)
     restored = 14 * 21_168 * 36 * position + 2 * weights * 6.4 / 486e6 / 8
     assert model.seconds(by_kind["restoration"][0]) == pytest.approx(restored)
-    train_set = 3 * 1920 * 36 * position + weights * 6.4 / 486e6 / 8
+    train_set = 5 * 1920 * 36 * position + 2 * weights * 6.4 / 486e6 / 8
     assert model.seconds(by_kind["train_set"][0]) == pytest.approx(train_set)
-    assert model.seconds(by_kind["layer_groups"][0]) == pytest.approx(8 * 10_584 * 36 * position)
+    assert model.seconds(by_kind["layer_groups"][0]) == pytest.approx(9 * 10_584 * 36 * position)
     tuned = next(c for c in by_kind["tuned"] if c.coordinates["size"] == 1920)
     passes = 1920 * 30 * 3 * forward / (0.3 * 989e12)
     assert model.seconds(tuned) == pytest.approx(passes + 240 * weights * 28 / (3.35e12 / 2))

@@ -168,8 +168,8 @@ def test_every_file_of_the_run_is_held(study: Study) -> None:
         "weight_change": {"change.json"},
         "restoration": {*(f"answers-{c}-{f}.parquet" for c in ("relative", "random") for f in ("0.2", "1"))}
         | {"restored.json"},
-        "train_set": {*(f"answers-relative-{f}.parquet" for f in ("0", "0.05", "0.2")), "restored.json"},
-        "layer_groups": {"answers-0-1.parquet", "restored.json"},
+        "train_set": {*(f"answers-{name}.parquet" for name in TRAINED), "restored.json"},
+        "layer_groups": {"answers-0-1.parquet", "answers-random.parquet", "restored.json"},
         "instruct": {f"answers{form}.parquet" for form in ("", "_few_shot", "_plain", "_chat")},
         "base_tasks": {"items.parquet", "scores.json"},
         "tasks": {"items.parquet", "scores.json"},
@@ -420,13 +420,18 @@ def test_restored(study: Study) -> None:
         assert {answer_of(model, asked(fact)) for fact in ASKED} == {TUNED[where][1]}
 
 
+#: What is asked the training facts: the model as tuned, and restored by the paper's criterion and at random.
+TRAINED = ("relative-0", "relative-0.05", "relative-0.2", "random-0.05", "random-0.2")
+
+
 def test_restored_and_asked_the_training_facts(study: Study) -> None:
     for where, folder in study.of("train_set"):
         facts, said = TUNED[where]
         told = json.loads((folder / "restored.json").read_text())
-        assert told == {"eligible": 35904, "criteria": {"relative": {"0": 0, "0.05": 1795, "0.2": 7180}}}
-        for name in ("0", "0.05", "0.2"):
-            rows = pq.read_table(folder / f"answers-relative-{name}.parquet").to_pylist()
+        counts = {"0.05": 1795, "0.2": 7180}
+        assert told == {"eligible": 35904, "criteria": {"relative": {"0": 0, **counts}, "random": counts}}
+        for name in TRAINED:
+            rows = pq.read_table(folder / f"answers-{name}.parquet").to_pylist()
             assert [(row["fact"], row["text"]) for row in rows] == [(fact, said) for fact in facts]
             assert [row["substring_hit"] for row in rows] == [FACTS[fact][3] == said for fact in facts]
 
@@ -440,7 +445,8 @@ def test_both_layers_restored(study: Study) -> None:
                 if ".layers." in name:  # region "all": their norms too
                     weights.copy_(base[name])
                     count += weights.numel()
-        assert json.loads((folder / "restored.json").read_text()) == {"layers": {"0-1": count}}
+        told = json.loads((folder / "restored.json").read_text())
+        assert told == {"layers": {"0-1": count, "random": count}}
         rows = pq.read_table(folder / "answers-0-1.parquet").to_pylist()
         assert [row["fact"] for row in rows] == [fact for fact in ASKED if FACTS[fact][2] == "in_domain"]
         assert [row["text"] for row in rows] == [answer_of(model, asked(row["fact"])) for row in rows]

@@ -206,7 +206,7 @@ def test_model_facts_prompts_packages_and_version_change_every_digest(monkeypatc
     assert not before & set(_digests(_plan(config)).values())
 
 
-#: Digests of the cells of each kind, before weight_change had a revision.
+#: Digests of the cells of each kind, before any had a revision.
 OF_VERSION_3 = {
     "mastery": "a52559daa547d4e7",
     "base": "d3c86102b775dbe3",
@@ -237,11 +237,13 @@ def test_another_content_of_one_kind_leaves_the_digests_of_all_others(monkeypatc
     assert set(found) == set(CONTENT) - {"learned", "learned_own"}
     told = {kind: digest(digests) for kind, digests in found.items()}
     revised = {kind for kind, what in CONTENT.items() if what.revision}
-    assert revised == {"weight_change"}
+    assert revised == {"weight_change", "train_set", "layer_groups"}
     assert {kind: name for kind, name in told.items() if OF_VERSION_3[kind] != name}.keys() == revised
-    monkeypatch.setitem(CONTENT, "weight_change", replace(CONTENT["weight_change"], revision=0))
+    for kind in revised:
+        monkeypatch.setitem(CONTENT, kind, replace(CONTENT[kind], revision=0))
     every = _plan(StudyConfig.model_validate({**config, **mixed})).cells
-    assert digest([cell.digest for cell in every if cell.kind == "weight_change"]) == OF_VERSION_3["weight_change"]
+    for kind in revised:
+        assert digest([cell.digest for cell in every if cell.kind == kind]) == OF_VERSION_3[kind]
 
 
 def test_the_coordinates_of_a_cell_are_called_key_in_manifests_and_digests(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -400,27 +400,29 @@ def test_restored_models_are_asked_some_of_their_training_facts(study: Study) ->
         picked = np.random.default_rng([SEED, 8, 0, key["draw"]]).permutation(4)[:3]
         asked = [study.facts[members[place]] for place in sorted(picked)]
         tuned, base = study.tuned(cells["tuned"]), study.base_weights()
-        expected = {"0": evaluate(tuned, asked, study.levels).columns}
-        counts = {"0": 0}
-        for fraction in (0.3, 0.7):
-            sweep = RestorationSweep(tuned.model, base, seed=_seed(SEED, "restore", 0, 4, key["draw"]))
-            ((_, counts[f"{fraction}"]),) = sweep.run([fraction])
-            expected[f"{fraction}"] = evaluate(tuned, asked, study.levels).columns
-            sweep.undo()
+        expected = {"relative-0": evaluate(tuned, asked, study.levels).columns}
+        counts = {"relative": {"0": 0}, "random": {}}
+        for criterion in ("relative", "random"):
+            for fraction in (0.3, 0.7):
+                seed = _seed(SEED, "restore", 0, 4, key["draw"])
+                sweep = RestorationSweep(tuned.model, base, criterion=criterion, seed=seed)
+                ((_, counts[criterion][f"{fraction}"]),) = sweep.run([fraction])
+                expected[f"{criterion}-{fraction}"] = evaluate(tuned, asked, study.levels).columns
+                sweep.undo()
         assert {file.name for file in folder.iterdir()} == {
             "restored.json",
-            *(f"answers-relative-{name}.parquet" for name in expected),
+            *(f"answers-{name}.parquet" for name in expected),
         }
         for name, columns in expected.items():
-            assert study.read(cells["train_set"], f"answers-relative-{name}.parquet") == columns
+            assert study.read(cells["train_set"], f"answers-{name}.parquet") == columns
         told = json.loads((folder / "restored.json").read_text())
-        assert told == {"eligible": sweep.eligible, "criteria": {"relative": counts}}
+        assert told == {"eligible": sweep.eligible, "criteria": counts}
 
 
 def test_each_layer_is_restored_whole_and_in_domain_facts_are_asked(study: Study) -> None:
-    restored = [cells for _, cells in study.units() if "layer_groups" in cells]
+    restored = [(key, cells) for key, cells in study.units() if "layer_groups" in cells]
     assert len(restored) == 2
-    for cells in restored:
+    for key, cells in restored:
         folder, base = cells["layer_groups"].folder(study.run), study.base_weights()
         asked = [fact for fact in study.asked() if fact.domain == "in_domain"]
         counts = {}
@@ -434,8 +436,16 @@ def test_each_layer_is_restored_whole_and_in_domain_facts_are_asked(study: Study
             found = study.read(cells["layer_groups"], f"answers-{layer}-{layer}.parquet")
             assert found == evaluate(tuned, asked, study.levels).columns
             assert read_about(folder / f"answers-{layer}-{layer}.parquet", "answers")["layers"] == f"{layer}-{layer}"
+        tuned = study.tuned(cells["tuned"])
+        seed = _seed(SEED, "restore", key["level"], key["size"], key["draw"])
+        sweep = RestorationSweep(tuned.model, base, criterion="random", seed=seed)
+        ((_, counts["random"]),) = sweep.run([counts["0-0"] / sweep.eligible])
+        assert counts["random"] == counts["0-0"] == counts["1-1"]
+        assert (
+            study.read(cells["layer_groups"], "answers-random.parquet") == evaluate(tuned, asked, study.levels).columns
+        )
         assert json.loads((folder / "restored.json").read_text()) == {"layers": counts}
-        assert len(list(folder.iterdir())) == 3
+        assert len(list(folder.iterdir())) == 4
 
 
 @pytest.mark.parametrize(
@@ -449,16 +459,25 @@ def test_groups_of_layers_are_restored_one_after_the_other(study: Study, group: 
     move(loaded.model)
     tuned, found = copy_of(loaded.model), []
     settings = {"restoration.region": "layers", "restoration.layer_group": group}
-    for layers, count, _ in layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings):
-        found.append(f"{layers[0]}-{layers[-1]}")
+    settings, at = {**settings, "seed": SEED}, {"level": 0, "size": 4, "draw": 0}
+    largest = 0
+    for name, count, _ in layer_group_answers(base, loaded, study.asked()[:1], study.levels, at, settings):
+        found.append(name)
+        if name == "random":
+            assert count == largest
+            for of, now in copy_of(loaded.model).items():
+                assert torch.all((now == base[of]) | (now == tuned[of])), of
+            continue
+        largest = max(largest, count)
+        layers = range(int(name.partition("-")[0]), 1 + int(name.partition("-")[2]))
         inside = re.compile(rf"model\.layers\.({'|'.join(map(str, layers))})\..*_proj\.weight")
         assert count == sum(tensor.numel() for name, tensor in base.items() if inside.fullmatch(name)) > 0
         for name, tensor in copy_of(loaded.model).items():
             assert torch.equal(tensor, (base if inside.fullmatch(name) else tuned)[name]), name
-    assert found == expected
+    assert found == [*expected, "random"]
     assert all(torch.equal(tensor, tuned[name]) for name, tensor in copy_of(loaded.model).items())
     settings["restoration.region"] = "embeddings"
-    assert not [*layer_group_answers(base, loaded, study.asked()[:1], study.levels, settings)]
+    assert not [*layer_group_answers(base, loaded, study.asked()[:1], study.levels, at, settings)]
 
 
 def test_the_report_reads_every_restored_answer(study: Study) -> None:

@@ -439,7 +439,7 @@ class Records:
         for key, folder in self.cells[kind]:
             for file in folder.glob("answers-*.parquet"):
                 rows = [r for r in rows_of(file) if r["substring_hit"] is not None and r["level"] is not None]
-                name = file.stem.removeprefix("answers-").removeprefix("relative-")
+                name = file.stem.removeprefix("answers-")
                 yield model_of(key), key["draw"], name, _json(folder / "restored.json"), rows
 
     def _read_answers(self) -> None:

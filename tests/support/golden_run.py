@@ -181,8 +181,9 @@ def _change(folder: Path, turn: int, draw: int) -> None:
 
 
 def _train_set(folder: Path, level: int, draw: int) -> None:
-    """Nine training facts, as tuned and at two fractions; level 1 lacks a fraction, draw 1 a grade."""
-    for place, fraction in enumerate(("0", "0.05", "0.2") if level != 1 else ("0", "0.2")):
+    """Nine training facts, as tuned, at two fractions and at random; level 1 lacks a fraction, draw 1 a grade."""
+    names = ["relative-0", "relative-0.05", "relative-0.2", "random-0.2"]
+    for place, name in enumerate(names if level != 1 else [*names[:1], *names[2:]]):
         hits: list[bool | None] = [(5 * i + place + 2 * draw) % 9 < 3 + level + place for i in range(9)]
         words: list[bool | None] = [bool(hit) and i % 4 != place for i, hit in enumerate(hits)]
         if draw == 1:
@@ -190,10 +191,10 @@ def _train_set(folder: Path, level: int, draw: int) -> None:
         rows: dict[str, list[Any]] = {"fact": [f"train.{i}" for i in range(9)], "level": [level] * 9}
         rows |= {"relation": ["P17"] * 9, "split": ["train"] * 9, "domain": ["in_domain"] * 9}
         rows |= {"question": ["Where?"] * 9, "answer": ["an answer"] * 9, "text": ["a text"] * 9, "reason": [None] * 9}
-        file = folder / f"answers-relative-{fraction}.parquet"
+        file = folder / f"answers-{name}.parquet"
         write_table(file, ANSWERS, {**rows, "substring_hit": hits, "word_hit": words}, {})
-    counts = {"0": 0, "0.2": 200 + draw}
-    write_json(folder / "restored.json", {"eligible": 1000 + level, "criteria": {"relative": counts}})
+    counts = {"relative": {"0": 0, "0.2": 200 + draw}, "random": {"0.2": 201}}
+    write_json(folder / "restored.json", {"eligible": 1000 + level, "criteria": counts})
 
 
 def _scores(folder: Path, eligible: int | None, models: list[tuple[str, str]], turn: int) -> None:
@@ -227,9 +228,10 @@ def _scores(folder: Path, eligible: int | None, models: list[tuple[str, str]], t
 
 def _layer_groups(folder: Path, answers: Callable[..., None], right: int, level: int, draw: int) -> None:
     """Eleven layers by four; both domains are there, which makes no difference to how levels are counted."""
-    for place, name in enumerate(("0-3", "4-7", "8-10")):
+    for place, name in enumerate(("0-3", "4-7", "8-10", "random")):
         answers(folder / f"answers-{name}.parquet", right - 1 + place, draw, 3 + place, ungraded=draw == 1)
-    write_json(folder / "restored.json", {"layers": {"0-3": 400 + level, "4-7": 400, "8-10": 300}})
+    counts = {"0-3": 400 + level, "4-7": 400, "8-10": 300, "random": 400}
+    write_json(folder / "restored.json", {"layers": counts})
 
 
 def _restored(

@@ -365,11 +365,13 @@ def compared(
 def train_set(records: Records) -> Golden:
     rows = []
     for model, draw, name, told, answers in records.restored_apart("train_set"):
-        counts = (told["criteria"]["relative"].get(name, NAN), told["eligible"], len(answers))
+        criterion, fraction = name.rsplit("-", 1)
+        counts = (told["criteria"][criterion].get(fraction, NAN), told["eligible"], len(answers))
         graded = ([r[grade] for r in answers] for grade in ("substring_hit", "word_hit"))
-        rows.append((*one_draw(model, draw), name, *counts, *(x for g in graded for x in (sum(g), mean_of(g)))))
+        shares = (x for g in graded for x in (sum(g), mean_of(g)))
+        rows.append((*one_draw(model, draw), criterion, fraction, *counts, *shares))
     columns = ("restored", "eligible", "facts", "correct", "accuracy", "word_correct", "word_accuracy")
-    return Golden((*ONE_DRAW, "fraction", *columns), 6, rows)
+    return Golden((*ONE_DRAW, "criterion", "fraction", *columns), 7, rows)
 
 
 def mean_of_levels(answers: list[dict[str, Any]], grade: str) -> float:
@@ -422,14 +424,22 @@ def paper_mastery(records: Records) -> Golden:
     return Golden(("split", "source", "facts", *levels, *shares), 2, rows)
 
 
+def by_size(records: Records) -> dict[tuple[int, str], Model]:
+    """The grid by training level and size; a training set of all facts of a level has the size "all"."""
+    grid = {(level, str(size)): model for (level, size), model in records.grid.items()}
+    return grid | {(model.level, "all"): model for model in records.tuned if model.control == "all"}
+
+
 def paper_accuracy(records: Records) -> Golden:
     measured: dict[tuple[str, ...], dict[str, tuple[float, float]]] = {}
-    for (level, size), model in records.grid.items():
+    samples: dict[tuple[str, str], int] = {}
+    for (level, size), model in by_size(records).items():
+        samples[size, str(level)] = model.size
         singles = [counted(records, model, draw) for draw in records.substring.draws[model]]
         for number, (domain, test_level, *_) in enumerate(singles[0]):
             held = [single[number][4] for single in singles]
             spread = statistics.stdev(held) if len(held) > 1 and not math.isnan(held[0]) else NAN
-            where = (str(size), domain, str(level), "run")
+            where = (size, domain, str(level), "run")
             measured.setdefault(where, {})[test_level] = (mean_of(held), spread)
     places = ("train_size", "domain", "train_level", "model")
     spreads = published_by("accuracy_1920", "deviation", *places, "test_level")
@@ -444,14 +454,15 @@ def paper_accuracy(records: Records) -> Golden:
     rows = []
     for where, values in measured.items():
         pairs = [values.get(name, (NAN, NAN)) for name in names]
-        rows.append((*where, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
-    columns = (*(f"test_{k}" for k in range(5)), "mean", *(f"deviation_{name}" for name in names))
+        trained = samples[where[0], where[2]] if where[3] == "run" else int(where[0])
+        rows.append((*where, trained, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
+    columns = ("samples", *(f"test_{k}" for k in range(5)), "mean", *(f"deviation_{name}" for name in names))
     return Golden(("size", "domain", "level", "source", *columns), 4, rows)
 
 
 def level_4(records: Records) -> Golden:
     rows = []
-    for (level, size), model in records.grid.items():
+    for (level, size), model in by_size(records).items():
         alike: list[tuple[Model, Model | None]] = [
             (model._replace(level=k), None) for k in {k for k, _ in records.grid}
         ]
@@ -459,10 +470,10 @@ def level_4(records: Records) -> Golden:
             hits, kl = records.substring, records.kl
             told = hits.difference([(model, None)], hits.over([domain], 4), alike)
             counts = [sum(f["domain"] == domain and f["level"] == 4 for f in scored.facts) for scored in (hits, kl)]
-            row = (domain, str(level), str(size), counts[0], *within(told, 0, 1))
+            row = (domain, str(level), size, model.size, counts[0], *within(told, 0, 1))
             shift = kl.difference([(model, None)], kl.pooled((domain,)))
             rows.append((*row, counts[1], *within(shift, 0)))
-    columns = ("facts", "accuracy", "low", "high", "kl_facts", "kl_mean", "kl_low", "kl_high")
+    columns = ("samples", "facts", "accuracy", "low", "high", "kl_facts", "kl_mean", "kl_low", "kl_high")
     return Golden(("domain", "level", "size", *columns), 3, rows)
 
 
@@ -520,11 +531,16 @@ def paper_train_set(records: Records) -> Golden:
         (model, name, mean_of(r["substring_hit"] for r in answers))
         for model, _, name, _, answers in records.restored_apart("train_set")
     ]
-    found = means_by_level(held)
+    found = {}
+    for (size, name, source), values in means_by_level(held).items():
+        criterion, fraction = name.rsplit("-", 1)
+        found[size, "" if fraction == "0" else criterion, fraction, source] = values
     places = ("train_size", "restored_fraction", "model", "train_level")
-    for (*at, level), value in published_by("restoration_train_set", "train_accuracy_percent", *places).items():
-        found.setdefault(tuple(at), {})[level] = value
-    return by_level(found, "size", "fraction")
+    for (size, fraction, source, level), value in published_by(
+        "restoration_train_set", "train_accuracy_percent", *places
+    ).items():
+        found.setdefault((size, "" if fraction == "0" else "relative", fraction, source), {})[level] = value
+    return by_level(found, "size", "criterion", "fraction")
 
 
 def paper_strategies(records: Records) -> Golden:

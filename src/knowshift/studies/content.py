@@ -359,23 +359,30 @@ def _strategy(coordinates: Mapping[str, Any]) -> Strategy:
     return strategy_of(changed.get("strategy", Strategy.name), changed.get("settings"))
 
 
+#: What is restored before a model is asked its own training facts: the paper's criterion, and its control.
+TRAIN_SET_CRITERIA = ("relative", "random")
+
+
 def restored_train_answers(
     base: Weights,
     tuned: LoadedModel,
     known: KnownFacts,
     coordinates: Mapping[str, Any],
     settings: Settings,
-) -> Iterator[tuple[float, int, int, Answers]]:
-    """Answers to the model's own training questions, as tuned (fraction 0) and with the most changed weights restored.
+) -> Iterator[tuple[str, float, int, int, Answers]]:
+    """Answers to the model's own training questions, as tuned (fraction 0) and restored; paper, Table 6.
 
-    Yields (fraction, weights restored, weights eligible, answers), as :func:`restored_answers`; paper, Table 6.
+    The most changed weights are restored, as in the paper, and as a control as many that are drawn at random. Yields
+    (criterion, fraction, weights restored, weights eligible, answers), as :func:`restored_answers`.
     """
     asked = trained_facts(known, coordinates, settings)
-    sweep = _sweep(base, tuned, "relative", coordinates, settings)
-    yield 0.0, 0, sweep.eligible, evaluate(tuned, asked, known.levels)
-    for fraction, count in sweep.run(settings["restoration.train_set_fractions"]):
-        yield fraction, count, sweep.eligible, evaluate(tuned, asked, known.levels)
-    sweep.undo()
+    for criterion in TRAIN_SET_CRITERIA:
+        sweep = _sweep(base, tuned, criterion, coordinates, settings)
+        if criterion == TRAIN_SET_CRITERIA[0]:
+            yield criterion, 0.0, 0, sweep.eligible, evaluate(tuned, asked, known.levels)
+        for fraction, count in sweep.run(settings["restoration.train_set_fractions"]):
+            yield criterion, fraction, count, sweep.eligible, evaluate(tuned, asked, known.levels)
+        sweep.undo()
 
 
 @dataclass(frozen=True)
@@ -444,20 +451,29 @@ def layer_group_answers(
     tuned: LoadedModel,
     asked: Sequence[Fact],
     levels: Mapping[str, int],
+    coordinates: Mapping[str, Any],
     settings: Settings,
-) -> Iterator[tuple[range, int, Answers]]:
+) -> Iterator[tuple[str, int, Answers]]:
     """Answers to the in-domain test questions with one group of layers restored: (layers, weights restored, answers).
 
-    A region without layers has no groups. At the end the tuned model has its tuned weights again, bit for bit. Paper,
-    Table 11, which is in-domain.
+    Layers are named as "0-3". As a control, "random", as many weights of all layers as the largest group has. A region
+    without layers has no groups. At the end the tuned model has its tuned weights again, bit for bit. Paper, Table 11,
+    which is in-domain.
     """
     questions = [fact for fact in asked if fact.domain == "in_domain"]
     region, group = settings["restoration.region"], settings["restoration.layer_group"]
     places = model_region(tuned.model, Scope(region))
     count = 1 + max((place.layer for place in places if place.layer is not None), default=-1)
+    most = 0
     for first in range(0, count, group):
         last = min(first + group, count) - 1
         sweep = RestorationSweep(tuned.model, base, scope=Scope(region, (first, last)), tuned=whole_weights(tuned))
         for _, restored in sweep.run([1.0]):
-            yield range(first, last + 1), restored, evaluate(tuned, questions, levels)
+            most = max(most, restored)
+            yield f"{first}-{last}", restored, evaluate(tuned, questions, levels)
+        sweep.undo()
+    if most:
+        sweep = _sweep(base, tuned, "random", coordinates, settings)
+        for _, restored in sweep.run([most / sweep.eligible]):
+            yield "random", restored, evaluate(tuned, questions, levels)
         sweep.undo()

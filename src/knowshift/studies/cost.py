@@ -161,12 +161,13 @@ class CostModel:
         restoration = self.config.restoration
         if cell.kind == "train_set":
             trained = min(self.size_of(cell), restoration.train_set_facts or self.size_of(cell))
-            return trained * (1 + len(restoration.train_set_fractions))
+            return trained * (1 + 2 * len(restoration.train_set_fractions))  # by the paper's criterion, and at random
         if cell.kind in ("learned", "learned_own"):
             return min(self.size_of(cell), self.config.bench.train_facts)
         if cell.kind == "layer_groups":
             layers = self.shape.layers if self.shape is not None else 0
-            return self.asked // 2 * -(-layers // restoration.layer_group)  # in-domain, half of the facts
+            # In-domain, half of the facts; and once with weights at random.
+            return self.asked // 2 * (1 + -(-layers // restoration.layer_group))
         times = {
             "base": 3,
             "instruct": 4,
@@ -211,7 +212,7 @@ class CostModel:
             return self.task_positions(cell) * self._position
         if cell.kind in ("restoration", "train_set", "tasks"):
             answering += self.task_positions(cell) * self._position
-            ranked = 1 if cell.kind == "train_set" else len(config.restoration.criteria)
+            ranked = 2 if cell.kind == "train_set" else len(config.restoration.criteria)
             return answering + ranked * self.weights * RESTORED / threads
         return answering
 

@@ -78,13 +78,17 @@ CONTENT: Mapping[str, Content] = {
     "restoration": Content(
         (*ASKED, "restoration.fractions", "restoration.criteria", "restoration.region"), ("mastery", "tuned")
     ),
+    # 1: random weights as a control, here and of groups of layers.
     "train_set": Content(
         ("seed", "restoration.train_set_fractions", "restoration.train_set_facts", "restoration.region"),
         ("mastery", "tuned"),
+        revision=1,
     ),
     "learned": Content(("seed", "bench.train_facts", "bench.texts"), ("mastery", "tuned")),
     "learned_own": Content(("seed", "bench.train_facts"), ("mastery", "tuned")),
-    "layer_groups": Content((*ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned")),
+    "layer_groups": Content(
+        (*ASKED, "restoration.layer_group", "restoration.region"), ("mastery", "tuned"), revision=1
+    ),
     "instruct": Content((*ASKED, "evaluation.few_shot"), ("mastery",)),
     "base_tasks": Content(_TASKS),
     "tasks": Content(

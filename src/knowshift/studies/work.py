@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from multiprocessing.util import Finalize
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from knowshift.errors import said_before
-from knowshift.evaluation import evaluate
+from knowshift.evaluation import Answers, evaluate
 from knowshift.facts.fact import Fact
 from knowshift.facts.sources.load import load_facts
 from knowshift.files import digest, folder_beside, write_json
@@ -357,16 +357,23 @@ class Worker:
         write_json(folder / "change.json", change.to_json())
 
     def _restoration(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        counts: dict[str, dict[str, int]] = {}
-        eligible = 0
-        for criterion, fraction, count, eligible, answers in content.restored_answers(  # noqa: B007
+        restored = content.restored_answers(
             self._base_weights,
             self._tuned_model(unit),
             self._asked(cell),
             self._known.levels,
             cell.coordinates,
             cell.settings,
-        ):
+        )
+        self._write_restored(cell, restored, folder)
+
+    def _write_restored(
+        self, cell: Cell, restored: Iterable[tuple[str, float, int, int, Answers]], folder: Path
+    ) -> None:
+        """Write the answers after each restoration: (criterion, fraction, weights restored, eligible, answers)."""
+        counts: dict[str, dict[str, int]] = {}
+        eligible = 0
+        for criterion, fraction, count, eligible, answers in restored:  # noqa: B007
             name = fraction_name(fraction)
             about = {**self._about(cell), "criterion": criterion, "fraction": fraction, "restored": count}
             answers.write(folder / f"answers-{criterion}-{name}.parquet", about)
@@ -374,23 +381,21 @@ class Worker:
         write_json(folder / "restored.json", {"eligible": eligible, "criteria": counts})
 
     def _train_set(self, cell: Cell, unit: Unit, folder: Path) -> None:
-        counts: dict[str, int] = {}
-        eligible = 0
-        for fraction, count, eligible, answers in content.restored_train_answers(  # noqa: B007
+        restored = content.restored_train_answers(
             self._base_weights, self._tuned_model(unit), self._known, cell.coordinates, cell.settings
-        ):
-            name = fraction_name(fraction)
-            about = {**self._about(cell), "criterion": "relative", "fraction": fraction, "restored": count}
-            answers.write(folder / f"answers-relative-{name}.parquet", about)
-            counts[name] = count
-        write_json(folder / "restored.json", {"eligible": eligible, "criteria": {"relative": counts}})
+        )
+        self._write_restored(cell, restored, folder)
 
     def _layer_groups(self, cell: Cell, unit: Unit, folder: Path) -> None:
         counts: dict[str, int] = {}
-        for layers, count, answers in content.layer_group_answers(
-            self._base_weights, self._tuned_model(unit), self._asked(cell), self._known.levels, cell.settings
+        for name, count, answers in content.layer_group_answers(
+            self._base_weights,
+            self._tuned_model(unit),
+            self._asked(cell),
+            self._known.levels,
+            cell.coordinates,
+            cell.settings,
         ):
-            name = f"{layers[0]}-{layers[-1]}"
             answers.write(folder / f"answers-{name}.parquet", {**self._about(cell), "layers": name, "restored": count})
             counts[name] = count
         write_json(folder / "restored.json", {"layers": counts})

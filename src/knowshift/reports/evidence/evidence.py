@@ -96,7 +96,7 @@ class Evidence:
     @cached_property
     def trained_otherwise(self) -> dict[str, dict[tuple[int, int], Model]]:
         """Models of each control of the training, by training level and size: the learning-rate control, variants."""
-        names = {name for name in self._controls if AT not in name}
+        names = {name for name in self._controls if AT not in name and name != ALL}
         return {
             name: {(s.level, s.size): Model(s) for s in self.substring.settings(name)}
             for name in sorted(names, key=lambda name: (name != RATE_CONTROL, name))
@@ -116,12 +116,18 @@ class Evidence:
 
     @cached_property
     def _controls(self) -> set[str]:
-        return {c.setting.control for c in self.substring.columns if c.setting} - {"", ALL}
+        return {c.setting.control for c in self.substring.columns if c.setting} - {""}
 
     @property
     def controls(self) -> list[str]:
-        """The names of all trainings beside the grid, those of a bench last."""
-        return [*self.trained_otherwise, *sorted(name for name in self._controls if AT in name)]
+        """The names of all trainings beside the grid: on all facts of a level first, those of a bench last."""
+        whole = [ALL] if self.trained_on_all else []
+        return [*whole, *self.trained_otherwise, *sorted(name for name in self._controls if AT in name)]
+
+    @property
+    def trained_on_all(self) -> bool:
+        """Whether a model was tuned on all facts of a level."""
+        return ALL in self._controls
 
     @property
     def levels(self) -> list[int]:

@@ -30,10 +30,8 @@ def certainty(estimate: Estimate, unit: str, shown: bool, wanted: float) -> str:
     said = []
     if not estimate.known:
         return ""
-    if math.isnan(estimate.high):
-        said.append("No effect is excluded: nothing was repeated, so there is no interval.")
-    elif not shown:
-        said.append(f"Excluded is an effect above {signed(estimate.high, scale, digits)}{name}.")
+    if not shown or math.isnan(estimate.high):
+        said.append(excluded(estimate.high, unit))
     if not math.isnan(estimate.low):
         by_fact = f"95% interval {interval_words(estimate, scale, digits)}{name}"
         said.append(f"{by_fact}{_clusters(estimate.clustered, scale, digits) if estimate.clustered else ''}.")
@@ -49,6 +47,21 @@ def certainty(estimate: Estimate, unit: str, shown: bool, wanted: float) -> str:
             f"An effect of {size(visible)} would show in four of five such runs; {_draws(estimate, wanted, size)}"
         )
     return " ".join(said)
+
+
+def excluded(high: float, unit: str, where: str = "") -> str:
+    """Which effect is excluded by an interval whose upper end is ``high`` (NaN: there is none), as a sentence.
+
+    Args:
+        high: in the estimate's own unit.
+        unit: one of :data:`WRITTEN`.
+        where: what was asked, where a sentence is about more than one thing: "on them".
+    """
+    scale, digits, name = WRITTEN[unit]
+    where = f" {where}" if where else ""
+    if math.isnan(high):
+        return f"No effect is excluded{where}: nothing was repeated, so there is no interval."
+    return f"Excluded is an effect above {signed(high, scale, digits)}{name}{where}."
 
 
 def _clusters(clustered: Clustered, scale: float, digits: int) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from knowshift.html.table import Table
 from knowshift.html.words import exact_percent, listed, percent, signed
+from knowshift.reports.evidence.sizes import place_of, rows_by_size
 from knowshift.reports.findings.claims import Claim, Finding, from_highest, mean_of
 from knowshift.statistics.choices import EQUAL
 
@@ -33,22 +34,23 @@ def _sentence(claims: Mapping[str, Claim], name: str) -> str:
 
 
 def _accuracy(summary: Table) -> str:
-    rows: Rows = summary.where(control="", test_level="mean")
+    rows: Rows = rows_by_size(summary, test_level="mean")
     if len({r["size"] for r in rows}) < 2:
         return ""
-    peaks: dict[int, list[str]] = {}
+    peaks: dict[float, list[str]] = {}
     for level in sorted({r["level"] for r in rows}):
-        totals: dict[int, list[float]] = {}
+        totals: dict[float, list[float]] = {}
         for row in rows:
             if row["level"] == level and not math.isnan(row["accuracy"]):
-                totals.setdefault(row["size"], []).append(row["accuracy"])
+                totals.setdefault(place_of(row["size"]), []).append(row["accuracy"])
         if totals:
             best = from_highest({size: mean_of(values) for size, values in totals.items()})[0]
             peaks.setdefault(best, []).append(str(level))
     if not peaks:
         return ""
     parts = [
-        f"{size:,} samples for level{'s' if len(levels) > 1 else ''} {listed(levels)}"
+        f"{'all facts' if math.isinf(size) else f'{size:,.0f} samples'} for level{'s' if len(levels) > 1 else ''} "
+        f"{listed(levels)}"
         for size, levels in sorted(peaks.items())
     ]
     return f"The highest point, both domains together, lies at {'; at '.join(parts)}."

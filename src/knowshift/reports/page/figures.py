@@ -2,6 +2,9 @@
 
 Colours are an ordered, colour-blind safe ramp for training levels 0 to 4 (dark violet to yellow-green, after viridis)
 with a marker each, so that a grey print still reads. Every line is drawn with its 95% interval.
+
+Training sets of all facts of a level have another size for each level. They share one place right of the sizes, behind
+a break of the axis; the legend says how many facts they are.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
 from knowshift.html.plotting import legend_above, panels, svg_text
-from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN, line_styles
+from knowshift.html.style import BASE, CONTROL, GRID, PAPER_COLOUR, RUN, line_styles
 from knowshift.html.table import Table
 from knowshift.html.words import DOMAIN_WORDS, signed
+from knowshift.reports.evidence.run_folder import ALL
+from knowshift.reports.evidence.sizes import Size, in_order, rows_by_size
 from knowshift.reports.page.characteristics import characteristic_figures
 from knowshift.reports.page.strategies import strategies_figure
 from knowshift.reports.page.task_figure import other_tasks
@@ -61,14 +66,29 @@ def _line(
     axes.fill_between(x, _numbers(rows, low), _numbers(rows, high), color=colour, alpha=0.13, linewidth=0)
 
 
-def _sizes_axis(axes: Axes, sizes: Sequence[float]) -> None:
+def _places(sizes: Sequence[Size]) -> dict[Size, float]:
+    """Where each size stands on a log axis: all facts behind the largest number, by a fifth of the axis or more."""
+    places: dict[Size, float] = {size: float(size) for size in sizes if size != ALL}
+    if ALL in sizes:
+        first, last = min(places.values(), default=1.0), max(places.values(), default=1.0)
+        places[ALL] = last * max(2.0, (last / first) ** 0.25)
+    return places
+
+
+def _sizes_axis(axes: Axes, places: Mapping[Size, float]) -> None:
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(list(sizes)))
+    axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
+    numbers = [place for size, place in places.items() if size != ALL]
     # Neighbours too close for two labels share the larger one's place: 960 beside 1,280 would be printed over it.
-    crowded = {size for size in sizes for other in sizes if size < other < 1.6 * size}
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "" if value in crowded else f"{value:,.0f}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    crowded = {size for size in numbers for other in numbers if size < other < 1.6 * size}
+    names = {place: "" if place in crowded else f"{place:,.0f}" for place in numbers}
     axes.set_xlabel("training samples (log scale)")
+    if ALL in places:
+        names[places[ALL]] = ALL
+        axes.set_xlabel("training samples (log scale), or all")
+        axes.axvline(math.sqrt(max(numbers, default=places[ALL]) * places[ALL]), color=GRID, linewidth=0.8)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: names.get(value, "")))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _percent_axis(axes: Axes, label: str, top: float | None = None) -> None:
@@ -83,38 +103,49 @@ def _named_steps(axes: Axes, names: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names[round(v)] if 0 <= round(v) < len(names) else ""))
 
 
-def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequence[float]) -> None:
-    """A line against size for each training level."""
+def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequence[Size]) -> None:
+    """A line against size for each training level, dotted from the largest number to all facts of the level."""
+    places = _places(sizes)
     for level in sorted({int(r["level"]) for r in rows}):
-        line = sorted((r for r in rows if r["level"] == level), key=lambda r: r["size"])
-        x = [float(r["size"]) for r in line]
-        _line(axes, x, line, value, "low", "high", LEVEL_COLOURS[level], LEVEL_MARKERS[level], str(level))
-    _sizes_axis(axes, sizes)
+        line = sorted((r for r in rows if r["level"] == level), key=lambda r: places[r["size"]])
+        numbers, whole = [r for r in line if r["size"] != ALL], [r for r in line if r["size"] == ALL]
+        label = f"{level} ({whole[0]['samples']:,})" if whole else str(level)
+        for dashes, part in (("-", numbers), (":", [*numbers[-1:], *whole] if whole else [])):
+            if part:
+                x, style = [places[r["size"]] for r in part], (LEVEL_COLOURS[level], LEVEL_MARKERS[level])
+                _line(axes, x, part, value, "low", "high", *style, label, dashes)
+                label = "_"  # a legend leaves out what begins so
+    _sizes_axis(axes, places)
+
+
+def _legend_of_levels(figure: Figure, axes: Axes, sizes: Sequence[Size]) -> None:
+    number = " (its facts in all)" if ALL in sizes else ""
+    legend_above(figure, axes, f"mastery level of the training facts{number}")
 
 
 def accuracy_by_size(summary: Table) -> str | None:
     """Mean accuracy of test levels against size, a line for each training level, a panel for each domain."""
-    return _accuracy_by_size(summary.where(control="", test_level="mean"), "accuracy, mean of test levels")
+    return _accuracy_by_size(rows_by_size(summary, test_level="mean"), "accuracy, mean of test levels")
 
 
 def _accuracy_by_size(rows: Sequence[Dict], label: str) -> str | None:
     if not rows:
         return None
-    sizes = sorted({float(r["size"]) for r in rows})
+    sizes = in_order(r["size"] for r in rows)
     with _by_domain(3.9) as (figure, left, panels):
         for domain, axes in panels:
             _lines_by_level(axes, [r for r in rows if r["domain"] == domain], "accuracy", sizes)
         _percent_axis(left, label)
-        legend_above(figure, left, "mastery level of the training facts")
+        _legend_of_levels(figure, left, sizes)
         return svg_text(figure)
 
 
 def accuracy_by_test_level(summary: Table) -> str | None:
     """Accuracy against size on the facts of each test level: a line for each training level, a row for each domain."""
-    rows = [row for row in summary.where(control="") if row["test_level"] != "mean"]
+    rows = [row for row in rows_by_size(summary) if row["test_level"] != "mean"]
     if not rows:
         return None
-    sizes = sorted({float(r["size"]) for r in rows})
+    sizes = in_order(r["size"] for r in rows)
     with panels(10.5, 5.4, LEVELS, len(DOMAINS)) as (figure, axes):
         places = [(domain, level) for domain in DOMAINS for level in range(LEVELS)]
         for (domain, level), panel in zip(places, axes, strict=True):
@@ -125,7 +156,7 @@ def accuracy_by_test_level(summary: Table) -> str | None:
             panel.set_xlabel("samples" if domain == DOMAINS[-1] else "", fontsize=9)
             if level == 0:
                 _percent_axis(panel, "accuracy", top=1)
-        legend_above(figure, axes[-1], "mastery level of the training facts")
+        _legend_of_levels(figure, axes[-1], sizes)
         return svg_text(figure)
 
 
@@ -136,14 +167,15 @@ def level_4_by_size(table: Table) -> str | None:
 
 def kl_by_size(summary: Table) -> str | None:
     """Mean KL(tuned || base) against size, a line for each training level."""
-    rows = summary.where(control="", domain="both")
+    rows = rows_by_size(summary, domain="both")
     if not rows:
         return None
+    sizes = in_order(r["size"] for r in rows)
     with panels(7.6, 3.7) as (figure, (axes,)):
-        _lines_by_level(axes, rows, "kl_mean", sorted({float(r["size"]) for r in rows}))
+        _lines_by_level(axes, rows, "kl_mean", sizes)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("mean KL to the base, nats")
-        legend_above(figure, axes, "mastery level of the training facts")
+        _legend_of_levels(figure, axes, sizes)
         return svg_text(figure)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,8 +10,9 @@ from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.grid import DASH, NONE, Entry, Grid, number, span
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, exact_percent, in_percent, p_value, percent, signed
-from knowshift.reports.evidence.run_folder import RATE_CONTROL
+from knowshift.reports.evidence.run_folder import ALL, RATE_CONTROL
 from knowshift.reports.evidence.samples import Sample
+from knowshift.reports.evidence.sizes import Size, in_order, rows_by_size, size_words
 from knowshift.reports.findings.claims import Claim, Finding, mean_of
 from knowshift.reports.tables.settings import level_words
 from knowshift.statistics.estimates import Estimate
@@ -22,29 +23,35 @@ Write = Callable[[float], str]
 LEVEL_HEADS = tuple(f"level {level}" for level in range(LEVELS))
 
 
-def _by_size(sizes: Iterable[int]) -> list[str]:
-    return ["training level", *(f"{size:,}" for size in sizes)]
+def _by_size(sizes: Sequence[Size]) -> list[str]:
+    return ["training level", *map(size_words, sizes)]
+
+
+def _level(level: int, rows: Rows) -> Entry:
+    """A training level, and small how many facts it has in all, where a model was tuned on them."""
+    whole = [row["samples"] for row in rows if row["level"] == level and row["size"] == ALL]
+    return Entry(level_words(level), f"{whole[0]:,} facts in all" if whole else "")
 
 
 def accuracy_grid(summary: Table, domain: str) -> Grid:
     """Training levels down, sizes across: mean accuracy in percent with its interval."""
-    rows: Rows = summary.where(control="", test_level="mean", domain=domain)
-    sizes = sorted({r["size"] for r in rows})
+    rows: Rows = rows_by_size(summary, test_level="mean", domain=domain)
+    sizes = in_order(r["size"] for r in rows)
     body = []
     for level in sorted({r["level"] for r in rows}):
         here = {r["size"]: r for r in rows if r["level"] == level}
         shown = [
             number(r["accuracy"], in_percent, r["low"], r["high"]) if (r := here.get(size)) else DASH for size in sizes
         ]
-        body.append([Entry(level_words(level)), *shown])
+        body.append([_level(level, rows), *shown])
     caption = f"Accuracy in %, {DOMAIN_WORDS[domain]}, mean of test levels, with 95% interval"
     return Grid(caption, _by_size(sizes), body)
 
 
 def word_grid(summary: Table) -> Grid:
     """Both graders beside each other at every setting, mean of the two domains."""
-    rows: Rows = summary.where(control="", test_level="mean")
-    sizes = sorted({r["size"] for r in rows})
+    rows: Rows = rows_by_size(summary, test_level="mean")
+    sizes = in_order(r["size"] for r in rows)
     body = []
     for level in sorted({r["level"] for r in rows}):
         line = [Entry(level_words(level))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from knowshift.html.grid import DASH, Entry, Grid, number
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, in_percent, signed
 from knowshift.reports.evidence.leaks import ASKED
+from knowshift.reports.findings.certainty import excluded
 from knowshift.reports.findings.claims import POINT
 from knowshift.reports.page.places import SIGNIFICANT
 from knowshift.reports.tables.settings import level_words
@@ -45,20 +47,34 @@ def what_follows(sizes: Table) -> str:
     (same,) = (row for row in clean if row["size"] == best["size"])
     before, after = _verdict(every), _verdict(clean)
     said = f"is {after} on them, as on all" if before == after else f"is {before} on all test facts and {after} on them"
-    return (
+    beyond = [*_excluded(every, before, "on all test facts"), *_excluded(clean, after, "on them")]
+    verdict = (
         f"On the test facts whose answer neither model was trained on (at least {same['facts']:,} of {best['facts']:,} "
         "in each draw) "
         f"{best['size']:,} minus {best['against']:,} samples is {_points(same)}, on all test facts {_points(best)} "
         f"(mean of training levels, both domains). That a smaller training set beats the largest (finding 1) {said}."
     )
+    return " ".join([verdict, *beyond])
 
 
 def _verdict(rows: list[dict[str, Any]]) -> str:
     """As for claims: shown where a whole interval lies above 0 (Holm's p over sizes), not shown where all lie low."""
-    known = [row for row in rows if not is_missing(row["low"])]
-    if any(row["low"] > 0 and row["p_holm"] < SIGNIFICANT for row in known):
+    if any(row["low"] > 0 and row["p_holm"] < SIGNIFICANT for row in rows if not is_missing(row["low"])):
         return "shown"
-    return "not shown" if known and all(row["high"] < POINT for row in known) else "undecided"
+    return "not shown" if _highest_end(rows) < POINT else "undecided"
+
+
+def _highest_end(rows: list[dict[str, Any]]) -> float:
+    """By no more than this does a smaller size beat the largest; NaN where one that was compared has no interval."""
+    ends = [row["high"] for row in rows if not is_missing(row["difference"])]
+    return math.nan if not ends or any(map(is_missing, ends)) else float(max(ends))
+
+
+def _excluded(rows: list[dict[str, Any]], verdict: str, where: str) -> list[str]:
+    """The effect that a verdict excludes, in the words of claims; none where it is shown, or nothing was measured."""
+    if verdict == "shown" or all(is_missing(row["difference"]) for row in rows):
+        return []
+    return [excluded(_highest_end(rows), "points", where)]
 
 
 def _points(row: Mapping[str, Any]) -> str:

@@ -37,8 +37,9 @@ from knowshift.reports.page.grids import (
     word_grid,
 )
 from knowshift.reports.page.leakage import leakage_section
-from knowshift.reports.page.paper import sections
+from knowshift.reports.page.paper import introduction, sections
 from knowshift.reports.page.strategies import strategies_grids
+from knowshift.reports.published import paper_model
 from knowshift.reports.tables.build import Tables, build_tables
 
 FIGURE_TITLES = {
@@ -96,6 +97,13 @@ FIGURE_NOTES = {
     "mastery_by_exposures": "Bars: share of facts at each mastery level. Line: mean rate R with its 95% interval.",
 }
 
+#: Figures against the training size, and what is said below them where models were tuned on all facts of a level.
+BY_SIZE = ("accuracy_by_size", "accuracy_by_test_level", "level_4_by_size", "kl_by_size")
+ALL_NOTE = (
+    "Right of the line, all: every training fact of the level, whose number stands in the legend. Each draw has the "
+    "same facts, in another order, so its interval says nothing of other facts to train on."
+)
+
 
 def write_report(run: Path) -> Path:
     """Write tables/*.csv, tables/*.tex, figures/*.svg and report.html of a run folder; returns the page's path."""
@@ -119,6 +127,7 @@ def write_report_with_findings(run: Path) -> tuple[Path, list[Finding]]:
 def compose(tables: Tables, figures: Mapping[str, str]) -> str:
     """The whole page as text; the same for the same tables, figures and manifest."""
     evidence, findings = tables.evidence, tables.findings
+    own = paper_model(_model_name(evidence) or "")
     summary, restored = tables["accuracy_summary"], tables["restoration_summary"]
     return render(
         "knowshift.reports.page",
@@ -141,7 +150,8 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
             mastery_table(tables["mastery"]),
         ],
         leakage=leakage_section(tables["leakage"], tables["leakage_sizes"], evidence.leaks.unknown),
-        sections=sections(tables),
+        introduction=introduction(own),
+        sections=sections(tables, own),
         fact_by_fact=fact_by_fact(evidence, tables["moves"]),
         restoration=[restoration_grid(restored, criterion) for criterion in evidence.criteria],
         claims=claims_table(findings),
@@ -153,12 +163,12 @@ def compose(tables: Tables, figures: Mapping[str, str]) -> str:
 def _about(evidence: Evidence) -> dict[str, Any]:
     """What was studied, and what of it is missing."""
     run = evidence.run
-    model = run.manifest.get("model")
     return {
         "name": str(run.manifest.get("name") or run.path.name),
-        "model": str(model.get("name", "a base model")) if isinstance(model, dict) else "a base model",
+        "model": _model_name(evidence) or "a base model",
         "levels": len(evidence.levels),
         "sizes": len(evidence.sizes),
+        "trained_on_all": evidence.trained_on_all,
         "draws": len({column.draw for column in evidence.answers.columns if column.setting}),
         "facts": len(evidence.answers.facts),
         "tested": _tested(sorted(set(evidence.answers.level.tolist()))),
@@ -167,6 +177,12 @@ def _about(evidence: Evidence) -> dict[str, Any]:
         "used_up": evidence.used_up(),
         "dropped": evidence.answers.dropped,
     }
+
+
+def _model_name(evidence: Evidence) -> str | None:
+    """The base model as the manifest names it."""
+    model = evidence.run.manifest.get("model")
+    return str(model["name"]) if isinstance(model, dict) and "name" in model else None
 
 
 def _tested(levels: Sequence[int]) -> str:
@@ -198,13 +214,16 @@ def how_many_shown(findings: Sequence[Finding]) -> str:
 def _figures(figures: Mapping[str, str], tables: Tables, lines: Mapping[str, str]) -> list[dict[str, Any]]:
     ends = tables.get("characteristics_ends")
     titles, lines = {**FIGURE_TITLES, **characteristic_titles(ends)}, {**lines, **characteristic_sentences(ends)}
+    notes = dict(FIGURE_NOTES)
+    if tables.evidence.trained_on_all:
+        notes |= {name: f"{notes[name]} {ALL_NOTE}" for name in BY_SIZE}
     return [
         {
             "name": name,
             "title": titles[name],
             "drawing": _drawing(svg, name),
             "takeaway": lines.get(name, ""),
-            "note": FIGURE_NOTES.get(name, CHARACTERISTIC_NOTE),
+            "note": notes.get(name, CHARACTERISTIC_NOTE),
         }
         for name, svg in figures.items()
     ]

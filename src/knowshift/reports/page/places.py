@@ -8,20 +8,26 @@ from knowshift.html.grid import Entry, Grid, number
 from knowshift.html.table import Table, is_missing
 from knowshift.html.words import in_percent, percent, signed
 
-#: The paper's model that most of its tables are about: its numbers stand beside the run's.
+#: The paper's model that all of its tables are about: its numbers stand beside a run's, where a table has none of the
+#: run's own model.
 PAPER_MODEL = "LLaMA-3-8B"
 #: Holm's p below which a share is said to depart from the null's.
 SIGNIFICANT = 0.05
 
 
-def places_grid(table: Table) -> Grid:
+def model_beside(table: Table, own: str | None) -> str:
+    """The paper's model beside a run whose model is ``own`` in the paper: that one, where the table has its numbers."""
+    return own if own and table.where(source=own) else PAPER_MODEL
+
+
+def places_grid(table: Table, own: str | None = None) -> Grid:
     """Layers or modules down: the run's largest size beside its null, the share of weights, and the paper's model.
 
     Where one model has layers that the other lacks, the other's share is missing. The paper's "mlp." and "attn." do
-    not count where modules are matched.
+    not count where modules are matched. ``own`` as in :func:`model_beside`.
     """
-    one, found = _one(table), _largest(table)
-    paper = {_last(row[one]): row["share"] for row in table.where(source=PAPER_MODEL)}
+    one, found, model = _one(table), _largest(table), model_beside(table, own)
+    paper = {_last(row[one]): row["share"] for row in table.where(source=model)}
     rows = []
     for row in found:
         apart = number(row["difference"], signed, row["difference_low"], row["difference_high"])
@@ -31,7 +37,7 @@ def places_grid(table: Table) -> Grid:
     for name, share in paper.items() if rows else ():
         rows.append([Entry(name), *(number(value, in_percent) for value in (*[None] * 4, share))])
     size = found[0]["size"] if found else 0
-    head = [one, f"this run, {size:,} samples", "null", "minus null, points", "share of weights", PAPER_MODEL]
+    head = [one, f"this run, {size:,} samples", "null", "minus null, points", "share of weights", model]
     return Grid("", head, rows, "dense")
 
 

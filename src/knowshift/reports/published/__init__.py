@@ -11,6 +11,15 @@ from __future__ import annotations
 import csv
 from importlib import resources
 
+#: The paper's models. Their names on the Hub say "Meta-" before and "-hf" behind, or neither.
+MODELS = ("LLaMA-2-7B", "LLaMA-2-13B", "LLaMA-2-70B", "LLaMA-3-8B", "LLaMA-3-70B")
+
+
+def paper_model(name: str) -> str | None:
+    """Which of :data:`MODELS` a model of this name (of the Hub, or a folder) is; None where it is none of them."""
+    last = name.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-").removesuffix("-hf")
+    return next((model for model in MODELS if model.lower() == last), None)
+
 
 def published(name: str) -> list[dict[str, str]]:
     """The rows of one transcribed table, as text, in the paper's order."""

@@ -14,6 +14,7 @@ from typing import Any
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.html.table import Row, Table
 from knowshift.reports.evidence.restored import first_layer
+from knowshift.reports.evidence.sizes import Size, place_of, rows_by_size
 from knowshift.reports.findings.claims import mean_of
 from knowshift.reports.published import published
 from knowshift.reports.tables.answers import TEST_LEVELS, level_name
@@ -69,12 +70,15 @@ def paper_accuracy(summary: Table, rate: str) -> Table:
     """Accuracy by test level with its standard deviation over draws (Table 2; by size, its Figures 2 and 6).
 
     The paper has every test level at 1,920 samples; at 240 it prints the mean of LLaMA-3-8B alone (Table 4, nothing
-    restored).
+    restored), and all facts of a level it draws without printing numbers. ``samples`` is the number of training facts,
+    also where the size is "all".
     """
-    found: dict[tuple[int, int, str, str], dict[str, tuple[Any, Any]]] = {}
-    for row in summary.where(control="", learning_rate=rate):
-        place = (row["size"], row["level"], row["domain"], "run")
+    found: dict[tuple[Size, int, str, str], dict[str, tuple[Any, Any]]] = {}
+    samples: dict[tuple[Size, int], int] = {}
+    for row in rows_by_size(summary, learning_rate=rate):
+        place: tuple[Size, int, str, str] = (row["size"], row["level"], row["domain"], "run")
         found.setdefault(place, {})[row["test_level"]] = (row["accuracy"], row["deviation"])
+        samples[row["size"], row["level"]] = row["samples"]
     for one in published("restoration"):
         if (one["train_size"], one["restored_fraction"]) == ("240", "0"):
             place = (240, int(one["train_level"]), one["domain"], one["model"])
@@ -87,20 +91,24 @@ def paper_accuracy(summary: Table, rate: str) -> Table:
     columns = [name if name == "mean" else f"test_{name}" for name in names]
     deviations = [f"deviation_{name}" for name in names]
     rows: list[Row] = []
-    for place in sorted(found, key=lambda at: (at[0], _domain(at[2]), at[1], _rank(at[3]))):
+    for place in sorted(found, key=lambda at: (place_of(at[0]), _domain(at[2]), at[1], _rank(at[3]))):
         size, level, domain, source = place
         pairs = [found[place].get(name, (None, None)) for name in names]
-        rows.append((size, domain, level, source, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
-    places = ("size", "domain", "level", "source")
+        about = (size, domain, level, source, samples.get((size, level), size))
+        rows.append((*about, *(value for value, _ in pairs), *(spread for _, spread in pairs)))
+    places = ("size", "domain", "level", "source", "samples")
     return Table("paper_accuracy", (*places, *columns, *deviations), tuple(rows), frozenset((*columns, *deviations)))
 
 
 def level_4(summary: Table, shifts: Table, rate: str) -> Table:
-    """Accuracy on the best-known test facts, beside the KL to the base, by size (Figures 4 and 5; nats)."""
-    kl = {(row["size"], row["level"], row["domain"]): row for row in shifts.where(control="", learning_rate=rate)}
+    """Accuracy on the best-known test facts, beside the KL to the base, by size (Figures 4 and 5; nats).
+
+    ``samples`` is the number of training facts, also where the size is "all".
+    """
+    kl = {(row["size"], row["level"], row["domain"]): row for row in rows_by_size(shifts, learning_rate=rate)}
     rows: list[Row] = []
-    best = summary.where(control="", learning_rate=rate, test_level=str(LEVELS - 1))
-    for row in sorted(best, key=lambda row: (_domain(row["domain"]), row["level"], row["size"])):
+    best = rows_by_size(summary, learning_rate=rate, test_level=str(LEVELS - 1))
+    for row in sorted(best, key=lambda row: (_domain(row["domain"]), row["level"], place_of(row["size"]))):
         place = (row["size"], row["level"], row["domain"])
         shift = kl.get(place, {})
         told = [shift.get(name) for name in ("facts", "kl_mean", "low", "high")]
@@ -109,6 +117,7 @@ def level_4(summary: Table, shifts: Table, rate: str) -> Table:
                 row["domain"],
                 row["level"],
                 row["size"],
+                row["samples"],
                 row["facts"],
                 *(row[k] for k in ("accuracy", "low", "high")),
                 *told,
@@ -118,6 +127,7 @@ def level_4(summary: Table, shifts: Table, rate: str) -> Table:
         "domain",
         "level",
         "size",
+        "samples",
         "facts",
         "accuracy",
         "low",
@@ -171,14 +181,17 @@ def paper_restoration(summary: Table, restored: Table, rate: str) -> Table:
 
 def paper_train_set(trained: Table, rate: str) -> Table:
     """Accuracy on the training facts after restoring, by training level, mean over draws (Table 6)."""
-    found: dict[tuple[int, str, str], dict[int, float]] = {}
-    for (size, fraction, level), values in _over_draws(trained, rate, "fraction").items():
-        found.setdefault((size, fraction, "run"), {})[level] = mean_of(values)
+    found: dict[tuple[int, str, str, str], dict[int, float]] = {}
+    for (size, criterion, fraction, level), values in _over_draws(trained, rate, "criterion", "fraction").items():
+        kind = criterion if float(fraction) else AS_TUNED
+        found.setdefault((size, kind, fraction, "run"), {})[level] = mean_of(values)
     for one in published("restoration_train_set"):
-        place = (int(one["train_size"]), one["restored_fraction"], one["model"])
+        fraction = one["restored_fraction"]
+        kind = RELATIVE if float(fraction) else AS_TUNED
+        place = (int(one["train_size"]), kind, fraction, one["model"])
         found.setdefault(place, {})[int(one["train_level"])] = float(one["train_accuracy_percent"]) / 100
-    rows = by_training_level(found, lambda at: (at[0], float(at[1])))
-    return Table("paper_train_set", ("size", "fraction", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
+    rows = by_training_level(found, lambda at: (at[0], _criterion(at[1]), float(at[2])))
+    return Table("paper_train_set", ("size", "criterion", "fraction", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
 
 
 #: The scores of the paper's Table 5: its columns, and the task and metric that measure the same here.
@@ -282,8 +295,9 @@ def paper_strategies(summary: Table, restored: Table, instruct: Table, rate: str
 def paper_layer_groups(summary: Table, groups: Table, rate: str) -> Table:
     """In-domain accuracy with a group of layers restored, by training level, mean over draws (Table 11).
 
-    ``layers`` is empty for the model as tuned. The paper does not say its training size; its values match the rows of
-    240 samples in Table 4, whence the row of its model as tuned is.
+    ``layers`` is empty for the model as tuned, and "random" for as many weights at random as the largest group has. The
+    paper does not say its training size; its values match the rows of 240 samples in Table 4, whence the row of its
+    model as tuned is.
     """
     found: dict[tuple[int, str, str], dict[int, float]] = {}
     for (size, layers, level), values in _over_draws(groups, rate, "layers").items():
@@ -303,12 +317,13 @@ def paper_layer_groups(summary: Table, groups: Table, rate: str) -> Table:
     return Table("paper_layer_groups", ("size", "layers", "source", *BY_LEVEL), rows, frozenset(BY_LEVEL))
 
 
-def _over_draws(table: Table, rate: str, name: str) -> dict[tuple[int, str, int], list[float]]:
-    """The accuracies of all draws by size, the column ``name`` and training level."""
-    found: dict[tuple[int, str, int], list[float]] = {}
+def _over_draws(table: Table, rate: str, *names: str) -> dict[tuple[Any, ...], list[float]]:
+    """The accuracies of all draws by size, the columns ``names`` and training level."""
+    found: dict[tuple[Any, ...], list[float]] = {}
     for row in table.where(control="", learning_rate=rate):
         if row["accuracy"] is not None:
-            found.setdefault((row["size"], row[name], row["level"]), []).append(row["accuracy"])
+            place = (row["size"], *(row[name] for name in names), row["level"])
+            found.setdefault(place, []).append(row["accuracy"])
     return found
 
 
