@@ -13,7 +13,9 @@ chance that a model answers a fact rightly is, on the scale of log-odds, the sum
   relations at large, but some are for the 24 asked about.
 
 Answers are drawn from these chances. KL to the base is such a sum itself, in nats, of a fact (0.3), a draw (0.05) and
-chance (0.3). So of every claim the truth is that there is no effect.
+chance (0.3). The share of relative change in the top weights minus its null, in points, is a sum of what a draw of one
+training level adds, alike at every size (0.5), and chance (0.5). So of every claim the truth is that there is no
+effect.
 
 Printed: a row for each claim (those of one training level together) with the share of studies that say "shown" and the
 share whose interval with relations as clusters lies above 0, each with its standard error. Both tests are of the upper
@@ -25,7 +27,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,13 +36,15 @@ from numpy.typing import NDArray
 
 from knowshift.facts.fact import DOMAINS, LEVELS
 from knowshift.reports.evidence.answers import Column, RecordedAnswers
-from knowshift.reports.evidence.evidence import Evidence, TokenShifts
-from knowshift.reports.evidence.run_folder import RATE_CONTROL, Run, Setting
+from knowshift.reports.evidence.evidence import Change, Evidence, TokenShifts
+from knowshift.reports.evidence.run_folder import RATE_CONTROL, RecordedCell, Run, Setting
 from knowshift.reports.evidence.scores import Scores
 from knowshift.reports.findings.build import find
 
 RATE = 1e-3
 RESTORED = [(criterion, fraction) for criterion in ("relative", "random") for fraction in (0.2, 0.6)]
+#: Shares of the weights that changed most.
+TOP = ("0.01", "0.2")
 #: Relations of each domain, as in EntityQuestions.
 RELATIONS = (10, 14)
 
@@ -87,6 +91,7 @@ def evidence_of(
     word: NDArray[np.bool_] | None,
     kl: Floats,
     replicates: int,
+    changes: tuple[Change, ...] = (),
 ) -> Evidence:
     """What a report is computed from: answers (F x C), and KL in nats (level-4 facts x tuned columns), in memory.
 
@@ -111,7 +116,7 @@ def evidence_of(
     if word is not None:
         other = Scores(word, **shared)  # type: ignore[arg-type]
         by_relation = Scores(answers, cluster=about.relation, **shared)  # type: ignore[arg-type]
-    found = Evidence(run, pa.table({}), recorded, scores, other, by_relation, changes=())
+    found = Evidence(run, pa.table({}), recorded, scores, other, by_relation, changes=changes)
     known = about.level == LEVELS - 1
     tuned = [column for column in columns if column.setting and not column.criterion]
     shifts = Scores(kl, about.domain[known], about.level[known], tuned, replicates=replicates)
@@ -141,7 +146,23 @@ def without_effect(
     known = int((about.level == LEVELS - 1).sum())
     tuned = sum(column.setting is not None and not column.criterion for column in columns)
     kl = 2 + 0.3 * rng.standard_normal((known, 1)) + 0.05 * rng.standard_normal((1, tuned))
-    return evidence_of(about, columns, answers, None, kl + 0.3 * rng.standard_normal((known, tuned)), replicates)
+    kl = kl + 0.3 * rng.standard_normal((known, tuned))
+    return evidence_of(about, columns, answers, None, kl, replicates, changes_of(columns, rng.spawn(1)[0]))
+
+
+def changes_of(columns: Iterable[Column], rng: np.random.Generator) -> tuple[Change, ...]:
+    """The concentration of the grid's changes, which is that of the null but for noise."""
+    found, sets = [], {}
+    for column in columns:
+        if column.setting is None or column.setting.control or column.criterion:
+            continue
+        key = (column.setting.level, column.draw)
+        sets.setdefault(key, 0.005 * rng.standard_normal(2))
+        shares = np.array([0.7, 0.9]) + sets[key] + 0.005 * rng.standard_normal(2)
+        told = {"relative": dict(zip(TOP, shares.tolist(), strict=True))}
+        cell = RecordedCell("weight_change", "", {**asdict(column.setting), "draw": column.draw}, Path("simulated"))
+        found.append(Change(cell, told, {"relative": dict(zip(TOP, (0.7, 0.9), strict=True))}, {}))
+    return tuple(found)
 
 
 def _moves(rng: np.random.Generator, relations: int, every: float, each: float) -> Floats:

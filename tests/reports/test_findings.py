@@ -13,18 +13,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
 
 from hand_claims import EXPECTED
 from hand_run import KL, LEVELS, SIZES, TUNED, accuracy, build_hand_run, over_draws
 from knowshift.reports.evidence.answers import Column
 from knowshift.reports.evidence.evidence import read_evidence
+from knowshift.reports.evidence.run_folder import Setting
 from knowshift.reports.evidence.scores import Scores
 from knowshift.reports.findings.build import findings_of
 from knowshift.reports.findings.claims import Claim, Finding
 from knowshift.reports.findings.size import size_finding
 from knowshift.reports.findings.tokens import against_accuracy, token_finding
+from knowshift.reports.findings.weights import _excess
 from knowshift.reports.tables.build import Tables
+from knowshift.statistics import crossed
 
 ALL = [(number, name) for number, claims in EXPECTED.items() for name in claims]
 #: The claims whose bootstrap has no closed form; a test of their own.
@@ -277,3 +282,26 @@ def test_kl_is_read_to_24_bits(tmp_path: Path) -> None:
     assert shifts is not None
     assert shifts.scores.values == pytest.approx(np.full(shifts.scores.values.shape, fine), abs=2.0**-25)
     assert (shifts.scores.values * 2**24 % 1 == 0).all()
+
+
+@given(st.lists(st.lists(st.floats(-1, 1), min_size=2, max_size=4), min_size=1, max_size=3), st.integers(1, 3))
+def test_a_draw_s_concentration_is_one_unit_at_all_its_sizes(excess: list[list[float]], sizes: int) -> None:
+    """Training sets are nested: what a draw has at every size is seen once, and does not narrow the interval."""
+    held = [
+        (Setting(level, 60 * 2**size, 1e-3, ""), draw, value)
+        for level, values in enumerate(excess)
+        for size in range(sizes)
+        for draw, value in enumerate(values)
+    ]
+    one = crossed.over_draws(
+        [level for level, values in enumerate(excess) for _ in values], [v for vs in excess for v in vs]
+    )
+    found = _excess(held)
+    assert found.value == pytest.approx(sum(sum(v) / len(v) for v in excess) / len(excess), abs=1e-12)
+    ends = [(found.low, found.high), (one.low, one.high)]
+    assert ends[0] == pytest.approx(ends[1], abs=1e-9, nan_ok=True)
+    # A draw that one size lacks: still the mean over settings of the mean over their draws.
+    left = held[:-1] if len(excess[-1]) > 1 and sizes > 1 else held
+    settings = {setting for setting, _, _ in left}
+    means = [[value for setting, _, value in left if setting == each] for each in settings]
+    assert _excess(left).value == pytest.approx(sum(sum(m) / len(m) for m in means) / len(means), abs=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ from knowshift.html.words import DOMAIN_WORDS, exact_percent, percent
 from knowshift.parameters.selection.select import fraction_name
 from knowshift.reports.evidence.choices import Choice, chosen
 from knowshift.reports.evidence.evidence import Evidence
+from knowshift.reports.evidence.run_folder import Setting
 from knowshift.reports.evidence.scores import Contribution, Model, Scores
 from knowshift.reports.findings.claims import (
     BOTH,
@@ -26,7 +28,7 @@ from knowshift.reports.findings.claims import (
 )
 from knowshift.reports.published import published_concentration
 from knowshift.statistics.crossed import over_draws
-from knowshift.statistics.estimates import MISSING
+from knowshift.statistics.estimates import MISSING, Estimate
 
 WEIGHT_FINDING = Reported(
     4,
@@ -219,6 +221,21 @@ def _against_base(evidence: Evidence, collapsed: list[Model], top: float, scope:
     ]
 
 
+def _excess(held: Sequence[tuple[Setting, int, float]]) -> Estimate:
+    """The mean over settings of the mean over draws, of (setting, draw, value).
+
+    A draw of a training level is one unit at all its sizes, whose training sets are nested.
+    """
+    draws = Counter(setting for setting, _, _ in held)
+    of_level = {level: len({d for s, d, _ in held if s.level == level}) for level in {s.level for s, _, _ in held}}
+    units: dict[tuple[int, int], float] = defaultdict(float)
+    for setting, draw, value in held:
+        units[setting.level, draw] += value * of_level[setting.level] / draws[setting]
+    # The mean over levels that is taken of them is made the mean over settings.
+    share = len(of_level) / len(draws)
+    return over_draws([level for level, _ in units], [share * value for value in units.values()])
+
+
 def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
     """Does the top of the weights hold more of the relative change than when sizes are paired at random?"""
     main = [change for change in evidence.changes if not change.cell.setting.control]
@@ -228,14 +245,13 @@ def concentration_claims(evidence: Evidence) -> tuple[Claim, ...]:
         shares = [c.concentration.get("relative", {}).get(name) for c in main]
         chances = [c.null.get("relative", {}).get(name) for c in main]
         held = [
-            (change.cell.setting, float(share), float(chance))
+            (change.cell, float(share), float(chance))
             for change, share, chance in zip(main, shares, chances, strict=True)
             if share is not None and chance is not None
         ]
         if not held:
             continue
-        settings = sorted({setting for setting, _, _ in held})
-        above = over_draws([settings.index(s) for s, _, _ in held], [share - chance for _, share, chance in held])
+        above = _excess([(cell.setting, cell.draw, share - chance) for cell, share, chance in held])
         absolute = [float(v) for c in main if (v := c.concentration.get("absolute", {}).get(name)) is not None]
         paper = published_concentration(1920)[name]
         by_size = f"; by absolute change {percent(mean_of(absolute))}" if absolute else ""
