@@ -21,6 +21,7 @@ from matplotlib.lines import Line2D
 
 from hand_run import FRACTIONS, KL, LEVELS, RESTORED, SIZES, TUNED, Right, answered, over_draws, pooled
 from knowshift.html.style import BASE, CONTROL, PAPER_COLOUR, RUN
+from knowshift.html.table import Table
 from knowshift.reports.page import figures
 from knowshift.reports.page.figures import LEVEL_COLOURS, LEVEL_MARKERS, build_figures, write_figures
 from knowshift.reports.published import published_concentration
@@ -320,6 +321,32 @@ def test_the_ramp_of_levels_is_fixed() -> None:
 def test_without_rows_there_is_no_figure(hand_tables: Tables) -> None:
     empty = {name: replace(table, rows=()) for name, table in hand_tables.items()}
     assert build_figures(empty) == {}
+
+
+def without_levels(table: Table, asked: int, missing: float | None) -> Table:
+    """The table of a study that asked facts of the lowest levels alone: the others have a row, and no accuracy."""
+    names = table.columns
+    level, accuracy = names.index("test_level"), names.index("accuracy")
+    rows = [
+        tuple(
+            None if i == accuracy and row[level] in {str(k) for k in range(asked, 5)} else v for i, v in enumerate(row)
+        )
+        for row in table.rows
+    ]
+    return replace(table, rows=tuple(rows))
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_levels_that_were_not_asked_have_no_panels(hand_tables: Tables, missing: float | None) -> None:
+    summary = without_levels(hand_tables["accuracy_summary"], 3, missing)
+    svg = figures.accuracy_by_test_level(summary)
+    assert svg is not None
+    said = texts(ET.fromstring(svg))
+    assert [text for text in said if text.startswith("In-domain, level")] == [f"In-domain, level {k}" for k in range(3)]
+    table = hand_tables["level_4"]
+    place = table.columns.index("accuracy")
+    rows = tuple(tuple(missing if i == place else v for i, v in enumerate(row)) for row in table.rows)
+    assert figures.level_4_by_size(replace(table, rows=rows)) is None
 
 
 def test_files_of_figures(hand_tables: Tables, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from knowshift.facts.fact import DOMAINS, LEVELS, Domain
 from knowshift.files import write_text
 from knowshift.html.plotting import legend_above, panels, svg_text
 from knowshift.html.style import BASE, CONTROL, GRID, PAPER_COLOUR, RUN, line_styles
-from knowshift.html.table import Table
+from knowshift.html.table import Table, is_missing
 from knowshift.html.words import DOMAIN_WORDS, signed
 from knowshift.reports.evidence.run_folder import ALL
 from knowshift.reports.evidence.sizes import Size, in_order, rows_by_size
@@ -129,7 +129,7 @@ def accuracy_by_size(summary: Table) -> str | None:
 
 
 def _accuracy_by_size(rows: Sequence[Dict], label: str) -> str | None:
-    if not rows:
+    if all(is_missing(row["accuracy"]) for row in rows):
         return None
     sizes = in_order(r["size"] for r in rows)
     with _by_domain(3.9) as (figure, left, panels):
@@ -141,22 +141,27 @@ def _accuracy_by_size(rows: Sequence[Dict], label: str) -> str | None:
 
 
 def accuracy_by_test_level(summary: Table) -> str | None:
-    """Accuracy against size on the facts of each test level: a line for each training level, a row for each domain."""
-    rows = [row for row in rows_by_size(summary) if row["test_level"] != "mean"]
+    """Accuracy against size on the facts of each test level: a line for each training level, a row for each domain.
+
+    Test levels of which no fact was asked have no panels.
+    """
+    asked = (row for row in rows_by_size(summary) if row["test_level"] != "mean")
+    rows = [row for row in asked if not is_missing(row["accuracy"])]
     if not rows:
         return None
     sizes = in_order(r["size"] for r in rows)
-    with panels(10.5, 5.4, LEVELS, len(DOMAINS)) as (figure, axes):
-        places = [(domain, level) for domain in DOMAINS for level in range(LEVELS)]
+    levels = [level for level in range(LEVELS) if any(r["test_level"] == str(level) for r in rows)]
+    with panels(0.5 + 2.0 * max(2, len(levels)), 5.4, len(levels), len(DOMAINS)) as (figure, axes):
+        places = [(domain, level) for domain in DOMAINS for level in levels]
         for (domain, level), panel in zip(places, axes, strict=True):
             here = [r for r in rows if r["domain"] == domain and r["test_level"] == str(level)]
-            _lines_by_level(panel, [r for r in here if r["accuracy"] is not None], "accuracy", sizes)
+            _lines_by_level(panel, here, "accuracy", sizes)
             panel.set_title(f"{DOMAIN_WORDS[domain].capitalize()}, level {level}", fontsize=9)
             panel.tick_params(labelsize=8)
             panel.set_xlabel("samples" if domain == DOMAINS[-1] else "", fontsize=9)
-            if level == 0:
+            if level == levels[0]:
                 _percent_axis(panel, "accuracy", top=1)
-        _legend_of_levels(figure, axes[-1], sizes)
+        _legend_of_levels(figure, max(axes, key=lambda panel: len(panel.get_lines())), sizes)
         return svg_text(figure)
 
 
