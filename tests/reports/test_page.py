@@ -211,7 +211,7 @@ CAPTIONS = {
     "strategies": "",
     "concentration": (
         "The top 1% of weights hold 72.0% of summed relative change, in the no-signal null 62.0% (LLaMA-3-8B: 70.8%; "
-        "by absolute change 6.0%): +10.00 points [+9.60 to +10.40] against the null."
+        "by absolute change 6.0%): +10.00 points [+9.18 to +10.82] against the null."
     ),
     "mastery_by_exposures": (
         "The mean rate goes from 5.0% of draws (written never) to 95.0% (>50 times); it does not rise at every step."

@@ -331,18 +331,25 @@ def _weights(records: Records) -> dict[str, Claim]:
 
 
 def _above_null(records: Records, name: str) -> Interval:
-    """Mean over settings of the mean over draws; the variance of the draws alone."""
-    above: dict[Model, list[float]] = {}
-    for (model, _), record in sorted(records.changes.items()):
+    """Mean over settings of the mean over draws; the variance of a level's draws alone, each at all its sizes."""
+    above: dict[Model, dict[int, float]] = {}
+    for (model, draw), record in sorted(records.changes.items()):
         share, chance = (record[where]["relative"].get(name) for where in ("concentration", "null"))
         if not model.control and share is not None and chance is not None:
-            above.setdefault(model, []).append(share - chance)
+            above.setdefault(model, {})[draw] = share - chance
     if not above:
         return Interval()
-    value, fewest = mean_of(map(mean_of, above.values())), min(map(len, above.values()))
+    levels = {model.level for model in above}
+    of_level = {k: sorted({d for model, its in above.items() if model.level == k for d in its}) for k in levels}
+    value, fewest = mean_of(mean_of(its.values()) for its in above.values()), min(map(len, of_level.values()))
     if fewest == 1:
         return Interval(value, draws=1)
-    parts = [(variance_of(v) / len(v) / len(above) ** 2, len(v) - 1) for v in above.values()]
+    parts = []
+    for level, draws in of_level.items():
+        mine = [its for model, its in above.items() if model.level == level]
+        # Of the sum over settings of their means over draws, times the number of draws: what each draw adds.
+        adds = [len(draws) * math.fsum(its.get(d, 0.0) / len(its) for its in mine) for d in draws]
+        parts.append((variance_of(adds) / len(draws) / len(above) ** 2, len(draws) - 1))
     variance, below = math.fsum(part for part, _ in parts), math.fsum(part**2 / free for part, free in parts)
     freedom = variance**2 / below if below else 1e6
     found = student(value, math.sqrt(variance), freedom, fewest)

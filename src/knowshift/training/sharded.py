@@ -271,7 +271,8 @@ def _merged(model: PreTrainedModel, strategy: Strategy, seed: int, trained: Mapp
     assert own.keys() == trained.keys(), "the adapters that were trained are those that are merged"
     for name, parameter in own.items():
         parameter.copy_(trained[name])
-    return dict(wrapped.merge_and_unload().named_parameters())
+    with border("the adapters cannot be merged"):
+        return dict(wrapped.merge_and_unload().named_parameters())
 
 
 def _leave(
