@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.asyn import AsyncFileSystem
 
+from knowshift import remote
 from knowshift.errors import InputError
 from knowshift.remote import MARK, RemoteRun, is_url
 
@@ -165,14 +168,84 @@ def test_a_damaged_folder_is_one_line(
     assert ("record" in _content(there)) == said.startswith("more")
 
 
+def test_a_cell_that_is_completed_while_others_are_listed_stays(
+    machine: Callable[[str], RemoteRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of one machine share the copy: what one has completed since another's listing is no leftover."""
+    here, beside = machine("here"), machine("here")
+    listed = beside.complete
+
+    def complete() -> set[str]:
+        found = listed()
+        _make(here, "one")
+        return found
+
+    monkeypatch.setattr(beside, "complete", complete)
+    beside.follow()
+    assert _content(here)["record"] == "one"
+
+
+def test_the_same_content_of_another_writer_is_not_fetched_again(
+    machine: Callable[[str], RemoteRun], tmp_path: Path
+) -> None:
+    here, there = machine("here"), machine("there")
+    _make(here, "same")
+    there.fetch([CELL])
+    record = there.local / CELL / "record"
+    fetched = record.stat().st_mtime_ns
+    shutil.rmtree(here.local)
+    (tmp_path / "store" / "run" / CELL / MARK).unlink()
+    _make(here, "same")
+    there.fetch([CELL])
+    assert record.stat().st_mtime_ns == fetched
+    (tmp_path / "store" / "run" / CELL / MARK).unlink()
+    shutil.rmtree(here.local)
+    _make(here, "other")
+    there.fetch([CELL])
+    assert _content(there) == _content(here) == {"record": "other", "model/weights": "other" * 1000}
+
+
+def test_the_placeholder_of_an_empty_folder_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Consoles of object stores make a "folder" as an empty object whose name ends with "/"."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    run, folder = RemoteRun("memory://bucket/run"), RemoteRun("memory://bucket")
+    monkeypatch.setattr(run._store, "ls", lambda path, detail: [f"{path}/"])
+    assert run.is_empty()
+    monkeypatch.setattr(run._store, "ls", lambda path, detail: [f"{path}/", f"{path}/run"])
+    assert not folder.is_empty()
+
+
 def test_what_cannot_open_a_url_is_one_line(tmp_path: Path) -> None:
     fsspec.register_implementation("nowhere", "not_there.Store", clobber=True, errtxt="Install not_there")
     with pytest.raises(InputError, match=r"^nowhere://bucket/run: cannot be opened: Install not_there"):
         RemoteRun("nowhere://bucket/run")
     with pytest.raises(InputError, match=r"^s4://bucket/run: cannot be opened: .*s4"):
         RemoteRun("s4://bucket/run")
+    for nowhere in ("s3://", "file:///"):
+        with pytest.raises(InputError, match=rf"^{nowhere}: expected a place, such as s3://BUCKET/runs/NAME$"):
+            RemoteRun(nowhere)
     assert is_url("s3://bucket/run")
     assert not any(map(is_url, (Path("s3://bucket/run"), "runs/a", "C:\\run")))
+
+
+class Silent(AsyncFileSystem):
+    """A store that holds nothing and takes files without ever saying so."""
+
+    async def _cat_file(self, path: str, **more: object) -> bytes:
+        raise FileNotFoundError(path)
+
+    async def _put_file(self, here: str, path: str, **more: object) -> None:
+        await asyncio.sleep(10)
+
+
+def test_a_store_that_says_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(remote, "_PATIENCE", 0.1)
+    fsspec.register_implementation("silent", Silent, clobber=True)
+    run = RemoteRun("silent://bucket/run")
+    with pytest.raises(InputError, match=r"^silent://bucket/run: cannot be written to: no answer in 0 s"):
+        _make(run, "one")
+    assert _content(run) == {}
 
 
 def test_a_store_that_cannot_be_written_to_is_one_line(machine: Callable[[str], RemoteRun], tmp_path: Path) -> None:

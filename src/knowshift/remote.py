@@ -37,6 +37,8 @@ _MARKS = "marks"
 _FOLDER = re.compile(r"cells/[a-z_]{1,64}/[0-9a-zA-Z_-]{1,64}")
 #: Ends of the names of files that a report writes, and so may remove.
 _OURS = (".csv", ".tex", ".svg")
+#: A store has so many seconds to take a file, and one more for so many bytes of it, before it counts as gone.
+_PATIENCE, _SLOWEST = 600.0, 100_000
 
 
 def is_url(place: str | Path) -> bool:
@@ -52,10 +54,12 @@ class RemoteRun:
         local: the copy, in the user's cache; it may be deleted while nothing works in it.
 
     Raises:
-        InputError: nothing that is installed can open such a URL.
+        InputError: the URL names no place, or nothing that is installed can open it.
     """
 
     def __init__(self, url: str) -> None:
+        if not url.partition("://")[2].strip("/"):
+            raise InputError(f"{url}: expected a place, such as s3://BUCKET/runs/NAME")
         self.url = url.rstrip("/")
         with border(f"{self.url}: cannot be opened"):
             import fsspec
@@ -65,13 +69,11 @@ class RemoteRun:
         check_parent(self.local / "manifest.json")
 
     def fetch_file(self, name: str) -> bool:
-        """Bring the local copy of one file up to date; False where there is none."""
+        """Bring the local copy of one file up to date; False where there is none, and the local one stays as it is."""
         content = self._read(name)
-        target = self.local / name
         if content is None:
-            target.unlink(missing_ok=True)
             return False
-        with file_beside(target) as beside:
+        with file_beside(self.local / name) as beside:
             beside.write_bytes(content)
         return True
 
@@ -93,11 +95,11 @@ class RemoteRun:
                     self._store.rm_file(self._path(f"{name}/{left}"))
 
     def is_empty(self) -> bool:
-        """Whether there is nothing at the URL."""
+        """Whether there is nothing at the URL; a console keeps an empty folder as an object, by its name and a "/"."""
         with border(f"{self.url}: cannot be read"):
             self._store.invalidate_cache()
             try:
-                return not self._store.ls(self._root, detail=False)
+                return {*self._store.ls(self._root, detail=False)} <= {self._root.rstrip("/") + "/"}
             except FileNotFoundError:
                 return True
 
@@ -111,8 +113,9 @@ class RemoteRun:
     def follow(self, names: Iterable[str] | None = None) -> None:
         """Make local folders of those that are complete, of ``names`` or of all, and remove the others."""
         names = None if names is None else set(names)
-        complete = self.complete() if names is None else {name for name in names if self._mark(name) is not None}
+        # What is here is listed first: a cell that another process of this machine completes meanwhile is in both.
         here = {str(path.relative_to(self.local).as_posix()) for path in self.local.glob("cells/*/[!.]*")}
+        complete = self.complete() if names is None else {name for name in names if self._mark(name) is not None}
         for name in (here if names is None else here & names) - complete:
             shutil.rmtree(self.local / name)
         for name in complete - here:
@@ -129,7 +132,7 @@ class RemoteRun:
             if mark is None:
                 continue
             kept, folder = self.local / _MARKS / f"{name}.json", self.local / name
-            if kept.exists() and read_json(kept) != mark:  # of another writer
+            if kept.exists() and read_json(kept).get("files") != mark["files"]:  # of another, and not the same
                 shutil.rmtree(folder, ignore_errors=True)
             write_json(kept, mark)
             for file, told in mark["files"].items():
@@ -154,7 +157,8 @@ class RemoteRun:
                 files[file] = _told(path)
             mark = {"part": part, "files": files}
             with border(f"{self.url}/{name}/{MARK}: cannot be written"):
-                self._store.pipe_file(self._path(f"{name}/{MARK}"), json.dumps(mark, indent=1, sort_keys=True).encode())
+                content = json.dumps(mark, indent=1, sort_keys=True).encode()
+                self._put("pipe_file", self._path(f"{name}/{MARK}"), content, size=len(content))
             write_json(self.local / _MARKS / f"{name}.json", mark)
 
     def _path(self, name: str) -> str:
@@ -194,15 +198,33 @@ class RemoteRun:
 
     def _write(self, file: Path, name: str) -> None:
         with border(f"{self.url}/{name}: cannot be written"):
-            path = self._path(name)
+            path, size = self._path(name), file.stat().st_size
             try:
-                self._store.put_file(str(file), path)
+                self._put("put_file", str(file), path, size=size)
             except FileNotFoundError:  # where there are folders; an object store has none, but for its buckets
                 bucket = path.split("/")[0]
                 if bucket and not self._store.exists(bucket):
                     raise
                 self._store.makedirs(path.rpartition("/")[0], exist_ok=True)
-                self._store.put_file(str(file), path)
+                self._put("put_file", str(file), path, size=size)
+
+    def _put(self, method: str, *given: Any, size: int) -> None:
+        """Write by a method of the store, in bounded time.
+
+        Libraries set limits for reading only. s3fs asks the store whether it may send a file, and waits without end for
+        the answer of one that has taken the connection and says nothing.
+        """
+        from fsspec.asyn import AsyncFileSystem, sync
+        from fsspec.exceptions import FSTimeoutError
+
+        if not isinstance(self._store, AsyncFileSystem):
+            getattr(self._store, method)(*given)
+            return
+        seconds = _PATIENCE + size / _SLOWEST
+        try:
+            sync(self._store.loop, getattr(self._store, f"_{method}"), *given, timeout=seconds)
+        except FSTimeoutError:
+            raise InputError(f"{self.url}: cannot be written to: no answer in {seconds:.0f} s") from None
 
 
 def _is_inside(file: str) -> bool:

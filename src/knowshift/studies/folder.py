@@ -72,7 +72,8 @@ def local_copy(place: Path | str) -> tuple[Path, RemoteRun | None]:
     if not remote.fetch_file("manifest.json"):
         if not remote.is_empty():
             raise InputError(f"{place}: is not empty and is not a run; choose another --output-dir")
-        shutil.rmtree(remote.local, ignore_errors=True)  # of a run that was there before
+        with suppress(InputError), alone(remote.local):  # else a run of this machine is about to publish its first file
+            shutil.rmtree(remote.local, ignore_errors=True)  # of a run that was there before
         return remote.local, remote
     remote.follow()
     remote.fetch(f"cells/mastery/{folder.name}" for folder in remote.local.glob("cells/mastery/[!.]*"))
@@ -214,11 +215,11 @@ def remove_leftovers(run: Path) -> None:
 
 
 @contextmanager
-def alone(run: Path) -> Iterator[None]:
+def alone(run: Path, place: Path | str | None = None) -> Iterator[None]:
     """Refuse a second run of the same folder on this machine, and on others where their file system can lock.
 
     Where it cannot, two runs do some cells twice, and nothing else: a cell is renamed into place whole, and two of the
-    same name have the same content.
+    same name have the same content. ``place`` names it in errors, where ``run`` is the copy of one at a URL.
 
     Raises:
         InputError: another process is working in it.
@@ -229,7 +230,7 @@ def alone(run: Path) -> Iterator[None]:
         lock.acquire(blocking=False)
     except Timeout:
         raise InputError(
-            f"{run}: another process is working in it; wait for it or choose another --output-dir"
+            f"{place or run}: another process is working in it; wait for it or choose another --output-dir"
         ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:

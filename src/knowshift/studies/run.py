@@ -183,7 +183,7 @@ def run_study(
         other_tasks(config, load_facts(config.facts).facts)  # what cannot be asked is refused before hours of work
     if config.bench.strategies and any(cell.kind == "learned" for unit in plan.units for cell in unit.missing(run)):
         held_out_texts(config, load_facts(config.facts).facts)
-    with alone(run):
+    with alone(run, place):
         check_folder(run, config, place)  # of another config meanwhile
         return _run(config, run, remote, plan, about, costs, executor, workers, progress)
 
@@ -203,6 +203,8 @@ def _run(
     place = run if remote is None else remote.url
 
     def tell() -> None:
+        if remote is not None and remote.fetch_file("manifest.json"):
+            check_folder(run, config, place)  # of another config meanwhile, on another machine
         write_manifest(run, config, plan, about, seconds)
         if remote is not None:
             remote.publish("manifest.json")
