@@ -17,7 +17,7 @@ PAGE = "docs/cluster.md"
 
 def test_scripts_are_shell() -> None:
     scripts = snippets(PAGE, "bash")
-    assert len(scripts) == 4
+    assert len(scripts) == 5
     for script in scripts:
         done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True)
         assert (done.returncode, done.stderr) == (0, ""), script
