@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,7 +219,24 @@ def test_models_are_held_in_turns_where_both_do_not_fit(
     if own <= GPU_BYTES and memory.training > GPU_BYTES:
         assert f"--set training.shards={memory.gpus}" in said
     if own > GPU_BYTES:
-        assert "the most that are offered" in said if memory.gpus is None else f"--set devices={memory.gpus}" in said
+        assert "offered" in said if memory.gpus is None else f"--set devices={memory.gpus}" in said
+
+
+@pytest.mark.parametrize("name", sorted(known_models()))
+@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_advised_is_accepted_and_holds(name: str, devices: int, dtype: str) -> None:
+    shape = known_models()[name].shape
+    if devices not in divisors(shape):
+        return
+    changed = {"dtype": dtype, "devices": devices, "device": "cuda"}
+    said = memory_of(load_preset("llama-3-8b", changed), shape.weights, shape).on_gpus
+    if (advised := re.search(r"--set (devices|training\.shards)=(\d+)", said)) is None:
+        assert said.endswith("hold a worker") or said == "one holds a worker" or "offered" in said
+        return
+    follows = memory_of(load_preset("llama-3-8b", {**changed, advised[1]: int(advised[2])}), shape.weights, shape)
+    assert max(follows.training, follows.weights) <= GPU_BYTES
+    assert "hold a worker" in follows.on_gpus
 
 
 def _on_each(config: StudyConfig, shape: Shape, devices: int) -> tuple[int, int]:

@@ -96,11 +96,9 @@ def test_a_preset_says_among_how_many_devices_its_model_is_divided() -> None:
     shape = known_models()["meta-llama/Meta-Llama-3-70B"].shape
     config = load_preset("llama-3-70b", {"devices": 1})
     alone = memory_of(config, shape.weights, shape)
-    most = "172 GB each to train, 94 GB with --set dtype=bfloat16"
+    most = "8 are the most offered: to train takes 172 GB each, 94 GB with --set dtype=bfloat16"
     assert alone.gpus is None
-    assert alone.on_gpus == (
-        f"one does not hold the model while it is asked (282 GB); 8, the most that are offered, take {most}"
-    )
+    assert alone.on_gpus == (f"one does not hold the model while it is asked (282 GB); {most}")
     whole = 2 * shape.vocabulary * shape.hidden
     assert held_bytes(config, shape.weights, shape, 8) == 4 * (whole + (shape.weights - whole) // 8)
     divided = load_preset("llama-3-70b")

@@ -58,7 +58,7 @@ class Memory:
     shards: int  # devices of a worker
     gpus: int | None  # of 80 GB, that hold a worker's models and trainings; None where no number that is offered does
     devices: int = 1  # among which a model is divided while it is asked
-    widest: Widest | None = None  # where the model does not fit one GPU of 80 GB
+    widest: Widest | None = None  # where models are divided, or are larger than one GPU of 80 GB
     strategy: str | None = None  # that holds most beside plain fine-tuning; None where none holds more
 
     @property
@@ -88,9 +88,9 @@ class Memory:
             return text
         most, narrow = self.widest, self.widest.in_bfloat16
         more = "" if narrow is None else f", {_gb(narrow)} with --set dtype=bfloat16"
-        if most.devices == self.devices:
-            return f"{text[:-1]}{more}), and no larger number is offered"
-        return f"{text}; {most.devices}, the most that are offered, take {_gb(most.training)} each to train{more}"
+        if asked and most.devices == self.devices:
+            return f"{text}{more}, and no larger number is offered"
+        return f"{text}; {most.devices} are the most offered: to train takes {_gb(most.training)} each{more}"
 
 
 def _gb(size: int) -> str:
@@ -115,7 +115,7 @@ def memory_of(config: StudyConfig, weights: int, shape: Shape | None, room: int 
     if config.mastery.dtype is not None:  # another model, beside the base where there is room
         probed = own // BYTES[config.dtype] * BYTES[config.mastery.dtype] + (own if way == "both" else 0)
     numbers, widest = list(range(1, _MOST_SHARDS)), None
-    if held_bytes(config, weights, shape, 1) > GPU_BYTES:
+    if config.devices > 1 or held_bytes(config, weights, shape, 1) > GPU_BYTES:
         numbers, widest = divisors(shape), _widest(config, weights, shape)
     fitting = [
         n
@@ -140,9 +140,7 @@ def _widest(config: StudyConfig, weights: int, shape: Shape | None) -> Widest:
     most = divisors(shape)[-1]
     narrow = None
     if BYTES[config.dtype] > 2:
-        training = config.training.model_copy(update={"bfloat16": False})
-        other = config.model_copy(update={"dtype": "bfloat16", "training": training})
-        narrow = training_bytes(other, weights, shape, most)
+        narrow = training_bytes(config.model_copy(update={"dtype": "bfloat16"}), weights, shape, most)
     return Widest(most, training_bytes(config, weights, shape, most), narrow)
 
 
