@@ -179,6 +179,20 @@ def test_a_size_within_three_fifths_of_a_larger_one_has_no_label(
     assert {f"{size:,}" for size in sizes} & set(texts(ET.fromstring(svg))) == shown
 
 
+def test_a_narrow_panel_has_no_label_beside_a_size_twice_as_large(hand_tables: Tables) -> None:
+    table = hand_tables["accuracy_summary"]
+    place = table.columns.index("size")
+    moved = dict(zip(SIZES, (60, 960, 1920), strict=True))
+    rows = tuple((*row[:place], moved[int(str(row[place]))], *row[place + 1 :]) for row in table.rows)
+    said = [
+        texts(ET.fromstring(svg))
+        for f in (figures.accuracy_by_size, figures.accuracy_by_test_level)
+        if (svg := f(replace(table, rows=rows)))
+    ]
+    assert ["960" in words for words in said] == [True, False]
+    assert all({"60", "1,920"} <= set(words) for words in said)
+
+
 def test_restoration(drawn: dict[str, Figure], svgs: dict[str, ET.Element]) -> None:
     words = {"relative": "most changed (relative)", "random": "at random"}
     for domain, axes in enumerate(drawn["restoration"].axes):

@@ -68,7 +68,7 @@ def test_findings_hold_these_claims_in_this_order(hand_tables: Tables) -> None:
     controls = {
         1: {"smaller_rate_helps", "hurts_at_smaller_rate"},
         2: {"level_matters_at_smaller_rate"},
-        3: set(),
+        3: {"smaller_rate_lowers_kl", "kl_rises_at_smaller_rate"},
         4: {
             "concentration_0.01",
             "concentration_0.2",

@@ -240,7 +240,14 @@ def _tokens(records: Records) -> dict[str, Claim]:
             units += [(lv, [(model, draw, weights)]) for draw in kl.draws[model]]
     found["kl_most_for_low_levels"] = Claim(3, "detail", "nats", margin, kl.interval(units))
     each = {lv: Claim(3, "detail", "nats", margin, lowest([lv], sizes[:-1], sizes[-1])) for lv in levels}
-    return found | _adjusted({f"kl_rises_level_{lv}": claim for lv, claim in each.items()})
+    found |= _adjusted({f"kl_rises_level_{lv}": claim for lv, claim in each.items()})
+    slow = {lv: model for (lv, size), model in sorted(records.slow.items()) if size == sizes[-1]}
+    fall = kl.difference([(grid[lv, sizes[-1]], model) for lv, model in slow.items()], kl.pooled())
+    still = [({s: grid[lv, s] for s in sizes[:-1]}, {0.0: model}) for lv, model in slow.items()]
+    found["smaller_rate_lowers_kl"] = Claim(3, "control", "nats", margin, fall)
+    rise = chosen(kl, still, sign=-1, pooled=True).negated()
+    found["kl_rises_at_smaller_rate"] = Claim(3, "control", "nats", margin, rise)
+    return found
 
 
 def _correlations(records: Records) -> tuple[Interval, Interval]:

@@ -208,6 +208,22 @@ EXPECTED: dict[int, dict[str, Expected]] = {
             p_holm=2 * over_draws(KL_RISES[2:])[3],
             unit="nats",
         ),
+        "smaller_rate_lowers_kl": Expected(  # draws 0 and 1, which the control has: 0.75 nats in each
+            over_draws([[kl - 0.75 for kl in level[:2]] for level in KL_LARGEST]),
+            "shown",
+            "mean of training levels, level-4 test facts",
+            "The same 1,920 samples at learning rate 0.0001 instead of 0.0003: a fall of +1.21 nats [+0.76 to +1.66].",
+            draws=2,
+            unit="nats",
+        ),
+        "kl_rises_at_smaller_rate": Expected(  # 240 is lowest; at level 4 in draw 1, which chooses for draw 0, 60
+            over_draws([[0.0, 0.0], [0.25, 0.25], [-0.25, -0.125]], ONE_CHOICE),
+            "undecided",
+            "mean of training levels, level-4 test facts",
+            "From the lowest smaller size to the largest at that smaller learning rate: +0.02 nats [−0.27 to +0.31].",
+            draws=2,
+            unit="nats",
+        ),
     },
     4: {
         "restoring_helps": Expected(

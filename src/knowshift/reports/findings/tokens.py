@@ -21,6 +21,7 @@ TOKEN_FINDING = Reported(
     "KL falls, then rises with data size, most for levels 0 and 1, and moves against accuracy.",
 )
 RISES = "KL rises from its lowest size to the largest"
+SCOPE = "mean of training levels, level-4 test facts"
 
 #: The smallest change of mean KL that counts, as a share of the run's mean KL; and the smallest correlation.
 KL_SHARE = 0.05
@@ -43,14 +44,14 @@ def token_finding(evidence: Evidence) -> Finding:
     grid = {key: model for key, model in evidence.main.items() if scores.draws(model)}
     by_cell = {key: scores.mean([model], scores.pooled(BOTH)).value for key, model in grid.items()}
     margin = KL_SHARE * mean_of(list(by_cell.values()))
-    scope = "mean of training levels, level-4 test facts"
-    up = _lowest(evidence, scores, grid, levels, sizes[:-1], largest)
+    of_size = {size: {level: model for (level, its), model in grid.items() if its == size} for size in sizes}
+    up = _lowest(evidence, scores, levels, sizes[:-1], of_size[largest])
     rise = up.estimate.negated()
     steps = ", ".join(f"{mean_of([v for (_, s), v in by_cell.items() if s == size]):.2f} at {size:,}" for size in sizes)
     main = Claim(
         "kl_rises",
         RISES,
-        scope,
+        SCOPE,
         "nats",
         rise,
         f"Mean KL to the base over {shifts.facts:,} well-known facts: {steps} samples. From its lowest smaller size "
@@ -60,7 +61,7 @@ def token_finding(evidence: Evidence) -> Finding:
     )
     claims = [main]
     if len(sizes) > 2:
-        down = _lowest(evidence, scores, grid, levels, sizes[1:-1], sizes[0])
+        down = _lowest(evidence, scores, levels, sizes[1:-1], of_size[sizes[0]])
         fall = down.estimate.negated()
         sentence = (
             f"From {sizes[0]:,} samples down to the lowest inner size ({chosen_size(down)}): a fall of {nats(fall)}."
@@ -69,7 +70,7 @@ def token_finding(evidence: Evidence) -> Finding:
             Claim(
                 "kl_falls_first",
                 "KL falls from the smallest size to an inner one",
-                scope,
+                SCOPE,
                 "nats",
                 fall,
                 sentence,
@@ -107,26 +108,63 @@ def token_finding(evidence: Evidence) -> Finding:
     claims.extend(_most_for_low_levels(scores, grid, levels, largest, margin))
     each = []
     for level in levels:
-        choice = _lowest(evidence, scores, grid, [level], sizes[:-1], largest)
+        choice = _lowest(evidence, scores, [level], sizes[:-1], of_size[largest])
         change = choice.estimate.negated()
         sentence = f"Level {level}: lowest at {chosen_size(choice)}; from there to {largest:,}: {nats(change)}."
         each.append(
             Claim(f"kl_rises_level_{level}", RISES, f"training level {level}", "nats", change, sentence, margin)
         )
     claims.extend(adjusted(each))
-    return Finding(*TOKEN_FINDING, main.sentence, tuple(claims), notes=_notes(shifts))
+    controls = _rate_controls(evidence, scores, of_size[largest], margin)
+    return Finding(*TOKEN_FINDING, main.sentence, tuple(claims), controls, notes=_notes(shifts))
 
 
 def _lowest(
-    evidence: Evidence, scores: Scores, grid: Models, levels: Sequence[int], sizes: Sequence[int], against: int
+    evidence: Evidence, scores: Scores, levels: Sequence[int], sizes: Sequence[int], against: Mapping[int, Model]
 ) -> Choice:
-    """The lowest KL of ``sizes`` minus KL at ``against``, chosen for each training level on other facts and draws."""
-    kept = [level for level in levels if (level, against) in grid]
+    """The lowest KL of ``sizes`` minus that of the level's model in ``against``, chosen on other facts and draws."""
+    kept = [level for level in levels if level in against]
     options = [
         {size: model for size, model in sizes_of(evidence, level, sizes).items() if scores.draws(model)}
         for level in kept
     ]
-    return chosen(scores, options, [grid[level, against] for level in kept], BOTH, highest=False, pooled=True)
+    return chosen(scores, options, [against[level] for level in kept], BOTH, highest=False, pooled=True)
+
+
+def _rate_controls(evidence: Evidence, scores: Scores, fast: Mapping[int, Model], margin: float) -> tuple[Claim, ...]:
+    """Whether the data or the step size moves KL: the largest size again at a smaller learning rate."""
+    largest = evidence.sizes[-1]
+    slow = {
+        level: model
+        for (level, size), model in evidence.controlled.items()
+        if size == largest and level in fast and scores.draws(model)
+    }
+    if not slow:
+        return ()
+    levels = list(slow)
+    fall = scores.difference([(fast[level], slow[level]) for level in levels], scores.pooled(BOTH))
+    rise = _lowest(evidence, scores, levels, evidence.sizes[:-1], slow).estimate.negated()
+    low, high = (models[levels[0]].setting.learning_rate for models in (slow, fast))
+    return (
+        Claim(
+            "smaller_rate_lowers_kl",
+            "KL at the largest size is lower at a smaller learning rate",
+            SCOPE,
+            "nats",
+            fall,
+            f"The same {largest:,} samples at learning rate {low:.3g} instead of {high:.3g}: a fall of {nats(fall)}.",
+            margin,
+        ),
+        Claim(
+            "kl_rises_at_smaller_rate",
+            "KL still rises where the largest size is tuned at the smaller rate",
+            SCOPE,
+            "nats",
+            rise,
+            f"From the lowest smaller size to the largest at that smaller learning rate: {nats(rise)}.",
+            margin,
+        ),
+    )
 
 
 def _most_for_low_levels(

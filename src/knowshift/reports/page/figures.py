@@ -75,12 +75,12 @@ def _places(sizes: Sequence[Size]) -> dict[Size, float]:
     return places
 
 
-def _sizes_axis(axes: Axes, places: Mapping[Size, float]) -> None:
+def _sizes_axis(axes: Axes, places: Mapping[Size, float], apart: float) -> None:
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(list(places.values())))
     numbers = [place for size, place in places.items() if size != ALL]
     # Neighbours too close for two labels share the larger one's place: 960 beside 1,280 would be printed over it.
-    crowded = {size for size in numbers for other in numbers if size < other < 1.6 * size}
+    crowded = {size for size in numbers for other in numbers if size < other < apart * size}
     names = {place: "" if place in crowded else f"{place:,.0f}" for place in numbers}
     axes.set_xlabel("training samples (log scale)")
     if ALL in places:
@@ -103,8 +103,11 @@ def _named_steps(axes: Axes, names: Sequence[str]) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: names[round(v)] if 0 <= round(v) < len(names) else ""))
 
 
-def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequence[Size]) -> None:
-    """A line against size for each training level, dotted from the largest number to all facts of the level."""
+def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequence[Size], apart: float = 1.6) -> None:
+    """A line against size for each training level, dotted from the largest number to all facts of the level.
+
+    A size has a label where the next one is at least ``apart`` times as large.
+    """
     places = _places(sizes)
     for level in sorted({int(r["level"]) for r in rows}):
         line = sorted((r for r in rows if r["level"] == level), key=lambda r: places[r["size"]])
@@ -115,7 +118,7 @@ def _lines_by_level(axes: Axes, rows: Sequence[Dict], value: str, sizes: Sequenc
                 x, style = [places[r["size"]] for r in part], (LEVEL_COLOURS[level], LEVEL_MARKERS[level])
                 _line(axes, x, part, value, "low", "high", *style, label, dashes)
                 label = "_"  # a legend leaves out what begins so
-    _sizes_axis(axes, places)
+    _sizes_axis(axes, places, apart)
 
 
 def _legend_of_levels(figure: Figure, axes: Axes, sizes: Sequence[Size]) -> None:
@@ -155,7 +158,7 @@ def accuracy_by_test_level(summary: Table) -> str | None:
         places = [(domain, level) for domain in DOMAINS for level in levels]
         for (domain, level), panel in zip(places, axes, strict=True):
             here = [r for r in rows if r["domain"] == domain and r["test_level"] == str(level)]
-            _lines_by_level(panel, here, "accuracy", sizes)
+            _lines_by_level(panel, here, "accuracy", sizes, apart=2.5)
             panel.set_title(f"{DOMAIN_WORDS[domain].capitalize()}, level {level}", fontsize=9)
             panel.tick_params(labelsize=8)
             panel.set_xlabel("samples" if domain == DOMAINS[-1] else "", fontsize=9)
