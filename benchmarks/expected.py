@@ -2,7 +2,7 @@
 
     python benchmarks/expected.py --folder FOLDER [--model world:tiny] [--facts world:tiny] [--count 300]
         [--candidates 0] [--draws 100] [--texts 2] [--least-weight 2] [--dtype float32] [--reference FILE.json]
-        [--figure FILE.svg] [--told]
+        [--figure FILE.svg] [--told] [--counts FOLDER [--turn 0/2]]
 
 COUNT facts are measured with ``--draws`` draws of each prompt, the reference; with two full runs of the paper's 10;
 and with expected hits: by spread, with so many texts, with such a least weight of a text, and by ``sequential``. Each
@@ -16,6 +16,10 @@ Printed for each: token positions of a fact; the root mean square of its error o
 taken out; mean error and its standard error; the share of facts with the reference's level, and with the level that
 a run of 210 draws has most probably at the reference's rates (of 2,100 draws without a hit there are fewer);
 and for expected hits the squared errors over the variances that the records tell, which is 1 where those are right.
+
+``--counts`` is a folder, which may be taken to another machine, for a reference that takes hours: which facts were
+chosen, and the reference's hits, a file for ten facts. What is there is not measured again. ``--turn K/N`` measures the
+files K, K + N, K + 2N and so on that are missing, and no more: one of N processes.
 
 ``--told`` measures expected hits alone, as they are and with ``--least-weight``, and prints what each record tells of
 itself, for facts of level 0 and for the others: token positions, texts of a prompt, the error of R by its variances,
@@ -50,6 +54,8 @@ DRAWS = 10
 EXPECTED: dict[str, Any] = {"seed": 3, "estimate": "expected"}
 #: R above which a fact counts as known where facts are chosen.
 KNOWN = 0.01
+#: Facts of one file of the reference's hits.
+BLOCK = 10
 
 
 def chosen_facts(arguments: argparse.Namespace) -> list[Fact]:
@@ -76,6 +82,39 @@ def chosen_facts(arguments: argparse.Namespace) -> list[Fact]:
         unknown = [fact for fact in ordered if rate[fact.id] <= KNOWN]
         chosen += known + unknown[: each - len(known)]
     return chosen[: arguments.count]
+
+
+def noted_facts(arguments: argparse.Namespace) -> list[Fact]:
+    """:func:`chosen_facts`; with ``--counts`` those that are noted there, or they are noted."""
+    if arguments.counts is None:
+        return chosen_facts(arguments)
+    noted = arguments.counts / "facts.json"
+    about = {"model": load_model(arguments.model).identity, "dtype": arguments.dtype, "draws": arguments.draws}
+    if noted.exists():
+        told = json.loads(noted.read_text())
+        if {name: told[name] for name in about} != about:
+            raise SystemExit(f"{noted}: counts of another reference; expected {about}")
+        of_name = {fact.id: fact for fact in load_facts(arguments.facts).facts}
+        return [of_name[name] for name in told["facts"]]
+    facts = chosen_facts(arguments)
+    arguments.counts.mkdir(parents=True, exist_ok=True)
+    noted.write_text(json.dumps({**about, "facts": [fact.id for fact in facts]}, indent=1) + "\n")
+    return facts
+
+
+def reference_hits(arguments: argparse.Namespace, facts: Sequence[Fact]) -> list[list[int]]:
+    """Hits of the reference [facts][prompts] from the files of ``--counts``; what is missing is measured, and kept."""
+    own, processes = arguments.turn
+    hits: list[list[int]] = []
+    for number, start in enumerate(range(0, len(facts), BLOCK)):
+        file = arguments.counts / f"hits-{number:03}.json"
+        block = facts[start : start + BLOCK]
+        if not file.exists() and number % processes == own:
+            record = measure(arguments, file.stem, block, seed=100, draws=arguments.draws, workers=1)
+            found = {"positions": record["positions"], "hits": record["prompt_hits"]}
+            file.write_text(json.dumps(found) + "\n")
+        hits += json.loads(file.read_text())["hits"] if file.exists() else []
+    return hits
 
 
 def measure(arguments: argparse.Namespace, name: str, facts: Sequence[Fact], **options: Any) -> dict[str, Any]:
@@ -199,7 +238,7 @@ def draw(told: dict[str, dict[str, Any]], path: Path) -> None:
 def table(arguments: argparse.Namespace) -> dict[str, Any]:
     """Measure what is missing, print the table, write it to FOLDER/expected.json."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    facts = chosen_facts(arguments)
+    facts = noted_facts(arguments)
     given = json.loads(arguments.reference.read_text()) if arguments.reference else None
     if given and (given["model"], given["dtype"]) != (load_model(arguments.model).identity, arguments.dtype):
         raise SystemExit(f"{arguments.reference}: of another model, or not in {arguments.dtype}")
@@ -212,7 +251,9 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
         name: measure(arguments, file_name(name), facts, **options)
         for name, options in reversed(runs.items())  # the cheap ones first
     }
-    if given is None:
+    if given is None and arguments.counts:
+        reference, draws = columns_of(reference_hits(arguments, facts), arguments.draws), arguments.draws
+    elif given is None:
         reference, draws = measure(arguments, "reference", facts, seed=100, draws=arguments.draws), arguments.draws
     else:
         reference, draws = columns_of(given["reference"], given["draws"]), given["draws"]
@@ -229,6 +270,14 @@ def table(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.figure:
         draw(told, arguments.figure)
     return {"levels": levels, **told}
+
+
+def turn(text: str) -> tuple[int, int]:
+    """Of "0/2": the first of two."""
+    own, _, processes = text.partition("/")
+    if not (own.isdigit() and processes.isdigit() and int(own) < int(processes)):
+        raise argparse.ArgumentTypeError(f"expected K/N with K below N, found {text!r}")
+    return int(own), int(processes)
 
 
 def main() -> None:
@@ -248,7 +297,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reference", type=Path, help="of benchmarks/reference.py, with its facts")
     parser.add_argument("--figure", type=Path, help="SVG of error against positions")
+    parser.add_argument("--counts", type=Path, help="folder of the reference's hits, ten facts a file")
+    parser.add_argument("--turn", type=turn, help="K/N: measure every N-th file of --counts from the K-th on, alone")
     arguments = parser.parse_args()
+    if arguments.turn is not None:
+        if arguments.counts is None:
+            parser.error("--turn: expected --counts FOLDER")
+        arguments.folder.mkdir(parents=True, exist_ok=True)
+        reference_hits(arguments, noted_facts(arguments))
+        return
+    arguments.turn = (0, 1)
     (tell if arguments.told else table)(arguments)
 
 

@@ -507,7 +507,8 @@ def part_real(task: Task) -> dict[str, Any]:
     """Expected hits and counted hits of a real model beside many more draws."""
     if task.arguments.folder is None:
         raise SystemExit("--part real: expected --folder FOLDER, where its records are kept")
-    return expected.table(argparse.Namespace(**vars(task.arguments), draws=100, texts=(), device="cpu"))
+    settings = {"draws": 100, "texts": (), "least_weight": (), "turn": (0, 1), "device": "cpu"}
+    return expected.table(argparse.Namespace(**vars(task.arguments), **settings))
 
 
 PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
@@ -538,6 +539,7 @@ def main() -> None:
     parser.add_argument("--errors", type=float, nargs="+", default=ERRORS, help="error rates (agreement)")
     parser.add_argument("--sizes", type=int, nargs="+", default=(10_000, 100_000, 1_000_000), help="facts (memory)")
     parser.add_argument("--folder", type=Path, help="where records are kept (real)")
+    parser.add_argument("--counts", type=Path, help="hits of the reference, which expected.py has made (real)")
     parser.add_argument("--candidates", type=int, default=1000, help="facts to choose from (real)")
     parser.add_argument("--dtype", default="float32", help="of the model (real)")
     parser.add_argument("--reference", type=Path, help="what benchmarks/reference.py has written (real)")

@@ -59,6 +59,35 @@ def test_strategies_are_measured_beside_plain_fine_tuning(small_world: Path, tmp
     assert told["strategies"]["restore"]["processor"]["after"] > told["strategies"]["sft"]["processor"]["after"]
 
 
+@pytest.mark.slow
+def test_a_reference_whose_hits_are_kept_file_by_file_is_the_same(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes measure it in turns, and the part "real" reads their files."""
+    monkeypatch.syspath_prepend(FOLDER)
+    shared = ["--model", str(small_world), "--facts", f"world:{small_world}", "--count", "24", "--candidates", "48"]
+
+    def run(script: str, *given: str) -> None:
+        monkeypatch.setattr(sys, "argv", [script, *shared, *given])
+        with contextlib.redirect_stdout(io.StringIO()):
+            runpy.run_path(str(FOLDER / script), run_name="__main__")
+
+    counts = str(tmp_path / "counts")
+    for turn in ("0/2", "1/2"):
+        run("expected.py", "--counts", counts, "--turn", turn, "--folder", str(tmp_path / turn[0]))
+    files = [f"hits-00{number}.json" for number in range(3)]
+    assert sorted(path.name for path in Path(counts).iterdir()) == ["facts.json", *files]
+    run("mastery.py", "--part", "real", "--counts", counts, "--folder", str(tmp_path / "kept"))
+    run("mastery.py", "--part", "real", "--folder", str(tmp_path / "whole"))
+    kept, whole = (json.loads((tmp_path / name / "expected.json").read_text()) for name in ("kept", "whole"))
+    assert not (tmp_path / "kept" / "reference.parquet").exists()
+    assert kept["levels"] == whole["levels"]
+    for name in ("full, run 1", "expected"):
+        assert {**kept[name], "seconds": 0} == {**whole[name], "seconds": 0}
+    with pytest.raises(SystemExit, match="counts of another reference"):
+        run("expected.py", "--counts", counts, "--draws", "50", "--folder", str(tmp_path / "other"))
+
+
 def test_a_model_that_is_made_deeper_says_what_it_said(
     small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
