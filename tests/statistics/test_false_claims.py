@@ -16,7 +16,7 @@ def test_claims_without_an_effect_are_rarely_shown(monkeypatch: pytest.MonkeyPat
     from claims import false_claims
 
     counts = false_claims(studies=25, facts=200, draws=3, seed=1)
-    assert len(counts) == 27
+    assert len(counts) == 29
     asked, shown = (sum(getattr(count, name) for count in counts.values()) for name in ("asked", "shown"))
     clustered, above = (sum(getattr(count, name) for count in counts.values()) for name in ("clustered", "above"))
     assert asked > clustered > 500
