@@ -89,17 +89,26 @@ def noted_facts(arguments: argparse.Namespace) -> list[Fact]:
     if arguments.counts is None:
         return chosen_facts(arguments)
     noted = arguments.counts / "facts.json"
-    about = {"model": load_model(arguments.model).identity, "dtype": arguments.dtype, "draws": arguments.draws}
+    every = load_facts(arguments.facts)
+    about = {"model": load_model(arguments.model).identity, "dtype": arguments.dtype, "facts": every.digest()}
+    about |= {"draws": arguments.draws, "seed": arguments.seed, "count": arguments.count}
     if noted.exists():
         told = json.loads(noted.read_text())
         if {name: told[name] for name in about} != about:
             raise SystemExit(f"{noted}: counts of another reference; expected {about}")
-        of_name = {fact.id: fact for fact in load_facts(arguments.facts).facts}
-        return [of_name[name] for name in told["facts"]]
+        of_name = {fact.id: fact for fact in every.facts}
+        return [of_name[name] for name in told["chosen"]]
     facts = chosen_facts(arguments)
-    arguments.counts.mkdir(parents=True, exist_ok=True)
-    noted.write_text(json.dumps({**about, "facts": [fact.id for fact in facts]}, indent=1) + "\n")
+    keep(noted, {**about, "chosen": [fact.id for fact in facts]})
     return facts
+
+
+def keep(file: Path, told: dict[str, Any]) -> None:
+    """Write a file whole or not at all: a run of hours may be killed while it writes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(told) + "\n")
+    part.replace(file)
 
 
 def reference_hits(arguments: argparse.Namespace, facts: Sequence[Fact]) -> list[list[int]]:
@@ -111,8 +120,7 @@ def reference_hits(arguments: argparse.Namespace, facts: Sequence[Fact]) -> list
         block = facts[start : start + BLOCK]
         if not file.exists() and number % processes == own:
             record = measure(arguments, file.stem, block, seed=100, draws=arguments.draws, workers=1)
-            found = {"positions": record["positions"], "hits": record["prompt_hits"]}
-            file.write_text(json.dumps(found) + "\n")
+            keep(file, {"positions": record["positions"], "hits": record["prompt_hits"]})
         hits += json.loads(file.read_text())["hits"] if file.exists() else []
     return hits
 
